@@ -1,0 +1,54 @@
+//! Conditions and their words. They follow the Gateway API's habit: `observedGeneration`, stable reasons, and a
+//! message that tells the reader what to do.
+
+pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+/// Condition types.
+pub mod type_ {
+    /// The object is valid and every object it names exists.
+    pub const ACCEPTED: &str = "Accepted";
+    /// Egress addresses and slices have been set aside.
+    pub const ALLOCATED: &str = "Allocated";
+    /// The nodes enforce what the object says; the message has "n of m nodes".
+    pub const PROGRAMMED: &str = "Programmed";
+    /// Some origin uses more of the ports than planned.
+    pub const CAPACITY_LOW: &str = "CapacityLow";
+    /// A node agent is ready to forward.
+    pub const READY: &str = "Ready";
+}
+
+/// Condition reasons.
+pub mod reason {
+    /// Accepted.
+    pub const ACCEPTED: &str = "Accepted";
+    /// A prefix overlaps an older one.
+    pub const OVERLAP: &str = "OverlapsPrefix";
+    /// An object that is referred to does not exist.
+    pub const NOT_FOUND: &str = "NotFound";
+    /// The prefix belongs to another account.
+    pub const NOT_PERMITTED: &str = "NotPermitted";
+    /// A value is wrong in a way that only the whole could tell.
+    pub const INVALID: &str = "Invalid";
+    /// All that was asked for is set aside.
+    pub const ALLOCATED: &str = "Allocated";
+    /// The prefixes have fewer free addresses than asked for.
+    pub const NO_FREE_ADDRESS: &str = "NoFreeAddress";
+    /// Fewer slices are free than the nodes need.
+    pub const NO_FREE_SLICE: &str = "NoFreeSlice";
+    /// No node matches the sites.
+    pub const NO_NODE: &str = "NoNode";
+    /// All nodes concerned have it.
+    pub const PROGRAMMED: &str = "Programmed";
+    /// Some nodes do not have it yet.
+    pub const PENDING: &str = "Pending";
+    /// Switched off by `spec.enabled: false`.
+    pub const DISABLED: &str = "Disabled";
+    /// Being deleted; waiting for live flows to end.
+    pub const DRAINING: &str = "Draining";
+    /// Ports in use are below the planned share.
+    pub const CAPACITY_SUFFICIENT: &str = "Sufficient";
+    /// Ports in use are above the planned share.
+    pub const ABOVE_TARGET: &str = "AboveTarget";
+    /// New flows are being refused, since no port is free.
+    pub const EXHAUSTED: &str = "Exhausted";
+}

@@ -1,0 +1,126 @@
+//! `EgressNode`: what one node reports. Written by that node's agent only.
+
+use crate::{AllocationRef, Condition};
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+/// What the agent of one node reports: where its tunnel ends, what it has programmed, what its pods need. It bears
+/// the node's name and belongs to the Node.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "aegis.dev",
+    version = "v1alpha1",
+    kind = "EgressNode",
+    plural = "egressnodes",
+    shortname = "enode",
+    category = "aegis",
+    status = "EgressNodeStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    printcolumn = r#"{"name":"Tunnel","type":"string","jsonPath":".status.tunnelAddress"}"#,
+    printcolumn = r#"{"name":"Version","type":"string","jsonPath":".status.version"}"#,
+    printcolumn = r#"{"name":"Pods","type":"integer","jsonPath":".status.coveredPods"}"#,
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressNodeSpec {}
+
+/// What the agent reports.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressNodeStatus {
+    /// Address at which other nodes reach this one through the tunnel.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub tunnel_address: String,
+    /// Devices through which traffic leaves, with how XDP runs on them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uplinks: Vec<Uplink>,
+    /// Version of the agent.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub version: String,
+    /// Local pods that some binding covers.
+    #[serde(default)]
+    pub covered_pods: u32,
+    /// Slices wanted, for each allocation that pods of this node use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub demand: Vec<Demand>,
+    /// What is programmed, for each address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<ProgrammedAddress>,
+    /// Bindings that this node enforces, with the generation it has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bindings: Vec<ProgrammedBinding>,
+    /// `Ready`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// A device through which traffic leaves.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Uplink {
+    /// Name of the device.
+    pub device: String,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// `Native`, or `Generic` where the driver has no XDP.
+    pub xdp_mode: String,
+}
+
+/// Slices wanted by a node.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Demand {
+    /// The allocation.
+    pub allocation: AllocationRef,
+    /// Slices wanted on this node.
+    pub slices: u32,
+    /// Ports in use towards the busiest origin, in percent of what this node holds.
+    #[serde(default)]
+    pub fill_percent: u32,
+    /// New flows refused for want of a port during the last minute.
+    #[serde(default)]
+    pub refused: u32,
+    /// Why, in a few words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+/// What is programmed of one address.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgrammedAddress {
+    /// The address.
+    pub address: String,
+    /// Epoch that the data plane has.
+    pub epoch: i64,
+    /// Slices of this node that are draining and carry no flow any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drained: Vec<SliceRange>,
+}
+
+/// Consecutive slices.
+#[derive(KubeSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SliceRange {
+    /// First slice.
+    pub first: u32,
+    /// Last slice.
+    pub last: u32,
+}
+
+/// A binding as one node enforces it.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgrammedBinding {
+    /// Namespace of the binding.
+    pub namespace: String,
+    /// Name of the binding.
+    pub name: String,
+    /// `metadata.generation` that is enforced.
+    pub generation: i64,
+    /// Local pods that it covers.
+    #[serde(default)]
+    pub pods: u32,
+}

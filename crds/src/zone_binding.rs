@@ -1,0 +1,129 @@
+//! `ZoneBinding`: which pods leave from which allocation, towards which destinations.
+
+use crate::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Binds workloads of a namespace to an allocation of the same namespace, for traffic to a zone (a set of
+/// destinations). Traffic inside the cluster is never covered. Where several bindings cover a packet, the one with the
+/// longest matching destination counts, then the first by name.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "aegis.dev",
+    version = "v1alpha1",
+    kind = "ZoneBinding",
+    plural = "zonebindings",
+    shortname = "zbind",
+    category = "aegis",
+    namespaced,
+    status = "ZoneBindingStatus",
+    derive = "PartialEq",
+    printcolumn = r#"{"name":"Allocation","type":"string","jsonPath":".spec.allocationRef.name"}"#,
+    printcolumn = r#"{"name":"Enabled","type":"boolean","jsonPath":".spec.enabled"}"#,
+    printcolumn = r#"{"name":"Pods","type":"integer","jsonPath":".status.pods"}"#,
+    printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type==\"Accepted\")].status"}"#,
+    printcolumn = r#"{"name":"Programmed","type":"string","jsonPath":".status.conditions[?(@.type==\"Programmed\")].status"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ZoneBindingSpec {
+    /// Set to false to switch the binding off without deleting it. Established flows keep their source.
+    #[serde(default = "enabled")]
+    pub enabled: bool,
+    /// The allocation, in the same namespace.
+    pub allocation_ref: LocalAllocationRef,
+    /// Which pods.
+    pub workloads: Workloads,
+    /// Which destinations.
+    pub zone: Zone,
+    /// What happens to new flows while the node has nothing to leave from (no address, or no slice on this node).
+    /// `Drop` refuses them. `UseNodeAddress` lets them leave with the node's address.
+    #[serde(default)]
+    pub when_unavailable: WhenUnavailable,
+}
+
+/// Names an `EgressAllocation` in the same namespace.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalAllocationRef {
+    /// Name of the allocation.
+    pub name: String,
+}
+
+/// Which pods of the namespace. A pod must match everything that is given. Pods of the host network are never covered.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Workloads {
+    /// Pods with these labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_selector: Option<LabelSelector>,
+    /// Pods that run as one of these service accounts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub service_accounts: Vec<String>,
+    /// All pods of the namespace. Only one of `allPods` and the other two can be given.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all_pods: bool,
+}
+
+/// A set of destinations.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Zone {
+    /// IPv4 ranges in CIDR notation without host bits; `0.0.0.0/0` is everything outside the cluster.
+    pub cidrs: Vec<String>,
+    /// Ports, all if none is given. With ports, only TCP and UDP are covered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<ZonePort>,
+}
+
+/// A port or a range of ports.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ZonePort {
+    /// `TCP` or `UDP`.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// The port, or the first of the range.
+    pub port: u16,
+    /// The last port of the range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_port: Option<u16>,
+}
+
+/// Transport protocol.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    TCP,
+    /// UDP.
+    UDP,
+}
+
+/// What happens to new flows while there is nothing to leave from.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WhenUnavailable {
+    /// Refuse them.
+    #[default]
+    Drop,
+    /// Let them leave with the node's address.
+    UseNodeAddress,
+}
+
+fn enabled() -> bool {
+    true
+}
+
+/// What the operator and the nodes found.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ZoneBindingStatus {
+    /// Pods covered, over all nodes.
+    #[serde(default)]
+    pub pods: u32,
+    /// `Accepted`, `Programmed`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}

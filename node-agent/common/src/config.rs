@@ -1,0 +1,59 @@
+//! Settings of the data plane that change without reloading programs.
+
+use crate::map_type;
+
+/// Value of `CONFIG` (array of one).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Live generation of the policy maps.
+    pub generation: u32,
+    /// Bit of `skb->mark` that says "this flow is Aegis's".
+    pub mark: u32,
+    /// This node's tunnel address.
+    pub tunnel_address: u32,
+    /// UDP port of the tunnel (Geneve, RFC 8926; IANA: 6081).
+    pub tunnel_port: u32,
+    /// Index of this node in `PEERS`.
+    pub own_peer: u32,
+    /// 1: a packet from an address of [`Config::pod_ranges`] that is not in `PODS` is dropped unless its destination
+    /// is inside the cluster. 0: it passes.
+    pub hold_unknown: u32,
+    /// Seed of the port permutation and of the random cursor; made once, kept over restarts.
+    pub seed: u32,
+    /// Largest IPv4 packet that can be encapsulated: the smallest uplink MTU minus 36.
+    pub tunnel_mtu: u32,
+    /// MSS to which SYNs are clamped: `tunnel_mtu` minus 40; 0 = no clamping.
+    pub mss: u32,
+    /// Refusals (RST, ICMP) per second and CPU that are answered; the rest is dropped silently.
+    pub refusals_per_second: u32,
+    /// Entries of `pod_ranges` that are set.
+    pub pod_range_count: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Ranges from which this node's pods get their addresses.
+    pub pod_ranges: [PodRange; MAX_POD_RANGES],
+}
+map_type!(Config, 112);
+
+/// Ranges in [`Config::pod_ranges`].
+pub const MAX_POD_RANGES: usize = 8;
+
+/// A range of pod addresses: an address belongs to it when `address & mask == network`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PodRange {
+    /// First address of the range.
+    pub network: u32,
+    /// Net mask, in the same byte order.
+    pub mask: u32,
+}
+map_type!(PodRange, 8);
+
+/// Network identifiers of our tunnel's packets: what the receiver is to do. Other identifiers on the same UDP port
+/// belong to somebody else and pass.
+pub const VNI_STEER: u32 = 0xae9150;
+/// The packet is a fragment that is to meet the others of its datagram here.
+pub const VNI_FRAGMENT: u32 = 0xae9151;
+/// Bytes that encapsulation adds: IPv4 20, UDP 8, Geneve 8.
+pub const TUNNEL_OVERHEAD: u32 = 36;

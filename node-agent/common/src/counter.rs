@@ -1,0 +1,89 @@
+//! Why packets were dropped, refused, steered or translated.
+
+use crate::map_type;
+
+/// Value of `COUNTERS` (per-CPU array; index: [`Counter`] as `u32`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CounterValue {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of the IP packets.
+    pub bytes: u64,
+}
+map_type!(CounterValue, 16);
+
+macro_rules! counters {
+    ($($(#[doc = $doc:expr])+ $name:ident = $label:literal,)+) => {
+        /// Index into `COUNTERS`.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Counter { $($(#[doc = $doc])+ $name,)+ }
+
+        impl Counter {
+            /// All counters, in index order.
+            pub const ALL: &'static [Counter] = &[$(Counter::$name,)+];
+
+            /// Stable name for metrics. Names that begin with `drop_` are packets that went no further, those with
+            /// `refuse_` new flows that were turned away.
+            pub const fn label(self) -> &'static str {
+                match self { $(Counter::$name => $label,)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Out: translated packets of flows that existed.
+    Translated = "translated",
+    /// Out: new flows.
+    NewFlow = "new_flow",
+    /// In: packets translated back to a local pod.
+    Reverse = "reverse",
+    /// In: packets sent on to the node that owns the port.
+    Steered = "steered",
+    /// In: packets received from another node through the tunnel.
+    SteeredHere = "steered_here",
+    /// In: packets answered with "fragmentation needed", since they do not fit into the tunnel.
+    TooBig = "too_big",
+    /// Refusals that were answered to the pod (RST or ICMP).
+    RefusalSent = "refusal_sent",
+    /// New flow refused: no port is free towards this origin.
+    RefuseNoPort = "refuse_no_port",
+    /// New flow refused: the allocation has no slice on this node, or nothing to leave from.
+    RefuseUnavailable = "refuse_unavailable",
+    /// Refused: a TCP segment that opens nothing and belongs to no flow.
+    RefuseNoFlow = "refuse_no_flow",
+    /// Refused: a protocol that has no ports to share.
+    RefuseProtocol = "refuse_protocol",
+    /// New flow refused: a flow table is full.
+    RefuseTableFull = "refuse_table_full",
+    /// Out: dropped, the pod's address is not known yet.
+    DropUnknownPod = "drop_unknown_pod",
+    /// Out: dropped, the source is an egress address that the sender forged.
+    DropForged = "drop_forged",
+    /// Out: dropped, somebody else translated a covered packet (leak guard).
+    DropLeak = "drop_leak",
+    /// Out: dropped, a covered packet that cannot be parsed.
+    DropMalformedOut = "drop_malformed_out",
+    /// Out: dropped, a later fragment whose first fragment was not seen.
+    DropFragmentOut = "drop_fragment_out",
+    /// In: dropped, nobody holds the slice.
+    DropNoOwner = "drop_no_owner",
+    /// In: dropped, no live flow asked for it.
+    DropNoFlow = "drop_no_flow",
+    /// In: dropped, cannot be parsed or is a protocol without ports.
+    DropMalformedIn = "drop_malformed_in",
+    /// In: dropped, a later fragment whose first fragment was not seen.
+    DropFragmentIn = "drop_fragment_in",
+    /// In: dropped, it came through the tunnel but this node is not the owner (loop guard).
+    DropNotOwner = "drop_not_owner",
+    /// In: dropped, too large for the tunnel and "don't fragment" is not set.
+    DropTooBig = "drop_too_big",
+    /// In: dropped, no way to the owner (no neighbour, no route).
+    DropNoNeighbour = "drop_no_neighbour",
+    /// In: dropped, the tunnel packet came from an address that is no peer.
+    DropNotPeer = "drop_not_peer",
+    /// Flows that the sweeper removed.
+    Expired = "expired",
+}

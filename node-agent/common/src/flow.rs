@@ -1,0 +1,108 @@
+//! NAT state of live flows.
+//!
+//! Each direction of a packet costs one look-up: what the outgoing direction saw is kept in `FORWARD`, what the
+//! incoming direction saw in `REVERSE`. Whoever judges a flow (the sweeper) reads both.
+
+use crate::map_type;
+
+/// Key of `FORWARD` (local = the pod) and of `REVERSE` (local = the egress address). Both are non-LRU hashes: an
+/// LRU map would evict live flows.
+///
+/// For ICMP echo `local_port` is the identifier and `remote_port` is 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// Pod (FORWARD) or egress (REVERSE) address.
+    pub local: u32,
+    /// Origin's address.
+    pub remote: u32,
+    /// Pod's (FORWARD) or egress (REVERSE) port.
+    pub local_port: u16,
+    /// Origin's port.
+    pub remote_port: u16,
+    /// IP protocol number: 1, 6 or 17.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+map_type!(FlowKey, 16);
+
+/// Value of `FORWARD`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ForwardValue {
+    /// Egress address of the flow.
+    pub egress: u32,
+    /// Egress port (or identifier) of the flow.
+    pub egress_port: u16,
+    /// Index into `ALLOCATIONS`, for the time-outs.
+    pub allocation: u16,
+    /// Second of the last packet out.
+    pub last_seen: u32,
+    /// Second at which the flow was made.
+    pub created: u32,
+    /// What was seen in this direction: [`SEEN_SYN`] and the others.
+    pub seen: u32,
+    /// Index of the binding that made the flow (see `VerdictValue::binding`).
+    pub binding: u32,
+}
+map_type!(ForwardValue, 24);
+
+/// Value of `REVERSE`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReverseValue {
+    /// Pod's address.
+    pub pod: u32,
+    /// Pod's port (or identifier).
+    pub pod_port: u16,
+    /// Zero.
+    pub pad: u16,
+    /// Second of the last packet in; 0 while the origin has not answered.
+    pub last_seen: u32,
+    /// What was seen in this direction: [`SEEN_SYN`] and the others.
+    pub seen: u32,
+}
+map_type!(ReverseValue, 16);
+
+/// A TCP SYN passed in this direction.
+pub const SEEN_SYN: u32 = 1;
+/// A TCP segment without SYN (so, one that acknowledges) passed in this direction.
+pub const SEEN_ACK: u32 = 2;
+/// A TCP FIN passed in this direction.
+pub const SEEN_FIN: u32 = 4;
+/// A TCP RST passed in this direction.
+pub const SEEN_RST: u32 = 8;
+
+/// Key of `FRAGMENTS_OUT` and `FRAGMENTS_IN` (LRU hashes: they hold no NAT state, only hints that live for the
+/// time a datagram is under way).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FragmentKey {
+    /// Source address of the datagram.
+    pub source: u32,
+    /// Destination address of the datagram.
+    pub destination: u32,
+    /// IPv4 identification, host order.
+    pub id: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+}
+map_type!(FragmentKey, 12);
+
+/// Value of `FRAGMENTS_OUT` and `FRAGMENTS_IN`: what the first fragment's ports led to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FragmentValue {
+    /// Address that replaces the source (out) or the destination (in).
+    pub address: u32,
+    /// Egress port of the datagram, for steering.
+    pub port: u16,
+    /// Zero.
+    pub pad: u16,
+    /// Second at which the first fragment passed.
+    pub seen: u32,
+}
+map_type!(FragmentValue, 12);

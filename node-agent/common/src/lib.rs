@@ -1,0 +1,38 @@
+//! Keys and values of the eBPF maps, shared by the programs and the agent.
+//!
+//! Every type is `repr(C)`, has no implicit padding and an asserted size, because the kernel compares map keys
+//! byte by byte and because pinned maps outlive the agent that made them: a change of any layout here must raise
+//! [`SCHEMA`], so that an upgraded agent pins new maps beside the old ones instead of misreading them.
+//!
+//! Conventions: IPv4 addresses are `u32` holding the four octets in network byte order (what the packet holds when
+//! read natively); ports and ICMP identifiers are `u16` in **host** order; times are whole seconds of
+//! `CLOCK_BOOTTIME`, which survives suspension and never jumps with the wall clock.
+#![no_std]
+
+mod config;
+mod counter;
+mod flow;
+mod policy;
+mod ports;
+mod slots;
+
+pub use config::*;
+pub use counter::*;
+pub use flow::*;
+pub use policy::*;
+pub use ports::*;
+pub use slots::*;
+
+/// Version of the layout of all maps; part of the path under which they are pinned.
+pub const SCHEMA: u32 = 1;
+
+/// Asserts a type's size at compile time and, for the agent, makes it usable as a map key or value.
+macro_rules! map_type {
+    ($name:ident, $size:expr) => {
+        const _: () = assert!(core::mem::size_of::<$name>() == $size);
+        // SAFETY: repr(C), only integers and arrays of integers, no padding (the size is asserted above).
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $name {}
+    };
+}
+pub(crate) use map_type;

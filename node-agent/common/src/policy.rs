@@ -1,0 +1,140 @@
+//! Who may leave where: pods, destinations and what is to happen.
+//!
+//! All policy is keyed by a *generation*. The agent writes a whole new generation beside the live one and then
+//! changes `Config::generation`: one store switches every look-up at once, so no packet ever meets half a policy.
+
+use crate::map_type;
+
+/// Key of `PODS` (hash).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PodKey {
+    /// Generation of the policy.
+    pub generation: u32,
+    /// Pod's address.
+    pub address: u32,
+}
+map_type!(PodKey, 8);
+
+/// Value of `PODS`. A local pod that no binding selects is present too, with class 0: known, not covered.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PodValue {
+    /// Class of the pod: pods to which the same rules apply share one. 0 = not covered by anything.
+    pub class: u32,
+}
+map_type!(PodValue, 4);
+
+/// Data of the LPM key of `DESTINATIONS`: the prefix length counts the 32 bits of the generation too.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct DestinationKey {
+    /// Generation of the policy (any fixed byte order: it is matched in full).
+    pub generation: u32,
+    /// Destination address, network byte order.
+    pub address: u32,
+}
+map_type!(DestinationKey, 8);
+
+/// Value of `DESTINATIONS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DestinationValue {
+    /// Class of the destination, or [`DESTINATION_INTERNAL`].
+    pub class: u32,
+}
+map_type!(DestinationValue, 4);
+
+/// Class of destinations inside the cluster (pods, services, nodes): never covered, and reachable for pods that
+/// are not known yet.
+pub const DESTINATION_INTERNAL: u32 = u32::MAX;
+
+/// Data of the LPM key of `PORTS`: which port class a destination port belongs to. The prefix length counts
+/// generation (32), protocol (16) and then the bits of the port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PortKey {
+    /// Generation of the policy.
+    pub generation: u32,
+    /// IP protocol number.
+    pub protocol: u16,
+    /// Destination port in **network** order (a prefix match works on the leading bits).
+    pub port: u16,
+}
+map_type!(PortKey, 8);
+
+/// Key of `VERDICTS` (hash).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct VerdictKey {
+    /// Generation of the policy.
+    pub generation: u32,
+    /// [`PodValue::class`].
+    pub pod_class: u32,
+    /// [`DestinationValue::class`].
+    pub destination_class: u32,
+    /// Value of `PORTS`, 0 where no entry matches (also for ICMP and later fragments).
+    pub port_class: u32,
+}
+map_type!(VerdictKey, 16);
+
+/// Value of `VERDICTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VerdictValue {
+    /// [`ACTION_PASS`], [`ACTION_ALLOCATE`] or [`ACTION_DENY`].
+    pub action: u16,
+    /// Index into `ALLOCATIONS` for [`ACTION_ALLOCATE`].
+    pub allocation: u16,
+    /// Agent's number of the binding, for metrics; unique in a generation.
+    pub binding: u32,
+}
+map_type!(VerdictValue, 8);
+
+/// Not covered: leave with the node's address. The same as no entry at all.
+pub const ACTION_PASS: u16 = 0;
+/// Covered: leave from an address of the allocation.
+pub const ACTION_ALLOCATE: u16 = 1;
+/// Covered, but there is nothing to leave from: refuse new flows.
+pub const ACTION_DENY: u16 = 2;
+
+/// Addresses one allocation can use on one node.
+pub const ADDRESSES_PER_ALLOCATION: usize = 16;
+/// Allocations one data plane can know at a time.
+pub const MAX_ALLOCATIONS: u32 = 1024;
+
+/// Value of `ALLOCATIONS` (array).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AllocationValue {
+    /// Egress addresses in which this node has slices; a pod starts at `hash(pod) % count` and spills onwards.
+    pub addresses: [u32; ADDRESSES_PER_ALLOCATION],
+    /// How many of `addresses` are set.
+    pub count: u32,
+    /// Time-outs of the allocation's flows.
+    pub timeouts: Timeouts,
+}
+map_type!(AllocationValue, 88);
+
+/// Seconds without a packet after which a flow's port may be used again (RFC 5382, RFC 4787, RFC 5508, RFC 7857).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP with segments seen in both directions.
+    pub tcp_established: u32,
+    /// TCP during the handshake, or after a one-sided FIN.
+    pub tcp_transitory: u32,
+    /// TCP after FIN in both directions, or RST.
+    pub tcp_closed: u32,
+    /// UDP.
+    pub udp: u32,
+    /// ICMP echo.
+    pub icmp: u32,
+}
+map_type!(Timeouts, 20);
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts { tcp_established: 7440, tcp_transitory: 240, tcp_closed: 10, udp: 300, icmp: 60 }
+    }
+}

@@ -1,0 +1,54 @@
+//! Exact port bitmaps, one per (egress address, origin, protocol) and 2,048 ports.
+
+use crate::map_type;
+
+/// Ports of a block: eight slices.
+pub const PORTS_PER_BLOCK: u32 = 2048;
+/// Words of a block's bitmap: four per slice.
+pub const WORDS_PER_BLOCK: usize = 32;
+/// Blocks of an address: block = port >> 11.
+pub const BLOCKS_PER_ADDRESS: u32 = 32;
+
+/// Key of `BLOCKS` (non-LRU hash).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct BlockKey {
+    /// Egress address.
+    pub egress: u32,
+    /// Origin's address.
+    pub remote: u32,
+    /// Origin's port; 0 for ICMP echo.
+    pub remote_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Egress port >> 11.
+    pub block: u8,
+}
+map_type!(BlockKey, 12);
+
+/// Value of `BLOCKS`.
+///
+/// Word `w` holds slice `w >> 2` of the block; within a slice the 256 places are a keyed permutation of its ports,
+/// so that the next port cannot be guessed from the last one (RFC 6056) while whole slices can still be masked.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockValue {
+    /// The block's own key: an allocator that found this memory reused for another block undoes its claim.
+    pub key: BlockKey,
+    /// Next place to try (0..2048); starts at random, then one past the last place taken.
+    pub cursor: u32,
+    /// Ports in use. [`BLOCK_DEAD`] is set while the sweeper removes the block.
+    pub used: u32,
+    /// Highest value of `used` since the agent last read and reset it.
+    pub high: u32,
+    /// Bit `w` is set while word `w` has no free place.
+    pub full: u32,
+    /// Second at which a port was last taken or freed.
+    pub last_used: u32,
+    /// Set bit = port in use.
+    pub words: [u64; WORDS_PER_BLOCK],
+}
+map_type!(BlockValue, 288);
+
+/// Flag in [`BlockValue::used`]: the block is being removed; whoever sees it looks the block up again.
+pub const BLOCK_DEAD: u32 = 1 << 31;

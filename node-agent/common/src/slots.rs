@@ -1,0 +1,74 @@
+//! Which node owns which ports: addresses, slots, peers, and this node's own holdings.
+
+use crate::map_type;
+
+/// Ports of a slice. Slice index = port >> 8.
+pub const PORTS_PER_SLICE: u32 = 256;
+/// Slots of one address: one for each possible value of the upper port byte.
+pub const SLOTS_PER_ADDRESS: u32 = 256;
+/// First usable slice: ports below 1024 are never used.
+pub const FIRST_SLICE: u32 = 4;
+/// Egress addresses one data plane can know at a time.
+pub const MAX_ADDRESSES: u32 = 1024;
+/// Peers (other nodes) one data plane can know at a time, this node included.
+pub const MAX_PEERS: u32 = 8192;
+/// Entries of [`FragmentHome`] lists of one address.
+pub const HOMES_PER_ADDRESS: u32 = 16;
+
+/// Value of `ADDRESSES` (hash; key: egress address as `u32`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AddressValue {
+    /// Index of the address: its slots are `SLOTS[index << 8 | port >> 8]`, its fragment homes
+    /// `HOMES[index << 4 | hash & 15]`.
+    pub index: u32,
+    /// Reserved for announcement and kind flags; zero.
+    pub flags: u32,
+}
+map_type!(AddressValue, 8);
+
+/// Value of `SLOTS` (array; index: `AddressValue::index << 8 | port >> 8`). Eight aligned bytes, so that a change
+/// of owner is one atomic store.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlotValue {
+    /// Index into `PEERS` of the node that owns the slice; 0 = nobody.
+    pub peer: u32,
+    /// Epoch of the holding; newer wins.
+    pub epoch: u32,
+}
+map_type!(SlotValue, 8);
+
+/// Value of `PEERS` (array; index 0 is never used). The entry whose index is `Config::own_peer` is this node.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerValue {
+    /// Tunnel address of the node; 0 = the entry is free.
+    pub address: u32,
+    /// MAC of the next hop towards it, all zero while unknown (the program then asks the kernel's FIB).
+    pub mac: [u8; 6],
+    /// [`PEER_SAME_L2`] and the like.
+    pub flags: u16,
+    /// Interface index of the uplink towards it; 0 while unknown.
+    pub ifindex: u32,
+}
+map_type!(PeerValue, 16);
+
+/// The peer is on the same layer 2 as the uplink, its own MAC being the next hop.
+pub const PEER_SAME_L2: u16 = 1;
+
+/// Value of `HOMES` (array; index: `AddressValue::index << 4 | hash & 15`): the peer at which all fragments of a
+/// datagram meet. Every node derives the same list from the same `EgressAddress`. 0 = nobody.
+pub type FragmentHome = u32;
+
+/// Value of `HOLDINGS` (hash; key: egress address as `u32`): the slices from which this node may open new flows.
+/// A draining slice keeps its slot but loses its bit here, so that draining is one store.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HoldingValue {
+    /// Bit `s & 63` of word `s >> 6` is set when slice `s` may be used for new flows.
+    pub allowed: [u64; 4],
+    /// Epoch of the `EgressAddress` this was made from.
+    pub epoch: u64,
+}
+map_type!(HoldingValue, 40);

@@ -1,0 +1,153 @@
+//! What planning reads and writes. These types know nothing of Kubernetes; the operator translates.
+
+use crate::slice::SliceSet;
+use ipnet::Ipv4Net;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// Seconds since the Unix epoch.
+pub type Seconds = i64;
+
+/// Namespace and name of an `EgressAllocation`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AllocationName {
+    /// Namespace, which is the account.
+    pub account: String,
+    /// Name.
+    pub name: String,
+}
+
+/// Everything a plan is made from. Order does not matter.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Inputs {
+    /// All prefixes.
+    pub prefixes: Vec<Prefix>,
+    /// All allocations, also those being deleted.
+    pub allocations: Vec<Allocation>,
+    /// All nodes that exist (a Node object), with what their agents report.
+    pub nodes: Vec<Node>,
+    /// All `EgressAddress` objects as they stand.
+    pub addresses: Vec<Address>,
+    /// Now.
+    pub now: Seconds,
+}
+
+/// An `AegisPrefix`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prefix {
+    /// Name.
+    pub name: String,
+    /// Creation time; of two prefixes that overlap the older one counts, then the first by name.
+    pub created: Seconds,
+    /// The range; every address of it is usable.
+    pub cidr: Ipv4Net,
+    /// Ranges that are not to be allocated.
+    pub reserved: Vec<Ipv4Net>,
+    /// Account that may allocate from it.
+    pub account: String,
+}
+
+/// An `EgressAllocation`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Allocation {
+    /// Name.
+    pub name: AllocationName,
+    /// Creation time: where addresses are short, older allocations are served first, then by name.
+    pub created: Seconds,
+    /// Names of prefixes, in order of preference.
+    pub prefixes: Vec<String>,
+    /// Which addresses.
+    pub request: AddressRequest,
+    /// Node selectors of the sites, by site name; empty = every node.
+    pub sites: BTreeMap<String, BTreeMap<String, String>>,
+    /// Slices of each address that may be used.
+    pub slices: SliceSet,
+    /// Slices of each address that every eligible node holds.
+    pub per_node_min: u32,
+    /// Slices of each address that a node can grow to.
+    pub per_node_max: u32,
+    /// Being deleted: its slices drain, and its addresses go when nothing is held any more.
+    pub deleting: bool,
+}
+
+/// Which addresses an allocation asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AddressRequest {
+    /// As many as this, any.
+    Count(u32),
+    /// Exactly these.
+    Explicit(Vec<Ipv4Addr>),
+}
+
+/// A node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Node {
+    /// Name.
+    pub name: String,
+    /// Labels of the Node object.
+    pub labels: BTreeMap<String, String>,
+    /// The agent has reported a tunnel address and is ready: only such a node is given new slices. A node that is
+    /// not ready keeps what it has.
+    pub ready: bool,
+    /// Slices wanted, per allocation. An allocation that is missing here is not in demand: the node gets `min`.
+    pub demand: BTreeMap<AllocationName, u32>,
+    /// Per address: the epoch that the node's data plane has.
+    pub programmed: BTreeMap<Ipv4Addr, Programmed>,
+}
+
+/// What a node reports of one address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Programmed {
+    /// Epoch in force.
+    pub epoch: i64,
+    /// Draining slices of this node that carry no flow any more. Counts only when `epoch` is at least the epoch at
+    /// which those slices began to drain.
+    pub drained: SliceSet,
+}
+
+/// An `EgressAddress`: who holds which slices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Prefix it was taken from.
+    pub prefix: String,
+    /// Allocation it is dedicated to.
+    pub allocation: AllocationName,
+    /// Grows with every change of `holdings`.
+    pub epoch: i64,
+    /// Sorted by `first`, disjoint, neighbours of the same owner, epoch and state merged.
+    pub holdings: Vec<Holding>,
+}
+
+/// Consecutive slices of one address in one state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// First slice.
+    pub first: u8,
+    /// Last slice.
+    pub last: u8,
+    /// Node that holds, or last held, them.
+    pub node: String,
+    /// Epoch of the address at which this holding began (a change of state is a new beginning too).
+    pub epoch: i64,
+    /// State.
+    pub state: State,
+}
+
+/// State of a holding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The node may start flows.
+    Held,
+    /// Flows that live go on, none starts.
+    Draining,
+    /// Nobody sends until this time.
+    Quarantined {
+        /// When the slices become free.
+        until: Seconds,
+    },
+}
+
+/// Seconds that a slice rests between two holders.
+pub const QUARANTINE: Seconds = 120;
