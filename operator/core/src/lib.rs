@@ -3,7 +3,30 @@
 //!
 //! Nothing here reads a clock, draws a random number or talks to anybody. Time is an argument (whole seconds since
 //! the Unix epoch), ties are broken by name, and the same input gives the same output.
+//!
+//! | to change | look in |
+//! |---|---|
+//! | which prefix counts, which of its addresses are free | `prefix` |
+//! | which addresses an allocation gets or gives back | `plan::addresses` |
+//! | which node holds which slices, and when it loses them | `plan::holdings`, `plan::board` |
+//! | what conditions say | `plan::outcomes` |
+//! | what a plan must never do | `audit` |
+//! | which pod's packets are covered by which binding | `policy` |
 #![forbid(unsafe_code)]
 
+pub mod audit;
+pub mod diff;
+pub mod fragment;
 pub mod model;
+pub mod plan;
+pub mod policy;
+pub mod prefix;
+pub mod reason;
+pub mod selector;
 pub mod slice;
+
+pub use audit::{Violation, audit};
+pub use diff::{Change, diff};
+pub use fragment::fragment_homes;
+pub use plan::{AllocationOutcome, Plan, PrefixOutcome, Verdict, plan};
+pub use policy::{NodePolicy, PolicyInputs, compile};

@@ -89,7 +89,8 @@ pub struct Node {
     /// The agent has reported a tunnel address and is ready: only such a node is given new slices. A node that is
     /// not ready keeps what it has.
     pub ready: bool,
-    /// Slices wanted, per allocation. An allocation that is missing here is not in demand: the node gets `min`.
+    /// Slices wanted, per allocation, in total over its addresses. An allocation that is missing here is not in
+    /// demand: the node gets `min` of each address.
     pub demand: BTreeMap<AllocationName, u32>,
     /// Per address: the epoch that the node's data plane has.
     pub programmed: BTreeMap<Ipv4Addr, Programmed>,
@@ -114,7 +115,8 @@ pub struct Address {
     pub prefix: String,
     /// Allocation it is dedicated to.
     pub allocation: AllocationName,
-    /// Grows with every change of `holdings`.
+    /// Grows by one with every change of `holdings`. Starts at the second in which the address is made, so that it
+    /// stays above whatever a former object of the same address reached.
     pub epoch: i64,
     /// Sorted by `first`, disjoint, neighbours of the same owner, epoch and state merged.
     pub holdings: Vec<Holding>,

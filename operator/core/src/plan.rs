@@ -1,0 +1,126 @@
+//! Planning: from what people want and what stands, to what shall stand.
+//!
+//! A plan only ever takes steps that are safe by themselves, whatever happens to the steps after it: a slice goes
+//! Free -> Held -> Draining -> Quarantined -> Free, and each arrow needs its own reason. Planning again from the
+//! result of a plan gives the same result until something outside changes.
+
+mod addresses;
+mod board;
+mod holdings;
+mod outcomes;
+
+use crate::model::{Address, AllocationName, Inputs, Seconds, State};
+use crate::prefix::Prefixes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+/// What shall stand, and what to tell the owners.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// All `EgressAddress` objects that shall exist, sorted by address. Those without a change equal the input.
+    pub addresses: Vec<Address>,
+    /// What became of each allocation.
+    pub allocations: BTreeMap<AllocationName, AllocationOutcome>,
+    /// What became of each prefix, by name.
+    pub prefixes: BTreeMap<String, PrefixOutcome>,
+    /// When the next quarantine ends: plan again then.
+    pub wake: Option<Seconds>,
+}
+
+/// What became of an allocation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllocationOutcome {
+    /// Whether the allocation can be acted on. One that cannot keeps the addresses it has and gets no new one.
+    pub accepted: Verdict,
+    /// Whether everything asked for is set aside.
+    pub allocated: Verdict,
+    /// Its addresses, also those that drain; ascending.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Nodes that take part: they match a site, and are ready or hold slices of it already.
+    pub nodes: BTreeSet<String>,
+    /// Being deleted, and none of its addresses is left in the plan: once the plan's deletions are applied, the
+    /// finalizer may go.
+    pub finished: bool,
+}
+
+/// What became of a prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrefixOutcome {
+    /// Whether addresses may be taken from it.
+    pub accepted: Verdict,
+    /// Addresses that can be allocated: the whole range but what is reserved.
+    pub capacity: u32,
+    /// Addresses that allocations have, also those that drain or rest.
+    pub used: u32,
+    /// Some address of it exists: the finalizer must stay.
+    pub in_use: bool,
+}
+
+/// A condition's status with its reason (see [`crate::reason`]) and a message for people: what is the case, and, if it is bad, which
+/// field of which object to change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The condition is true.
+    Good {
+        /// Stable word.
+        reason: &'static str,
+        /// For people.
+        message: String,
+    },
+    /// The condition is false.
+    Bad {
+        /// Stable word.
+        reason: &'static str,
+        /// For people.
+        message: String,
+    },
+}
+
+impl Verdict {
+    /// Whether the condition is true.
+    pub fn is_good(&self) -> bool {
+        matches!(self, Verdict::Good { .. })
+    }
+
+    /// Stable word for the condition's reason.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Verdict::Good { reason, .. } | Verdict::Bad { reason, .. } => reason,
+        }
+    }
+
+    /// Text for people.
+    pub fn message(&self) -> &str {
+        match self {
+            Verdict::Good { message, .. } | Verdict::Bad { message, .. } => message,
+        }
+    }
+
+    pub(crate) fn good(reason: &'static str, message: impl Into<String>) -> Verdict {
+        Verdict::Good { reason, message: message.into() }
+    }
+
+    pub(crate) fn bad(reason: &'static str, message: impl Into<String>) -> Verdict {
+        Verdict::Bad { reason, message: message.into() }
+    }
+}
+
+/// Plans. Names (of prefixes, allocations, nodes) and addresses must each be unique in the inputs, as they are in
+/// the API. An address whose allocation is missing is treated as if that were being deleted, so the inputs must be
+/// complete: an allocation that could not be read has to be given as it was last known.
+pub fn plan(inputs: &Inputs) -> Plan {
+    let prefixes = Prefixes::judge(&inputs.prefixes);
+    let assignments = addresses::assign(inputs, &prefixes);
+    let (addresses, shares) = holdings::plan(inputs, &assignments);
+    let wake =
+        addresses.iter().flat_map(|address| &address.holdings).filter_map(|holding| match holding.state {
+            State::Quarantined { until } => Some(until),
+            State::Held | State::Draining => None,
+        });
+    Plan {
+        wake: wake.min(),
+        allocations: outcomes::allocations(inputs, assignments, shares, &addresses),
+        prefixes: outcomes::prefixes(&prefixes, &addresses),
+        addresses,
+    }
+}

@@ -1,0 +1,245 @@
+//! Which addresses each allocation has, gains and gives back.
+
+use super::Verdict;
+use crate::model::{AddressRequest, Allocation, AllocationName, Inputs};
+use crate::prefix::{Pool, Prefixes};
+use crate::reason;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+/// The addresses of one allocation.
+pub(super) struct Assignment {
+    /// Whether new addresses may be taken.
+    pub accepted: Verdict,
+    /// Addresses to serve from. Any other that the allocation has drains.
+    pub wanted: BTreeSet<Ipv4Addr>,
+    /// Those of `wanted` that do not exist yet, with the prefix each is taken from.
+    pub fresh: BTreeMap<Ipv4Addr, String>,
+    /// Why fewer are wanted than were asked for.
+    pub missing: Option<Verdict>,
+}
+
+/// Older allocations choose first, then by name. What an allocation has stays with it; an address that exists in
+/// any state is free for nobody until its object is gone.
+pub(super) fn assign(inputs: &Inputs, prefixes: &Prefixes) -> BTreeMap<AllocationName, Assignment> {
+    let mut desk = Desk {
+        prefixes,
+        pools: prefixes
+            .iter()
+            .map(|judged| (judged.prefix.name.as_str(), Pool::new(judged.prefix)))
+            .collect(),
+        next: BTreeMap::new(),
+        holder: inputs.addresses.iter().map(|address| (address.address, &address.allocation)).collect(),
+    };
+    let mut existing: BTreeMap<&AllocationName, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+    for address in &inputs.addresses {
+        existing.entry(&address.allocation).or_default().insert(address.address);
+    }
+    let mut oldest_first: Vec<&Allocation> = inputs.allocations.iter().collect();
+    oldest_first.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+    oldest_first
+        .into_iter()
+        .map(|allocation| {
+            let existing = existing.remove(&allocation.name).unwrap_or_default();
+            (allocation.name.clone(), desk.serve(allocation, existing))
+        })
+        .collect()
+}
+
+/// Hands out addresses while a plan is made.
+struct Desk<'a> {
+    prefixes: &'a Prefixes<'a>,
+    pools: BTreeMap<&'a str, Pool>,
+    /// By prefix: no address below this is free. Addresses are only ever taken while a plan is made.
+    next: BTreeMap<&'a str, Ipv4Addr>,
+    holder: BTreeMap<Ipv4Addr, &'a AllocationName>,
+}
+
+impl<'a> Desk<'a> {
+    fn serve(&mut self, allocation: &'a Allocation, existing: BTreeSet<Ipv4Addr>) -> Assignment {
+        let accepted = self.accept(allocation, &existing);
+        let mut assignment =
+            Assignment { accepted, wanted: BTreeSet::new(), fresh: BTreeMap::new(), missing: None };
+        if allocation.deleting {
+            return assignment;
+        }
+        match &allocation.request {
+            AddressRequest::Count(count) => {
+                self.serve_count(allocation, *count as usize, existing, &mut assignment)
+            }
+            AddressRequest::Explicit(list) => {
+                self.serve_explicit(allocation, list, &existing, &mut assignment)
+            }
+        }
+        if assignment.missing.is_some() && !assignment.accepted.is_good() {
+            assignment.missing = Some(assignment.accepted.clone());
+        }
+        assignment
+    }
+
+    /// Keeps the lowest existing addresses, then takes the lowest free ones.
+    fn serve_count(
+        &mut self,
+        allocation: &'a Allocation,
+        count: usize,
+        existing: BTreeSet<Ipv4Addr>,
+        assignment: &mut Assignment,
+    ) {
+        assignment.wanted = existing.into_iter().take(count).collect();
+        while assignment.wanted.len() < count {
+            let free = if assignment.accepted.is_good() { self.take_lowest(allocation) } else { None };
+            let Some((address, prefix)) = free else {
+                assignment.missing = Some(Verdict::bad(
+                    reason::NO_FREE_ADDRESS,
+                    format!(
+                        "spec.addresses.ipv4: {} of {count} addresses allocated, no address is free in {}; add a prefix to spec.prefixes, lower the count, or delete an allocation that is not used",
+                        assignment.wanted.len(),
+                        quoted(&allocation.prefixes)
+                    ),
+                ));
+                return;
+            };
+            assignment.wanted.insert(address);
+            assignment.fresh.insert(address, prefix.to_owned());
+        }
+    }
+
+    /// Keeps and takes exactly what is listed.
+    fn serve_explicit(
+        &mut self,
+        allocation: &'a Allocation,
+        list: &[Ipv4Addr],
+        existing: &BTreeSet<Ipv4Addr>,
+        assignment: &mut Assignment,
+    ) {
+        for (index, address) in list.iter().enumerate() {
+            if existing.contains(address) {
+                assignment.wanted.insert(*address);
+                continue;
+            }
+            match self.holder.get(address) {
+                Some(holder) if **holder == allocation.name => {} // listed twice
+                Some(holder) => {
+                    assignment.missing.get_or_insert_with(|| {
+                        Verdict::bad(
+                            reason::NO_FREE_ADDRESS,
+                            format!(
+                                "spec.addresses.explicit[{index}]: {address} belongs to EgressAllocation {}/{}; choose another address, or wait until that allocation has given it back",
+                                holder.account, holder.name
+                            ),
+                        )
+                    });
+                }
+                None => match self.prefix_of(allocation, *address) {
+                    Some(prefix) if assignment.accepted.is_good() => {
+                        self.holder.insert(*address, &allocation.name);
+                        assignment.wanted.insert(*address);
+                        assignment.fresh.insert(*address, prefix.to_owned());
+                    }
+                    _ => assignment.missing = Some(assignment.accepted.clone()),
+                },
+            }
+        }
+    }
+
+    /// Takes the lowest free address of the first prefix that has one.
+    fn take_lowest(&mut self, allocation: &'a Allocation) -> Option<(Ipv4Addr, &'a str)> {
+        for name in &allocation.prefixes {
+            let Some(pool) = self.pools.get(name.as_str()) else { continue };
+            let from = self.next.get(name.as_str()).copied().unwrap_or(Ipv4Addr::UNSPECIFIED);
+            // Without a free address nothing below the very last one is free.
+            let free = pool.lowest_free(from, |address| self.holder.contains_key(&address));
+            self.next.insert(name, free.unwrap_or(Ipv4Addr::BROADCAST));
+            if let Some(address) = free {
+                self.holder.insert(address, &allocation.name);
+                return Some((address, name));
+            }
+        }
+        None
+    }
+
+    /// Name of the allocation's first prefix in which the address can be allocated.
+    fn prefix_of(&self, allocation: &'a Allocation, address: Ipv4Addr) -> Option<&'a str> {
+        let usable = |name: &str| {
+            self.pools.get(name).is_some_and(|pool| pool.contains(address) && !pool.is_reserved(address))
+        };
+        allocation.prefixes.iter().map(String::as_str).find(|name| usable(name))
+    }
+
+    /// Names the first thing that is wrong. Addresses that the allocation has already are not questioned.
+    fn accept(&self, allocation: &Allocation, existing: &BTreeSet<Ipv4Addr>) -> Verdict {
+        let refused = self.refuse_prefixes(allocation).or_else(|| self.refuse_explicit(allocation, existing));
+        let Some((reason, mut message)) = refused else {
+            return Verdict::good(
+                reason::ACCEPTED,
+                format!("takes addresses from {}", quoted(&allocation.prefixes)),
+            );
+        };
+        if !existing.is_empty() {
+            message += " (the addresses that are allocated already stay in use)";
+        }
+        Verdict::Bad { reason, message }
+    }
+
+    fn refuse_prefixes(&self, allocation: &Allocation) -> Option<(&'static str, String)> {
+        if allocation.prefixes.is_empty() {
+            return Some((reason::INVALID, "spec.prefixes: names no AegisPrefix; name at least one".into()));
+        }
+        allocation.prefixes.iter().enumerate().find_map(|(index, name)| {
+            let field = format!("spec.prefixes[{index}]: AegisPrefix {name:?}");
+            let Some(judged) = self.prefixes.get(name) else {
+                return Some((
+                    reason::NOT_FOUND,
+                    format!("{field} does not exist; create it or name another"),
+                ));
+            };
+            let account = &judged.prefix.account;
+            if *account != allocation.name.account {
+                // Says nothing about the owner: which accounts exist is nobody else's business.
+                return Some((
+                    reason::NOT_PERMITTED,
+                    format!(
+                        "{field} belongs to another account than {:?}; name a prefix of this account",
+                        allocation.name.account
+                    ),
+                ));
+            }
+            if judged.accepted.is_good() {
+                return None;
+            }
+            Some((
+                judged.accepted.reason(),
+                format!("{field} is not accepted ({}); name another or repair it", judged.accepted.message()),
+            ))
+        })
+    }
+
+    fn refuse_explicit(
+        &self,
+        allocation: &Allocation,
+        existing: &BTreeSet<Ipv4Addr>,
+    ) -> Option<(&'static str, String)> {
+        let AddressRequest::Explicit(list) = &allocation.request else { return None };
+        list.iter().enumerate().filter(|(_, address)| !existing.contains(address)).find_map(|(index, address)| {
+            let field = format!("spec.addresses.explicit[{index}]: {address}");
+            let containing = |name: &&String| self.pools.get(name.as_str()).is_some_and(|pool| pool.contains(*address));
+            match allocation.prefixes.iter().find(containing) {
+                None => Some((
+                    reason::INVALID,
+                    format!("{field} is not in {}; choose an address of these prefixes", quoted(&allocation.prefixes)),
+                )),
+                Some(name) if self.prefix_of(allocation, *address).is_none() => Some((
+                    reason::INVALID,
+                    format!("{field} is reserved in AegisPrefix {name:?} (spec.reserved); choose another address"),
+                )),
+                Some(_) => None,
+            }
+        })
+    }
+}
+
+/// `AegisPrefix "a", "b"`.
+fn quoted(prefixes: &[String]) -> String {
+    let names: Vec<String> = prefixes.iter().map(|name| format!("{name:?}")).collect();
+    format!("AegisPrefix {}", names.join(", "))
+}

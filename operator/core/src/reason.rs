@@ -1,0 +1,23 @@
+//! Reasons of conditions, equal to those of the resource types (`aegis_crds::reason`). They are stable: people's
+//! alerts and scripts match on them.
+
+/// Accepted.
+pub const ACCEPTED: &str = "Accepted";
+/// A prefix overlaps an older one.
+pub const OVERLAP: &str = "OverlapsPrefix";
+/// An object that is referred to does not exist.
+pub const NOT_FOUND: &str = "NotFound";
+/// The prefix belongs to another account.
+pub const NOT_PERMITTED: &str = "NotPermitted";
+/// A value is wrong in a way that only the whole could tell.
+pub const INVALID: &str = "Invalid";
+/// All that was asked for is set aside.
+pub const ALLOCATED: &str = "Allocated";
+/// The prefixes have fewer free addresses than asked for.
+pub const NO_FREE_ADDRESS: &str = "NoFreeAddress";
+/// Fewer slices are free than the nodes need.
+pub const NO_FREE_SLICE: &str = "NoFreeSlice";
+/// No node matches the sites.
+pub const NO_NODE: &str = "NoNode";
+/// Being deleted; waiting for live flows to end.
+pub const DRAINING: &str = "Draining";

@@ -1,0 +1,47 @@
+//! Selectors: which nodes belong to the sites of an allocation, and which pods a binding covers.
+
+use crate::model::{Allocation, Node};
+use crate::policy::{Expression, Operator, Pod, Workloads};
+use std::collections::BTreeMap;
+
+/// Labels of a Kubernetes object.
+pub type Labels = BTreeMap<String, String>;
+
+/// Whether the object carries all of the labels; no label at all is a match.
+pub fn matches_labels(wanted: &Labels, labels: &Labels) -> bool {
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// Whether the node belongs to one of the allocation's sites. Without sites every node does.
+pub fn matches_sites(allocation: &Allocation, node: &Node) -> bool {
+    allocation.sites.is_empty() || allocation.sites.values().any(|site| matches_labels(site, &node.labels))
+}
+
+impl Expression {
+    /// Whether the labels satisfy the expression, as Kubernetes defines it: a missing label is `NotIn` everything.
+    pub fn matches(&self, labels: &Labels) -> bool {
+        let value = labels.get(&self.key);
+        match self.operator {
+            Operator::In => value.is_some_and(|value| self.values.contains(value)),
+            Operator::NotIn => !value.is_some_and(|value| self.values.contains(value)),
+            Operator::Exists => value.is_some(),
+            Operator::DoesNotExist => value.is_none(),
+        }
+    }
+}
+
+impl Workloads {
+    /// Whether the pod (of the same account) is selected: by `all`, or by everything else that is given. Workloads
+    /// that give nothing select no pod.
+    pub fn matches(&self, pod: &Pod) -> bool {
+        if self.all {
+            return true;
+        }
+        let given =
+            !(self.labels.is_empty() && self.expressions.is_empty() && self.service_accounts.is_empty());
+        given
+            && matches_labels(&self.labels, &pod.labels)
+            && self.expressions.iter().all(|expression| expression.matches(&pod.labels))
+            && (self.service_accounts.is_empty() || self.service_accounts.contains(&pod.service_account))
+    }
+}
