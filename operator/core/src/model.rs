@@ -45,6 +45,8 @@ pub struct Prefix {
     pub reserved: Vec<Ipv4Net>,
     /// Account that may allocate from it.
     pub account: String,
+    /// Being deleted: nothing new is taken from it, and it goes when none of its addresses is in use.
+    pub deleting: bool,
 }
 
 /// An `EgressAllocation`.

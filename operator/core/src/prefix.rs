@@ -29,17 +29,21 @@ impl<'a> Prefixes<'a> {
         for (age, prefix) in oldest_first.iter().enumerate() {
             let older = oldest_first[..age].iter().find(|older| overlap(older.cidr, prefix.cidr));
             let accepted = match older {
-                None => Verdict::good(
-                    reason::ACCEPTED,
-                    format!("{} is available to account {:?}", prefix.cidr, prefix.account),
+                _ if prefix.deleting => Verdict::bad(
+                    reason::DRAINING,
+                    "being deleted: nothing new is taken from it, and it goes when no allocation has an address of it",
                 ),
                 Some(older) => Verdict::bad(
                     reason::OVERLAP,
                     format!(
-                        "spec.cidr: {} overlaps {} of AegisPrefix {:?}, which is older; delete one of the two, or create this one with a range of its own",
+                        "spec.cidr: {} overlaps {} of AegisPrefix {:?}, which is older; delete one of the two, or create this one again with a range of its own",
                         prefix.cidr, older.cidr, older.name
                     ),
                 ),
+                None => {
+                    let message = format!("{} is available to account {:?}", prefix.cidr, prefix.account);
+                    Verdict::good(reason::ACCEPTED, message)
+                }
             };
             by_name.insert(prefix.name.as_str(), Judged { prefix, accepted });
         }

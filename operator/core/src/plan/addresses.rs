@@ -207,10 +207,13 @@ impl<'a> Desk<'a> {
             if judged.accepted.is_good() {
                 return None;
             }
-            Some((
-                judged.accepted.reason(),
-                format!("{field} is not accepted ({}); name another or repair it", judged.accepted.message()),
-            ))
+            let message = if judged.prefix.deleting {
+                format!("{field} is being deleted; name another")
+            } else {
+                // Its own condition says which prefix it overlaps; that one may be of another account.
+                format!("{field} is not accepted, as its conditions explain; repair it or name another")
+            };
+            Some((judged.accepted.reason(), message))
         })
     }
 
