@@ -18,7 +18,7 @@ pub struct AllocationName {
 }
 
 /// Everything a plan is made from. Order does not matter.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Inputs {
     /// All prefixes.
     pub prefixes: Vec<Prefix>,
@@ -30,6 +30,21 @@ pub struct Inputs {
     pub addresses: Vec<Address>,
     /// Now.
     pub now: Seconds,
+    /// How long a slice rests between two holders; [`QUARANTINE`] but for tests.
+    pub quarantine: Seconds,
+}
+
+impl Default for Inputs {
+    fn default() -> Inputs {
+        Inputs {
+            prefixes: Vec::new(),
+            allocations: Vec::new(),
+            nodes: Vec::new(),
+            addresses: Vec::new(),
+            now: 0,
+            quarantine: QUARANTINE,
+        }
+    }
 }
 
 /// An `AegisPrefix`.
@@ -153,5 +168,5 @@ pub enum State {
     },
 }
 
-/// Seconds that a slice rests between two holders.
+/// Seconds that a slice rests between two holders, unless [`Inputs::quarantine`] says otherwise.
 pub const QUARANTINE: Seconds = 120;

@@ -2,7 +2,7 @@
 
 use super::addresses::Assignment;
 use super::board::{Board, Slot};
-use crate::model::{Address, Allocation, AllocationName, Inputs, Node, QUARANTINE, State};
+use crate::model::{Address, Allocation, AllocationName, Inputs, Node, Seconds, State};
 use crate::selector::matches_sites;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,7 +43,7 @@ pub(super) fn plan(
             let wanted = assignment.wanted.contains(&board.address().address);
             let keeps =
                 |slice: u8, node: &str| wanted && allocation.slices.contains(slice) && names.contains(node);
-            step(board, &nodes, keeps, inputs.now);
+            step(board, &nodes, keeps, inputs.now, inputs.quarantine);
         }
         let (mut serving, leaving): (Vec<Board>, Vec<Board>) =
             boards.into_iter().partition(|board| assignment.wanted.contains(&board.address().address));
@@ -56,7 +56,7 @@ pub(super) fn plan(
     // The allocation is gone without its finalizer having run: what it held drains all the same.
     let mut orphans: Vec<Board> = standing.into_values().flatten().map(Board::new).collect();
     for board in &mut orphans {
-        step(board, &nodes, |_, _| false, inputs.now);
+        step(board, &nodes, |_, _| false, inputs.now, inputs.quarantine);
     }
     planned.extend(still_held(orphans));
     planned.sort_by_key(|address| address.address);
@@ -83,11 +83,18 @@ fn still_held(boards: Vec<Board>) -> impl Iterator<Item = Address> {
     boards.into_iter().map(Board::finish).filter(|address| !address.holdings.is_empty())
 }
 
-/// Takes every slice at most one step further. `keeps` tells whether a node that exists may keep a slice.
-fn step(board: &mut Board, nodes: &BTreeMap<&str, &Node>, keeps: impl Fn(u8, &str) -> bool, now: i64) {
+/// Takes every slice at most one step further. `keeps` tells whether a node that exists may keep a slice; a slice
+/// that is given up rests for `rest`.
+fn step(
+    board: &mut Board,
+    nodes: &BTreeMap<&str, &Node>,
+    keeps: impl Fn(u8, &str) -> bool,
+    now: Seconds,
+    rest: Seconds,
+) {
     let address = board.address().address;
     board.advance(|slice, Slot { node: name, epoch, state }| {
-        let resting = State::Quarantined { until: now + QUARANTINE };
+        let resting = State::Quarantined { until: now + rest };
         let node = nodes.get(name);
         match state {
             State::Quarantined { until } => (now < until).then_some(state),
