@@ -1,6 +1,6 @@
 //! `EgressAddress`: one dedicated address and the nodes that hold its slices. Written by the operator only.
 
-use crate::Condition;
+use crate::{Condition, schema};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
     category = "aegis",
     status = "EgressAddressStatus",
     derive = "PartialEq",
+    validation = Rule::new("self.metadata.name == self.spec.address")
+        .message("metadata.name must equal spec.address"),
     printcolumn = r#"{"name":"Account","type":"string","jsonPath":".spec.allocationRef.namespace"}"#,
     printcolumn = r#"{"name":"Allocation","type":"string","jsonPath":".spec.allocationRef.name"}"#,
     printcolumn = r#"{"name":"Prefix","type":"string","jsonPath":".spec.prefix"}"#,
@@ -27,17 +29,38 @@ use serde::{Deserialize, Serialize};
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.epoch >= oldSelf.epoch")
+        .message("spec.epoch can't go back: read the object again and plan from what it says").field_path(".epoch"),
+    validation = Rule::new("self.epoch > oldSelf.epoch || self.holdings == oldSelf.holdings")
+        .message("spec.holdings changed, so spec.epoch must grow").field_path(".epoch"),
+    validation = Rule::new("self.holdings.all(holding, holding.epoch <= self.epoch)")
+        .message("spec.holdings has a holding that is newer than spec.epoch").field_path(".holdings")
+)]
 pub struct EgressAddressSpec {
     /// The address; the object bears it as its name too.
+    #[schemars(schema_with = "schema::ipv4")]
+    #[x_kube(validation = ("self == oldSelf", "can't be changed: an EgressAddress is one address for life"))]
     pub address: String,
     /// `AegisPrefix` it comes from.
+    #[schemars(schema_with = "schema::object_name")]
+    #[x_kube(validation = ("self == oldSelf", "can't be changed: delete the EgressAddress when nobody holds a slice"))]
     pub prefix: String,
     /// Allocation that it is dedicated to.
+    #[x_kube(validation = ("self == oldSelf", "can't be changed: a dedicated address never moves to another account"))]
     pub allocation_ref: AllocationRef,
-    /// Grows with every change of `holdings`.
+    /// Grows with every change of `holdings` and never goes back, so that nodes can tell which of two versions is
+    /// the newer one.
+    #[schemars(range(min = 0))]
     pub epoch: i64,
-    /// Who holds which slices: sorted by `first`, disjoint. Slices in no holding are free.
+    /// Who holds which slices (a slice is 256 consecutive ports): sorted by `first`, disjoint, at most 252. Slices
+    /// in no holding are free.
     #[serde(default)]
+    #[schemars(length(max = 252), extend("x-kubernetes-list-type" = "atomic"))]
+    #[x_kube(validation = (
+        "self.map(h, h.first).isSorted() && self.all(i, h, i == 0 || self[i-1].last < h.first)",
+        "must be sorted by first and disjoint: a slice has one owner"
+    ))]
     pub holdings: Vec<Holding>,
 }
 
@@ -46,25 +69,37 @@ pub struct EgressAddressSpec {
 #[serde(rename_all = "camelCase")]
 pub struct AllocationRef {
     /// Namespace (account) of the allocation.
+    #[schemars(schema_with = "schema::dns_label")]
     pub namespace: String,
     /// Name of the allocation.
+    #[schemars(schema_with = "schema::object_name")]
     pub name: String,
 }
 
 /// The right of one node to send from some consecutive slices.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.first <= self.last").message("first must not be greater than last")
+        .field_path(".first"),
+    validation = ("has(self.until) == (self.state == 'Quarantined')", "until must be given with state Quarantined, and with no other")
+)]
 pub struct Holding {
     /// First slice, 4 to 255: its ports begin at 256 times this number.
+    #[schemars(range(min = 4, max = 255))]
     pub first: u32,
     /// Last slice, from `first` to 255.
+    #[schemars(range(min = 4, max = 255))]
     pub last: u32,
     /// Node that holds, or last held, the slices.
+    #[schemars(schema_with = "schema::long_name")]
     pub node: String,
     /// Epoch of the address at which this holding began. A node refuses an older one than it knows.
+    #[schemars(range(min = 0))]
     pub epoch: i64,
     /// `Held`: new flows may start. `Draining`: live flows go on, none starts. `Quarantined`: nobody sends, until
     /// `until`.
+    #[schemars(extend("maxLength" = 11))]
     pub state: HoldingState,
     /// When a quarantined holding becomes free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -90,6 +125,7 @@ pub struct EgressAddressStatus {
     #[serde(default)]
     pub slices_held: u32,
     /// `Programmed`: how many nodes have the current epoch.
+    #[schemars(schema_with = "schema::conditions")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }

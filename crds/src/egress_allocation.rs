@@ -1,6 +1,6 @@
 //! `EgressAllocation`: the dedicated addresses of an account and how nodes share them.
 
-use crate::Condition;
+use crate::{Condition, schema};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -18,6 +18,8 @@ use std::collections::BTreeMap;
     namespaced,
     status = "EgressAllocationStatus",
     derive = "PartialEq",
+    validation = Rule::new("size(self.metadata.name) <= 63")
+        .message("metadata.name must be at most 63 characters: labels and metrics carry it"),
     printcolumn = r#"{"name":"Addresses","type":"string","jsonPath":".status.summary"}"#,
     printcolumn = r#"{"name":"Nodes","type":"integer","jsonPath":".status.nodes"}"#,
     printcolumn = r#"{"name":"Allocated","type":"string","jsonPath":".status.conditions[?(@.type==\"Allocated\")].status"}"#,
@@ -27,13 +29,18 @@ use std::collections::BTreeMap;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct EgressAllocationSpec {
-    /// Names of the `AegisPrefix` objects to take addresses from, in order of preference.
+    /// Names of the `AegisPrefix` objects to take addresses from, in order of preference: one to eight,
+    /// each of which must belong to this namespace.
+    #[schemars(schema_with = "schema::prefix_names")]
     pub prefixes: Vec<String>,
-    /// How many addresses, or exactly which.
-    #[serde(default)]
+    /// How many addresses, or exactly which. Left out, it is one IPv4 address.
+    #[serde(default, skip_serializing_if = "AddressRequest::is_default")]
     pub addresses: AddressRequest,
-    /// Where traffic may leave from: at most four sets of nodes. Without sites every node may hold slices.
+    /// Where traffic may leave from: at most four sets of nodes. Without sites every node may hold slices. Pods on
+    /// other nodes have nothing to leave from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub sites: Vec<Site>,
     /// Which ports of each address are used and how nodes share them.
     #[serde(default)]
@@ -49,13 +56,29 @@ pub struct EgressAllocationSpec {
 /// How many addresses, or exactly which.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = (
+    "has(self.ipv4) != has(self.explicit)",
+    "must have either ipv4 (how many) or explicit (exactly which), and not both"
+))]
 pub struct AddressRequest {
-    /// Number of IPv4 addresses, 1 to 16. With `explicit` it must be left out or equal the length of that list.
+    /// Number of IPv4 addresses, 1 to 16: any that are free, by preference of the prefixes. Fewer than before gives
+    /// the last ones back once nothing leaves from them.
+    #[schemars(range(min = 1, max = 16))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv4: Option<u32>,
-    /// Exactly these addresses, each of which must lie in one of the prefixes and belong to nobody else.
+    /// Exactly these addresses, 1 to 16, instead of `ipv4`. Each must lie in one of the prefixes, not be reserved and
+    /// belong to nobody else.
+    #[schemars(schema_with = "schema::explicit_addresses")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub explicit: Vec<String>,
+}
+
+impl AddressRequest {
+    // The API server must not write the default into the object: a later `explicit` would then meet an `ipv4` that
+    // nobody wrote.
+    fn is_default(&self) -> bool {
+        *self == AddressRequest::default()
+    }
 }
 
 impl Default for AddressRequest {
@@ -68,22 +91,34 @@ impl Default for AddressRequest {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Site {
-    /// Name of the site, unique in the allocation.
+    /// Name of the site, unique in the allocation: a DNS label.
+    #[schemars(schema_with = "schema::dns_label")]
     pub name: String,
-    /// Labels that a node of the site must carry, all of them. Empty means every node.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    /// Labels that a node of the site must carry, all of them; at least one. To use every node leave `sites` out.
+    #[schemars(schema_with = "schema::node_selector")]
     pub node_selector: BTreeMap<String, String>,
 }
 
 /// Which ports of each address are used and how nodes share them.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.first < self.last")
+        .message("spec.ports.first must be less than spec.ports.last").field_path(".first"),
+    validation = Rule::new("self.first >= self.last || self.perNode.min * 256 <= self.last + 1 - self.first")
+        .message("spec.ports.perNode.min is more than the ports from first to last give: it counts slices of 256 ports")
+        .field_path(".perNode")
+)]
 pub struct Ports {
     /// First port: a multiple of 256, at least 1024.
     #[serde(default = "first_port")]
+    #[schemars(range(min = 1024, max = 65280))]
+    #[x_kube(validation = ("self % 256 == 0", "must be a multiple of 256, for example 1024 or 32768: ports are shared out in slices of 256"))]
     pub first: u32,
-    /// Last port: one less than a multiple of 256, at most 65535.
+    /// Last port, included: one less than a multiple of 256, at most 65535.
     #[serde(default = "last_port")]
+    #[schemars(range(min = 1279, max = 65535))]
+    #[x_kube(validation = ("(self + 1) % 256 == 0", "must be one less than a multiple of 256, for example 32767 or 65535: ports are shared out in slices of 256"))]
     pub last: u32,
     /// How many slices (256 ports each) a node holds of each address.
     #[serde(default)]
@@ -99,13 +134,17 @@ impl Default for Ports {
 /// How many slices (256 ports each) a node holds of each address.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.min <= self.max")
+    .message("spec.ports.perNode.min must not be greater than spec.ports.perNode.max").field_path(".min"))]
 pub struct PerNode {
     /// Slices that every node of the sites holds, whether it needs them or not: 256 connections to each origin for
-    /// each slice.
+    /// each slice. 1 to 252. All nodes together can't hold more than the 252 slices of an address.
     #[serde(default = "per_node_min")]
+    #[schemars(range(min = 1, max = 252))]
     pub min: u32,
-    /// Slices that a node can grow to when its pods need them.
+    /// Slices that a node can grow to when its pods need them. 1 to 252, not less than `min`.
     #[serde(default = "per_node_max")]
+    #[schemars(range(min = 1, max = 252))]
     pub max: u32,
 }
 
@@ -119,8 +158,9 @@ impl Default for PerNode {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Capacity {
-    /// Share of a node's ports towards one origin, in percent, above which `CapacityLow` turns true.
+    /// Share of a node's ports towards one origin, in percent, above which `CapacityLow` turns true. 1 to 100.
     #[serde(default = "target_percent")]
+    #[schemars(range(min = 1, max = 100))]
     pub target_percent: u32,
 }
 
@@ -134,19 +174,25 @@ impl Default for Capacity {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowTimeouts {
-    /// Established TCP connections (RFC 5382 asks for at least 7,440).
+    /// Established TCP connections (RFC 5382 asks for at least 7,440). 240 to 864,000 (ten days).
+    #[schemars(range(min = 240, max = 864000))]
     #[serde(default = "tcp_established")]
     pub tcp_established_seconds: u32,
-    /// TCP connections being opened, or closed by one side only (RFC 5382 asks for at least 240).
+    /// TCP connections being opened, or closed by one side only (RFC 5382 asks for at least 240). 30 to
+    /// 3,600.
+    #[schemars(range(min = 30, max = 3600))]
     #[serde(default = "tcp_transitory")]
     pub tcp_transitory_seconds: u32,
-    /// TCP connections closed by both sides, or reset.
+    /// TCP connections closed by both sides, or reset. 1 to 240.
+    #[schemars(range(min = 1, max = 240))]
     #[serde(default = "tcp_closed")]
     pub tcp_closed_seconds: u32,
-    /// UDP (RFC 4787 asks for at least 120, recommends 300).
+    /// UDP (RFC 4787 asks for at least 120, recommends 300). 30 to 86,400 (a day).
+    #[schemars(range(min = 30, max = 86400))]
     #[serde(default = "udp")]
     pub udp_seconds: u32,
-    /// ICMP echo (RFC 5508 asks for at least 60).
+    /// ICMP echo (RFC 5508 asks for at least 60). 10 to 3,600.
+    #[schemars(range(min = 10, max = 3600))]
     #[serde(default = "icmp")]
     pub icmp_seconds: u32,
 }
@@ -199,15 +245,18 @@ fn icmp() -> u32 {
 #[serde(rename_all = "camelCase")]
 pub struct EgressAllocationStatus {
     /// The dedicated addresses: what to hand to a partner.
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<AddressUse>,
     /// The addresses in one line.
+    #[schemars(length(max = 1024))]
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub summary: String,
     /// Nodes that hold slices.
     #[serde(default)]
     pub nodes: u32,
     /// `Accepted`, `Allocated`, `Programmed`, `CapacityLow`.
+    #[schemars(schema_with = "schema::conditions")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }
@@ -217,8 +266,10 @@ pub struct EgressAllocationStatus {
 #[serde(rename_all = "camelCase")]
 pub struct AddressUse {
     /// The address.
+    #[schemars(length(max = 15))]
     pub address: String,
     /// Prefix it comes from.
+    #[schemars(length(max = 63))]
     pub prefix: String,
     /// Slices that nodes hold.
     #[serde(default)]

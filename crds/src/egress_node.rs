@@ -1,6 +1,6 @@
 //! `EgressNode`: what one node reports. Written by that node's agent only.
 
-use crate::{AllocationRef, Condition};
+use crate::{AllocationRef, Condition, schema};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
@@ -31,27 +31,34 @@ pub struct EgressNodeSpec {}
 #[serde(rename_all = "camelCase")]
 pub struct EgressNodeStatus {
     /// Address at which other nodes reach this one through the tunnel.
+    #[schemars(length(max = 15))]
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub tunnel_address: String,
     /// Devices through which traffic leaves, with how XDP runs on them.
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub uplinks: Vec<Uplink>,
     /// Version of the agent.
+    #[schemars(length(max = 64))]
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
     /// Local pods that some binding covers.
     #[serde(default)]
     pub covered_pods: u32,
     /// Slices wanted, for each allocation that pods of this node use.
+    #[schemars(length(max = 1024), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub demand: Vec<Demand>,
     /// What is programmed, for each address.
+    #[schemars(length(max = 4096), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<ProgrammedAddress>,
     /// Bindings that this node enforces, with the generation it has.
+    #[schemars(length(max = 4096), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bindings: Vec<ProgrammedBinding>,
     /// `Ready`.
+    #[schemars(schema_with = "schema::conditions")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }
@@ -61,10 +68,12 @@ pub struct EgressNodeStatus {
 #[serde(rename_all = "camelCase")]
 pub struct Uplink {
     /// Name of the device.
+    #[schemars(length(max = 15))]
     pub device: String,
     /// MTU in bytes.
     pub mtu: u32,
     /// `Native`, or `Generic` where the driver has no XDP.
+    #[schemars(length(max = 16))]
     pub xdp_mode: String,
 }
 
@@ -75,6 +84,7 @@ pub struct Demand {
     /// The allocation.
     pub allocation: AllocationRef,
     /// Slices wanted on this node.
+    #[schemars(range(max = 252))]
     pub slices: u32,
     /// Ports in use towards the busiest origin, in percent of what this node holds.
     #[serde(default)]
@@ -83,6 +93,7 @@ pub struct Demand {
     #[serde(default)]
     pub refused: u32,
     /// Why, in a few words.
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
 }
@@ -92,10 +103,12 @@ pub struct Demand {
 #[serde(rename_all = "camelCase")]
 pub struct ProgrammedAddress {
     /// The address.
+    #[schemars(length(max = 15))]
     pub address: String,
     /// Epoch that the data plane has.
     pub epoch: i64,
     /// Slices of this node that are draining and carry no flow any more.
+    #[schemars(length(max = 252), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drained: Vec<SliceRange>,
 }
@@ -105,8 +118,10 @@ pub struct ProgrammedAddress {
 #[serde(rename_all = "camelCase")]
 pub struct SliceRange {
     /// First slice.
+    #[schemars(range(min = 4, max = 255))]
     pub first: u32,
     /// Last slice.
+    #[schemars(range(min = 4, max = 255))]
     pub last: u32,
 }
 
@@ -115,8 +130,10 @@ pub struct SliceRange {
 #[serde(rename_all = "camelCase")]
 pub struct ProgrammedBinding {
     /// Namespace of the binding.
+    #[schemars(length(max = 63))]
     pub namespace: String,
     /// Name of the binding.
+    #[schemars(length(max = 63))]
     pub name: String,
     /// `metadata.generation` that is enforced.
     pub generation: i64,

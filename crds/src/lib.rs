@@ -8,6 +8,7 @@ mod egress_address;
 mod egress_allocation;
 mod egress_node;
 mod prefix;
+mod schema;
 mod zone_binding;
 
 pub use condition::{Condition, reason, type_};

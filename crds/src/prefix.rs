@@ -1,6 +1,6 @@
 //! `AegisPrefix`: a range of addresses that an account may allocate from.
 
-use crate::Condition;
+use crate::{Condition, schema};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
     category = "aegis",
     status = "AegisPrefixStatus",
     derive = "PartialEq",
+    validation = Rule::new("size(self.metadata.name) <= 63")
+        .message("metadata.name must be at most 63 characters: labels and metrics carry it"),
     printcolumn = r#"{"name":"CIDR","type":"string","jsonPath":".spec.cidr"}"#,
     printcolumn = r#"{"name":"Account","type":"string","jsonPath":".spec.account"}"#,
     printcolumn = r#"{"name":"Used","type":"integer","jsonPath":".status.used"}"#,
@@ -24,16 +26,24 @@ use serde::{Deserialize, Serialize};
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new(
+    "!isCIDR(self.cidr) || !has(self.reserved) || self.reserved.all(entry, \
+     isIP(entry) ? cidr(self.cidr).containsIP(entry) : !isCIDR(entry) || cidr(self.cidr).containsCIDR(entry))"
+).message("spec.reserved has an entry outside spec.cidr: name only addresses of this prefix").field_path(".reserved"))]
 pub struct AegisPrefixSpec {
     /// IPv4 range in CIDR notation without host bits, for example `203.0.113.0/28`. From /16 (the widest) to /32. It
     /// can't be changed later: create another prefix instead. Prefixes must not overlap; where two do, the older one
     /// (by creation time, then by name) counts and the newer one is not accepted.
-    #[x_kube(validation = ("isCIDR(self) && cidr(self).ip().family() == 4", "spec.cidr must be an IPv4 CIDR such as 203.0.113.0/28"))]
+    #[schemars(schema_with = "schema::prefix_cidr")]
     pub cidr: String,
-    /// Addresses or ranges within `cidr` that must not be allocated, for example one that is in use elsewhere.
+    /// Addresses (`203.0.113.1`) or ranges (`203.0.113.4/30`) within `cidr` that must not be allocated, for example
+    /// because they are in use elsewhere. At most 64. Reserving an address that an allocation holds already does not
+    /// take it away.
+    #[schemars(schema_with = "schema::reserved")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reserved: Vec<String>,
     /// Account (namespace) that owns the prefix. Only allocations in this namespace can use it.
+    #[schemars(schema_with = "schema::dns_label")]
     pub account: String,
 }
 
@@ -48,6 +58,7 @@ pub struct AegisPrefixStatus {
     #[serde(default)]
     pub used: u32,
     /// `Accepted`.
+    #[schemars(schema_with = "schema::conditions")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }

@@ -1,6 +1,6 @@
 //! `ZoneBinding`: which pods leave from which allocation, towards which destinations.
 
-use crate::Condition;
+use crate::{Condition, schema};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
     namespaced,
     status = "ZoneBindingStatus",
     derive = "PartialEq",
+    validation = Rule::new("size(self.metadata.name) <= 63")
+        .message("metadata.name must be at most 63 characters: labels and metrics carry it"),
     printcolumn = r#"{"name":"Allocation","type":"string","jsonPath":".spec.allocationRef.name"}"#,
     printcolumn = r#"{"name":"Enabled","type":"boolean","jsonPath":".spec.enabled"}"#,
     printcolumn = r#"{"name":"Pods","type":"integer","jsonPath":".status.pods"}"#,
@@ -49,20 +51,27 @@ pub struct ZoneBindingSpec {
 #[serde(rename_all = "camelCase")]
 pub struct LocalAllocationRef {
     /// Name of the allocation.
+    #[schemars(schema_with = "schema::object_name")]
     pub name: String,
 }
 
 /// Which pods of the namespace. A pod must match everything that is given. Pods of the host network are never covered.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = (
+    "(has(self.allPods) && self.allPods) != (has(self.podSelector) || has(self.serviceAccounts))",
+    "must say which pods: either allPods: true, or podSelector or serviceAccounts or both of these"
+))]
 pub struct Workloads {
-    /// Pods with these labels.
+    /// Pods with these labels. It must not be empty: say `allPods` to mean every pod.
+    #[schemars(schema_with = "schema::pod_selector")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
-    /// Pods that run as one of these service accounts.
+    /// Pods that run as one of these service accounts, at most 64.
+    #[schemars(schema_with = "schema::service_accounts")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub service_accounts: Vec<String>,
-    /// All pods of the namespace. Only one of `allPods` and the other two can be given.
+    /// All pods of the namespace, also those that will come. It excludes the other two.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub all_pods: bool,
 }
@@ -71,9 +80,13 @@ pub struct Workloads {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Zone {
-    /// IPv4 ranges in CIDR notation without host bits; `0.0.0.0/0` is everything outside the cluster.
+    /// IPv4 ranges in CIDR notation without host bits; `0.0.0.0/0` is everything outside the cluster. One to
+    /// 64, none twice.
+    #[schemars(schema_with = "schema::zone_cidrs")]
     pub cidrs: Vec<String>,
-    /// Ports, all if none is given. With ports, only TCP and UDP are covered.
+    /// Ports, all if none is given, at most 32. With ports, only TCP and UDP are covered: ping then leaves with the
+    /// node's address.
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<ZonePort>,
 }
@@ -81,13 +94,17 @@ pub struct Zone {
 /// A port or a range of ports.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.endPort) || self.endPort >= self.port")
+    .message("endPort must not be less than port").field_path(".endPort"))]
 pub struct ZonePort {
     /// `TCP` or `UDP`.
     #[serde(default)]
     pub protocol: Protocol,
-    /// The port, or the first of the range.
+    /// The port, or the first of the range: 1 to 65535.
+    #[schemars(range(min = 1, max = 65535))]
     pub port: u16,
-    /// The last port of the range.
+    /// The last port of the range, included; left out, it is `port` alone.
+    #[schemars(range(min = 1, max = 65535))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_port: Option<u16>,
 }
@@ -124,6 +141,7 @@ pub struct ZoneBindingStatus {
     #[serde(default)]
     pub pods: u32,
     /// `Accepted`, `Programmed`.
+    #[schemars(schema_with = "schema::conditions")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }

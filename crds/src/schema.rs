@@ -1,0 +1,263 @@
+//! Building blocks of the schemas that `schemars` cannot derive: text with CEL rules, lists of such text, and bounds
+//! on foreign types. Every string has a greatest length and every list a greatest size, since the API server refuses
+//! a CEL rule whose cost it cannot estimate. Messages name what to write instead; the API server adds the field.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use schemars::{Schema, SchemaGenerator, json_schema};
+use serde_json::{Value, json};
+
+/// Label keys: an optional DNS subdomain (253), a slash, a name (63).
+const LABEL_KEY: u32 = 317;
+
+/// A string of at most `max` characters that obeys `rules` (CEL, message).
+fn text(max: u32, rules: &[(&str, &str)]) -> Schema {
+    json_schema!({
+        "type": "string",
+        "minLength": 1,
+        "maxLength": max,
+        "x-kubernetes-validations": validations(rules),
+    })
+}
+
+fn validations(rules: &[(&str, &str)]) -> Value {
+    rules.iter().map(|(rule, message)| json!({"rule": rule, "message": message})).collect()
+}
+
+/// A list of `items` that has no duplicates; the API server itself compares them.
+fn set(items: Schema, min: u32, max: u32) -> Schema {
+    json_schema!({
+        "type": "array",
+        "items": items,
+        "minItems": min,
+        "maxItems": max,
+        "x-kubernetes-list-type": "set",
+    })
+}
+
+/// A list of `items` that is replaced as a whole.
+fn atomic(items: Schema, min: u32, max: u32, rules: &[(&str, &str)]) -> Schema {
+    let mut schema = json_schema!({
+        "type": "array",
+        "items": items,
+        "minItems": min,
+        "maxItems": max,
+        "x-kubernetes-list-type": "atomic",
+    });
+    if !rules.is_empty() {
+        schema.insert("x-kubernetes-validations".into(), validations(rules));
+    }
+    schema
+}
+
+/// Name of a namespace, a service account's namespace, a site: a DNS label.
+pub fn dns_label(_: &mut SchemaGenerator) -> Schema {
+    text(
+        63,
+        &[(
+            "!format.dns1123Label().validate(self).hasValue()",
+            "must be a DNS label: at most 63 lower-case letters, digits and '-', and neither the first nor the last a '-'",
+        )],
+    )
+}
+
+/// Name of an object of this group: a DNS subdomain that is short enough for a label value.
+pub fn object_name(_: &mut SchemaGenerator) -> Schema {
+    subdomain(63)
+}
+
+/// Name of a node or a service account: a DNS subdomain.
+pub fn long_name(_: &mut SchemaGenerator) -> Schema {
+    subdomain(253)
+}
+
+fn subdomain(max: u32) -> Schema {
+    text(
+        max,
+        &[(
+            "!format.dns1123Subdomain().validate(self).hasValue()",
+            "must be the name of an object: lower-case letters, digits, '-' and '.', and a letter or digit first and last",
+        )],
+    )
+}
+
+/// One IPv4 address.
+pub fn ipv4(_: &mut SchemaGenerator) -> Schema {
+    ipv4_text()
+}
+
+fn ipv4_text() -> Schema {
+    text(15, &[("isIP(self) && ip(self).family() == 4", "must be an IPv4 address such as 203.0.113.7")])
+}
+
+const IS_CIDR: (&str, &str) = (
+    "isCIDR(self) && cidr(self).ip().family() == 4",
+    "must be an IPv4 range in CIDR notation such as 203.0.113.0/28",
+);
+const NO_HOST_BITS: (&str, &str) = (
+    "!isCIDR(self) || cidr(self) == cidr(self).masked()",
+    "has host bits set: begin with the first address of the range, for example 203.0.113.0/28 and not 203.0.113.5/28",
+);
+
+/// `AegisPrefix.spec.cidr`.
+pub fn prefix_cidr(_: &mut SchemaGenerator) -> Schema {
+    text(
+        18,
+        &[
+            IS_CIDR,
+            NO_HOST_BITS,
+            (
+                "!isCIDR(self) || cidr(self).prefixLength() >= 16",
+                "is too wide: the prefix length must be from /16 to /32",
+            ),
+            (
+                "!isCIDR(self) || !['0.0.0.0/8', '127.0.0.0/8', '169.254.0.0/16', '224.0.0.0/4', '240.0.0.0/4']\
+                 .exists(range, cidr(range).containsCIDR(self))",
+                "must be unicast addresses that the network can route: not in 0.0.0.0/8, 127.0.0.0/8 (loopback), \
+                 169.254.0.0/16 (link-local), 224.0.0.0/4 (multicast) or 240.0.0.0/4 (reserved)",
+            ),
+            ("self == oldSelf", "can't be changed: create another AegisPrefix instead"),
+        ],
+    )
+}
+
+/// `AegisPrefix.spec.reserved`.
+pub fn reserved(_: &mut SchemaGenerator) -> Schema {
+    let item = text(
+        18,
+        &[
+            (
+                "isIP(self) ? ip(self).family() == 4 : isCIDR(self) && cidr(self).ip().family() == 4",
+                "must be an IPv4 address such as 203.0.113.7 or a range such as 203.0.113.8/30",
+            ),
+            NO_HOST_BITS,
+        ],
+    );
+    set(item, 0, 64)
+}
+
+/// `ZoneBinding.spec.zone.cidrs`.
+pub fn zone_cidrs(_: &mut SchemaGenerator) -> Schema {
+    set(text(18, &[IS_CIDR, NO_HOST_BITS]), 1, 64)
+}
+
+/// `EgressAllocation.spec.prefixes`: an order of preference, so not a set.
+pub fn prefix_names(_: &mut SchemaGenerator) -> Schema {
+    atomic(
+        subdomain(63),
+        1,
+        8,
+        &[("self.all(name, self.exists_one(other, other == name))", "names a prefix twice: name each once")],
+    )
+}
+
+/// `EgressAllocation.spec.addresses.explicit`.
+pub fn explicit_addresses(_: &mut SchemaGenerator) -> Schema {
+    set(ipv4_text(), 1, 16)
+}
+
+/// `ZoneBinding.spec.workloads.serviceAccounts`.
+pub fn service_accounts(_: &mut SchemaGenerator) -> Schema {
+    set(subdomain(253), 1, 64)
+}
+
+/// Labels that must all be there; at least one, since an empty selector would select everything.
+pub fn node_selector(_: &mut SchemaGenerator) -> Schema {
+    let mut schema = labels();
+    schema.insert("minProperties".into(), 1.into());
+    schema
+}
+
+fn labels() -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 16,
+        "additionalProperties": {"type": "string", "maxLength": 63},
+        "x-kubernetes-map-type": "atomic",
+        "x-kubernetes-validations": validations(&[
+            (
+                "self.all(key, !format.qualifiedName().validate(key).hasValue())",
+                "has a key that is no label key: write name or example.com/name, with letters, digits, '-', '_' and '.'",
+            ),
+            (
+                "self.all(key, !format.labelValue().validate(self[key]).hasValue())",
+                "has a value that is no label value: letters, digits, '-', '_' and '.', at most 63",
+            ),
+        ]),
+    })
+}
+
+/// A `LabelSelector` that selects something in particular.
+pub fn pod_selector(_: &mut SchemaGenerator) -> Schema {
+    let mut match_labels = labels();
+    match_labels.insert("description".into(), "Labels that a pod must carry, all of them.".into());
+    let value = json!({"type": "string", "maxLength": 63});
+    json_schema!({
+        "type": "object",
+        "x-kubernetes-map-type": "atomic",
+        "properties": {
+            "matchLabels": match_labels,
+            "matchExpressions": {
+                "description": "Requirements on labels that a pod must meet, all of them.",
+                "type": "array",
+                "maxItems": 16,
+                "x-kubernetes-list-type": "atomic",
+                "items": {
+                    "type": "object",
+                    "required": ["key", "operator"],
+                    "properties": {
+                        "key": {
+                            "description": "Key of the label.",
+                            "type": "string",
+                            "minLength": 1,
+                            "maxLength": LABEL_KEY,
+                            "x-kubernetes-validations": validations(&[(
+                                "!format.qualifiedName().validate(self).hasValue()",
+                                "must be a label key: name or example.com/name, with letters, digits, '-', '_' and '.'",
+                            )]),
+                        },
+                        "operator": {
+                            "description": "`In` and `NotIn` compare the label with `values`; `Exists` and \
+                                            `DoesNotExist` ask only whether the pod has the label.",
+                            "type": "string",
+                            "maxLength": 12,
+                            "enum": ["In", "NotIn", "Exists", "DoesNotExist"],
+                        },
+                        "values": {
+                            "description": "Values to compare with: at least one for `In` and `NotIn`, none for \
+                                            `Exists` and `DoesNotExist`.",
+                            "type": "array",
+                            "items": value,
+                            "maxItems": 16,
+                            "x-kubernetes-list-type": "atomic",
+                            "x-kubernetes-validations": validations(&[(
+                                "self.all(value, !format.labelValue().validate(value).hasValue())",
+                                "has an entry that is no label value: letters, digits, '-', '_' and '.', at most 63",
+                            )]),
+                        },
+                    },
+                    "x-kubernetes-validations": validations(&[(
+                        "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0 \
+                         : !has(self.values) || size(self.values) == 0",
+                        "values must be given with operator In and NotIn, and left out with Exists and DoesNotExist",
+                    )]),
+                },
+            },
+        },
+        "x-kubernetes-validations": validations(&[(
+            "(has(self.matchLabels) && size(self.matchLabels) > 0) \
+             || (has(self.matchExpressions) && size(self.matchExpressions) > 0)",
+            "podSelector is empty: give matchLabels or matchExpressions, or say allPods: true to cover every pod",
+        )]),
+    })
+}
+
+/// `status.conditions`: one of each type, so that each can be written alone.
+pub fn conditions(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "items": generator.subschema_for::<Condition>(),
+        "maxItems": 8,
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["type"],
+    })
+}
