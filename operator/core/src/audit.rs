@@ -1,28 +1,114 @@
-//! Checks a plan, apart from the planner's code: what it finds is a mistake of the planner, or inputs that a
-//! stranger wrote, and in both cases the plan must not be applied.
+//! Checks a plan against what stood before, apart from the planner's code: what it finds is a mistake of the
+//! planner, or objects that a stranger wrote, and in both cases the plan must not be applied.
 
-use crate::model::Inputs;
+mod addresses;
+mod slices;
+mod violation;
+
+use crate::model::{Address, AddressRequest, Allocation, AllocationName, Inputs, Node, State};
 use crate::plan::Plan;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use thiserror::Error;
+pub use violation::{Unfit, Violation};
 
-/// An invariant that a plan breaks.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Violation {
-    /// The same address twice, or not in ascending order.
-    #[error("{address}: planned twice, or not in ascending order")]
-    AddressOrder {
-        /// The address.
-        address: Ipv4Addr,
-    },
+/// Checks every step from `inputs.addresses` to the plan.
+///
+/// # Errors
+/// All violations found, sorted by address.
+pub fn audit(inputs: &Inputs, plan: &Plan) -> Result<(), Vec<Violation>> {
+    let world = World::new(inputs, plan);
+    let mut violations = addresses::check(&world, plan);
+    for after in &plan.addresses {
+        violations.extend(slices::check(&world, world.before.get(&after.address).copied(), after));
+    }
+    violations.extend(check_outcomes(&world, plan));
+    if violations.is_empty() { Ok(()) } else { Err(violations) }
 }
 
-/// Checks. `Err` holds every violation found.
-pub fn audit(_inputs: &Inputs, plan: &Plan) -> Result<(), Vec<Violation>> {
-    let pairs = plan.addresses.iter().zip(plan.addresses.iter().skip(1));
-    let violations: Vec<Violation> = pairs
-        .filter(|(a, b)| a.address >= b.address)
-        .map(|(_, b)| Violation::AddressOrder { address: b.address })
-        .collect();
-    if violations.is_empty() { Ok(()) } else { Err(violations) }
+/// The inputs, by name.
+struct World<'a> {
+    inputs: &'a Inputs,
+    nodes: BTreeMap<&'a str, &'a Node>,
+    allocations: BTreeMap<&'a AllocationName, &'a Allocation>,
+    before: BTreeMap<Ipv4Addr, &'a Address>,
+    /// Addresses of each allocation, ascending, before and after.
+    had: BTreeMap<&'a AllocationName, Vec<Ipv4Addr>>,
+    has: BTreeMap<&'a AllocationName, Vec<Ipv4Addr>>,
+}
+
+impl<'a> World<'a> {
+    fn new(inputs: &'a Inputs, plan: &'a Plan) -> World<'a> {
+        World {
+            inputs,
+            nodes: inputs.nodes.iter().map(|node| (node.name.as_str(), node)).collect(),
+            allocations: inputs.allocations.iter().map(|allocation| (&allocation.name, allocation)).collect(),
+            before: inputs.addresses.iter().map(|address| (address.address, address)).collect(),
+            had: by_allocation(&inputs.addresses),
+            has: by_allocation(&plan.addresses),
+        }
+    }
+
+    /// Addresses that the allocation would have.
+    fn has(&self, allocation: &AllocationName) -> &[Ipv4Addr] {
+        self.has.get(allocation).map_or(&[], Vec::as_slice)
+    }
+
+    /// The allocation, if it is to serve from this address: it is not being deleted, and the address is listed or,
+    /// where a number is asked for, among the lowest ones that it had.
+    fn serving(&self, address: &Address) -> Option<&'a Allocation> {
+        let allocation =
+            self.allocations.get(&address.allocation).filter(|allocation| !allocation.deleting)?;
+        let had = self.had.get(&allocation.name).map_or(&[] as &[_], Vec::as_slice);
+        let wanted = match &allocation.request {
+            AddressRequest::Explicit(list) => list.contains(&address.address),
+            AddressRequest::Count(count) => {
+                had.partition_point(|other| *other < address.address) < *count as usize
+            }
+        };
+        // A new address is counted by `addresses::check`: it need not be the highest one.
+        (wanted || !self.before.contains_key(&address.address)).then_some(allocation)
+    }
+}
+
+fn by_allocation(addresses: &[Address]) -> BTreeMap<&AllocationName, Vec<Ipv4Addr>> {
+    let mut grouped: BTreeMap<&AllocationName, Vec<Ipv4Addr>> = BTreeMap::new();
+    for address in addresses {
+        grouped.entry(&address.allocation).or_default().push(address.address);
+    }
+    for addresses in grouped.values_mut() {
+        addresses.sort_unstable();
+    }
+    grouped
+}
+
+/// What people and finalizers are told must be true of the plan.
+fn check_outcomes(world: &World, plan: &Plan) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for allocation in &world.inputs.allocations {
+        let name = &allocation.name;
+        let has = world.has(name);
+        let outcome = plan.allocations.get(name);
+        if outcome.is_none_or(|outcome| outcome.addresses != has) {
+            violations.push(Violation::Misreported { allocation: name.clone() });
+        }
+        if outcome.is_some_and(|outcome| outcome.finished) && !(allocation.deleting && has.is_empty()) {
+            violations.push(Violation::FinishedEarly { allocation: name.clone() });
+        }
+    }
+    let used: BTreeSet<&str> = plan.addresses.iter().map(|address| address.prefix.as_str()).collect();
+    for prefix in &world.inputs.prefixes {
+        let in_use = used.contains(prefix.name.as_str());
+        if plan.prefixes.get(&prefix.name).is_none_or(|outcome| outcome.in_use != in_use) {
+            violations.push(Violation::PrefixUse { prefix: prefix.name.clone() });
+        }
+    }
+    let quarantines =
+        plan.addresses.iter().flat_map(|address| &address.holdings).filter_map(|it| match it.state {
+            State::Quarantined { until } => Some(until),
+            State::Held | State::Draining => None,
+        });
+    if quarantines.min() != plan.wake {
+        violations.push(Violation::Wake);
+    }
+    violations
 }

@@ -1,0 +1,76 @@
+//! Whole addresses: who may take one, and when it may go.
+
+use super::{Violation, World};
+use crate::model::{Address, AddressRequest, Prefix, State};
+use crate::plan::Plan;
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+pub(super) fn check(world: &World, plan: &Plan) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for (lower, higher) in plan.addresses.iter().zip(plan.addresses.iter().skip(1)) {
+        if lower.address >= higher.address {
+            violations.push(Violation::AddressOrder { address: higher.address });
+        }
+    }
+    for after in &plan.addresses {
+        let address = after.address;
+        match world.before.get(&address) {
+            Some(before) if (&before.allocation, &before.prefix) != (&after.allocation, &after.prefix) => {
+                violations.push(Violation::AddressMoved { address });
+            }
+            Some(_) => {}
+            None => {
+                violations.extend(refuse(world, after).map(|why| Violation::AddressTaken { address, why }));
+            }
+        }
+    }
+    let planned: BTreeSet<Ipv4Addr> = plan.addresses.iter().map(|after| after.address).collect();
+    for before in world.before.values().filter(|before| !planned.contains(&before.address)) {
+        let address = before.address;
+        let rested = |state| matches!(state, State::Quarantined { until } if until <= world.inputs.now);
+        if !before.holdings.iter().all(|holding| rested(holding.state)) {
+            violations.push(Violation::AddressInUse { address });
+        }
+        if world.serving(before).is_some() {
+            violations.push(Violation::AddressWanted { address });
+        }
+    }
+    violations
+}
+
+/// Which rule stands against a new address, if any.
+fn refuse(world: &World, new: &Address) -> Option<&'static str> {
+    let Some(allocation) = world.allocations.get(&new.allocation) else {
+        return Some("its allocation does not exist");
+    };
+    let Some(prefix) = world.inputs.prefixes.iter().find(|prefix| prefix.name == new.prefix) else {
+        return Some("its prefix does not exist");
+    };
+    let older = |other: &Prefix| (other.created, &other.name) < (prefix.created, &prefix.name);
+    let shared = |other: &Prefix| {
+        other.cidr.contains(&prefix.cidr.network()) || prefix.cidr.contains(&other.cidr.network())
+    };
+    let rules = [
+        (!allocation.deleting, "its allocation is being deleted"),
+        (!prefix.deleting, "its prefix is being deleted"),
+        (allocation.prefixes.contains(&prefix.name), "its allocation does not name the prefix"),
+        (prefix.account == allocation.name.account, "its prefix belongs to another account"),
+        (prefix.cidr.contains(&new.address), "it is not in its prefix"),
+        (!prefix.reserved.iter().any(|range| range.contains(&new.address)), "it is reserved"),
+        (
+            !world.inputs.prefixes.iter().any(|other| older(other) && shared(other)),
+            "its prefix overlaps an older one",
+        ),
+        match &allocation.request {
+            AddressRequest::Explicit(list) => {
+                (list.contains(&new.address), "its allocation does not list it")
+            }
+            AddressRequest::Count(count) => (
+                world.has(&new.allocation).len() <= *count as usize,
+                "its allocation has as many as it asks for",
+            ),
+        },
+    ];
+    rules.into_iter().find(|(holds, _)| !holds).map(|(_, why)| why)
+}
