@@ -1,7 +1,7 @@
 //! The slices of one address: one owner each, and no step of their life left out.
 
 use super::{Unfit, Violation, World};
-use crate::model::{Address, Allocation, Holding, QUARANTINE, State};
+use crate::model::{Address, Allocation, Holding, State};
 use crate::selector::matches_sites;
 use crate::slice::FIRST;
 use std::collections::{BTreeMap, BTreeSet};
@@ -148,7 +148,8 @@ impl Step<'_> {
                 if !self.is_empty(was) {
                     Some(self.not_drained(was))
                 } else {
-                    (until < now + QUARANTINE).then_some(Violation::Quarantine { address, slice })
+                    (until < now + self.world.inputs.quarantine)
+                        .then_some(Violation::Quarantine { address, slice })
                 }
             }
             (State::Quarantined { until: was }, State::Quarantined { until: will }) => {

@@ -2,7 +2,7 @@
 
 use super::addresses::Assignment;
 use super::board::{Board, Slot};
-use crate::model::{Address, Allocation, AllocationName, Inputs, Node, Seconds, State};
+use crate::model::{Address, Allocation, AllocationName, Inputs, Node, State};
 use crate::selector::matches_sites;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,7 +43,7 @@ pub(super) fn plan(
             let wanted = assignment.wanted.contains(&board.address().address);
             let keeps =
                 |slice: u8, node: &str| wanted && allocation.slices.contains(slice) && names.contains(node);
-            step(board, &nodes, keeps, inputs.now, inputs.quarantine);
+            step(board, &nodes, keeps, inputs);
         }
         let (mut serving, leaving): (Vec<Board>, Vec<Board>) =
             boards.into_iter().partition(|board| assignment.wanted.contains(&board.address().address));
@@ -56,16 +56,16 @@ pub(super) fn plan(
     // The allocation is gone without its finalizer having run: what it held drains all the same.
     let mut orphans: Vec<Board> = standing.into_values().flatten().map(Board::new).collect();
     for board in &mut orphans {
-        step(board, &nodes, |_, _| false, inputs.now, inputs.quarantine);
+        step(board, &nodes, |_, _| false, inputs);
     }
     planned.extend(still_held(orphans));
     planned.sort_by_key(|address| address.address);
     (planned, shares)
 }
 
-/// New addresses. Their epoch starts at the present second, not at 1: if the same address existed before, its epochs
-/// were lower (it rested for two minutes, and epochs grow more slowly than time), so that a node which missed that it
-/// was deleted in between does not take the new one for an old one.
+/// New addresses. Their epoch starts at the present second, not at 1: a former object of the same address had lower
+/// ones (its slices rested before it went, and only a storm of changes outruns the clock), so that a node
+/// which missed that it was deleted does not take the new one for an old one.
 fn fresh(allocation: &Allocation, assignment: &Assignment, now: i64) -> Vec<Address> {
     let fresh = assignment.fresh.iter().map(|(address, prefix)| Address {
         address: *address,
@@ -83,18 +83,11 @@ fn still_held(boards: Vec<Board>) -> impl Iterator<Item = Address> {
     boards.into_iter().map(Board::finish).filter(|address| !address.holdings.is_empty())
 }
 
-/// Takes every slice at most one step further. `keeps` tells whether a node that exists may keep a slice; a slice
-/// that is given up rests for `rest`.
-fn step(
-    board: &mut Board,
-    nodes: &BTreeMap<&str, &Node>,
-    keeps: impl Fn(u8, &str) -> bool,
-    now: Seconds,
-    rest: Seconds,
-) {
-    let address = board.address().address;
+/// Takes every slice at most one step further. `keeps` tells whether a node that exists may keep a slice.
+fn step(board: &mut Board, nodes: &BTreeMap<&str, &Node>, keeps: impl Fn(u8, &str) -> bool, inputs: &Inputs) {
+    let (address, now) = (board.address().address, inputs.now);
     board.advance(|slice, Slot { node: name, epoch, state }| {
-        let resting = State::Quarantined { until: now + rest };
+        let resting = State::Quarantined { until: now + inputs.quarantine };
         let node = nodes.get(name);
         match state {
             State::Quarantined { until } => (now < until).then_some(state),

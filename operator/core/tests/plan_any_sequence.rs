@@ -1,0 +1,363 @@
+//! Whatever people and machines do, in whatever order: every plan is safe, and what was free becomes free again.
+
+mod support;
+
+use aegis_core::model::*;
+use aegis_core::plan::Plan;
+use aegis_core::selector::matches_sites;
+use aegis_core::slice::SliceSet;
+use aegis_core::{audit, plan};
+use ipnet::Ipv4Net;
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use support::*;
+
+/// Something that happens outside.
+#[derive(Clone, Debug)]
+enum Event {
+    Prefix(Prefix),
+    PrefixGoes(usize),
+    PrefixDeleting(usize),
+    Allocation(Box<Allocation>),
+    AllocationDeleting(usize),
+    AllocationVanishes(usize),
+    Node {
+        index: usize,
+        zone: usize,
+        ready: bool,
+    },
+    NodeGoes(usize),
+    Demand {
+        node: usize,
+        allocation: usize,
+        slices: u32,
+    },
+    /// The agent reports the present epoch and, of its draining slices, those in the set as empty.
+    Report {
+        node: usize,
+        empty: SliceSet,
+    },
+    /// The agent reports all slices empty, but as of an epoch that is over.
+    StaleReport {
+        node: usize,
+        epochs_ago: i64,
+    },
+    Time(Seconds),
+}
+
+const ACCOUNTS: [&str; 2] = ["bank", "shop"];
+const ZONES: [&str; 3] = ["a", "b", "c"];
+// The second and third overlap the first; the sixth overlaps the fifth.
+const RANGES: [&str; 6] =
+    ["192.0.2.0/29", "192.0.2.4/30", "192.0.2.0/28", "198.51.100.0/30", "203.0.113.0/31", "203.0.113.1/32"];
+
+fn any_prefix() -> impl Strategy<Value = Prefix> {
+    let reserved = prop::collection::vec(prop::sample::select(vec!["192.0.2.1/32", "198.51.100.2/31"]), 0..2);
+    (0..RANGES.len(), 0..3i64, prop::sample::select(&ACCOUNTS[..]), reserved).prop_map(
+        |(index, created, account, reserved)| Prefix {
+            created,
+            account: account.into(),
+            reserved: reserved.into_iter().map(|range| range.parse().unwrap()).collect(),
+            ..prefix(&format!("p{index}"), RANGES[index])
+        },
+    )
+}
+
+fn any_request() -> impl Strategy<Value = AddressRequest> {
+    let listed =
+        prop::sample::select(vec!["192.0.2.0", "192.0.2.1", "192.0.2.5", "198.51.100.3", "203.0.113.1"]);
+    prop_oneof![
+        3 => (0..5u32).prop_map(AddressRequest::Count),
+        1 => prop::collection::vec(listed.prop_map(ip), 1..3).prop_map(AddressRequest::Explicit),
+    ]
+}
+
+fn any_allocation() -> impl Strategy<Value = Allocation> {
+    let prefixes = prop::collection::vec(0..RANGES.len(), 1..3);
+    let sites = prop::collection::btree_map("s[12]", prop::sample::select(&ZONES[..]).prop_map(zone), 0..3);
+    let slices = prop::sample::select(vec![(4u8, 255u8), (4, 255), (4, 30), (20, 60), (250, 255)]);
+    (
+        0..4usize,
+        0..3i64,
+        prop::sample::select(&ACCOUNTS[..]),
+        prefixes,
+        any_request(),
+        sites,
+        slices,
+        0..12u32,
+        0..40u32,
+    )
+        .prop_map(|(index, created, account, prefixes, request, sites, (first, last), min, more)| {
+            Allocation {
+                name: AllocationName { account: account.into(), name: format!("a{index}") },
+                created,
+                prefixes: prefixes.into_iter().map(|index| format!("p{index}")).collect(),
+                request,
+                sites,
+                slices: SliceSet::range(first, last),
+                per_node_min: min,
+                per_node_max: min + more,
+                deleting: false,
+            }
+        })
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        3 => any_prefix().prop_map(Event::Prefix),
+        1 => (0..6usize).prop_map(Event::PrefixGoes),
+        1 => (0..6usize).prop_map(Event::PrefixDeleting),
+        6 => any_allocation().prop_map(Box::new).prop_map(Event::Allocation),
+        2 => (0..8usize).prop_map(Event::AllocationDeleting),
+        1 => (0..8usize).prop_map(Event::AllocationVanishes),
+        6 => (0..5usize, 0..ZONES.len(), prop::bool::weighted(0.8))
+            .prop_map(|(index, zone, ready)| Event::Node { index, zone, ready }),
+        2 => (0..5usize).prop_map(Event::NodeGoes),
+        4 => (0..5usize, 0..8usize, 0..80u32)
+            .prop_map(|(node, allocation, slices)| Event::Demand { node, allocation, slices }),
+        5 => (0..5usize, 0..255u8, any::<bool>()).prop_map(|(node, first, all)| Event::Report {
+            node,
+            empty: SliceSet::range(if all { 0 } else { first }, 255),
+        }),
+        1 => (0..5usize, 1..4i64).prop_map(|(node, epochs_ago)| Event::StaleReport { node, epochs_ago }),
+        5 => (0..2 * QUARANTINE).prop_map(Event::Time),
+    ]
+}
+
+fn happen(inputs: &mut Inputs, event: Event) {
+    let count = inputs.allocations.len().max(1);
+    match event {
+        Event::Prefix(prefix) => {
+            inputs.prefixes.retain(|other| other.name != prefix.name);
+            inputs.prefixes.push(prefix);
+        }
+        Event::PrefixGoes(index) => inputs.prefixes.retain(|prefix| prefix.name != format!("p{index}")),
+        Event::PrefixDeleting(index) => {
+            let prefix = inputs.prefixes.iter_mut().find(|prefix| prefix.name == format!("p{index}"));
+            prefix.into_iter().for_each(|prefix| prefix.deleting = true);
+        }
+        Event::Allocation(mut allocation) => {
+            // An edit, or a new one. A deletion cannot be taken back.
+            if let Some(at) = inputs.allocations.iter().position(|other| other.name == allocation.name) {
+                let former = inputs.allocations.swap_remove(at);
+                allocation.created = former.created;
+                allocation.deleting = former.deleting;
+            }
+            inputs.allocations.push(*allocation);
+        }
+        Event::AllocationDeleting(index) => {
+            inputs.allocations.get_mut(index % count).into_iter().for_each(|it| it.deleting = true);
+        }
+        Event::AllocationVanishes(index) => {
+            if index < inputs.allocations.len() {
+                inputs.allocations.swap_remove(index);
+            }
+        }
+        Event::Node { index, zone: at, ready } => {
+            let name = format!("n{index}");
+            match inputs.nodes.iter_mut().find(|node| node.name == name) {
+                Some(node) => (node.labels, node.ready) = (zone(ZONES[at]), ready),
+                None => inputs.nodes.push(Node { labels: zone(ZONES[at]), ready, ..node(&name) }),
+            }
+        }
+        Event::NodeGoes(index) => inputs.nodes.retain(|node| node.name != format!("n{index}")),
+        Event::Demand { node, allocation, slices } => {
+            let allocation =
+                inputs.allocations.get(allocation % count).map(|allocation| allocation.name.clone());
+            if let (Some(node), Some(allocation)) = (find(inputs, node), allocation) {
+                node.demand.insert(allocation, slices);
+            }
+        }
+        Event::Report { node, empty } => {
+            let addresses = inputs.addresses.clone();
+            if let Some(node) = find(inputs, node) {
+                report_drained(node, &addresses);
+                node.programmed.values_mut().for_each(|it| it.drained = it.drained.intersection(empty));
+            }
+        }
+        Event::StaleReport { node, epochs_ago } => {
+            let addresses = inputs.addresses.clone();
+            if let Some(node) = find(inputs, node) {
+                let report = |epoch| Programmed { epoch, drained: SliceSet::range(0, 255) };
+                node.programmed =
+                    addresses.iter().map(|it| (it.address, report(it.epoch - epochs_ago))).collect();
+            }
+        }
+        Event::Time(seconds) => inputs.now += seconds,
+    }
+}
+
+fn find(inputs: &mut Inputs, index: usize) -> Option<&mut Node> {
+    inputs.nodes.iter_mut().find(|node| node.name == format!("n{index}"))
+}
+
+fn check(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
+    if let Err(violations) = audit(inputs, plan) {
+        return Err(TestCaseError::fail(format!("{violations:#?}")));
+    }
+    undisturbed_keep_their_slices(inputs, plan)?;
+    nobody_starves(inputs, plan)?;
+    no_address_is_withheld(inputs, plan)?;
+    for address in &plan.addresses {
+        prop_assert!(address.epoch < i64::from(u32::MAX), "the data plane has 32 bits");
+    }
+    Ok(())
+}
+
+/// The allocation of an address, unless that is on its way out.
+fn serving<'a>(inputs: &'a Inputs, address: &Address) -> Option<&'a Allocation> {
+    let allocation = inputs.allocations.iter().find(|it| it.name == address.allocation && !it.deleting)?;
+    let mut had: Vec<Ipv4Addr> =
+        inputs.addresses.iter().filter(|it| it.allocation == allocation.name).map(|it| it.address).collect();
+    had.sort();
+    let stays = match &allocation.request {
+        AddressRequest::Count(count) => had.into_iter().take(*count as usize).any(|it| it == address.address),
+        AddressRequest::Explicit(list) => list.contains(&address.address),
+    };
+    stays.then_some(allocation)
+}
+
+fn undisturbed_keep_their_slices(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
+    for before in &inputs.addresses {
+        let Some(allocation) = serving(inputs, before) else { continue };
+        let after = plan.addresses.iter().find(|after| after.address == before.address);
+        let after = after.ok_or_else(|| TestCaseError::fail(format!("{} lost", before.address)))?;
+        for node in inputs.nodes.iter().filter(|node| matches_sites(allocation, node)) {
+            for slice in held(before, &node.name).intersection(allocation.slices).iter() {
+                let find = |address: &Address| {
+                    let at = |it: &&Holding| (it.first..=it.last).contains(&slice);
+                    address.holdings.iter().find(at).map(|it| (it.node.clone(), it.epoch, it.state))
+                };
+                prop_assert_eq!(find(before), find(after), "{} slice {}", before.address, slice);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn nobody_starves(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
+    for allocation in inputs.allocations.iter().filter(|allocation| !allocation.deleting) {
+        let fresh = |it: &Address| !inputs.addresses.iter().any(|before| before.address == it.address);
+        let own: Vec<&Address> = plan
+            .addresses
+            .iter()
+            .filter(|it| it.allocation == allocation.name && (fresh(it) || serving(inputs, it).is_some()))
+            .collect();
+        for node in inputs.nodes.iter().filter(|node| node.ready && matches_sites(allocation, node)) {
+            let total: u32 = own.iter().map(|address| held(address, &node.name).len()).sum();
+            let wants_more = node.demand.get(&allocation.name).is_some_and(|demand| *demand > total);
+            for address in &own {
+                let free = allocation.slices.difference(occupied(address));
+                let has = held(address, &node.name).len();
+                if !free.is_empty() {
+                    prop_assert!(has >= allocation.per_node_min, "{} below the minimum", node.name);
+                    prop_assert!(!wants_more || has >= allocation.per_node_max, "{} wants more", node.name);
+                }
+            }
+            let short = own.iter().any(|address| held(address, &node.name).len() < allocation.per_node_min);
+            let told = &plan.allocations[&allocation.name].allocated;
+            prop_assert!(!(short && told.is_good()), "{} is short, the owner is told: {:?}", node.name, told);
+        }
+    }
+    Ok(())
+}
+
+/// Who was refused an address was refused for a reason.
+fn no_address_is_withheld(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
+    let taken: BTreeSet<Ipv4Addr> =
+        inputs.addresses.iter().chain(&plan.addresses).map(|address| address.address).collect();
+    for allocation in inputs.allocations.iter().filter(|allocation| !allocation.deleting) {
+        let AddressRequest::Count(count) = allocation.request else { continue };
+        let outcome = &plan.allocations[&allocation.name];
+        if !outcome.accepted.is_good() || outcome.addresses.len() >= count as usize {
+            continue;
+        }
+        prop_assert!(!outcome.allocated.is_good());
+        for prefix in inputs.prefixes.iter().filter(|prefix| allocation.prefixes.contains(&prefix.name)) {
+            let reserved = |it: &Ipv4Addr| prefix.reserved.iter().any(|range: &Ipv4Net| range.contains(it));
+            let (first, last) = (prefix.cidr.network().to_bits(), prefix.cidr.broadcast().to_bits());
+            for address in (first..=last).map(Ipv4Addr::from_bits) {
+                prop_assert!(taken.contains(&address) || reserved(&address), "{address} was free");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn shuffled(inputs: &Inputs, seed: usize) -> Inputs {
+    let mut other = inputs.clone();
+    other.prefixes.reverse();
+    other.addresses.reverse();
+    let rotate = |length: usize| if length == 0 { 0 } else { seed % length };
+    other.prefixes.rotate_left(rotate(inputs.prefixes.len()));
+    other.allocations.rotate_left(rotate(inputs.allocations.len()));
+    other.nodes.rotate_left(rotate(inputs.nodes.len()));
+    other.addresses.rotate_left(rotate(inputs.addresses.len()));
+    other
+}
+
+/// Plans until nothing changes any more. Only an address that went can make a second plan differ from the first:
+/// it is free for others once its object is gone.
+fn settle(inputs: &mut Inputs) -> Result<Plan, TestCaseError> {
+    for _ in 0..3 {
+        let plan = plan(inputs);
+        check(inputs, &plan)?;
+        let gone =
+            inputs.addresses.iter().any(|it| plan.addresses.iter().all(|after| after.address != it.address));
+        inputs.addresses.clone_from(&plan.addresses);
+        let finished = |it: &Allocation| plan.allocations[&it.name].finished;
+        inputs.allocations.retain(|allocation| !finished(allocation));
+        if !gone {
+            let again = aegis_core::plan(inputs);
+            prop_assert_eq!(&again.addresses, &plan.addresses, "moves what need not move");
+            prop_assert!(aegis_core::diff(&inputs.addresses, &again).is_empty());
+            return Ok(again);
+        }
+    }
+    Err(TestCaseError::fail("addresses go round and round"))
+}
+
+/// Everything is deleted, flows end, time passes.
+fn everything_becomes_free(mut inputs: Inputs) -> Result<(), TestCaseError> {
+    inputs.allocations.iter_mut().for_each(|allocation| allocation.deleting = true);
+    for _ in 0..2 {
+        settle(&mut inputs)?;
+        let addresses = inputs.addresses.clone();
+        inputs.nodes.iter_mut().for_each(|node| report_drained(node, &addresses));
+        let resting = settle(&mut inputs)?;
+        inputs.now = resting.wake.unwrap_or(inputs.now).max(inputs.now);
+    }
+    let mut rounds = 0;
+    while let Some(wake) = settle(&mut inputs)?.wake {
+        prop_assert!(wake > inputs.now && rounds < 300, "time does not pass");
+        inputs.now = wake;
+        rounds += 1;
+    }
+    prop_assert!(inputs.addresses.is_empty(), "left: {:#?}", inputs.addresses);
+    prop_assert!(inputs.allocations.is_empty(), "not finished: {:#?}", inputs.allocations);
+    let last = plan(&inputs);
+    prop_assert!(last.prefixes.values().all(|prefix| !prefix.in_use && prefix.used == 0));
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_sequence_of_events(events in prop::collection::vec(any_event(), 1..50), seed in 0..7usize) {
+        let mut inputs = Inputs { now: START, ..Inputs::default() };
+        let mut epochs: BTreeMap<Ipv4Addr, i64> = BTreeMap::new();
+        for event in events {
+            happen(&mut inputs, event);
+            prop_assert_eq!(plan(&shuffled(&inputs, seed)), plan(&inputs));
+            settle(&mut inputs)?;
+            for address in &inputs.addresses {
+                // Also over the deletion of an address: nodes may have missed it.
+                let former = epochs.insert(address.address, address.epoch);
+                prop_assert!(former.is_none_or(|former| former <= address.epoch), "{address:?} after {former:?}");
+            }
+        }
+        everything_becomes_free(inputs)?;
+    }
+}
