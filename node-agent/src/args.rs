@@ -1,0 +1,140 @@
+//! Command line and environment.
+
+use clap::{Parser, ValueEnum};
+use ipnet::Ipv4Net;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Programs the data plane of one Aegis node: decides which pods leave from which egress address, steers replies to
+/// the node that owns their port, and reports what it has done as the EgressNode object of its node.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "aegis-node-agent", version, about, long_about = None)]
+pub struct Args {
+    /// Name of the node (downward API: spec.nodeName).
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: String,
+
+    /// Folder of a BPF file system under which maps and links are pinned. State there survives the agent.
+    #[arg(long, env = "AEGIS_PIN_ROOT", default_value = "/sys/fs/bpf/aegis")]
+    pub pin_root: PathBuf,
+
+    /// Bit of the packet mark and of the conntrack mark that says "this flow is Aegis's". One bit; kube-proxy uses
+    /// 0x4000 and 0x8000, the portmap plugin 0x2000.
+    #[arg(long, env = "AEGIS_MARK", default_value = "0x1000", value_parser = parse_mark)]
+    pub mark: u32,
+
+    /// UDP port of the tunnel between the nodes (Geneve). All agents of a cluster must agree.
+    #[arg(long, env = "AEGIS_TUNNEL_PORT", default_value_t = 6081)]
+    pub tunnel_port: u16,
+
+    /// Always use the tunnel between nodes, even if they share a layer 2: for networks that drop packets whose
+    /// destination address is not the node's own.
+    #[arg(long, env = "AEGIS_TUNNEL_ONLY")]
+    pub tunnel_only: bool,
+
+    /// Ranges inside the cluster beside what Node and ServiceCIDR objects tell, comma-separated. Traffic to them is
+    /// never covered by a binding.
+    #[arg(long, env = "AEGIS_CLUSTER_CIDRS", value_delimiter = ',')]
+    pub cluster_cidrs: Vec<Ipv4Net>,
+
+    /// Ranges of this node's pods, comma-separated, where the Node object's podCIDRs do not tell them.
+    #[arg(long, env = "AEGIS_POD_CIDRS", value_delimiter = ',')]
+    pub pod_cidrs: Vec<Ipv4Net>,
+
+    /// Devices through which traffic leaves, comma-separated. Default: those of the default routes and of the node's
+    /// internal address.
+    #[arg(long, env = "AEGIS_UPLINKS", value_delimiter = ',')]
+    pub uplinks: Vec<String>,
+
+    /// What happens to packets from an address of the node's pod ranges that no pod is known to have (yet), once any
+    /// binding is enabled.
+    #[arg(long, env = "AEGIS_UNKNOWN_PODS", value_enum, ignore_case = true, default_value = "Hold")]
+    pub unknown_pods: UnknownPods,
+
+    /// Flows that fit into the flow tables (each takes about 130 bytes of locked memory in use).
+    #[arg(long, env = "AEGIS_MAX_FLOWS", default_value_t = 1 << 20)]
+    pub max_flows: u32,
+
+    /// Port bitmaps that fit: one for each egress address, origin and 2,048 ports in use (about 350 bytes each).
+    #[arg(long, env = "AEGIS_MAX_BLOCKS", default_value_t = 1 << 16)]
+    pub max_blocks: u32,
+
+    /// Refusals (RST, ICMP) per second and CPU that are answered to pods; further ones are dropped silently.
+    #[arg(long, env = "AEGIS_REFUSALS_PER_SECOND", default_value_t = 1000)]
+    pub refusals_per_second: u32,
+
+    /// Folder in which the container runtime's CNI library keeps its results. Pods' addresses appear there before
+    /// the API server knows them.
+    #[arg(long, env = "AEGIS_CNI_CACHE", default_value = "/var/lib/cni/results")]
+    pub cni_cache: PathBuf,
+
+    /// Program that writes nftables.
+    #[arg(long, env = "AEGIS_NFT", default_value = "nft")]
+    pub nft: PathBuf,
+
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, env = "AEGIS_METRICS_ADDRESS", default_value = "0.0.0.0:9411")]
+    pub metrics_address: SocketAddr,
+
+    /// What is logged (levels by module, as in RUST_LOG).
+    #[arg(long, env = "RUST_LOG", default_value = "info,kube_client::client=off")]
+    pub log: String,
+
+    /// Form of the log.
+    #[arg(long, env = "AEGIS_LOG_FORMAT", value_enum, ignore_case = true, default_value = "Json")]
+    pub log_format: LogFormat,
+}
+
+/// What happens to addresses of the pod ranges that nobody has named yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum UnknownPods {
+    /// Their packets to the outside are dropped, since they might be covered.
+    #[default]
+    Hold,
+    /// Their packets leave with the node's address.
+    Pass,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+fn parse_mark(text: &str) -> Result<u32, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    match parsed {
+        Ok(mark) if mark.is_power_of_two() => Ok(mark),
+        Ok(_) => Err("must have exactly one bit set".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_one_bit() {
+        assert_eq!(parse_mark("0x1000"), Ok(0x1000));
+        assert_eq!(parse_mark("4096"), Ok(0x1000));
+        for wrong in ["0", "0x1800", "0x", "mark", "0x100000000"] {
+            assert!(parse_mark(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn defaults_need_nothing_but_the_node_name() {
+        let args = Args::parse_from(["aegis-node-agent", "--node-name", "n1"]);
+        assert_eq!((args.mark, args.tunnel_port, args.unknown_pods), (0x1000, 6081, UnknownPods::Hold));
+        assert!(Args::try_parse_from(["x", "--node-name", "n1", "--unknown-pods", "maybe"]).is_err());
+    }
+}

@@ -1,0 +1,320 @@
+//! What the data plane should hold, as a pure function of what the agent knows.
+
+use crate::args::UnknownPods;
+use crate::objects::{Allocation, NodeRecord};
+use aegis_common::{
+    ACTION_ALLOCATE, ACTION_DENY, ACTION_PASS, ADDRESSES_PER_ALLOCATION, DESTINATION_INTERNAL, MAX_POD_RANGES,
+    TUNNEL_OVERHEAD, Timeouts,
+};
+use aegis_core::model::{Address, AllocationName, State};
+use aegis_core::policy::{self, Action, Binding, BindingName, Destination, Pod, PolicyInputs};
+use aegis_core::slice::SliceSet;
+use ipnet::Ipv4Net;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+/// Everything that the desired state is made from.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    /// Name of this node.
+    pub node: String,
+    /// Pods of this node with the addresses that are theirs now.
+    pub pods: Vec<Pod>,
+    /// All bindings.
+    pub bindings: Vec<Binding>,
+    /// All allocations.
+    pub allocations: BTreeMap<AllocationName, Allocation>,
+    /// All egress addresses.
+    pub addresses: BTreeMap<Ipv4Addr, Address>,
+    /// All nodes.
+    pub nodes: BTreeMap<String, NodeRecord>,
+    /// Tunnel addresses of the nodes, as their agents report them.
+    pub tunnels: BTreeMap<String, Ipv4Addr>,
+    /// Ranges of services, and whatever else is inside the cluster.
+    pub internal: Vec<Ipv4Net>,
+    /// Way to each peer, as far as the kernel knows it.
+    pub links: BTreeMap<Ipv4Addr, PeerLink>,
+    /// This node's tunnel address.
+    pub tunnel_address: Option<Ipv4Addr>,
+    /// Ranges of this node's pods.
+    pub pod_ranges: Vec<Ipv4Net>,
+    /// Smallest MTU of the uplinks.
+    pub uplink_mtu: Option<u32>,
+    /// Bit of the packet mark.
+    pub mark: u32,
+    /// UDP port of the tunnel.
+    pub tunnel_port: u16,
+    /// Refusals per second and CPU.
+    pub refusals_per_second: u32,
+    /// What happens to addresses that nobody has named yet.
+    pub unknown_pods: UnknownPods,
+}
+
+/// The way to a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerLink {
+    /// MAC of the next hop.
+    pub mac: [u8; 6],
+    /// The next hop is the peer itself.
+    pub same_l2: bool,
+    /// Interface index of the uplink.
+    pub ifindex: u32,
+}
+
+/// The desired state, still in names and addresses; `ops` gives them numbers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Desired {
+    /// Settings.
+    pub settings: Settings,
+    /// Tunnel addresses of all nodes, this one included, with the way to them where it is known.
+    pub peers: BTreeMap<Ipv4Addr, Option<PeerLink>>,
+    /// Egress addresses.
+    pub addresses: BTreeMap<Ipv4Addr, EgressAddress>,
+    /// Allocations that can be used here.
+    pub allocations: BTreeMap<AllocationName, UsableAllocation>,
+    /// The policy.
+    pub policy: Policy,
+    /// Bindings in the order of their numbers.
+    pub bindings: Vec<BindingName>,
+    /// Local pods that each binding covers.
+    pub covered: BTreeMap<BindingName, u32>,
+    /// Local pods that some binding covers.
+    pub covered_pods: u32,
+}
+
+/// Settings that the agent derives. Fields that are `None` keep the value that the data plane has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Bit of the packet mark.
+    pub mark: u32,
+    /// This node's tunnel address.
+    pub tunnel_address: Option<Ipv4Addr>,
+    /// UDP port of the tunnel.
+    pub tunnel_port: u16,
+    /// Unknown addresses are held.
+    pub hold_unknown: bool,
+    /// Largest IPv4 packet that fits into the tunnel.
+    pub tunnel_mtu: Option<u32>,
+    /// Refusals per second and CPU.
+    pub refusals_per_second: u32,
+    /// Ranges of this node's pods.
+    pub pod_ranges: Vec<Ipv4Net>,
+}
+
+/// An egress address as this node should know it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EgressAddress {
+    /// Epoch of the object.
+    pub epoch: i64,
+    /// Owner of each slice that has one.
+    pub owners: BTreeMap<u8, Owner>,
+    /// Tunnel addresses at which fragments meet: 16, or none.
+    pub homes: Vec<Ipv4Addr>,
+    /// Slices from which this node may open flows.
+    pub allowed: SliceSet,
+    /// Slices of this node that are to become empty.
+    pub draining: SliceSet,
+}
+
+/// Owner of a slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Its tunnel address; `None` when nobody has told it, in which case the slot stays as it is.
+    pub peer: Option<Ipv4Addr>,
+    /// Epoch of the holding.
+    pub epoch: u32,
+}
+
+/// An allocation with slices on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsableAllocation {
+    /// Addresses in which this node may open flows, sorted.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Time-outs.
+    pub timeouts: Timeouts,
+}
+
+/// The policy with allocations by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Class of each local pod.
+    pub pods: BTreeMap<Ipv4Addr, u32>,
+    /// Class of destinations.
+    pub destinations: BTreeMap<(Ipv4Addr, u8), u32>,
+    /// Class of ports.
+    pub ports: BTreeMap<(u8, u16, u8), u32>,
+    /// What happens.
+    pub verdicts: BTreeMap<(u32, u32, u32), Verdict>,
+}
+
+/// What happens to a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// `ACTION_*`.
+    pub action: u16,
+    /// For `ACTION_ALLOCATE`.
+    pub allocation: Option<AllocationName>,
+    /// Number of the binding.
+    pub binding: u32,
+}
+
+/// Destinations that never leave the cluster or the link, whatever a binding says.
+fn never_covered() -> impl Iterator<Item = Ipv4Net> {
+    [(Ipv4Addr::new(127, 0, 0, 0), 8), (Ipv4Addr::new(169, 254, 0, 0), 16), (Ipv4Addr::new(224, 0, 0, 0), 4)]
+        .into_iter()
+        .chain([(Ipv4Addr::BROADCAST, 32)])
+        .map(|(address, length)| Ipv4Net::new_assert(address, length))
+}
+
+/// Everything inside the cluster: pods and addresses of all nodes, services, and what never leaves the link.
+pub fn internal(inputs: &Inputs) -> Vec<Ipv4Net> {
+    let nodes = inputs.nodes.values();
+    let mut all: Vec<Ipv4Net> = nodes
+        .flat_map(|node| {
+            let own = node.addresses.iter().map(|address| Ipv4Net::from(*address));
+            node.pod_ranges.iter().copied().chain(own)
+        })
+        .chain(inputs.pod_ranges.iter().copied())
+        .chain(inputs.internal.iter().copied())
+        .chain(never_covered())
+        .map(|network| network.trunc())
+        .collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// The desired state. The same inputs give the same state.
+pub fn desired(inputs: &Inputs) -> Desired {
+    let addresses: BTreeMap<Ipv4Addr, EgressAddress> =
+        inputs.addresses.iter().map(|(address, object)| (*address, egress_address(inputs, object))).collect();
+    let allocations = usable_allocations(inputs, &addresses);
+    let compiled = policy::compile(&PolicyInputs {
+        bindings: inputs.bindings.clone(),
+        pods: inputs.pods.clone(),
+        internal: internal(inputs),
+        usable: allocations.keys().cloned().collect(),
+    });
+
+    let covered_classes: BTreeSet<u32> = compiled
+        .verdicts
+        .iter()
+        .filter(|(_, action)| !matches!(action, Action::Pass))
+        .map(|((pod, _, _), _)| *pod)
+        .collect();
+    let covered_addresses: BTreeSet<Ipv4Addr> =
+        compiled.pods.iter().filter(|(_, class)| covered_classes.contains(class)).map(|(pod, _)| *pod).collect();
+    let covered_pods =
+        inputs.pods.iter().filter(|pod| pod.addresses.iter().any(|own| covered_addresses.contains(own))).count();
+
+    Desired {
+        settings: Settings {
+            mark: inputs.mark,
+            tunnel_address: inputs.tunnel_address,
+            tunnel_port: inputs.tunnel_port,
+            hold_unknown: inputs.unknown_pods == UnknownPods::Hold && inputs.bindings.iter().any(|b| b.enabled),
+            tunnel_mtu: inputs.uplink_mtu.map(|mtu| mtu.saturating_sub(TUNNEL_OVERHEAD)),
+            refusals_per_second: inputs.refusals_per_second,
+            pod_ranges: inputs.pod_ranges.iter().copied().take(MAX_POD_RANGES).collect(),
+        },
+        peers: peers(inputs),
+        addresses,
+        allocations,
+        covered_pods: u32::try_from(covered_pods).unwrap_or(u32::MAX),
+        policy: Policy {
+            pods: compiled.pods,
+            destinations: compiled
+                .destinations
+                .iter()
+                .map(|(network, destination)| {
+                    let class = match destination {
+                        Destination::Internal => DESTINATION_INTERNAL,
+                        Destination::Class(class) => *class,
+                    };
+                    ((network.network(), network.prefix_len()), class)
+                })
+                .collect(),
+            ports: compiled
+                .ports
+                .iter()
+                .map(|(prefix, class)| ((prefix.protocol, prefix.port, prefix.length), *class))
+                .collect(),
+            verdicts: compiled.verdicts.into_iter().map(|(key, action)| (key, verdict(action))).collect(),
+        },
+        bindings: compiled.bindings,
+        covered: compiled.covered,
+    }
+}
+
+fn verdict(action: Action) -> Verdict {
+    let number = |binding: usize| u32::try_from(binding).unwrap_or(u32::MAX);
+    match action {
+        Action::Pass => Verdict { action: ACTION_PASS, allocation: None, binding: 0 },
+        Action::Deny { binding } => Verdict { action: ACTION_DENY, allocation: None, binding: number(binding) },
+        Action::Allocate { allocation, binding } => {
+            Verdict { action: ACTION_ALLOCATE, allocation: Some(allocation), binding: number(binding) }
+        }
+    }
+}
+
+/// Tunnel address of a node: what its agent reports, or else the node's own address, since a report that is missing
+/// does not mean that the node is.
+fn tunnel_of(inputs: &Inputs, node: &str) -> Option<Ipv4Addr> {
+    if node == inputs.node && inputs.tunnel_address.is_some() {
+        return inputs.tunnel_address;
+    }
+    let reported = inputs.tunnels.get(node).copied();
+    reported.or_else(|| inputs.nodes.get(node)?.addresses.first().copied())
+}
+
+fn peers(inputs: &Inputs) -> BTreeMap<Ipv4Addr, Option<PeerLink>> {
+    let holders = inputs.addresses.values().flat_map(|address| &address.holdings).map(|holding| &holding.node);
+    let names: BTreeSet<&String> = inputs.tunnels.keys().chain(holders).collect();
+    names
+        .into_iter()
+        .filter_map(|name| tunnel_of(inputs, name))
+        .chain(inputs.tunnel_address)
+        .map(|address| (address, inputs.links.get(&address).copied()))
+        .collect()
+}
+
+fn egress_address(inputs: &Inputs, object: &Address) -> EgressAddress {
+    let mut address = EgressAddress { epoch: object.epoch, ..EgressAddress::default() };
+    for holding in &object.holdings {
+        let own = holding.node == inputs.node;
+        let slices = SliceSet::range(holding.first, holding.last);
+        match holding.state {
+            State::Quarantined { .. } => continue,
+            State::Held if own => address.allowed = address.allowed.union(slices),
+            State::Draining if own => address.draining = address.draining.union(slices),
+            State::Held | State::Draining => {}
+        }
+        let peer = tunnel_of(inputs, &holding.node);
+        let owner = Owner { peer, epoch: u32::try_from(holding.epoch).unwrap_or(u32::MAX) };
+        address.owners.extend(slices.iter().map(|slice| (slice, owner)));
+    }
+    let homes = aegis_core::fragment_homes(object);
+    let resolved: Option<Vec<Ipv4Addr>> = homes.iter().map(|node| tunnel_of(inputs, node)).collect();
+    address.homes = resolved.unwrap_or_default();
+    address
+}
+
+fn usable_allocations(
+    inputs: &Inputs,
+    addresses: &BTreeMap<Ipv4Addr, EgressAddress>,
+) -> BTreeMap<AllocationName, UsableAllocation> {
+    let mut usable: BTreeMap<AllocationName, UsableAllocation> = BTreeMap::new();
+    for (address, object) in &inputs.addresses {
+        if addresses.get(address).is_none_or(|own| own.allowed.is_empty()) {
+            continue;
+        }
+        let timeouts = inputs.allocations.get(&object.allocation).map(|allocation| allocation.timeouts);
+        let entry = usable
+            .entry(object.allocation.clone())
+            .or_insert_with(|| UsableAllocation { addresses: Vec::new(), timeouts: timeouts.unwrap_or_default() });
+        if entry.addresses.len() < ADDRESSES_PER_ALLOCATION {
+            entry.addresses.push(*address);
+        }
+    }
+    usable
+}

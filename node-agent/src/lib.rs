@@ -1,0 +1,25 @@
+//! The agent of one node: it watches the node's pods and the objects of Aegis, computes what the data plane should
+//! hold, compares that with what it does hold, and writes the difference.
+//!
+//! | to change | look in |
+//! |---|---|
+//! | what is watched | [`watch`], [`objects`] |
+//! | which pod an address belongs to | [`identity`] |
+//! | what the data plane should hold | [`desired`] (rules of policy: `aegis_core::policy`) |
+//! | in which order it is written | [`ops`] |
+//! | devices, next hops, nftables | [`network`], [`uplink`], [`neighbour`], [`nft`] |
+//! | how flows end, how ports are counted | [`sweep`], [`demand`] |
+//! | what is reported | [`status`], [`metrics`], [`server`] |
+//! | when all of this happens | [`controller`] |
+
+pub mod args;
+pub mod desired;
+pub mod identity;
+pub mod neighbour;
+pub mod network;
+pub mod nft;
+pub mod objects;
+pub mod observed;
+pub mod ops;
+pub mod uplink;
+pub mod watch;

@@ -1,0 +1,241 @@
+//! API objects as the plain data that rules work on.
+
+use aegis_common::Timeouts;
+use aegis_core::model::{Address, AllocationName, Holding, Seconds, State};
+use aegis_core::policy::{Binding, BindingName, Expression, Operator, PortRange, Workloads};
+use aegis_crds::{EgressAddress, EgressAllocation, EgressNode, HoldingState, Protocol, WhenUnavailable, ZoneBinding};
+use ipnet::Ipv4Net;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// Why an object cannot be used. The API server checks all of this, so it happens only if its schema was changed.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ObjectError {
+    /// A field holds what it must not.
+    #[error("{field}: \"{value}\" is not {expected}")]
+    Field {
+        /// Path of the field.
+        field: &'static str,
+        /// What it holds.
+        value: String,
+        /// What it should hold.
+        expected: &'static str,
+    },
+}
+
+fn wrong(field: &'static str, value: &str, expected: &'static str) -> ObjectError {
+    ObjectError::Field { field, value: value.to_owned(), expected }
+}
+
+/// A pod of this node, with the addresses that its status names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodRecord {
+    /// Namespace.
+    pub account: String,
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Service account.
+    pub service_account: String,
+    /// IPv4 addresses of the status.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Has the node's addresses.
+    pub host_network: bool,
+    /// Creation time.
+    pub created: Seconds,
+    /// Has ended: its address may already be another's.
+    pub finished: bool,
+}
+
+/// What the agent needs of a Node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// UID.
+    pub uid: String,
+    /// Ranges of its pods.
+    pub pod_ranges: Vec<Ipv4Net>,
+    /// Internal addresses.
+    pub addresses: Vec<Ipv4Addr>,
+}
+
+/// What the agent needs of an allocation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allocation {
+    /// Time-outs of its flows.
+    pub timeouts: Timeouts,
+}
+
+fn seconds(time: Option<&Time>) -> Seconds {
+    time.map_or(0, |time| time.0.as_second())
+}
+
+fn text(value: Option<&String>) -> String {
+    value.cloned().unwrap_or_default()
+}
+
+fn created(metadata: &ObjectMeta) -> Seconds {
+    seconds(metadata.creation_timestamp.as_ref())
+}
+
+/// Reads a Pod.
+pub fn pod(pod: &Pod) -> PodRecord {
+    let spec = pod.spec.as_ref();
+    let status = pod.status.as_ref();
+    let addresses = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten();
+    let phase = status.and_then(|status| status.phase.as_deref());
+    PodRecord {
+        account: text(pod.metadata.namespace.as_ref()),
+        name: text(pod.metadata.name.as_ref()),
+        uid: text(pod.metadata.uid.as_ref()),
+        labels: pod.metadata.labels.clone().unwrap_or_default(),
+        service_account: text(spec.and_then(|spec| spec.service_account_name.as_ref())),
+        addresses: addresses.filter_map(|address| address.ip.parse().ok()).collect(),
+        host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
+        created: created(&pod.metadata),
+        finished: matches!(phase, Some("Succeeded" | "Failed")),
+    }
+}
+
+/// Reads a Node; only IPv4.
+pub fn node(node: &Node) -> NodeRecord {
+    let spec = node.spec.as_ref();
+    let ranges = spec.and_then(|spec| spec.pod_cidrs.clone());
+    let ranges = ranges.or_else(|| Some(vec![spec?.pod_cidr.clone()?])).unwrap_or_default();
+    let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref()).into_iter().flatten();
+    NodeRecord {
+        uid: text(node.metadata.uid.as_ref()),
+        pod_ranges: ranges.iter().filter_map(|range| range.parse().ok()).collect(),
+        addresses: addresses
+            .filter(|address| address.type_ == "InternalIP")
+            .filter_map(|address| address.address.parse().ok())
+            .collect(),
+    }
+}
+
+/// Reads a ServiceCIDR; only IPv4.
+pub fn service_ranges(object: &ServiceCIDR) -> Vec<Ipv4Net> {
+    let ranges = object.spec.as_ref().and_then(|spec| spec.cidrs.as_ref()).into_iter().flatten();
+    ranges.filter_map(|range| range.parse().ok()).collect()
+}
+
+/// Reads the tunnel address of an EgressNode.
+pub fn tunnel_address(object: &EgressNode) -> Option<Ipv4Addr> {
+    object.status.as_ref()?.tunnel_address.parse().ok()
+}
+
+/// Reads a ZoneBinding. One that is being deleted counts as switched off.
+pub fn binding(object: &ZoneBinding) -> Result<Binding, ObjectError> {
+    let account = text(object.metadata.namespace.as_ref());
+    let name = BindingName { account: account.clone(), name: text(object.metadata.name.as_ref()) };
+    let spec = &object.spec;
+    let cidrs: Result<Vec<Ipv4Net>, ObjectError> = spec
+        .zone
+        .cidrs
+        .iter()
+        .map(|cidr| cidr.parse().map_err(|_| wrong("spec.zone.cidrs", cidr, "an IPv4 CIDR")))
+        .collect();
+    let selector = spec.workloads.pod_selector.clone().unwrap_or_default();
+    let expressions: Result<Vec<Expression>, ObjectError> = selector
+        .match_expressions
+        .into_iter()
+        .flatten()
+        .map(|expression| {
+            let operator = match expression.operator.as_str() {
+                "In" => Operator::In,
+                "NotIn" => Operator::NotIn,
+                "Exists" => Operator::Exists,
+                "DoesNotExist" => Operator::DoesNotExist,
+                other => {
+                    let field = "spec.workloads.podSelector.matchExpressions.operator";
+                    return Err(wrong(field, other, "In, NotIn, Exists or DoesNotExist"));
+                }
+            };
+            Ok(Expression { key: expression.key, operator, values: expression.values.unwrap_or_default() })
+        })
+        .collect();
+    Ok(Binding {
+        name,
+        allocation: AllocationName { account, name: spec.allocation_ref.name.clone() },
+        enabled: spec.enabled && object.metadata.deletion_timestamp.is_none(),
+        workloads: Workloads {
+            labels: selector.match_labels.unwrap_or_default(),
+            expressions: expressions?,
+            service_accounts: spec.workloads.service_accounts.clone(),
+            all: spec.workloads.all_pods,
+        },
+        cidrs: cidrs?,
+        ports: spec
+            .zone
+            .ports
+            .iter()
+            .map(|port| PortRange {
+                protocol: match port.protocol {
+                    Protocol::TCP => 6,
+                    Protocol::UDP => 17,
+                },
+                first: port.port,
+                last: port.end_port.unwrap_or(port.port),
+            })
+            .collect(),
+        use_node_address: spec.when_unavailable == WhenUnavailable::UseNodeAddress,
+        generation: object.metadata.generation.unwrap_or(0),
+    })
+}
+
+/// Reads an EgressAllocation.
+pub fn allocation(object: &EgressAllocation) -> (AllocationName, Allocation) {
+    let name = AllocationName {
+        account: text(object.metadata.namespace.as_ref()),
+        name: text(object.metadata.name.as_ref()),
+    };
+    let timeouts = &object.spec.timeouts;
+    let timeouts = Timeouts {
+        tcp_established: timeouts.tcp_established_seconds,
+        tcp_transitory: timeouts.tcp_transitory_seconds,
+        tcp_closed: timeouts.tcp_closed_seconds,
+        udp: timeouts.udp_seconds,
+        icmp: timeouts.icmp_seconds,
+    };
+    (name, Allocation { timeouts })
+}
+
+/// Reads an EgressAddress.
+pub fn address(object: &EgressAddress) -> Result<Address, ObjectError> {
+    let spec = &object.spec;
+    let slice = |field, value: u32| u8::try_from(value).map_err(|_| wrong(field, &value.to_string(), "at most 255"));
+    let holdings: Result<Vec<Holding>, ObjectError> = spec
+        .holdings
+        .iter()
+        .map(|holding| {
+            Ok(Holding {
+                first: slice("spec.holdings.first", holding.first)?,
+                last: slice("spec.holdings.last", holding.last)?,
+                node: holding.node.clone(),
+                epoch: holding.epoch,
+                state: match holding.state {
+                    HoldingState::Held => State::Held,
+                    HoldingState::Draining => State::Draining,
+                    HoldingState::Quarantined => {
+                        State::Quarantined { until: holding.until.as_ref().map_or(Seconds::MAX, |t| seconds(Some(t))) }
+                    }
+                },
+            })
+        })
+        .collect();
+    Ok(Address {
+        address: spec.address.parse().map_err(|_| wrong("spec.address", &spec.address, "an IPv4 address"))?,
+        prefix: spec.prefix.clone(),
+        allocation: AllocationName {
+            account: spec.allocation_ref.namespace.clone(),
+            name: spec.allocation_ref.name.clone(),
+        },
+        epoch: spec.epoch,
+        holdings: holdings?,
+    })
+}

@@ -1,0 +1,148 @@
+//! What the data plane holds: the contents of its maps, as plain data.
+//!
+//! It is read from the kernel when the agent starts and after any failed write; between the two every write that
+//! succeeded is repeated here ([`Observed::apply`]), so that a reconciliation costs no system call when nothing changed.
+
+use crate::ops::Op;
+use aegis_common::{
+    AddressValue, AllocationValue, Config, HOMES_PER_ADDRESS, HoldingValue, PeerValue, SLOTS_PER_ADDRESS, SlotValue,
+    VerdictValue,
+};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// An address as the maps hold it: the four octets in network order, read natively.
+pub fn to_map(address: Ipv4Addr) -> u32 {
+    u32::from_ne_bytes(address.octets())
+}
+
+/// The inverse of [`to_map`].
+pub fn from_map(address: u32) -> Ipv4Addr {
+    Ipv4Addr::from(address.to_ne_bytes())
+}
+
+/// A destination of the policy: network address and prefix length (without the generation's 32 bits).
+pub type DestinationEntry = (Ipv4Addr, u8);
+/// A prefix of ports: protocol, first port, length (without the generation's and the protocol's bits).
+pub type PortEntry = (u8, u16, u8);
+/// Pod class, destination class, port class.
+pub type VerdictEntry = (u32, u32, u32);
+
+/// One generation of the policy, in the numbers that the maps use.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Generation {
+    /// `PODS`.
+    pub pods: BTreeMap<Ipv4Addr, u32>,
+    /// `DESTINATIONS`.
+    pub destinations: BTreeMap<DestinationEntry, u32>,
+    /// `PORTS`.
+    pub ports: BTreeMap<PortEntry, u32>,
+    /// `VERDICTS`.
+    pub verdicts: BTreeMap<VerdictEntry, VerdictValue>,
+}
+
+impl Generation {
+    /// Whether there is no entry.
+    pub fn is_empty(&self) -> bool {
+        self.pods.is_empty() && self.destinations.is_empty() && self.ports.is_empty() && self.verdicts.is_empty()
+    }
+}
+
+/// Contents of the maps that the agent writes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observed {
+    /// `CONFIG`.
+    pub config: Config,
+    /// `PEERS` by index; free entries are absent.
+    pub peers: BTreeMap<u32, PeerValue>,
+    /// `PEER_INDEX`.
+    pub peer_index: BTreeMap<Ipv4Addr, u32>,
+    /// `ADDRESSES`.
+    pub addresses: BTreeMap<Ipv4Addr, AddressValue>,
+    /// `SLOTS` by address index and slice; slots without owner are absent.
+    pub slots: BTreeMap<(u32, u8), SlotValue>,
+    /// `HOMES` by address index; lists of zeroes are absent.
+    pub homes: BTreeMap<u32, Homes>,
+    /// `HOLDINGS`.
+    pub holdings: BTreeMap<Ipv4Addr, HoldingValue>,
+    /// `ALLOCATIONS` by index; entries never used are absent.
+    pub allocations: BTreeMap<u32, AllocationValue>,
+    /// The policy maps, by generation.
+    pub generations: BTreeMap<u32, Generation>,
+}
+
+/// Fragment homes of one address: indices into `PEERS`.
+pub type Homes = [u32; HOMES_PER_ADDRESS as usize];
+
+/// An `ALLOCATIONS` entry that was never written.
+pub const NO_ALLOCATION: AllocationValue = AllocationValue {
+    addresses: [0; aegis_common::ADDRESSES_PER_ALLOCATION],
+    count: 0,
+    timeouts: aegis_common::Timeouts { tcp_established: 0, tcp_transitory: 0, tcp_closed: 0, udp: 0, icmp: 0 },
+};
+
+impl Observed {
+    /// The generation that look-ups use; empty when it has no entry.
+    pub fn live(&self) -> Generation {
+        self.generations.get(&self.config.generation).cloned().unwrap_or_default()
+    }
+
+    /// Slots of an address, by slice.
+    pub fn slots_of(&self, index: u32) -> impl Iterator<Item = (u8, SlotValue)> + '_ {
+        self.slots.range((index, 0)..=(index, (SLOTS_PER_ADDRESS - 1) as u8)).map(|((_, slice), slot)| (*slice, *slot))
+    }
+
+    /// Repeats a write that the kernel has accepted.
+    pub fn apply(&mut self, op: &Op) {
+        match *op {
+            Op::SetConfig(config) => self.config = config,
+            Op::SetPeer { index, value } => set_or_clear(&mut self.peers, index, value, value.address == 0),
+            Op::IndexPeer { address, index } => _ = self.peer_index.insert(address, index),
+            Op::UnindexPeer { address } => _ = self.peer_index.remove(&address),
+            Op::SetSlot { index, slice, value } => {
+                set_or_clear(&mut self.slots, (index, slice), value, value == SlotValue::default());
+            }
+            Op::SetHomes { index, homes } => set_or_clear(&mut self.homes, index, homes, homes == Homes::default()),
+            Op::SetAddress { address, value } => _ = self.addresses.insert(address, value),
+            Op::RemoveAddress { address } => _ = self.addresses.remove(&address),
+            Op::SetHolding { address, value } => _ = self.holdings.insert(address, value),
+            Op::RemoveHolding { address } => _ = self.holdings.remove(&address),
+            Op::SetAllocation { index, value } => {
+                set_or_clear(&mut self.allocations, index, value, value == NO_ALLOCATION);
+            }
+            Op::SetPod { generation, address, class } => {
+                self.generation(generation).pods.insert(address, class);
+            }
+            Op::RemovePod { generation, address } => {
+                self.generation(generation).pods.remove(&address);
+            }
+            Op::SetDestination { generation, destination, class } => {
+                self.generation(generation).destinations.insert(destination, class);
+            }
+            Op::RemoveDestination { generation, destination } => {
+                self.generation(generation).destinations.remove(&destination);
+            }
+            Op::SetPort { generation, port, class } => _ = self.generation(generation).ports.insert(port, class),
+            Op::RemovePort { generation, port } => _ = self.generation(generation).ports.remove(&port),
+            Op::SetVerdict { generation, verdict, value } => {
+                self.generation(generation).verdicts.insert(verdict, value);
+            }
+            Op::RemoveVerdict { generation, verdict } => {
+                self.generation(generation).verdicts.remove(&verdict);
+            }
+        }
+        self.generations.retain(|_, generation| !generation.is_empty());
+    }
+
+    fn generation(&mut self, generation: u32) -> &mut Generation {
+        self.generations.entry(generation).or_default()
+    }
+}
+
+fn set_or_clear<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: V, clear: bool) {
+    if clear {
+        map.remove(&key);
+    } else {
+        map.insert(key, value);
+    }
+}

@@ -1,0 +1,364 @@
+//! What the API server says, kept as plain data.
+//!
+//! Each kind has a watch of its own that survives outages of any length: until a new list is complete, the old
+//! contents stay. An object that cannot be read keeps its last good form and is reported.
+
+use crate::objects::{self, Allocation, NodeRecord, PodRecord};
+use aegis_core::model::{Address, AllocationName};
+use aegis_core::policy::Binding;
+use aegis_crds::{EgressAddress, EgressAllocation, EgressNode, ZoneBinding};
+use futures::StreamExt;
+use ipnet::Ipv4Net;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use kube::api::Api;
+use kube::core::DeserializeGuard;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::{self, Event};
+use kube::{Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+/// Seconds after which the server ends an idle watch; five more and the client takes the connection for dead.
+const WATCH_SECONDS: u32 = 60;
+
+/// Namespace (empty for cluster-scoped kinds) and name.
+pub type Key = (String, String);
+
+/// Objects of one kind.
+#[derive(Clone, Debug)]
+pub struct Table<T> {
+    /// A whole list has been received since the agent started.
+    pub listed: bool,
+    /// Objects.
+    pub objects: BTreeMap<Key, T>,
+    /// Objects that could not be read, with the reason.
+    pub invalid: BTreeMap<Key, String>,
+    /// Why the watch does not work at the moment.
+    pub error: Option<String>,
+    incoming: Option<(BTreeMap<Key, T>, BTreeMap<Key, String>)>,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Table { listed: false, objects: BTreeMap::new(), invalid: BTreeMap::new(), error: None, incoming: None }
+    }
+}
+
+impl<T: Clone + PartialEq> Table<T> {
+    /// Takes an event; true if something that matters has changed.
+    pub fn handle(&mut self, event: Event<(Key, Result<T, String>)>) -> bool {
+        match event {
+            Event::Init => {
+                self.incoming = Some(Default::default());
+                false
+            }
+            Event::InitApply((key, object)) => {
+                let (objects, invalid) = self.incoming.get_or_insert_default();
+                match object {
+                    Ok(object) => _ = objects.insert(key, object),
+                    Err(reason) => {
+                        objects.extend(self.objects.get(&key).cloned().map(|object| (key.clone(), object)));
+                        invalid.insert(key, reason);
+                    }
+                }
+                false
+            }
+            Event::InitDone => {
+                let (objects, invalid) = self.incoming.take().unwrap_or_default();
+                let changed = !self.listed || self.objects != objects || self.invalid != invalid;
+                (self.objects, self.invalid, self.listed) = (objects, invalid, true);
+                changed
+            }
+            Event::Apply((key, Ok(object))) => {
+                let was_invalid = self.invalid.remove(&key).is_some();
+                let changed = self.objects.get(&key) != Some(&object);
+                self.objects.insert(key, object);
+                changed || was_invalid
+            }
+            Event::Apply((key, Err(reason))) => self.invalid.insert(key, reason.clone()) != Some(reason),
+            Event::Delete((key, _)) => self.objects.remove(&key).is_some() | self.invalid.remove(&key).is_some(),
+        }
+    }
+}
+
+/// Everything that is watched.
+#[derive(Clone, Debug, Default)]
+pub struct Cluster {
+    /// Pods of this node.
+    pub pods: Table<PodRecord>,
+    /// ZoneBindings.
+    pub bindings: Table<Binding>,
+    /// EgressAllocations.
+    pub allocations: Table<(AllocationName, Allocation)>,
+    /// EgressAddresses.
+    pub addresses: Table<Address>,
+    /// Tunnel addresses by node (EgressNodes).
+    pub tunnels: Table<Option<Ipv4Addr>>,
+    /// Nodes.
+    pub nodes: Table<NodeRecord>,
+    /// ServiceCIDRs.
+    pub services: Table<Vec<Ipv4Net>>,
+}
+
+impl Cluster {
+    /// Every kind has been listed once: only then is it known what must *not* be in the data plane.
+    pub fn listed(&self) -> bool {
+        self.missing().next().is_none()
+    }
+
+    /// Kinds that have not been listed since the agent started.
+    pub fn missing(&self) -> impl Iterator<Item = &'static str> {
+        let kinds = [
+            ("Pod", self.pods.listed),
+            ("ZoneBinding", self.bindings.listed),
+            ("EgressAllocation", self.allocations.listed),
+            ("EgressAddress", self.addresses.listed),
+            ("EgressNode", self.tunnels.listed),
+            ("Node", self.nodes.listed),
+            ("ServiceCIDR", self.services.listed),
+        ];
+        kinds.into_iter().filter(|(_, listed)| !listed).map(|(kind, _)| kind)
+    }
+
+    /// Watches that do not work at the moment, with the reason.
+    pub fn errors(&self) -> BTreeMap<&'static str, String> {
+        let kinds = [
+            ("Pod", &self.pods.error),
+            ("ZoneBinding", &self.bindings.error),
+            ("EgressAllocation", &self.allocations.error),
+            ("EgressAddress", &self.addresses.error),
+            ("EgressNode", &self.tunnels.error),
+            ("Node", &self.nodes.error),
+            ("ServiceCIDR", &self.services.error),
+        ];
+        kinds.into_iter().filter_map(|(kind, error)| Some((kind, error.clone()?))).collect()
+    }
+
+    /// Objects that could not be read: kind, key, reason.
+    pub fn invalid(&self) -> Vec<(&'static str, &Key, &str)> {
+        fn of<'a, T>(
+            kind: &'static str,
+            table: &'a Table<T>,
+        ) -> impl Iterator<Item = (&'static str, &'a Key, &'a str)> {
+            table.invalid.iter().map(move |(key, reason)| (kind, key, reason.as_str()))
+        }
+        of("Pod", &self.pods)
+            .chain(of("ZoneBinding", &self.bindings))
+            .chain(of("EgressAllocation", &self.allocations))
+            .chain(of("EgressAddress", &self.addresses))
+            .chain(of("EgressNode", &self.tunnels))
+            .chain(of("Node", &self.nodes))
+            .chain(of("ServiceCIDR", &self.services))
+            .collect()
+    }
+}
+
+/// The watched state, shared by the watches and the controller.
+#[derive(Clone, Debug, Default)]
+pub struct Shared {
+    cluster: Arc<Mutex<Cluster>>,
+    changed: Arc<Notify>,
+}
+
+impl Shared {
+    /// Access to the state; nothing is awaited while it is locked.
+    pub fn lock(&self) -> MutexGuard<'_, Cluster> {
+        self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Resolves when something has changed since the last call.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
+
+/// Starts all watches; they end with the set.
+pub fn start(client: &Client, node: &str, shared: &Shared) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    let own = watcher::Config::default().fields(&format!("spec.nodeName={node}")).timeout(WATCH_SECONDS);
+    let all = watcher::Config::default().timeout(WATCH_SECONDS);
+    tasks.spawn(keep(client.clone(), own, shared.clone(), |c| &mut c.pods, |o: &Pod| Ok(objects::pod(o)), Need::Always));
+    tasks.spawn(keep(client.clone(), all.clone(), shared.clone(), |c| &mut c.bindings, |o: &ZoneBinding| {
+        objects::binding(o).map_err(|error| error.to_string())
+    }, Need::Always));
+    tasks.spawn(keep(client.clone(), all.clone(), shared.clone(), |c| &mut c.allocations, |o: &EgressAllocation| {
+        Ok(objects::allocation(o))
+    }, Need::Always));
+    tasks.spawn(keep(client.clone(), all.clone(), shared.clone(), |c| &mut c.addresses, |o: &EgressAddress| {
+        objects::address(o).map_err(|error| error.to_string())
+    }, Need::Always));
+    tasks.spawn(keep(client.clone(), all.clone(), shared.clone(), |c| &mut c.tunnels, |o: &EgressNode| {
+        Ok(objects::tunnel_address(o))
+    }, Need::Always));
+    tasks.spawn(keep(client.clone(), all.clone(), shared.clone(), |c| &mut c.nodes, |o: &Node| Ok(objects::node(o)), Need::Always));
+    tasks.spawn(keep(client.clone(), all, shared.clone(), |c| &mut c.services, |o: &ServiceCIDR| {
+        Ok(objects::service_ranges(o))
+    }, Need::IfServed));
+    tasks
+}
+
+/// Whether the API server must know the kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    Always,
+    /// Older servers do not: then there are no such objects.
+    IfServed,
+}
+
+async fn keep<K, T>(
+    client: Client,
+    config: watcher::Config,
+    shared: Shared,
+    table: impl Fn(&mut Cluster) -> &mut Table<T> + Send,
+    read: impl Fn(&K) -> Result<T, String> + Send,
+    need: Need,
+) where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+    T: Clone + PartialEq + Send,
+{
+    let kind = K::kind(&()).into_owned();
+    let api: Api<DeserializeGuard<K>> = Api::all(client);
+    let mut events = std::pin::pin!(watcher::watcher(api, config).backoff(Capped::default()));
+    let convert = |guard: DeserializeGuard<K>| {
+        let key = (guard.namespace().unwrap_or_default(), guard.name_any());
+        let object = guard.0.map_err(|invalid| invalid.error).and_then(|object| read(&object));
+        if let Err(reason) = &object {
+            tracing::warn!(kind, namespace = key.0, name = key.1, reason, "cannot read object; its last form stays");
+        }
+        (key, object)
+    };
+    while let Some(event) = events.next().await {
+        let mut cluster = shared.lock();
+        let table = table(&mut cluster);
+        let changed = match event {
+            Ok(event) => {
+                // `Init` is only the intention to list.
+                let connected = !matches!(event, Event::Init) && table.error.take().is_some();
+                if connected {
+                    tracing::info!(kind, "watch works again");
+                }
+                connected | table.handle(map(event, convert))
+            }
+            Err(watcher::Error::InitialListFailed(kube::Error::Api(status)))
+                if status.code == 404 && need == Need::IfServed =>
+            {
+                !std::mem::replace(&mut table.listed, true)
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                let changed = table.error.as_ref() != Some(&reason);
+                if changed {
+                    tracing::warn!(kind, reason, "watch failed; what is known stays in force");
+                    table.error = Some(reason);
+                }
+                changed
+            }
+        };
+        drop(cluster);
+        if changed {
+            shared.changed.notify_one();
+        }
+    }
+}
+
+fn map<A, B>(event: Event<A>, convert: impl Fn(A) -> B) -> Event<B> {
+    match event {
+        Event::Apply(object) => Event::Apply(convert(object)),
+        Event::Delete(object) => Event::Delete(convert(object)),
+        Event::Init => Event::Init,
+        Event::InitApply(object) => Event::InitApply(convert(object)),
+        Event::InitDone => Event::InitDone,
+    }
+}
+
+/// Doubles from 0.2 s to 3 s. Every attempt to list counts as a success for the stream, so it starts anew only when
+/// there was no failure for a while.
+#[derive(Debug, Default)]
+struct Capped {
+    step: u32,
+    last: Option<Instant>,
+}
+
+impl Iterator for Capped {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.step = (self.step + 1).min(5);
+        self.last = Some(Instant::now());
+        Some((Duration::from_millis(100) * 2u32.pow(self.step)).min(Duration::from_secs(3)))
+    }
+}
+
+impl Backoff for Capped {
+    fn reset(&mut self) {
+        if self.last.is_some_and(|last| last.elapsed() > Duration::from_secs(10)) {
+            *self = Capped::default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(name: &str, value: u32) -> (Key, Result<u32, String>) {
+        ((String::new(), name.to_owned()), Ok(value))
+    }
+
+    #[test]
+    fn the_old_contents_stay_until_a_new_list_is_complete() {
+        let mut table = Table::default();
+        for event in [Event::Init, Event::InitApply(object("a", 1))] {
+            assert!(!table.handle(event));
+        }
+        assert!(!table.listed);
+        assert!(table.handle(Event::InitDone));
+        assert!(table.listed);
+        table.handle(Event::Init);
+        table.handle(Event::InitApply(object("b", 2)));
+        assert_eq!(table.objects.len(), 1, "a list that is not complete counts for nothing");
+        assert!(table.handle(Event::InitDone));
+        assert_eq!(table.objects.values().copied().collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_read_keeps_its_last_form() {
+        let mut table = Table::default();
+        table.handle(Event::Apply(object("a", 1)));
+        let broken = || ((String::new(), "a".to_owned()), Err("no".to_owned()));
+        assert!(table.handle(Event::Apply(broken())));
+        assert!(!table.handle(Event::Apply(broken())), "the same reason is no change");
+        assert_eq!((table.objects.len(), table.invalid.len()), (1, 1));
+        for event in [Event::Init, Event::InitApply(broken()), Event::InitDone] {
+            table.handle(event);
+        }
+        assert_eq!((table.objects.len(), table.invalid.len()), (1, 1));
+        assert!(table.handle(Event::Apply(object("a", 1))));
+        assert!(table.invalid.is_empty());
+        assert!(table.handle(Event::Delete(object("a", 1))));
+        assert!(table.objects.is_empty());
+    }
+
+    #[test]
+    fn the_same_object_again_is_no_change() {
+        let mut table = Table::default();
+        assert!(table.handle(Event::Apply(object("a", 1))));
+        assert!(!table.handle(Event::Apply(object("a", 1))));
+        assert!(table.handle(Event::Apply(object("a", 2))));
+    }
+
+    #[test]
+    fn the_back_off_never_exceeds_three_seconds() {
+        let waits: Vec<Duration> = Capped::default().take(8).collect();
+        assert_eq!(waits[0], Duration::from_millis(200));
+        assert_eq!(waits.iter().max(), Some(&Duration::from_secs(3)));
+    }
+}

@@ -1,0 +1,224 @@
+//! The nftables table on real packets: pod, node and origin are network namespaces. What `pod_ingress` does (marking
+//! packets for covered destinations) is done by a table of the test, what the CNI does (masquerade) by another.
+
+mod netns_support;
+
+use aegis_node_agent::nft::{self, Firewall, Outcome, Rules};
+use netns_support::{Namespace, need_root};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
+const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const ORIGIN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+const SHORT: Duration = Duration::from_millis(300);
+const LONG: Duration = Duration::from_secs(5);
+
+struct Lab {
+    pod: Namespace,
+    node: Namespace,
+    origin: Namespace,
+    runtime: tokio::runtime::Runtime,
+    firewall: Firewall,
+}
+
+fn rules() -> Rules {
+    Rules {
+        mark: 0x1000,
+        pods: vec!["10.244.1.0/24".parse().unwrap()],
+        pod_devices: ["pod0".to_owned()].into(),
+        uplinks: ["eth0".to_owned()].into(),
+        hold: true,
+        internal: vec!["10.96.0.0/16".parse().unwrap(), "10.244.0.0/16".parse().unwrap()],
+    }
+}
+
+impl Lab {
+    fn new() -> Lab {
+        need_root();
+        let (pod, node, origin) = (Namespace::new("pod"), Namespace::new("node"), Namespace::new("origin"));
+        node.link("pod0", &pod, "eth0");
+        node.link("eth0", &origin, "eth0");
+        pod.run(&format!("ip addr add {POD}/24 dev eth0; ip route add default via 10.244.1.1"));
+        node.run(&format!(
+            "ip addr add 10.244.1.1/24 dev pod0; ip addr add {NODE}/24 dev eth0; ip route add {ORIGIN}/32 via 192.0.2.9"
+        ));
+        origin.run(&format!(
+            "ip addr add 192.0.2.9/24 dev eth0; ip addr add {ORIGIN}/32 dev lo; ip route add 10.244.1.0/24 via {NODE}"
+        ));
+        node.run(
+            "nft \"table ip cni { chain post { type nat hook postrouting priority srcnat; ip saddr 10.244.1.0/24 ip daddr != 10.244.0.0/16 masquerade; }; }\"",
+        );
+        let name = node.name.clone();
+        let wrapper = std::env::temp_dir().join(format!("{name}-nft"));
+        std::fs::write(&wrapper, format!("#!/bin/sh\nexec nsenter --net=/run/netns/{name} nft \"$@\"\n")).unwrap();
+        netns_support::run(&format!("chmod +x {}", wrapper.display()));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut lab = Lab { pod, node, origin, runtime, firewall: Firewall::new(wrapper) };
+        assert_eq!(lab.ensure(&rules(), false), Outcome::Written);
+        lab
+    }
+
+    fn ensure(&mut self, rules: &Rules, check: bool) -> Outcome {
+        self.runtime.block_on(self.firewall.ensure(&nft::render(rules), check)).unwrap()
+    }
+
+    /// What `pod_ingress` would do for a binding of the pod to the origin.
+    fn bind(&self) {
+        self.node.run(&format!(
+            "nft \"table ip binding {{ chain pre {{ type filter hook prerouting priority raw; iifname pod0 ip daddr {ORIGIN} meta mark set meta mark or 0x1000; }}; }}\""
+        ));
+    }
+
+    fn unbind(&self) {
+        self.node.run("nft delete table ip binding");
+    }
+
+    fn pod_socket(&self) -> UdpSocket {
+        self.pod.enter(|| UdpSocket::bind((POD, 0)).unwrap())
+    }
+
+    fn origin_socket(&self) -> UdpSocket {
+        self.origin.enter(|| UdpSocket::bind((ORIGIN, 0)).unwrap())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(std::env::temp_dir().join(format!("{}-nft", self.node.name)));
+    }
+}
+
+/// Source with which the origin sees a datagram; `None` if it does not arrive.
+fn source(from: &UdpSocket, to: &UdpSocket, patience: Duration) -> Option<Ipv4Addr> {
+    to.set_read_timeout(Some(patience)).unwrap();
+    from.send_to(b"x", to.local_addr().unwrap()).unwrap();
+    match to.recv_from(&mut [0; 8]) {
+        Ok((_, SocketAddr::V4(peer))) => Some(*peer.ip()),
+        _ => None,
+    }
+}
+
+#[test]
+fn only_new_covered_flows_keep_the_pods_address() {
+    let lab = Lab::new();
+    let origin = lab.origin_socket();
+    let before = lab.pod_socket();
+    assert_eq!(source(&before, &origin, LONG), Some(NODE), "uncovered: the CNI's masquerade");
+
+    lab.bind();
+    // The origin never answered, so for conntrack the flow is as new as it was at its first packet.
+    assert_eq!(source(&before, &origin, LONG), Some(NODE), "a flow from before the binding stays");
+    let covered = lab.pod_socket();
+    assert_eq!(source(&covered, &origin, LONG), Some(POD), "a new flow is Aegis's");
+
+    lab.unbind();
+    assert_eq!(source(&covered, &origin, LONG), Some(POD), "a flow of a deleted binding keeps its address");
+    assert_eq!(source(&lab.pod_socket(), &origin, LONG), Some(NODE));
+}
+
+#[test]
+fn other_bits_of_both_marks_stay() {
+    let lab = Lab::new();
+    lab.node.run("nft \"table ip other { chain pre { type filter hook prerouting priority -310; meta mark set 0x24; }; \
+        chain post { type filter hook postrouting priority 300; meta mark 0x1024 counter; meta mark 0x24 counter; }; \
+        chain early { type filter hook prerouting priority -160; ct mark set 0x8; }; \
+        chain late { type filter hook postrouting priority 301; ct mark 0x1008 counter; ct mark 0x8 counter; }; }\"");
+    lab.bind();
+    let origin = lab.origin_socket();
+    assert_eq!(source(&lab.pod_socket(), &origin, LONG), Some(POD));
+    let counted = lab.node.output("nft list table ip other");
+    for line in ["meta mark 0x00001024 counter packets 1", "ct mark 0x00001008 counter packets 1"] {
+        assert!(counted.contains(line), "{line} in {counted}");
+    }
+}
+
+#[test]
+fn replies_of_inbound_connections_are_not_marked() {
+    let lab = Lab::new();
+    lab.bind();
+    lab.node.run("nft \"table ip watch { chain post { type filter hook postrouting priority 300; \
+        tcp sport 8080 meta mark and 0x1000 == 0x1000 counter; tcp sport 8080 meta mark and 0x1000 == 0 counter; }; }\"");
+    let listener = lab.pod.enter(|| TcpListener::bind((POD, 8080)).unwrap());
+    let mut client = lab.origin.enter(|| {
+        let address = SocketAddr::from((POD, 8080));
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((ORIGIN, 0)).into()).unwrap();
+        socket.connect_timeout(&address.into(), LONG).unwrap();
+        TcpStream::from(socket)
+    });
+    let (mut server, _) = listener.accept().unwrap();
+    server.write_all(b"hello").unwrap();
+    client.set_read_timeout(Some(LONG)).unwrap();
+    let mut answer = [0; 5];
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"hello");
+    let counted = lab.node.output("nft list table ip watch");
+    assert!(counted.contains("== 0x00001000 counter packets 0"), "{counted}");
+    assert!(!counted.contains("== 0x00000000 counter packets 0"), "{counted}");
+}
+
+#[test]
+fn covered_packets_leave_only_through_devices_with_programs() {
+    let mut lab = Lab::new();
+    lab.bind();
+    let origin = lab.origin_socket();
+    let without = Rules { uplinks: Default::default(), ..rules() };
+    assert_eq!(lab.ensure(&without, false), Outcome::Written);
+    assert_eq!(source(&lab.pod_socket(), &origin, SHORT), None);
+    assert_eq!(lab.ensure(&rules(), false), Outcome::Written);
+    assert_eq!(source(&lab.pod_socket(), &origin, LONG), Some(POD));
+}
+
+#[test]
+fn new_flows_of_a_device_without_program_are_held_while_something_is_covered() {
+    let mut lab = Lab::new();
+    let origin = lab.origin_socket();
+    let old = lab.pod_socket();
+    assert_eq!(source(&old, &origin, LONG), Some(NODE));
+    // The origin answers, so that the flow is established.
+    let reply_to = lab.pod_socket();
+    origin.set_read_timeout(Some(LONG)).unwrap();
+    reply_to.send_to(b"x", origin.local_addr().unwrap()).unwrap();
+    let (_, peer) = origin.recv_from(&mut [0; 8]).unwrap();
+    origin.send_to(b"y", peer).unwrap();
+    reply_to.set_read_timeout(Some(LONG)).unwrap();
+    reply_to.recv_from(&mut [0; 8]).unwrap();
+
+    let unprogrammed = Rules { pod_devices: Default::default(), ..rules() };
+    lab.ensure(&unprogrammed, false);
+    assert_eq!(source(&lab.pod_socket(), &origin, SHORT), None, "new flow");
+    assert_eq!(source(&reply_to, &origin, LONG), Some(NODE), "established flow");
+    lab.ensure(&Rules { hold: false, ..unprogrammed }, false);
+    assert_eq!(source(&lab.pod_socket(), &origin, LONG), Some(NODE), "nothing is covered");
+}
+
+#[test]
+fn a_table_that_was_changed_or_removed_is_noticed_and_put_back() {
+    let mut lab = Lab::new();
+    assert_eq!(lab.ensure(&rules(), false), Outcome::Unchanged);
+    assert_eq!(lab.ensure(&rules(), true), Outcome::Unchanged);
+    lab.bind();
+    let origin = lab.origin_socket();
+
+    let file = std::fs::File::open(format!("/run/netns/{}", lab.node.name)).unwrap();
+    let (seen, notified) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(nft::watch(|| _ = seen.send(())))
+    });
+    notified.recv_timeout(LONG).unwrap();
+    assert!(notified.try_recv().is_err());
+    for damage in ["nft flush ruleset", "nft delete table ip aegis", "nft flush chain ip aegis decide"] {
+        lab.node.run("nft add table ip unrelated; nft delete table ip unrelated");
+        assert!(notified.recv_timeout(SHORT).is_err(), "another table is nobody's business");
+        lab.node.run(damage);
+        notified.recv_timeout(LONG).unwrap();
+        assert_eq!(lab.ensure(&rules(), true), Outcome::Repaired, "{damage}");
+        while notified.recv_timeout(SHORT).is_ok() {}
+    }
+    lab.bind();
+    assert_eq!(source(&lab.pod_socket(), &origin, LONG), Some(POD));
+}
