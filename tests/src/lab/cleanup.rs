@@ -1,0 +1,122 @@
+//! Removes everything that an instance made, whatever state it is in.
+//!
+//! Nothing here depends on how far `up` came: what lies outside the lab's namespaces has names derived from the
+//! instance, and processes are found by the namespaces and control groups they are in.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use super::cgroup;
+use super::plan::Plan;
+use super::process::{Process, in_network_namespaces, run};
+use super::state::State;
+use super::topology::namespace_path;
+
+/// Removes an instance's processes, namespaces, devices, control groups and folders.
+pub fn remove(plan: &Plan) -> anyhow::Result<()> {
+    let state = State::read(&plan.state_dir());
+    let me = std::process::id().cast_signed();
+    // A frozen node cannot die.
+    for node in super::plan::NODES {
+        let group = super::node::cgroup(plan, node);
+        if cgroup::exists(&group) {
+            cgroup::freeze(&group, false)?;
+        }
+    }
+    let recorded =
+        state.iter().flat_map(|state| state.processes.values().chain(state.nodes.values()).copied());
+    kill(recorded.collect())?;
+    // Twice, because a process may have forked while the list was made.
+    for _ in 0..2 {
+        let mut found = in_network_namespaces(&inodes(&plan.namespaces()));
+        found.extend(cgroup::processes(&plan.cgroup())?);
+        found.retain(|process| process.pid != me);
+        kill(found)?;
+    }
+    for namespace in plan.namespaces() {
+        remove_namespace(&namespace)?;
+    }
+    let device = plan.root_device();
+    if run("ip", &["link", "show", "dev", &device]).is_ok() {
+        run("ip", &["link", "del", "dev", &device])?;
+    }
+    cgroup::remove(&plan.cgroup())?;
+    for folder in [plan.data_dir(), plan.state_dir()] {
+        remove_folder(&folder)?;
+    }
+    Ok(())
+}
+
+/// Deletes a network namespace if it is there.
+pub fn remove_namespace(name: &str) -> anyhow::Result<()> {
+    if namespace_path(name).exists() {
+        // `ip` killed between making the file and mounting on it leaves a plain file: `ip netns del` removes it too.
+        run("ip", &["netns", "del", name])?;
+    }
+    Ok(())
+}
+
+fn inodes(namespaces: &[String]) -> Vec<u64> {
+    let inode = |name: &String| fs::metadata(namespace_path(name)).ok().map(|file| file.ino());
+    namespaces.iter().filter_map(inode).collect()
+}
+
+fn kill(processes: Vec<Process>) -> anyhow::Result<()> {
+    for process in &processes {
+        process.signal(libc::SIGKILL);
+    }
+    for process in processes {
+        process.wait_gone(Duration::from_secs(20))?;
+    }
+    Ok(())
+}
+
+fn remove_folder(folder: &std::path::Path) -> anyhow::Result<()> {
+    // A node's mount namespace is torn down shortly after its last process; until then folders may be busy.
+    let end = Instant::now() + Duration::from_secs(10);
+    while let Err(error) = fs::remove_dir_all(folder) {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            break;
+        }
+        if Instant::now() > end {
+            return Err(error).with_context(|| format!("remove {}", folder.display()));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    if let Some(parent) = folder.parent() {
+        // The last instance takes the common folder with it; others keep it from being empty.
+        let _ = fs::remove_dir(parent);
+    }
+    Ok(())
+}
+
+/// What is left of an instance, for people: empty after [`remove`].
+pub fn leftovers(plan: &Plan) -> anyhow::Result<Vec<String>> {
+    let mut found: Vec<String> = plan
+        .namespaces()
+        .into_iter()
+        .filter(|name| namespace_path(name).exists())
+        .map(|n| format!("namespace {n}"))
+        .collect();
+    found.extend(cgroup::processes(&plan.cgroup())?.iter().map(|p| format!("process {}", p.pid)));
+    if cgroup::exists(&plan.cgroup()) {
+        found.push(format!("control group {}", plan.cgroup()));
+    }
+    for folder in [plan.data_dir(), plan.state_dir()] {
+        if folder.exists() {
+            found.push(format!("folder {}", folder.display()));
+        }
+    }
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let ours = [plan.data_dir(), plan.state_dir()].map(|folder| folder.display().to_string());
+    found.extend(
+        mounts
+            .lines()
+            .filter(|line| ours.iter().any(|folder| line.contains(folder.as_str())))
+            .map(|l| format!("mount {l}")),
+    );
+    Ok(found)
+}

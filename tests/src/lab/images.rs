@@ -1,0 +1,113 @@
+//! The images of the lab: built from this checkout's static binaries.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail};
+
+use super::archive::{Archive, Image, ImageFile};
+use super::process::run;
+
+/// Static binaries need no image below them.
+const TARGET: &str = "x86_64-unknown-linux-musl";
+
+/// Archives of everything that is installed.
+pub struct Images {
+    /// `aegis-operator`.
+    pub operator: Archive,
+    /// `aegis-node-agent`, with `nft`.
+    pub agent: Archive,
+}
+
+/// Compiles packages for the images. Cargo shows its own progress; nothing to do takes well under a second.
+pub fn compile(packages: &[&str]) -> anyhow::Result<()> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace()).args(["build", "--release", "--target", TARGET]);
+    for package in packages {
+        cargo.args(["--package", package]);
+    }
+    let status = cargo.status().context("run cargo")?;
+    if !status.success() {
+        bail!("cargo build of {} failed", packages.join(", "));
+    }
+    Ok(())
+}
+
+/// The probe's image: sandbox of every pod, and what test pods run.
+pub fn probe() -> anyhow::Result<Archive> {
+    let file = ImageFile::read(&binary("aegis-probe"), "/probe")?;
+    // Containerd starts a sandbox with the entry point alone; test pods replace it by a `command` of their own.
+    let entrypoint = ["/probe", "pause"].map(str::to_owned).into();
+    Image { repository: "aegis.test/aegis-probe".into(), entrypoint, files: vec![file] }.write(&folder())
+}
+
+/// The operator's and the agent's image.
+pub fn project() -> anyhow::Result<Images> {
+    let image = |name: &str, more: Vec<ImageFile>| {
+        let mut files = vec![ImageFile::read(&binary(name), &format!("/{name}"))?];
+        files.extend(more);
+        Image { repository: format!("aegis.test/{name}"), entrypoint: vec![format!("/{name}")], files }
+            .write(&folder())
+    };
+    Ok(Images {
+        operator: image("aegis-operator", Vec::new())?,
+        agent: image("aegis-node-agent", with_libraries("nft")?)?,
+    })
+}
+
+/// The probe on this machine, for origins and captures.
+pub fn probe_binary() -> PathBuf {
+    binary("aegis-probe")
+}
+
+/// A dynamic program of this machine with its loader and all libraries it names.
+fn with_libraries(program: &str) -> anyhow::Result<Vec<ImageFile>> {
+    let path = ["/usr/sbin", "/sbin", "/usr/bin"]
+        .into_iter()
+        .map(|folder| Path::new(folder).join(program))
+        .find(|path| path.exists())
+        .with_context(|| format!("{program} is not installed; run `make setup`"))?;
+    let listing = run("ldd", &[&path.display().to_string()])?;
+    let mut files = vec![ImageFile::read(&path, &format!("/usr/sbin/{program}"))?];
+    for library in libraries(&listing) {
+        files.push(ImageFile::read(Path::new(&library), &library)?);
+    }
+    Ok(files)
+}
+
+/// Paths in the output of `ldd`.
+fn libraries(listing: &str) -> BTreeSet<String> {
+    listing.split_ascii_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect()
+}
+
+/// The workspace's folder.
+pub fn workspace() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests).to_owned()
+}
+
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+fn binary(name: &str) -> PathBuf {
+    target().join(TARGET).join("release").join(name)
+}
+
+fn folder() -> PathBuf {
+    target().join("lab-images")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ldd_names_libraries_and_the_loader() {
+        let listing = "\tlinux-vdso.so.1 (0x1)\n\tlibnftables.so.1 => /lib/x86_64-linux-gnu/libnftables.so.1 (0x2)\n\
+                       \t/lib64/ld-linux-x86-64.so.2 (0x3)\n";
+        let found: Vec<String> = libraries(listing).into_iter().collect();
+        assert_eq!(found, ["/lib/x86_64-linux-gnu/libnftables.so.1", "/lib64/ld-linux-x86-64.so.2"]);
+    }
+}

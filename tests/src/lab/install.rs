@@ -1,0 +1,67 @@
+//! Installs Aegis the way a user does: images and the Helm chart.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::process::finish;
+use super::start::Progress;
+use super::{Lab, images};
+
+/// Namespace of the chart.
+pub const NAMESPACE: &str = "aegis-system";
+
+/// What was installed.
+#[derive(Clone, Debug)]
+pub struct Installed {
+    /// Image of the operator.
+    pub operator: String,
+    /// Image of the agent.
+    pub agent: String,
+}
+
+impl Lab {
+    /// Compiles, makes the images, brings them to every node and installs or upgrades the chart.
+    ///
+    /// `settings` are further Helm values, each as for `--set` (`a.b=c`).
+    pub fn install(&self, settings: &[&str]) -> anyhow::Result<Installed> {
+        let progress = Progress::new();
+        let installed = self.load_images()?;
+        progress.step("helm upgrade --install aegis");
+        let state = self.state()?;
+        let mut helm = Command::new(state.tools.join("helm"));
+        helm.env("KUBECONFIG", self.kubeconfig())
+            .args(["upgrade", "--install", "aegis"])
+            .arg(images::workspace().join("charts/aegis"))
+            .args(["--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", "120s"])
+            .arg(format!("--set=operator.image={}", installed.operator))
+            .arg(format!("--set=agent.image={}", installed.agent));
+        for setting in settings {
+            helm.arg(format!("--set={setting}"));
+        }
+        finish(&mut helm, "helm upgrade --install aegis")?;
+        progress.step("installed");
+        Ok(installed)
+    }
+
+    /// Compiles, makes the images and brings them to every node.
+    pub fn load_images(&self) -> anyhow::Result<Installed> {
+        let progress = Progress::new();
+        progress.step("compiling operator and agent");
+        images::compile(&["aegis-operator", "aegis-node-agent"])?;
+        let images = images::project()?;
+        for archive in [&images.operator, &images.agent] {
+            progress.step(&format!("image {} on every node", archive.reference));
+            self.load_image(&archive.path)?;
+        }
+        Ok(Installed { operator: images.operator.reference, agent: images.agent.reference })
+    }
+
+    /// Archives of the images that belong on a node that comes back.
+    pub(super) fn installed_archives(&self) -> anyhow::Result<Vec<PathBuf>> {
+        match images::project() {
+            Ok(images) => Ok(vec![images.operator.path, images.agent.path]),
+            // Not compiled yet: then nothing is installed either.
+            Err(_) => Ok(Vec::new()),
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The lab and what the end-to-end tests are written with. `tests/README.md` shows how.
+
+pub mod admission;
+pub mod apiserver;
+pub mod lab;

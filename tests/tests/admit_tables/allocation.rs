@@ -1,0 +1,377 @@
+//! `EgressAllocation`.
+
+use crate::server;
+use aegis_tests::admission::{Wrong, assert_accepted, assert_rejected, namespaced};
+
+fn allocation(spec: &str) -> String {
+    namespaced("EgressAllocation", "shop", "case", spec)
+}
+
+/// A list of as many quoted words.
+fn words(count: usize, word: impl Fn(usize) -> String) -> String {
+    (0..count).map(|index| format!("'{}'", word(index))).collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+fn wrong_allocations_are_rejected() {
+    let case = |name, spec: &str, field, message| Wrong { name, manifest: allocation(spec), field, message };
+    let with =
+        |name, spec: &str, field, message| case(name, &format!("prefixes: [p], {spec}"), field, message);
+    let site = |name: &str| format!("{{name: {name}, nodeSelector: {{zone: {name}}}}}");
+    let five = ["a", "b", "c", "d", "e"].map(site).join(", ");
+    assert_rejected(
+        &server(),
+        &[
+            case("no prefixes", "addresses: {ipv4: 1}", "spec.prefixes", "Required value"),
+            case(
+                "an empty list of prefixes",
+                "prefixes: []",
+                "spec.prefixes",
+                "should have at least 1 items",
+            ),
+            case(
+                "nine prefixes",
+                &format!("prefixes: [{}]", words(9, |n| format!("p{n}"))),
+                "spec.prefixes",
+                "must have at most 8 items",
+            ),
+            case("a prefix twice", "prefixes: [p, q, p]", "spec.prefixes", "names a prefix twice"),
+            case(
+                "a prefix that is no name",
+                "prefixes: [P_1]",
+                "spec.prefixes[0]",
+                "must be the name of an object",
+            ),
+            case(
+                "a prefix name that is too long",
+                &format!("prefixes: [{}]", "p".repeat(64)),
+                "spec.prefixes[0]",
+                "Too long: may not be more than 63",
+            ),
+            case(
+                "a range in place of a prefix name",
+                "prefixes: [203.0.113.0/28]",
+                "spec.prefixes[0]",
+                "must be the name of an object",
+            ),
+            with("no address", "addresses: {ipv4: 0}", "spec.addresses.ipv4", "greater than or equal to 1"),
+            with(
+                "seventeen addresses",
+                "addresses: {ipv4: 17}",
+                "spec.addresses.ipv4",
+                "less than or equal to 16",
+            ),
+            with(
+                "half an address",
+                "addresses: {ipv4: 1.5}",
+                "spec.addresses.ipv4",
+                "must be of type integer",
+            ),
+            with(
+                "neither number nor list",
+                "addresses: {}",
+                "spec.addresses",
+                "either ipv4 (how many) or explicit (exactly which)",
+            ),
+            with(
+                "number and list",
+                "addresses: {ipv4: 1, explicit: [203.0.113.1]}",
+                "spec.addresses",
+                "and not both",
+            ),
+            with("IPv6 count", "addresses: {ipv6: 1}", "spec.addresses.ipv6", "unknown field"),
+            with(
+                "explicit: empty",
+                "addresses: {explicit: []}",
+                "spec.addresses.explicit",
+                "should have at least 1 items",
+            ),
+            with(
+                "explicit: a range",
+                "addresses: {explicit: [203.0.113.0/30]}",
+                "spec.addresses.explicit[0]",
+                "must be an IPv4 address",
+            ),
+            with(
+                "explicit: IPv6",
+                "addresses: {explicit: ['2001:db8::1']}",
+                "spec.addresses.explicit[0]",
+                "must be an IPv4 address",
+            ),
+            with(
+                "explicit: one twice",
+                "addresses: {explicit: [203.0.113.1, 203.0.113.1]}",
+                "spec.addresses.explicit[1]",
+                "Duplicate value",
+            ),
+            with(
+                "explicit: seventeen",
+                &format!("addresses: {{explicit: [{}]}}", words(17, |n| format!("203.0.113.{n}"))),
+                "spec.addresses.explicit",
+                "must have at most 16 items",
+            ),
+            with("five sites", &format!("sites: [{five}]"), "spec.sites", "must have at most 4 items"),
+            with(
+                "a site twice",
+                &format!("sites: [{0}, {0}]", site("a")),
+                "spec.sites[1]",
+                "Duplicate value",
+            ),
+            with(
+                "a site without a name",
+                "sites: [{nodeSelector: {zone: a}}]",
+                "spec.sites[0].name",
+                "Required value",
+            ),
+            with(
+                "a site whose name is no label",
+                "sites: [{name: Zone A, nodeSelector: {zone: a}}]",
+                "spec.sites[0].name",
+                "must be a DNS label",
+            ),
+            with(
+                "a site without a selector",
+                "sites: [{name: a}]",
+                "spec.sites[0].nodeSelector",
+                "Required value",
+            ),
+            with(
+                "a site with an empty selector",
+                "sites: [{name: a, nodeSelector: {}}]",
+                "spec.sites[0].nodeSelector",
+                "at least 1 properties",
+            ),
+            with(
+                "a site with a wrong label key",
+                "sites: [{name: a, nodeSelector: {'a b': c}}]",
+                "spec.sites[0].nodeSelector",
+                "has a key that is no label key",
+            ),
+            with(
+                "a site with a wrong label value",
+                "sites: [{name: a, nodeSelector: {a: 'b c'}}]",
+                "spec.sites[0].nodeSelector",
+                "has a value that is no label value",
+            ),
+            with(
+                "a site with a weight",
+                "sites: [{name: a, nodeSelector: {a: b}, weight: 1}]",
+                "spec.sites[0].weight",
+                "unknown field",
+            ),
+            with(
+                "ports below 1024",
+                "ports: {first: 768}",
+                "spec.ports.first",
+                "greater than or equal to 1024",
+            ),
+            with(
+                "a first port within a slice",
+                "ports: {first: 1025}",
+                "spec.ports.first",
+                "must be a multiple of 256",
+            ),
+            with(
+                "a first port that is too high",
+                "ports: {first: 65536}",
+                "spec.ports.first",
+                "less than or equal to 65280",
+            ),
+            with(
+                "a last port within a slice",
+                "ports: {last: 65000}",
+                "spec.ports.last",
+                "must be one less than a multiple of 256",
+            ),
+            with(
+                "a last port that is too high",
+                "ports: {last: 65791}",
+                "spec.ports.last",
+                "less than or equal to 65535",
+            ),
+            with(
+                "a reversed range",
+                "ports: {first: 32768, last: 16383}",
+                "spec.ports.first",
+                "must be less than spec.ports.last",
+            ),
+            with(
+                "no slice for each node",
+                "ports: {perNode: {min: 0}}",
+                "spec.ports.perNode.min",
+                "greater than or equal to 1",
+            ),
+            with(
+                "253 slices",
+                "ports: {perNode: {max: 253}}",
+                "spec.ports.perNode.max",
+                "less than or equal to 252",
+            ),
+            with(
+                "min above max",
+                "ports: {perNode: {min: 9, max: 8}}",
+                "spec.ports.perNode.min",
+                "must not be greater than spec.ports.perNode.max",
+            ),
+            with(
+                "min above the default of max",
+                "ports: {perNode: {min: 300}}",
+                "spec.ports.perNode.min",
+                "less than or equal to 252",
+            ),
+            with(
+                "min above the ports",
+                "ports: {first: 32768, last: 33791, perNode: {min: 5}}",
+                "spec.ports.perNode",
+                "is more than the ports from first to last give",
+            ),
+            with(
+                "a target of 0 percent",
+                "capacity: {targetPercent: 0}",
+                "spec.capacity.targetPercent",
+                "greater than or equal to 1",
+            ),
+            with(
+                "a target above 100 percent",
+                "capacity: {targetPercent: 101}",
+                "spec.capacity.targetPercent",
+                "less than or equal to 100",
+            ),
+            with(
+                "TCP dies early",
+                "timeouts: {tcpEstablishedSeconds: 239}",
+                "spec.timeouts.tcpEstablishedSeconds",
+                "greater than or equal to 240",
+            ),
+            with(
+                "TCP lives for ever",
+                "timeouts: {tcpEstablishedSeconds: 864001}",
+                "spec.timeouts.tcpEstablishedSeconds",
+                "less than or equal to 864000",
+            ),
+            with(
+                "no time to open",
+                "timeouts: {tcpTransitorySeconds: 29}",
+                "spec.timeouts.tcpTransitorySeconds",
+                "greater than or equal to 30",
+            ),
+            with(
+                "no rest",
+                "timeouts: {tcpClosedSeconds: 0}",
+                "spec.timeouts.tcpClosedSeconds",
+                "greater than or equal to 1",
+            ),
+            with(
+                "too long a rest",
+                "timeouts: {tcpClosedSeconds: 241}",
+                "spec.timeouts.tcpClosedSeconds",
+                "less than or equal to 240",
+            ),
+            with(
+                "UDP dies early",
+                "timeouts: {udpSeconds: 29}",
+                "spec.timeouts.udpSeconds",
+                "greater than or equal to 30",
+            ),
+            with(
+                "ICMP dies early",
+                "timeouts: {icmpSeconds: 9}",
+                "spec.timeouts.icmpSeconds",
+                "greater than or equal to 10",
+            ),
+            with(
+                "a time-out with a unit",
+                "timeouts: {udpSeconds: 30s}",
+                "spec.timeouts.udpSeconds",
+                "must be of type integer",
+            ),
+            Wrong {
+                name: "a name that is too long",
+                manifest: namespaced("EgressAllocation", "shop", &"n".repeat(64), "prefixes: [p]"),
+                field: "metadata.name",
+                message: "at most 63 characters",
+            },
+        ],
+    );
+}
+
+#[test]
+fn right_allocations_are_accepted() {
+    let right = |name, spec: &str| (name, allocation(spec));
+    assert_accepted(
+        &server(),
+        &[
+            right("nothing but a prefix", "prefixes: [p]"),
+            right("eight prefixes", &format!("prefixes: [{}]", words(8, |n| format!("p{n}")))),
+            right("sixteen addresses", "prefixes: [p], addresses: {ipv4: 16}"),
+            right(
+                "sixteen explicit addresses",
+                &format!(
+                    "prefixes: [p], addresses: {{explicit: [{}]}}",
+                    words(16, |n| format!("203.0.113.{n}"))
+                ),
+            ),
+            right(
+                "four sites",
+                "prefixes: [p], sites: [{name: a, nodeSelector: {z: a}}, {name: b, nodeSelector: {z: b}}, {name: c, nodeSelector: {z: c}}, {name: d, nodeSelector: {topology.kubernetes.io/zone: d, empty: ''}}]",
+            ),
+            right(
+                "one slice",
+                "prefixes: [p], ports: {first: 65280, last: 65535, perNode: {min: 1, max: 1}}",
+            ),
+            right("all slices for one node", "prefixes: [p], ports: {perNode: {min: 252}}"),
+            right(
+                "the shortest time-outs",
+                "prefixes: [p], timeouts: {tcpEstablishedSeconds: 240, tcpTransitorySeconds: 30, tcpClosedSeconds: 1, udpSeconds: 30, icmpSeconds: 10}",
+            ),
+            right(
+                "the longest time-outs",
+                "prefixes: [p], timeouts: {tcpEstablishedSeconds: 864000, tcpTransitorySeconds: 3600, tcpClosedSeconds: 240, udpSeconds: 86400, icmpSeconds: 3600}",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let server = server();
+    let text = server
+        .kubectl_with(
+            &["create", "--dry-run=server", "-o", "json", "-f", "-"],
+            &allocation("prefixes: [p], ports: {first: 2048}"),
+        )
+        .expect("it is right");
+    let object: serde_json::Value = serde_json::from_str(&text).expect("kubectl writes JSON");
+    let spec = &object["spec"];
+    assert_eq!(
+        spec["ports"],
+        serde_json::json!({"first": 2048, "last": 65535, "perNode": {"min": 8, "max": 252}})
+    );
+    assert_eq!(spec["capacity"]["targetPercent"], 80);
+    assert_eq!(spec["timeouts"]["tcpEstablishedSeconds"], 7440);
+    // Not written into the object, or a later list of addresses would meet a number that nobody gave.
+    assert_eq!(spec.get("addresses"), None);
+}
+
+#[test]
+fn a_number_of_addresses_can_become_a_list() {
+    let server = server();
+    let with = |spec: &str| namespaced("EgressAllocation", "shop", "becomes-a-list", spec);
+    for spec in [
+        "prefixes: [p]",
+        "prefixes: [p], addresses: {explicit: [203.0.113.1, 203.0.113.2]}",
+        "prefixes: [p], addresses: {ipv4: 3}",
+        "prefixes: [p]",
+    ] {
+        server.kubectl_with(&["apply", "-f", "-"], &with(spec)).expect(spec);
+    }
+    server.kubectl(&["delete", "ealloc", "becomes-a-list", "-n", "shop"]).expect("delete");
+    for spec in [
+        "prefixes: [p]",
+        "prefixes: [p], addresses: {explicit: [203.0.113.1, 203.0.113.2]}",
+        "prefixes: [p], addresses: {ipv4: 3}",
+        "prefixes: [p]",
+    ] {
+        server.kubectl_with(&["apply", "--server-side", "-f", "-"], &with(spec)).expect(spec);
+    }
+}

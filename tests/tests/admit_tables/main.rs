@@ -1,0 +1,26 @@
+//! What the API server accepts and rejects, and in which words.
+
+mod address;
+mod allocation;
+mod binding;
+mod manual;
+mod prefix;
+
+use aegis_tests::apiserver::ApiServer;
+use std::sync::Arc;
+
+/// The shared server with the namespace `shop`. The chart is installed without its policies: the tables are about the
+/// schemas, also those of objects that only the machinery may write.
+fn server() -> Arc<ApiServer> {
+    let server = ApiServer::shared(&["admission.enabled=false"]).expect("start the API server");
+    server
+        .kubectl_with(&["apply", "-f", "-"], "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}")
+        .expect("create the namespace");
+    server
+}
+
+/// Creates an object, applies another version of it, and returns what the server says to that.
+fn update(server: &ApiServer, before: &str, after: &str) -> Result<String, String> {
+    server.kubectl_with(&["create", "-f", "-"], before).expect("the first version is right");
+    server.kubectl_with(&["replace", "-f", "-"], after).map_err(|error| error.to_string())
+}
