@@ -137,3 +137,75 @@ impl Pool {
 fn ends(range: Ipv4Net) -> (u32, u32) {
     (range.network().to_bits(), range.broadcast().to_bits())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(cidr: &str, reserved: &[&str]) -> Pool {
+        Pool::new(&Prefix {
+            name: "p".into(),
+            created: 1,
+            cidr: cidr.parse().unwrap(),
+            reserved: reserved.iter().map(|range| range.parse().unwrap()).collect(),
+            account: "shop".into(),
+            deleting: false,
+        })
+    }
+
+    fn all(pool: &Pool) -> Vec<Ipv4Addr> {
+        let mut found: Vec<Ipv4Addr> = Vec::new();
+        while let Some(address) = pool.lowest_free(Ipv4Addr::UNSPECIFIED, |address| found.contains(&address))
+        {
+            found.push(address);
+        }
+        found
+    }
+
+    #[test]
+    fn the_whole_range_is_usable() {
+        for (cidr, size) in
+            [("192.0.2.0/24", 256), ("192.0.2.4/30", 4), ("192.0.2.6/31", 2), ("192.0.2.7/32", 1)]
+        {
+            assert_eq!(pool(cidr, &[]).capacity(), size);
+            assert_eq!(all(&pool(cidr, &[])).len(), size as usize);
+        }
+        assert_eq!(pool("255.255.255.254/31", &[]).capacity(), 2);
+        assert_eq!(all(&pool("255.255.255.254/31", &[])).len(), 2);
+        assert_eq!(pool("0.0.0.0/0", &[]).capacity(), u32::MAX);
+    }
+
+    #[test]
+    fn reserved_ranges_may_nest_touch_repeat_and_reach_beyond() {
+        let reserved = ["192.0.2.8/30", "192.0.2.9/32", "192.0.2.12/31", "192.0.2.8/30", "198.51.100.0/24"];
+        let some = pool("192.0.2.0/28", &reserved);
+        assert_eq!(some.capacity(), 10);
+        let free = all(&some);
+        assert_eq!(free.len(), 10);
+        assert!(free.iter().all(|address| !some.is_reserved(*address) && some.contains(*address)));
+        let none = pool("192.0.2.0/28", &["192.0.2.0/24"]);
+        assert_eq!((none.capacity(), all(&none).len()), (0, 0));
+        let last = pool("255.255.255.254/31", &["255.255.255.255/32"]);
+        assert_eq!(all(&last), [Ipv4Addr::new(255, 255, 255, 254)]);
+    }
+
+    #[test]
+    fn a_prefix_that_is_refused_still_stands_in_the_way() {
+        let prefix = |name: &str, created, cidr: &str| Prefix {
+            name: name.into(),
+            created,
+            cidr: cidr.parse().unwrap(),
+            reserved: vec![],
+            account: "shop".into(),
+            deleting: false,
+        };
+        let first = prefix("first", 1, "192.0.2.0/29");
+        let rest = [prefix("second", 2, "192.0.2.0/28"), prefix("third", 3, "192.0.2.8/29")];
+        let accepted = |prefixes: &[Prefix], name: &str| {
+            Prefixes::judge(prefixes).get(name).is_some_and(|judged| judged.accepted.is_good())
+        };
+        let all = [vec![first], rest.to_vec()].concat();
+        assert_eq!(["first", "second", "third"].map(|name| accepted(&all, name)), [true, false, false]);
+        assert_eq!(["second", "third"].map(|name| accepted(&rest, name)), [true, false]);
+    }
+}

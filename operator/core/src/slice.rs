@@ -108,3 +108,45 @@ impl fmt::Debug for SliceSet {
         f.debug_list().entries(self.runs()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_reach_both_ends() {
+        assert_eq!(SliceSet::range(0, 255).len(), 256);
+        assert_eq!(SliceSet::range(FIRST, LAST).len(), 252);
+        assert_eq!(SliceSet::range(255, 255).iter().collect::<Vec<_>>(), [255]);
+        assert!(SliceSet::range(5, 4).is_empty());
+        for (first, last) in [(0, 63), (63, 64), (4, 200), (64, 127), (128, 255)] {
+            let expected: SliceSet = (first..=last).collect();
+            assert_eq!(SliceSet::range(first, last), expected);
+        }
+    }
+
+    #[test]
+    fn runs_cross_words_and_end_at_the_last_slice() {
+        let set: SliceSet = [4, 62, 63, 64, 65, 127, 254, 255].into_iter().collect();
+        assert_eq!(set.runs(), [(4, 4), (62, 65), (127, 127), (254, 255)]);
+        assert_eq!(SliceSet::EMPTY.runs(), []);
+        assert_eq!(SliceSet::range(0, 255).runs(), [(0, 255)]);
+    }
+
+    #[test]
+    fn algebra() {
+        let (low, high) = (SliceSet::range(4, 100), SliceSet::range(90, 255));
+        assert_eq!(low.intersection(high), SliceSet::range(90, 100));
+        assert_eq!(low.union(high), SliceSet::range(4, 255));
+        assert_eq!(low.difference(high), SliceSet::range(4, 89));
+    }
+
+    #[test]
+    fn insert_and_remove_tell_what_changed() {
+        let mut set = SliceSet::EMPTY;
+        assert!(set.insert(255) && !set.insert(255));
+        assert_eq!(set.words(), [0, 0, 0, 1 << 63]);
+        assert!(set.remove(255) && !set.remove(255));
+        assert!(set.is_empty());
+    }
+}

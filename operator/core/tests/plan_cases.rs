@@ -1,0 +1,457 @@
+//! Plans for worlds as people make them, and what the owners are told.
+
+mod support;
+
+use aegis_core::model::*;
+use aegis_core::slice::SliceSet;
+use aegis_core::{Change, Plan, diff, plan, reason};
+use std::net::Ipv4Addr;
+use support::*;
+
+fn addresses(plan: &Plan, allocation: &str) -> Vec<Ipv4Addr> {
+    plan.allocations[&name(allocation)].addresses.clone()
+}
+
+fn accepted(plan: &Plan) -> (&'static str, &str) {
+    let verdict = &plan.allocations[&name("a")].accepted;
+    (verdict.reason(), verdict.message())
+}
+
+fn allocated(plan: &Plan) -> (&'static str, &str) {
+    let verdict = &plan.allocations[&name("a")].allocated;
+    (verdict.reason(), verdict.message())
+}
+
+fn runs(address: &Address, node: &str) -> Vec<(u8, u8)> {
+    held(address, node).runs()
+}
+
+#[test]
+fn three_nodes_share_an_address() {
+    let plan = advance(&mut world());
+    let [address] = &plan.addresses[..] else { panic!("{plan:#?}") };
+    assert_eq!((address.address, address.prefix.as_str()), (ip("192.0.2.0"), "p"));
+    for node in ["n1", "n2", "n3"] {
+        assert_eq!(held(address, node).len(), 8);
+        assert_eq!(runs(address, node).len(), 1);
+    }
+    assert_eq!(address.holdings[0].first, 4);
+    assert!(address.holdings.iter().all(|holding| holding.epoch == address.epoch));
+    assert_eq!(accepted(&plan), (reason::ACCEPTED, "takes addresses from AegisPrefix \"p\""));
+    assert_eq!(allocated(&plan), (reason::ALLOCATED, "1 address on 3 nodes"));
+    assert_eq!(plan.prefixes["p"].capacity, 4);
+    assert_eq!((plan.prefixes["p"].used, plan.prefixes["p"].in_use), (1, true));
+    assert_eq!(plan.wake, None);
+}
+
+#[test]
+fn every_address_of_a_prefix_is_used() {
+    let mut inputs = world();
+    inputs.allocations[0].request = AddressRequest::Count(4);
+    let plan = advance(&mut inputs);
+    assert_eq!(addresses(&plan, "a"), ["192.0.2.0", "192.0.2.1", "192.0.2.2", "192.0.2.3"].map(ip));
+    assert!(plan.allocations[&name("a")].allocated.is_good());
+}
+
+#[test]
+fn reserved_addresses_are_not_used_and_the_shortage_is_told() {
+    let mut inputs = world();
+    inputs.allocations[0].request = AddressRequest::Count(4);
+    inputs.prefixes[0].reserved = vec!["192.0.2.0/32".parse().unwrap(), "192.0.2.2/32".parse().unwrap()];
+    let plan = advance(&mut inputs);
+    assert_eq!(addresses(&plan, "a"), ["192.0.2.1", "192.0.2.3"].map(ip));
+    assert_eq!(plan.prefixes["p"].capacity, 2);
+    let (reason, message) = allocated(&plan);
+    assert_eq!(reason, reason::NO_FREE_ADDRESS);
+    assert!(message.starts_with("spec.addresses.ipv4: 2 of 4 addresses allocated"), "{message}");
+    // What is allocated stays, also when it is reserved later.
+    inputs.prefixes[0].reserved.push("192.0.2.1/32".parse().unwrap());
+    assert_eq!(addresses(&advance(&mut inputs), "a"), ["192.0.2.1", "192.0.2.3"].map(ip));
+}
+
+#[test]
+fn prefixes_are_used_in_order_of_preference() {
+    let mut inputs = world();
+    inputs.prefixes.push(prefix("q", "192.0.2.200/31"));
+    inputs.allocations[0].prefixes = vec!["q".into(), "p".into()];
+    inputs.allocations[0].request = AddressRequest::Count(3);
+    assert_eq!(addresses(&advance(&mut inputs), "a"), ["192.0.2.0", "192.0.2.200", "192.0.2.201"].map(ip));
+}
+
+#[test]
+fn older_allocations_choose_first() {
+    let mut inputs = world();
+    inputs.prefixes[0].cidr = "192.0.2.0/31".parse().unwrap();
+    inputs.allocations = vec![
+        Allocation { created: 3, ..allocation("a") },
+        Allocation { created: 2, ..allocation("z") },
+        Allocation { created: 2, ..allocation("b") },
+    ];
+    let plan = advance(&mut inputs);
+    assert_eq!(addresses(&plan, "b"), [ip("192.0.2.0")]);
+    assert_eq!(addresses(&plan, "z"), [ip("192.0.2.1")]);
+    assert!(addresses(&plan, "a").is_empty());
+    assert_eq!(allocated(&plan).0, reason::NO_FREE_ADDRESS);
+}
+
+#[test]
+fn explicit_addresses_are_exactly_those() {
+    let mut inputs = world();
+    inputs.allocations.push(Allocation {
+        request: AddressRequest::Explicit(vec![ip("192.0.2.3"), ip("192.0.2.0"), ip("192.0.2.3")]),
+        ..allocation("b")
+    });
+    let plan = advance(&mut inputs);
+    assert_eq!(addresses(&plan, "a"), [ip("192.0.2.0")]);
+    assert_eq!(addresses(&plan, "b"), [ip("192.0.2.3")]);
+    let told = &plan.allocations[&name("b")].allocated;
+    assert_eq!(told.reason(), reason::NO_FREE_ADDRESS);
+    let expected = "spec.addresses.explicit[1]: 192.0.2.0 belongs to EgressAllocation shop/a; ";
+    assert!(told.message().starts_with(expected), "{}", told.message());
+}
+
+#[test]
+fn explicit_addresses_outside_the_prefixes_or_reserved_are_refused() {
+    let mut inputs = world();
+    inputs.allocations[0].request = AddressRequest::Explicit(vec![ip("192.0.2.1"), ip("192.0.2.4")]);
+    let plan = advance(&mut inputs);
+    assert_eq!(
+        accepted(&plan),
+        (
+            reason::INVALID,
+            "spec.addresses.explicit[1]: 192.0.2.4 is not in AegisPrefix \"p\"; choose an address of these prefixes"
+        )
+    );
+    assert_eq!(allocated(&plan), accepted(&plan));
+    assert_eq!(plan.addresses, []);
+    inputs.allocations[0].request = AddressRequest::Explicit(vec![ip("192.0.2.1")]);
+    inputs.prefixes[0].reserved = vec!["192.0.2.0/31".parse().unwrap()];
+    assert_eq!(
+        accepted(&advance(&mut inputs)).1,
+        "spec.addresses.explicit[0]: 192.0.2.1 is reserved in AegisPrefix \"p\" (spec.reserved); choose another address"
+    );
+}
+
+#[test]
+fn a_prefix_that_cannot_be_used_is_named() {
+    let mut inputs = world();
+    inputs.allocations[0].prefixes = vec!["p".into(), "foo".into()];
+    let missing = "spec.prefixes[1]: AegisPrefix \"foo\" does not exist; create it or name another";
+    assert_eq!(accepted(&plan(&inputs)), (reason::NOT_FOUND, missing));
+    inputs.prefixes.push(Prefix { account: "bank".into(), ..prefix("foo", "198.51.100.0/24") });
+    assert_eq!(accepted(&plan(&inputs)).0, reason::NOT_PERMITTED);
+    assert!(!accepted(&plan(&inputs)).1.contains("bank"), "another account is none of their business");
+    inputs.prefixes[1] = Prefix { created: 2, ..prefix("foo", "192.0.2.0/24") };
+    let told = plan(&inputs);
+    assert_eq!(accepted(&told).0, reason::OVERLAP);
+    let message = told.prefixes["foo"].accepted.message();
+    assert!(
+        message.starts_with("spec.cidr: 192.0.2.0/24 overlaps 192.0.2.0/30 of AegisPrefix \"p\""),
+        "{message}"
+    );
+    assert!(told.prefixes["p"].accepted.is_good(), "the older one counts");
+    assert_eq!(told.addresses, [], "nothing is taken while something is wrong");
+    inputs.prefixes[1] = Prefix { deleting: true, ..prefix("foo", "198.51.100.0/24") };
+    assert_eq!(
+        accepted(&plan(&inputs)),
+        (reason::DRAINING, "spec.prefixes[1]: AegisPrefix \"foo\" is being deleted; name another")
+    );
+    inputs.allocations[0].prefixes.clear();
+    assert_eq!(accepted(&plan(&inputs)).0, reason::INVALID);
+}
+
+#[test]
+fn of_prefixes_of_the_same_age_the_first_by_name_counts() {
+    let mut inputs = world();
+    inputs.prefixes = vec![prefix("q", "192.0.2.0/30"), prefix("p", "192.0.2.0/29")];
+    let plan = plan(&inputs);
+    assert!(plan.prefixes["p"].accepted.is_good());
+    assert!(!plan.prefixes["q"].accepted.is_good());
+}
+
+#[test]
+fn an_allocation_keeps_what_it_has_when_its_prefix_goes_or_changes_hands() {
+    for ruin in [|it: &mut Vec<Prefix>| it.clear(), |it: &mut Vec<Prefix>| it[0].account = "bank".into()] {
+        let mut inputs = world();
+        let before = advance(&mut inputs);
+        ruin(&mut inputs.prefixes);
+        let after = advance(&mut inputs);
+        assert_eq!(after.addresses, before.addresses);
+        assert!(accepted(&after).1.ends_with("(the addresses that are allocated already stay in use)"));
+        assert!(after.allocations[&name("a")].allocated.is_good());
+        // A node that comes later gets its share too.
+        inputs.nodes.push(node("n4"));
+        assert_eq!(held(&advance(&mut inputs).addresses[0], "n4").len(), 8);
+    }
+}
+
+#[test]
+fn fewer_addresses_the_highest_drains_and_goes() {
+    let mut inputs = world();
+    inputs.allocations[0].request = AddressRequest::Count(2);
+    advance(&mut inputs);
+    inputs.allocations[0].request = AddressRequest::Count(1);
+    let plan = advance(&mut inputs);
+    assert_eq!(addresses(&plan, "a").len(), 2, "until it is drained");
+    let states = |address: &Address| address.holdings.iter().map(|it| it.state).collect::<Vec<_>>();
+    assert_eq!(states(&plan.addresses[0]), [State::Held; 3]);
+    assert_eq!(states(&plan.addresses[1]), [State::Draining; 3]);
+    // It is wanted again: what drains comes back.
+    let mut again = inputs.clone();
+    again.allocations[0].request = AddressRequest::Count(2);
+    let back = advance(&mut again);
+    assert_eq!(states(&back.addresses[1]), [State::Held; 3]);
+    assert!(back.addresses[1].holdings.iter().all(|it| it.epoch == back.addresses[1].epoch));
+
+    let standing = inputs.addresses.clone();
+    inputs.nodes.iter_mut().for_each(|node| report_drained(node, &standing));
+    let resting = advance(&mut inputs);
+    assert_eq!(resting.wake, Some(START + QUARANTINE));
+    assert_eq!(addresses(&resting, "a").len(), 2, "until it has rested");
+    inputs.now += QUARANTINE - 1;
+    assert_eq!(addresses(&advance(&mut inputs), "a").len(), 2);
+    inputs.now += 1;
+    let observed = inputs.addresses.clone();
+    let last = advance(&mut inputs);
+    assert_eq!(addresses(&last, "a"), [ip("192.0.2.0")]);
+    assert_eq!(diff(&observed, &last), [Change::Delete(ip("192.0.2.1"))]);
+}
+
+#[test]
+fn explicit_addresses_are_never_surplus() {
+    let mut inputs = world();
+    inputs.allocations[0].request = AddressRequest::Count(3);
+    advance(&mut inputs);
+    inputs.allocations[0].request = AddressRequest::Explicit(vec![ip("192.0.2.2")]);
+    let plan = advance(&mut inputs);
+    let drains = |address: &Address| address.holdings.iter().all(|it| it.state == State::Draining);
+    assert_eq!(plan.addresses.iter().map(drains).collect::<Vec<_>>(), [true, true, false]);
+}
+
+#[test]
+fn a_deleted_allocation_finishes_when_nothing_is_held() {
+    let mut inputs = world();
+    advance(&mut inputs);
+    inputs.allocations[0].deleting = true;
+    let finished = |plan: &Plan| plan.allocations[&name("a")].finished;
+    let plan = advance(&mut inputs);
+    assert!(!finished(&plan));
+    assert_eq!(allocated(&plan).0, reason::DRAINING);
+    // Two nodes report, the third is gone.
+    let standing = inputs.addresses.clone();
+    inputs.nodes.pop();
+    inputs.nodes.iter_mut().for_each(|node| report_drained(node, &standing));
+    assert!(!finished(&advance(&mut inputs)));
+    inputs.now += QUARANTINE;
+    let plan = advance(&mut inputs);
+    assert!(finished(&plan));
+    assert_eq!(plan.addresses, []);
+    assert!(!plan.prefixes["p"].in_use);
+}
+
+#[test]
+fn an_allocation_that_never_had_anything_finishes_at_once() {
+    let mut inputs = world();
+    inputs.allocations[0].deleting = true;
+    assert!(plan(&inputs).allocations[&name("a")].finished);
+}
+
+#[test]
+fn an_address_made_again_has_a_higher_epoch() {
+    let mut inputs = world();
+    let first = advance(&mut inputs).addresses[0].epoch;
+    inputs.addresses.clear();
+    inputs.now += 1;
+    assert!(advance(&mut inputs).addresses[0].epoch > first);
+}
+
+#[test]
+fn only_ready_nodes_of_the_sites_hold_slices() {
+    let mut inputs = world();
+    inputs.allocations[0].sites = [("s1".to_owned(), zone("a")), ("s2".to_owned(), zone("b"))].into();
+    for (node, at) in inputs.nodes.iter_mut().zip(["a", "b", "c"]) {
+        node.labels = zone(at);
+    }
+    inputs.nodes[1].ready = false;
+    let plan = advance(&mut inputs);
+    let nodes: Vec<&String> = plan.allocations[&name("a")].nodes.iter().collect();
+    assert_eq!(nodes, ["n1"]);
+    assert_eq!(held(&plan.addresses[0], "n2").len() + held(&plan.addresses[0], "n3").len(), 0);
+    inputs.nodes[1].ready = true;
+    assert_eq!(held(&advance(&mut inputs).addresses[0], "n2").len(), 8);
+    // No longer ready: keeps all, and gets no more.
+    inputs.nodes[1].ready = false;
+    inputs.nodes[1].demand.insert(name("a"), 20);
+    let plan = advance(&mut inputs);
+    assert_eq!(held(&plan.addresses[0], "n2").len(), 8);
+    assert!(plan.allocations[&name("a")].nodes.contains("n2"));
+}
+
+#[test]
+fn no_node_is_told() {
+    let mut inputs = world();
+    inputs.allocations[0].sites = [("s1".to_owned(), zone("a"))].into();
+    let none = plan(&inputs);
+    assert_eq!(allocated(&none).0, reason::NO_NODE);
+    assert!(allocated(&none).1.starts_with("spec.sites: no node matches"));
+    inputs.nodes[0] = Node { labels: zone("a"), ready: false, ..node("n1") };
+    let unready = plan(&inputs);
+    assert_eq!(allocated(&unready).0, reason::NO_NODE);
+    assert!(allocated(&unready).1.contains("none has a ready agent"));
+}
+
+#[test]
+fn a_node_that_leaves_the_sites_drains_and_may_come_back() {
+    let mut inputs = world();
+    inputs.allocations[0].sites = [("s1".to_owned(), zone("a"))].into();
+    inputs.nodes.iter_mut().for_each(|node| node.labels = zone("a"));
+    let before = advance(&mut inputs).addresses.remove(0);
+    inputs.nodes[1].labels = zone("b");
+    let after = advance(&mut inputs).addresses.remove(0);
+    assert_eq!(slices_of(&after, "n2", |state| state == State::Draining), held(&before, "n2"));
+    assert_eq!(held(&after, "n1"), held(&before, "n1"));
+    assert_eq!(after.epoch, before.epoch + 1);
+    assert_eq!(after.holdings.iter().filter(|it| it.epoch == after.epoch).count(), 1);
+    inputs.nodes[1].labels = zone("a");
+    let back = advance(&mut inputs).addresses.remove(0);
+    assert_eq!(held(&back, "n2"), held(&before, "n2"));
+    assert_eq!(back.epoch, after.epoch + 1);
+    // A report from the first draining says nothing about a later one.
+    report_drained(&mut inputs.nodes[1], &[after]);
+    inputs.nodes[1].labels = zone("b");
+    advance(&mut inputs);
+    let again = advance(&mut inputs).addresses.remove(0);
+    assert_eq!(slices_of(&again, "n2", |state| state == State::Draining), held(&before, "n2"));
+}
+
+#[test]
+fn slices_of_a_node_that_is_gone_rest_and_are_given_anew() {
+    let mut inputs = world();
+    inputs.allocations[0].slices = SliceSet::range(4, 27);
+    let before = advance(&mut inputs).addresses.remove(0);
+    inputs.nodes[0] = node("n9");
+    let plan = advance(&mut inputs);
+    assert_eq!(held(&plan.addresses[0], "n9").len(), 0);
+    assert_eq!(allocated(&plan).0, reason::NO_FREE_SLICE);
+    assert!(allocated(&plan).1.starts_with("spec.ports.perNode.min: 1 node is (n9) below 8 slices"));
+    assert_eq!(plan.wake, Some(START + QUARANTINE));
+    inputs.now += QUARANTINE;
+    let plan = advance(&mut inputs);
+    assert_eq!(held(&plan.addresses[0], "n9"), held(&before, "n1"));
+}
+
+#[test]
+fn ports_that_are_no_longer_used_drain() {
+    let mut inputs = world();
+    inputs.nodes.truncate(1);
+    advance(&mut inputs);
+    inputs.allocations[0].slices = SliceSet::range(6, 255);
+    let after = advance(&mut inputs).addresses.remove(0);
+    assert_eq!(slices_of(&after, "n1", |state| state == State::Draining), SliceSet::range(4, 5));
+    assert_eq!(held(&after, "n1"), SliceSet::range(6, 13), "and are replaced");
+}
+
+#[test]
+fn the_minimum_of_all_comes_before_demand_and_the_first_names_before_the_last() {
+    let mut inputs = world();
+    inputs.allocations[0].slices = SliceSet::range(4, 25);
+    inputs.nodes[0].demand.insert(name("a"), 100);
+    let plan = advance(&mut inputs);
+    let address = &plan.addresses[0];
+    assert_eq!(["n1", "n2", "n3"].map(|node| held(address, node).len()), [8, 8, 6]);
+    assert_eq!(allocated(&plan).0, reason::NO_FREE_SLICE);
+}
+
+#[test]
+fn demand_is_met_in_fair_rounds_up_to_the_maximum() {
+    let mut inputs = world();
+    inputs.allocations[0].slices = SliceSet::range(4, 55);
+    inputs.allocations[0].per_node_max = 20;
+    for (node, demand) in inputs.nodes.iter_mut().zip([200, 12, 200]) {
+        node.demand.insert(name("a"), demand);
+    }
+    let address = advance(&mut inputs).addresses.remove(0);
+    assert_eq!(["n1", "n2", "n3"].map(|node| held(&address, node).len()), [20, 12, 20]);
+    inputs.allocations[0].slices = SliceSet::range(4, 58);
+    inputs.allocations[0].per_node_max = 40;
+    let address = advance(&mut inputs).addresses.remove(0);
+    assert_eq!(["n1", "n2", "n3"].map(|node| held(&address, node).len()), [22, 12, 21]);
+}
+
+#[test]
+fn demand_counts_over_all_addresses() {
+    let mut inputs = world();
+    inputs.allocations[0].request = AddressRequest::Count(2);
+    inputs.nodes[0].demand.insert(name("a"), 21);
+    let plan = advance(&mut inputs);
+    assert_eq!(plan.addresses.iter().map(|it| held(it, "n1").len()).collect::<Vec<_>>(), [11, 10]);
+    // A demand that shrinks takes nothing away.
+    inputs.nodes[0].demand.clear();
+    assert_eq!(advance(&mut inputs).addresses, plan.addresses);
+}
+
+#[test]
+fn a_node_grows_in_place() {
+    let mut inputs = world();
+    for demand in [12, 20, 60] {
+        for node in &mut inputs.nodes {
+            node.demand.insert(name("a"), demand);
+        }
+        let address = advance(&mut inputs).addresses.remove(0);
+        for node in ["n1", "n2", "n3"] {
+            assert_eq!(held(&address, node).len(), demand);
+            assert_eq!(runs(&address, node).len(), 1, "{node} at {demand}: {address:#?}");
+        }
+    }
+}
+
+#[test]
+fn equal_minima_tile_an_address_without_splinters() {
+    let mut inputs = world();
+    inputs.nodes = (0..31).map(|index| node(&format!("n{index:02}"))).collect();
+    let address = advance(&mut inputs).addresses.remove(0);
+    assert_eq!(address.holdings.len(), 31);
+    assert!(address.holdings.iter().all(|it| it.last - it.first == 7));
+}
+
+#[test]
+fn two_hundred_and_fifty_two_nodes_fit_into_one_address() {
+    let mut inputs = world();
+    inputs.nodes = (0..253).map(|index| node(&format!("n{index:03}"))).collect();
+    inputs.allocations[0].per_node_min = 1;
+    let plan = advance(&mut inputs);
+    assert_eq!(plan.addresses[0].holdings.len(), 252);
+    assert!(allocated(&plan).1.starts_with("spec.ports.perNode.min: 1 node is (n252) below"));
+}
+
+#[test]
+fn what_nobody_owns_any_more_drains_too() {
+    let mut inputs = world();
+    advance(&mut inputs);
+    inputs.allocations.clear();
+    let plan = advance(&mut inputs);
+    assert!(plan.addresses[0].holdings.iter().all(|it| it.state == State::Draining));
+    inputs.nodes.clear();
+    advance(&mut inputs);
+    inputs.now += QUARANTINE;
+    assert_eq!(advance(&mut inputs).addresses, []);
+}
+
+#[test]
+fn diff_deletes_before_it_writes() {
+    let mut inputs = world();
+    inputs.allocations[0].request = AddressRequest::Count(3);
+    let plan = advance(&mut inputs);
+    let mut observed = plan.addresses.clone();
+    observed[0].epoch -= 1;
+    observed[1].address = ip("192.0.2.200");
+    assert_eq!(
+        diff(&observed, &plan),
+        [
+            Change::Delete(ip("192.0.2.200")),
+            Change::Replace(plan.addresses[0].clone()),
+            Change::Create(plan.addresses[1].clone())
+        ]
+    );
+    assert_eq!(diff(&plan.addresses, &plan), []);
+}
