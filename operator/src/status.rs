@@ -1,0 +1,199 @@
+//! What to tell people: the status of each object, from the plan and from what agents report. Pure; `statuses` writes
+//! it.
+
+mod allocation;
+mod capacity;
+mod conditions;
+mod fleet;
+#[cfg(test)]
+mod tests;
+
+use crate::events::Notice;
+use crate::object::{Target, version};
+use crate::watch::{Guarded, Snapshot};
+use crate::world::World;
+use aegis_core::plan::{Plan, Verdict};
+use aegis_crds::{
+    AegisPrefixStatus, Condition, EgressAddressStatus, ZoneBinding, ZoneBindingStatus, reason, type_,
+};
+use conditions::{Clock, Wanted, notices, turned};
+use fleet::Fleet;
+use k8s_openapi::jiff::Timestamp;
+use kube::{Resource, ResourceExt};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::Ipv4Addr;
+
+/// What the planning loop found.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// What it planned from.
+    pub world: World,
+    /// The plan.
+    pub plan: Plan,
+    /// Addresses of the plan that could not be written (yet): their allocations wait.
+    pub unwritten: BTreeSet<Ipv4Addr>,
+}
+
+/// A status to write.
+#[derive(Clone, Debug)]
+pub struct StatusChange {
+    /// The object.
+    pub target: Target,
+    /// Resource version at which the object was read.
+    pub version: u64,
+    /// The new status.
+    pub status: Value,
+    /// Whether some condition turned, or there was no status yet. Other changes (counts) can wait a little.
+    pub urgent: bool,
+    /// What to publish as Events.
+    pub notices: Vec<Notice>,
+}
+
+/// Compares the status that each object has with the one it should have, and returns those that differ. An object
+/// that has changed since the plan was made waits for the next plan.
+pub fn changes(current: &Snapshot, view: &View, now: Timestamp) -> Vec<StatusChange> {
+    let fleet = Fleet::of(current);
+    let holders = fleet::holders(view);
+    let scribe =
+        Scribe { view, now, broken: view.world.problems.iter().map(|it| it.target.uid.as_str()).collect() };
+    let prefixes = current.prefixes.iter().filter_map(|object| {
+        let (object, clock) = scribe.open(object)?;
+        let outcome = view.plan.prefixes.get(&object.name_any())?;
+        let old = object.status.clone().unwrap_or_default();
+        let conditions = clock.settle(&old.conditions, vec![verdict(type_::ACCEPTED, &outcome.accepted)]);
+        let notices = notices(&old.conditions, &conditions);
+        let new = AegisPrefixStatus { addresses: outcome.capacity, used: outcome.used, conditions };
+        change(object, &old, &new, (&old.conditions, &new.conditions), notices)
+    });
+    let allocations = current.allocations.iter().filter_map(|object| {
+        let (object, clock) = scribe.open(object)?;
+        let old = object.status.clone().unwrap_or_default();
+        let new = allocation::status(object, &old, view, &fleet, &holders, &clock)?;
+        let mut notices = notices(&old.conditions, &new.conditions);
+        notices.iter_mut().filter(|notice| notice.reason == reason::ALLOCATED).for_each(|notice| {
+            notice.note = format!("{}: {}", new.summary, notice.note);
+        });
+        let mut change = change(object, &old, &new, (&old.conditions, &new.conditions), notices)?;
+        change.urgent |= old.summary != new.summary;
+        Some(change)
+    });
+    let known: HashSet<_> = view.plan.allocations.keys().collect();
+    let bindings = current.bindings.iter().filter_map(|object| {
+        let (object, clock) = scribe.open(object)?;
+        let old = object.status.clone().unwrap_or_default();
+        let wanted = binding(object, &fleet, known.contains(&fleet::allocation_of(object)));
+        let conditions = clock.settle(&old.conditions, wanted);
+        let notices = notices(&old.conditions, &conditions);
+        let new = ZoneBindingStatus { pods: fleet.pods(object), conditions };
+        change(object, &old, &new, (&old.conditions, &new.conditions), notices)
+    });
+    let addresses = current.addresses.iter().filter_map(|object| {
+        let (object, clock) = scribe.open(object)?;
+        let old = object.status.clone().unwrap_or_default();
+        let wanted = vec![fleet.programmed_address(object)];
+        let new = EgressAddressStatus {
+            slices_held: fleet::slices_held(object),
+            conditions: clock.settle(&old.conditions, wanted),
+        };
+        change(object, &old, &new, (&old.conditions, &new.conditions), Vec::new())
+    });
+    allocations.chain(bindings).chain(prefixes).chain(addresses).collect()
+}
+
+/// Allocations whose `CapacityLow` is true, or not, by namespace and name.
+pub fn capacity_low(current: &Snapshot) -> BTreeMap<(String, String), bool> {
+    let readable = current.allocations.iter().filter_map(|object| object.0.as_ref().ok());
+    let low = readable.map(|object| {
+        let conditions = object.status.iter().flat_map(|status| &status.conditions);
+        let low = conditions.into_iter().any(|it| it.type_ == type_::CAPACITY_LOW && it.status == "True");
+        ((object.namespace().unwrap_or_default(), object.name_any()), low)
+    });
+    low.collect()
+}
+
+/// The status of an object that cannot be read, or makes no sense, for a merge patch: all else in it stays.
+pub fn invalid(generation: Option<i64>, message: &str, now: Timestamp) -> Value {
+    let wanted = Wanted::bad(type_::ACCEPTED, reason::INVALID, message);
+    json!({"status": {"conditions": Clock { generation, now }.settle(&[], vec![wanted])}})
+}
+
+struct Scribe<'a> {
+    view: &'a View,
+    now: Timestamp,
+    /// Objects with a problem; they are told elsewhere.
+    broken: HashSet<&'a str>,
+}
+
+impl Scribe<'_> {
+    /// The object, if it can be read and is as the plan saw it.
+    fn open<'o, K: Resource>(&self, object: &'o Guarded<K>) -> Option<(&'o K, Clock)> {
+        let object = object.0.as_ref().ok()?;
+        let uid = object.meta().uid.as_deref().unwrap_or_default();
+        let generation = object.meta().generation;
+        let current = self.view.world.generations.get(uid).copied() == generation;
+        (current && !self.broken.contains(uid)).then_some((object, Clock { generation, now: self.now }))
+    }
+}
+
+fn change<K, S>(
+    object: &K,
+    old: &S,
+    new: &S,
+    (before, after): (&[Condition], &[Condition]),
+    notices: Vec<Notice>,
+) -> Option<StatusChange>
+where
+    K: Resource<DynamicType = ()>,
+    S: Serialize + PartialEq,
+{
+    if old == new {
+        return None;
+    }
+    Some(StatusChange {
+        target: Target::of::<K>(object.meta()),
+        version: version(object.meta()),
+        // These types have string keys and finite numbers only: they always serialize.
+        status: serde_json::to_value(new).ok()?,
+        urgent: turned(before, after),
+        notices,
+    })
+}
+
+fn verdict(type_: &'static str, verdict: &Verdict) -> Wanted {
+    Wanted {
+        type_,
+        status: verdict.is_good(),
+        reason: verdict.reason(),
+        message: verdict.message().to_owned(),
+    }
+}
+
+fn binding(object: &ZoneBinding, fleet: &Fleet, allocation_exists: bool) -> Vec<Wanted> {
+    let name = &object.spec.allocation_ref.name;
+    let accepted = if allocation_exists {
+        Wanted::good(type_::ACCEPTED, reason::ACCEPTED, &format!("leaves from EgressAllocation {name:?}"))
+    } else {
+        let remedy = match object.spec.when_unavailable {
+            aegis_crds::WhenUnavailable::Drop => "until then covered traffic is refused",
+            aegis_crds::WhenUnavailable::UseNodeAddress => {
+                "until then covered traffic leaves with the node's address"
+            }
+        };
+        Wanted::bad(
+            type_::ACCEPTED,
+            reason::NOT_FOUND,
+            &format!(
+                "spec.allocationRef.name: EgressAllocation {name:?} does not exist in namespace {:?}; create it or name another; {remedy}",
+                object.namespace().unwrap_or_default()
+            ),
+        )
+    };
+    let programmed = if object.spec.enabled {
+        fleet.programmed_binding(object)
+    } else {
+        Wanted::bad(type_::PROGRAMMED, reason::DISABLED, "switched off by spec.enabled: false")
+    };
+    vec![accepted, programmed]
+}

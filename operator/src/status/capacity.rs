@@ -1,0 +1,106 @@
+//! `CapacityLow`: whether the ports of some node come to an end.
+
+use super::conditions::{Wanted, find};
+use aegis_crds::{Condition, Demand, reason, type_};
+
+/// Once low, the condition stays until the fill is this far below the target.
+const HYSTERESIS: u32 = 10;
+/// Fill is told in steps, so that the message does not change with every report.
+const STEP: u32 = 5;
+
+/// Judges the fullest node. `demand` is what each node reports of the allocation.
+pub fn judge(demand: &[(&str, &Demand)], target: u32, old: &[Condition]) -> Wanted {
+    let was_low = find(old, type_::CAPACITY_LOW).is_some_and(|condition| condition.status == "True");
+    let limit = if was_low { target.saturating_sub(HYSTERESIS).max(1) } else { target };
+    // Of equal ones the first by name.
+    let fullest = demand.iter().rev().max_by_key(|(_, demand)| (demand.refused, demand.fill_percent));
+    let Some((node, worst)) = fullest.filter(|(_, worst)| worst.refused > 0 || worst.fill_percent >= limit)
+    else {
+        return Wanted::bad(
+            type_::CAPACITY_LOW,
+            reason::CAPACITY_SUFFICIENT,
+            &format!("no node uses {target} % of its ports towards one origin"),
+        );
+    };
+    let remedy = "raise spec.addresses.ipv4 (or add to spec.addresses.explicit) for more addresses, or spec.ports.perNode.max for a larger share of each";
+    let fill = worst.fill_percent / STEP * STEP;
+    let (reason, message) = match worst {
+        Demand { refused: 1.., .. } => (
+            reason::EXHAUSTED,
+            format!(
+                "node {node} refused {} new flows during the last minute, since every port towards an origin is in use; {remedy}",
+                worst.refused
+            ),
+        ),
+        Demand { fill_percent: 100.., .. } => (
+            reason::EXHAUSTED,
+            format!(
+                "node {node} uses all of its ports towards an origin, and refuses the next flow; {remedy}"
+            ),
+        ),
+        _ => (
+            reason::ABOVE_TARGET,
+            format!(
+                "node {node} uses {fill} % or more of its ports towards an origin (spec.capacity.targetPercent is {target}); {remedy}"
+            ),
+        ),
+    };
+    Wanted::good(type_::CAPACITY_LOW, reason, &message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aegis_crds::AllocationRef;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::Timestamp;
+
+    fn demand(fill_percent: u32, refused: u32) -> Demand {
+        let allocation = AllocationRef { namespace: "a".into(), name: "x".into() };
+        Demand { allocation, slices: 8, fill_percent, refused, reason: String::new() }
+    }
+
+    fn low() -> Vec<Condition> {
+        vec![Condition {
+            type_: type_::CAPACITY_LOW.into(),
+            status: "True".into(),
+            reason: reason::ABOVE_TARGET.into(),
+            message: String::new(),
+            observed_generation: None,
+            last_transition_time: Time(Timestamp::UNIX_EPOCH),
+        }]
+    }
+
+    #[test]
+    fn turns_true_at_the_target_and_false_well_below() {
+        for (fill, old, expected) in [
+            (79, vec![], false),
+            (80, vec![], true),
+            (79, low(), true),
+            (70, low(), true),
+            (69, low(), false),
+        ] {
+            let wanted = judge(&[("n1", &demand(fill, 0))], 80, &old);
+            assert_eq!(wanted.status, expected, "fill {fill}, low before: {}", !old.is_empty());
+        }
+    }
+
+    #[test]
+    fn names_the_node_the_figure_and_the_remedy() {
+        let (calm, full, refusing) = (demand(10, 0), demand(93, 0), demand(60, 12));
+        let wanted = judge(&[("n1", &calm), ("n2", &full)], 80, &[]);
+        assert_eq!(wanted.reason, reason::ABOVE_TARGET);
+        assert!(wanted.message.contains("node n2 uses 90 %"), "{}", wanted.message);
+        assert!(wanted.message.contains("spec.addresses.ipv4"), "{}", wanted.message);
+        let wanted = judge(&[("n2", &full), ("n3", &refusing)], 80, &[]);
+        assert_eq!(wanted.reason, reason::EXHAUSTED);
+        assert!(wanted.message.contains("node n3 refused 12"), "{}", wanted.message);
+        assert_eq!(judge(&[("n1", &demand(100, 0))], 80, &[]).reason, reason::EXHAUSTED);
+    }
+
+    #[test]
+    fn sufficient_message_does_not_change_with_the_figures() {
+        assert_eq!(judge(&[("n1", &demand(10, 0))], 80, &[]), judge(&[("n2", &demand(55, 0))], 80, &[]));
+        assert_eq!(judge(&[], 80, &[]).reason, reason::CAPACITY_SUFFICIENT);
+    }
+}

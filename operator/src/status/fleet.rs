@@ -1,0 +1,220 @@
+//! What the nodes have of what they should have: the "n of m nodes" of `Programmed`.
+
+use super::View;
+use super::conditions::Wanted;
+use crate::watch::{Snapshot, by_name};
+use crate::world::{agent_state, is_ready};
+use aegis_core::model::{Address, AllocationName, State};
+use aegis_crds::{
+    AllocationRef, Demand, EgressAddress, EgressNodeStatus, HoldingState, ProgrammedBinding, ZoneBinding,
+    reason, type_,
+};
+use kube::ResourceExt;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+
+/// Most nodes that a message names.
+const NAMED: usize = 3;
+
+/// All nodes, with what their agents report.
+pub struct Fleet<'a> {
+    nodes: BTreeMap<&'a str, Member<'a>>,
+    demand: HashMap<&'a AllocationRef, Vec<(&'a str, &'a Demand)>>,
+    /// By `namespace/name`.
+    bindings: HashMap<String, BTreeMap<&'a str, &'a ProgrammedBinding>>,
+}
+
+struct Member<'a> {
+    /// Why its agent is not ready.
+    state: Result<(), String>,
+    /// New slices can be given to it.
+    ready: bool,
+    reported: bool,
+    epochs: HashMap<&'a str, i64>,
+}
+
+/// Which nodes hold slices of each allocation: by node and address the epoch that the node needs.
+pub type Holders<'a> = HashMap<&'a AllocationName, BTreeMap<&'a str, BTreeMap<Ipv4Addr, i64>>>;
+
+/// Who holds what, as planned and as frozen.
+pub fn holders(view: &View) -> Holders<'_> {
+    let mut holders: Holders = HashMap::new();
+    for address in addresses(view) {
+        let allocation = holders.entry(&address.allocation).or_default();
+        for holding in &address.holdings {
+            if let State::Held | State::Draining = holding.state {
+                let epochs = allocation.entry(&holding.node).or_default();
+                let epoch = epochs.entry(address.address).or_default();
+                *epoch = holding.epoch.max(*epoch);
+            }
+        }
+    }
+    holders
+}
+
+/// All addresses that stand once the plan is applied.
+pub fn addresses(view: &View) -> impl Iterator<Item = &Address> {
+    view.plan.addresses.iter().chain(&view.world.frozen)
+}
+
+/// Slices that nodes hold, live or draining.
+pub fn slices_held(object: &EgressAddress) -> u32 {
+    let held = object.spec.holdings.iter().filter(|holding| holding.state != HoldingState::Quarantined);
+    held.map(|holding| (holding.last + 1).saturating_sub(holding.first)).sum()
+}
+
+/// The allocation that a binding names.
+pub fn allocation_of(object: &ZoneBinding) -> AllocationName {
+    AllocationName {
+        account: object.namespace().unwrap_or_default(),
+        name: object.spec.allocation_ref.name.clone(),
+    }
+}
+
+impl<'a> Fleet<'a> {
+    /// Gathers. A report without a Node is of a node that is gone.
+    pub fn of(snapshot: &'a Snapshot) -> Fleet<'a> {
+        let reports = by_name(&snapshot.egress_nodes);
+        let mut fleet = Fleet { nodes: BTreeMap::new(), demand: HashMap::new(), bindings: HashMap::new() };
+        for node in snapshot.nodes.iter().filter_map(|node| node.0.as_ref().ok()) {
+            let Some(name) = node.metadata.name.as_deref() else { continue };
+            let report = reports.get(name).copied();
+            let status = report.and_then(|report| report.status.as_ref());
+            let member = Member {
+                state: agent_state(report),
+                ready: is_ready(node, report),
+                reported: report.is_some(),
+                epochs: status.map(epochs).unwrap_or_default(),
+            };
+            fleet.nodes.insert(name, member);
+            for demand in status.iter().flat_map(|status| &status.demand) {
+                fleet.demand.entry(&demand.allocation).or_default().push((name, demand));
+            }
+            for binding in status.iter().flat_map(|status| &status.bindings) {
+                let key = format!("{}/{}", binding.namespace, binding.name);
+                fleet.bindings.entry(key).or_default().insert(name, binding);
+            }
+        }
+        fleet
+    }
+
+    /// What each node wants of an allocation.
+    pub fn demand(&self, allocation: &AllocationName) -> &[(&'a str, &'a Demand)] {
+        let name = AllocationRef { namespace: allocation.account.clone(), name: allocation.name.clone() };
+        self.demand.get(&name).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Pods that a binding covers, over all nodes.
+    pub fn pods(&self, object: &ZoneBinding) -> u32 {
+        self.entries(object).into_iter().flat_map(|entries| entries.values()).map(|entry| entry.pods).sum()
+    }
+
+    /// Whether the holders of an allocation send from what they hold.
+    pub fn programmed_allocation(
+        &self,
+        holders: &BTreeMap<&str, BTreeMap<Ipv4Addr, i64>>,
+        addresses: &str,
+    ) -> Wanted {
+        if holders.is_empty() {
+            return Wanted::bad(type_::PROGRAMMED, reason::PENDING, "no node holds slices yet");
+        }
+        let has = |node: &str, member: Option<&Member>| {
+            let needed = holders.get(node).into_iter().flatten();
+            let epoch =
+                |address: &Ipv4Addr| member.and_then(|it| it.epochs.get(address.to_string().as_str()));
+            needed.into_iter().all(|(address, needed)| epoch(address).is_some_and(|epoch| epoch >= needed))
+        };
+        self.programmed(holders.keys().copied().collect(), has, addresses)
+    }
+
+    /// Whether all nodes know who holds which slice of an address.
+    pub fn programmed_address(&self, object: &EgressAddress) -> Wanted {
+        let address = &object.spec.address;
+        let has = |_: &str, member: Option<&Member>| {
+            member
+                .and_then(|it| it.epochs.get(address.as_str()))
+                .is_some_and(|epoch| *epoch >= object.spec.epoch)
+        };
+        let mut concerned = self.ready();
+        let held = object.spec.holdings.iter().filter(|holding| holding.state != HoldingState::Quarantined);
+        concerned.extend(held.map(|holding| holding.node.as_str()));
+        self.programmed(concerned, has, &format!("epoch {}", object.spec.epoch))
+    }
+
+    /// Whether all nodes enforce a binding.
+    pub fn programmed_binding(&self, object: &ZoneBinding) -> Wanted {
+        let entries = self.entries(object);
+        let generation = object.metadata.generation.unwrap_or_default();
+        let has = |node: &str, _: Option<&Member>| {
+            entries.and_then(|entries| entries.get(node)).is_some_and(|entry| entry.generation >= generation)
+        };
+        self.programmed(self.ready(), has, "it")
+    }
+
+    fn entries(&self, object: &ZoneBinding) -> Option<&BTreeMap<&'a str, &'a ProgrammedBinding>> {
+        self.bindings.get(&format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any()))
+    }
+
+    fn ready(&self) -> BTreeSet<&str> {
+        self.nodes.iter().filter(|(_, member)| member.ready).map(|(name, _)| *name).collect()
+    }
+
+    /// Counts, and names the nodes that are behind and the agents that are not ready.
+    fn programmed(
+        &self,
+        concerned: BTreeSet<&str>,
+        has: impl Fn(&str, Option<&Member>) -> bool,
+        what: &str,
+    ) -> Wanted {
+        let (done, behind): (Vec<&str>, Vec<&str>) =
+            concerned.iter().partition(|node| has(node, self.nodes.get(*node)));
+        let mut message = format!("{} of {} nodes have {what}", done.len(), concerned.len());
+        if concerned.is_empty() {
+            message =
+                "no node has a ready agent: see `kubectl get egressnodes` and the agents' pods".to_owned();
+        }
+        let waiting = behind.iter().map(|node| match self.why(node) {
+            Some(why) => format!("{node} ({why})"),
+            None => (*node).to_owned(),
+        });
+        append(&mut message, "waiting for", waiting.collect());
+        let unready = self.nodes.iter().filter(|(name, member)| {
+            !member.ready && !behind.contains(*name) && (member.reported || concerned.contains(*name))
+        });
+        let unready = unready.map(|(name, _)| format!("{name} ({})", self.why(name).unwrap_or_default()));
+        append(&mut message, "not ready:", unready.collect());
+        let all = behind.is_empty() && !concerned.is_empty();
+        Wanted {
+            type_: type_::PROGRAMMED,
+            status: all,
+            reason: if all { reason::PROGRAMMED } else { reason::PENDING },
+            message,
+        }
+    }
+
+    fn why(&self, node: &str) -> Option<String> {
+        match self.nodes.get(node) {
+            None => Some("the node is gone".to_owned()),
+            Some(Member { state: Err(why), .. }) => Some(why.clone()),
+            Some(Member { ready: false, .. }) => {
+                Some("the cluster says that the node is not ready".to_owned())
+            }
+            Some(_) => None,
+        }
+    }
+}
+
+fn epochs(status: &EgressNodeStatus) -> HashMap<&str, i64> {
+    status.addresses.iter().map(|entry| (entry.address.as_str(), entry.epoch)).collect()
+}
+
+fn append(message: &mut String, what: &str, nodes: Vec<String>) {
+    if nodes.is_empty() {
+        return;
+    }
+    let named: Vec<&str> = nodes.iter().take(NAMED).map(String::as_str).collect();
+    *message += &format!("; {what} {}", named.join(", "));
+    if nodes.len() > NAMED {
+        *message += &format!(" and {} more", nodes.len() - NAMED);
+    }
+}

@@ -1,0 +1,153 @@
+//! Translation of what the API server holds into what planning reads. Nothing is left out in silence: what cannot be
+//! read or makes no sense becomes a [`Problem`] of that object, and what depends on it is left as it stands.
+
+mod address;
+mod allocation;
+mod binding;
+mod node;
+mod prefix;
+#[cfg(test)]
+mod tests;
+
+pub use address::spec;
+pub use node::{agent_state, is_ready};
+
+use crate::object::Target;
+use crate::watch::{Guarded, Snapshot};
+use aegis_core::model::{Address, AllocationName, Inputs, Prefix, Seconds};
+use ipnet::Ipv4Net;
+use kube::{Resource, ResourceExt};
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::Debug;
+use std::net::Ipv4Addr;
+
+/// Everything as planning sees it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct World {
+    /// What a plan is made from.
+    pub inputs: Inputs,
+    /// `EgressAddress` objects that stand and may be changed: what a plan is compared with.
+    pub observed: Vec<Address>,
+    /// `EgressAddress` objects that planning neither sees nor changes, since the allocation or the prefix that they
+    /// belong to cannot be read: live flows live on.
+    pub frozen: Vec<Address>,
+    /// Addresses whose object cannot be read at all. Nobody else gets them.
+    pub unreadable: Vec<Ipv4Addr>,
+    /// What is wrong with which object.
+    pub problems: Vec<Problem>,
+    /// `metadata.generation` of each object, by uid.
+    pub generations: HashMap<String, i64>,
+}
+
+/// An object that cannot be read or makes no sense.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    /// The object.
+    pub target: Target,
+    /// Its generation.
+    pub generation: Option<i64>,
+    /// The field, what is wrong with it, and what to do.
+    pub message: String,
+}
+
+/// Translates. `lost` are addresses whose object vanished without having been drained: they stand as they were last
+/// known, so that a plan restores them.
+pub fn translate(snapshot: &Snapshot, lost: &[Address], now: Seconds, quarantine: Seconds) -> World {
+    let mut world = World {
+        inputs: Inputs { now, quarantine, ..Inputs::default() },
+        generations: generations(snapshot),
+        ..World::default()
+    };
+    let prefixes = read(&snapshot.prefixes, prefix::model, &mut world.problems);
+    let allocations = read(&snapshot.allocations, allocation::model, &mut world.problems);
+    let addresses = read(&snapshot.addresses, address::model, &mut world.problems);
+    read(&snapshot.bindings, binding::check, &mut world.problems);
+    read(&snapshot.egress_nodes, |_| Ok(()), &mut world.problems);
+    world.inputs.nodes = node::models(snapshot, &mut world.problems);
+    world.inputs.prefixes = prefixes.good;
+    world.inputs.allocations = allocations.good;
+    world.unreadable = addresses.bad.iter().filter_map(|(_, name)| name.parse().ok()).collect();
+    world.unreadable.sort_unstable();
+    (world.frozen, world.observed) = addresses.good.into_iter().partition(|address| {
+        prefixes.bad.contains(&(None, address.prefix.clone()))
+            || allocations.bad.contains(&key(&address.allocation))
+    });
+    world.observed.sort_by_key(|address| address.address);
+    world.frozen.sort_by_key(|address| address.address);
+    withhold(
+        &mut world.inputs.prefixes,
+        world.frozen.iter().map(|it| it.address).chain(world.unreadable.clone()),
+    );
+    world.inputs.addresses = world.observed.clone();
+    let standing: BTreeSet<Ipv4Addr> = world
+        .observed
+        .iter()
+        .chain(&world.frozen)
+        .map(|it| it.address)
+        .chain(world.unreadable.clone())
+        .collect();
+    world.inputs.addresses.extend(lost.iter().filter(|it| !standing.contains(&it.address)).cloned());
+    world
+}
+
+fn key(name: &AllocationName) -> (Option<String>, String) {
+    (Some(name.account.clone()), name.name.clone())
+}
+
+/// Reserves addresses, so that a plan gives them to nobody.
+fn withhold(prefixes: &mut [Prefix], addresses: impl Iterator<Item = Ipv4Addr>) {
+    for address in addresses {
+        for prefix in prefixes.iter_mut().filter(|prefix| prefix.cidr.contains(&address)) {
+            prefix.reserved.push(Ipv4Net::from(address));
+        }
+    }
+}
+
+/// Translated objects, and namespace and name of those that could not be.
+struct Read<M> {
+    good: Vec<M>,
+    bad: BTreeSet<(Option<String>, String)>,
+}
+
+/// Translates all objects of a kind, in the order of their names.
+fn read<K, M>(
+    objects: &[Guarded<K>],
+    model: impl Fn(&K) -> Result<M, String>,
+    problems: &mut Vec<Problem>,
+) -> Read<M>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug,
+{
+    let mut sorted: Vec<&Guarded<K>> = objects.iter().collect();
+    sorted.sort_by_key(|object| (object.namespace(), object.name_any()));
+    let mut read = Read { good: Vec::new(), bad: BTreeSet::new() };
+    for object in sorted {
+        let translated = match &object.0 {
+            Ok(object) => model(object),
+            Err(invalid) => Err(format!("cannot be read: {}; repair or delete it", invalid.error)),
+        };
+        match translated {
+            Ok(translated) => read.good.push(translated),
+            Err(message) => {
+                read.bad.insert((object.namespace(), object.name_any()));
+                problems.push(Problem {
+                    target: Target::of::<K>(object.meta()),
+                    generation: object.meta().generation,
+                    message,
+                });
+            }
+        }
+    }
+    read
+}
+
+fn generations(snapshot: &Snapshot) -> HashMap<String, i64> {
+    fn of<K: Resource>(objects: &[Guarded<K>]) -> impl Iterator<Item = (String, i64)> {
+        objects.iter().filter_map(|object| Some((object.meta().uid.clone()?, object.meta().generation?)))
+    }
+    of(&snapshot.prefixes)
+        .chain(of(&snapshot.allocations))
+        .chain(of(&snapshot.bindings))
+        .chain(of(&snapshot.addresses))
+        .collect()
+}

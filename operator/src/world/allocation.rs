@@ -1,0 +1,58 @@
+//! `EgressAllocation`.
+
+use crate::object::created;
+use aegis_core::model::{AddressRequest, Allocation, AllocationName};
+use aegis_core::slice::{FIRST, LAST, PORTS, SliceSet};
+use aegis_crds::{EgressAllocation, Ports};
+use kube::ResourceExt;
+use std::net::Ipv4Addr;
+
+/// Translates, or says what is wrong.
+pub fn model(object: &EgressAllocation) -> Result<Allocation, String> {
+    let spec = &object.spec;
+    let per_node = &spec.ports.per_node;
+    if per_node.min > per_node.max {
+        return Err(format!(
+            "spec.ports.perNode: min ({}) is greater than max ({})",
+            per_node.min, per_node.max
+        ));
+    }
+    let explicit = spec.addresses.explicit.iter().enumerate().map(|(index, address)| {
+        address
+            .parse::<Ipv4Addr>()
+            .map_err(|_| format!("spec.addresses.explicit[{index}]: {address:?} is no IPv4 address"))
+    });
+    let explicit = explicit.collect::<Result<Vec<_>, _>>()?;
+    Ok(Allocation {
+        name: name(object),
+        created: created(&object.metadata),
+        prefixes: spec.prefixes.clone(),
+        request: match explicit.is_empty() {
+            true => AddressRequest::Count(spec.addresses.ipv4.unwrap_or(1)),
+            false => AddressRequest::Explicit(explicit),
+        },
+        sites: spec.sites.iter().map(|site| (site.name.clone(), site.node_selector.clone())).collect(),
+        slices: slices(&spec.ports)?,
+        per_node_min: per_node.min,
+        per_node_max: per_node.max,
+        deleting: object.metadata.deletion_timestamp.is_some(),
+    })
+}
+
+/// Namespace and name.
+pub fn name(object: &EgressAllocation) -> AllocationName {
+    AllocationName { account: object.namespace().unwrap_or_default(), name: object.name_any() }
+}
+
+fn slices(ports: &Ports) -> Result<SliceSet, String> {
+    let first = u8::try_from(ports.first / PORTS).ok().filter(|slice| (FIRST..=LAST).contains(slice));
+    let last = u8::try_from(ports.last / PORTS).ok();
+    match (first, last) {
+        _ if !ports.first.is_multiple_of(PORTS) || !(ports.last + 1).is_multiple_of(PORTS) => Err(format!(
+            "spec.ports: {} to {} is not made of whole slices of 256 ports",
+            ports.first, ports.last
+        )),
+        (Some(first), Some(last)) if first <= last => Ok(SliceSet::range(first, last)),
+        _ => Err(format!("spec.ports: {} to {} is no range within 1024 to 65535", ports.first, ports.last)),
+    }
+}

@@ -1,0 +1,109 @@
+//! Nodes: the Node object says that it exists, the `EgressNode` of the same name what its agent does.
+
+use super::Problem;
+use crate::object::Target;
+use crate::watch::{Snapshot, by_name};
+use aegis_core::model::{AllocationName, Node, Programmed};
+use aegis_core::slice::SliceSet;
+use aegis_crds::{EgressNode, EgressNodeStatus, ProgrammedAddress, type_};
+use k8s_openapi::api::core::v1::Node as KubeNode;
+use kube::{Resource, ResourceExt};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// Taint by which an administrator vouches that a node is powered off: what it held may be given to others.
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+
+/// All nodes, in the order of their names. A node without a report, or with one that cannot be read, is there all
+/// the same: it is not ready, and keeps what it holds.
+pub fn models(snapshot: &Snapshot, problems: &mut Vec<Problem>) -> Vec<Node> {
+    let reports = by_name(&snapshot.egress_nodes);
+    let mut nodes: Vec<Node> = Vec::new();
+    for object in &snapshot.nodes {
+        let name = object.name_any();
+        let report = reports.get(&name).copied();
+        let status = report.and_then(|report| report.status.as_ref());
+        let (labels, usable) = match &object.0 {
+            Ok(node) if is_out_of_service(node) => continue,
+            Ok(node) => (node.labels().clone(), is_ready(node, report)),
+            Err(_) => (object.labels().clone(), false),
+        };
+        nodes.push(Node {
+            labels,
+            ready: usable,
+            demand: status.map(demand).unwrap_or_default(),
+            programmed: status.map(|status| programmed(status, &name, report, problems)).unwrap_or_default(),
+            name,
+        });
+    }
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    nodes
+}
+
+/// Whether new slices may be given to the node: its agent says that it is ready to forward, and the cluster has not
+/// lost the node.
+pub fn is_ready(node: &KubeNode, report: Option<&EgressNode>) -> bool {
+    node.metadata.deletion_timestamp.is_none()
+        && !is_out_of_service(node)
+        && !is_lost(node)
+        && agent_state(report).is_ok()
+}
+
+/// Why the agent of a node is not ready, in a few words.
+pub fn agent_state(report: Option<&EgressNode>) -> Result<(), String> {
+    let Some(status) = report.and_then(|report| report.status.as_ref()) else {
+        return Err("its agent has not reported".to_owned());
+    };
+    match status.conditions.iter().find(|condition| condition.type_ == type_::READY) {
+        Some(ready) if ready.status != "True" => Err(format!("its agent is not ready: {}", ready.message)),
+        None => Err("its agent is starting".to_owned()),
+        Some(_) if status.tunnel_address.parse::<Ipv4Addr>().is_err() => {
+            Err("its agent has no tunnel address".to_owned())
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn is_out_of_service(node: &KubeNode) -> bool {
+    let taints = node.spec.iter().filter_map(|spec| spec.taints.as_ref()).flatten();
+    taints.into_iter().any(|taint| taint.key == OUT_OF_SERVICE)
+}
+
+/// The cluster says that the node is not ready, or has not heard of it for long. No condition at all is no verdict.
+fn is_lost(node: &KubeNode) -> bool {
+    let conditions = node.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status != "True")
+}
+
+fn demand(status: &EgressNodeStatus) -> BTreeMap<AllocationName, u32> {
+    let wanted = status.demand.iter().map(|demand| {
+        let name = &demand.allocation;
+        (AllocationName { account: name.namespace.clone(), name: name.name.clone() }, demand.slices)
+    });
+    wanted.collect()
+}
+
+fn programmed(
+    status: &EgressNodeStatus,
+    node: &str,
+    report: Option<&EgressNode>,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<Ipv4Addr, Programmed> {
+    let entries = status.addresses.iter().filter_map(|entry| match entry.address.parse() {
+        Ok(address) => Some((address, Programmed { epoch: entry.epoch, drained: drained(entry) })),
+        Err(_) => {
+            problems.extend(report.map(|report| Problem {
+                target: Target::of::<EgressNode>(report.meta()),
+                generation: report.meta().generation,
+                message: format!("status.addresses of {node}: {:?} is no IPv4 address", entry.address),
+            }));
+            None
+        }
+    });
+    entries.collect()
+}
+
+fn drained(entry: &ProgrammedAddress) -> SliceSet {
+    let slices = entry.drained.iter().flat_map(|range| range.first..=range.last.min(255));
+    slices.filter_map(|slice| u8::try_from(slice).ok()).collect()
+}
