@@ -1,4 +1,5 @@
 //! A good plan, broken in one way at a time: the audit must say what is wrong with it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
 
 mod support;
 

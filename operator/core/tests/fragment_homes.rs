@@ -1,4 +1,5 @@
 //! All nodes send the fragments of a datagram to the same place, and few homes move when nodes come and go.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Plans for worlds as people make them, and what the owners are told.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
 
 mod support;
 
@@ -349,6 +350,36 @@ fn ports_that_are_no_longer_used_drain() {
     let after = advance(&mut inputs).addresses.remove(0);
     assert_eq!(slices_of(&after, "n1", |state| state == State::Draining), SliceSet::range(4, 5));
     assert_eq!(held(&after, "n1"), SliceSet::range(6, 13), "and are replaced");
+}
+
+#[test]
+fn slices_that_drain_and_new_ones_beside_them_are_two_holdings() {
+    let mut inputs = world();
+    inputs.nodes.truncate(1);
+    advance(&mut inputs);
+    inputs.allocations[0].slices = SliceSet::range(12, 255);
+    let after = advance(&mut inputs).addresses.remove(0);
+    let holdings: Vec<(u8, u8, State)> =
+        after.holdings.iter().map(|it| (it.first, it.last, it.state)).collect();
+    assert_eq!(holdings, [(4, 11, State::Draining), (12, 19, State::Held)]);
+}
+
+#[test]
+fn a_gap_parts_holdings_that_are_equal_otherwise() {
+    let mut inputs = world();
+    inputs.nodes.truncate(1);
+    advance(&mut inputs);
+    inputs.allocations[0].deleting = true;
+    advance(&mut inputs);
+    let standing = inputs.addresses.clone();
+    report_drained(&mut inputs.nodes[0], &standing);
+    inputs.nodes[0].programmed.values_mut().for_each(|it| it.drained = SliceSet::range(6, 8));
+    advance(&mut inputs);
+    inputs.now += QUARANTINE;
+    let after = advance(&mut inputs).addresses.remove(0);
+    let holdings: Vec<(u8, u8, State)> =
+        after.holdings.iter().map(|it| (it.first, it.last, it.state)).collect();
+    assert_eq!(holdings, [(4, 5, State::Draining), (9, 11, State::Draining)]);
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! The compiled tables give every packet the answer that walking the bindings one by one gives.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
 
 use aegis_core::model::AllocationName;
 use aegis_core::policy::*;
@@ -79,8 +80,7 @@ fn selects(workloads: &Workloads, pod: &Pod) -> bool {
             return false;
         }
     }
-    workloads.service_accounts.is_empty()
-        || workloads.service_accounts.iter().any(|it| *it == pod.service_account)
+    workloads.service_accounts.is_empty() || workloads.service_accounts.contains(&pod.service_account)
 }
 
 /// Looks the packet up as the data plane does: hash, two longest-prefix tries, hash. The tries know nothing but
