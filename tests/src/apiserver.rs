@@ -138,7 +138,7 @@ impl ApiServer {
         Ok(())
     }
 
-    /// Credentials of an administrator.
+    /// Credentials of an administrator; the user `nobody` in it has none.
     pub fn kubeconfig(&self) -> PathBuf {
         self.directory.join("kubeconfig")
     }
@@ -261,7 +261,7 @@ fn write_kubeconfig(directory: &Path, port: u16) -> Result<()> {
         "apiVersion: v1
 kind: Config
 clusters: [{{name: test, cluster: {{server: 'https://127.0.0.1:{port}', insecure-skip-tls-verify: true}}}}]
-users: [{{name: admin, user: {{token: admin}}}}]
+users: [{{name: admin, user: {{token: admin}}}}, {{name: nobody, user: {{}}}}]
 contexts: [{{name: test, context: {{cluster: test, user: admin}}}}]
 current-context: test
 "

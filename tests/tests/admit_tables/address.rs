@@ -135,7 +135,7 @@ fn wrong_addresses_are_rejected() {
                 "203.0.113.1",
                 &format!("address: 203.0.113.1/32, {HEAD}, epoch: 1"),
                 "spec.address",
-                "Too long",
+                "must be an IPv4 address",
             ),
             other(
                 "a word in place of an address",

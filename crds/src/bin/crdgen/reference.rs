@@ -105,7 +105,7 @@ fn limits(schema: &Map<String, Value>) -> String {
         ("minProperties", "maxProperties", " entries"),
     ];
     for (low, high, unit) in bounds {
-        match (schema.get(low).filter(|low| **low != Value::from(0)), schema.get(high)) {
+        match (schema.get(low).filter(|low| low.as_u64() != Some(0)), schema.get(high)) {
             (Some(low), Some(high)) => return format!(", {low} to {high}{unit}"),
             (None, Some(high)) => return format!(", at most {high}{unit}"),
             (Some(low), None) => return format!(", at least {low}{unit}"),

@@ -1,0 +1,228 @@
+//! The chart: lint, the objects that it renders, and whether an API server takes them.
+
+use aegis_tests::apiserver::{ApiServer, KUBERNETES, NAMESPACE, repository};
+use serde::Deserialize;
+use serde_json::Value;
+use std::fs;
+use std::sync::Arc;
+
+/// Sets of values that people use, as `--set` takes them.
+const SETS: [&[&str]; 6] = [
+    &[],
+    &[
+        "operator.image=registry.example/op:1",
+        "agent.image=registry.example/agent:1",
+        "imagePullPolicy=Never",
+    ],
+    &[
+        "agent.privileged=true",
+        "agent.updateStrategy=OnDelete",
+        "agent.tunnelOnly=true",
+        "agent.unknownPods=Pass",
+    ],
+    &[
+        "agent.clusterCidrs={10.0.0.0/8,192.0.2.0/24}",
+        "agent.podCidrs={10.1.0.0/16}",
+        "agent.uplinks={eth0,eth1}",
+    ],
+    &[
+        "admission.enabled=false",
+        "crds.install=false",
+        "metrics.scrapeAnnotations=false",
+        "operator.replicas=1",
+    ],
+    &["admission.exemptGroups={a,b}", "imagePullSecrets[0].name=registry", "agent.extraArgs={--log=debug}"],
+];
+
+fn server() -> Arc<ApiServer> {
+    ApiServer::shared(&[]).expect("start the API server")
+}
+
+fn chart() -> String {
+    repository().join("charts/aegis").display().to_string()
+}
+
+fn render(server: &ApiServer, namespace: &str, values: &[&str]) -> Result<String, String> {
+    let chart = chart();
+    let mut arguments =
+        vec!["template", "aegis", &chart, "--namespace", namespace, "--kube-version", KUBERNETES];
+    for value in values {
+        arguments.extend(["--set", value]);
+    }
+    server.helm(&arguments).map_err(|error| error.to_string())
+}
+
+fn objects(rendered: &str) -> Vec<Value> {
+    serde_yaml_ng::Deserializer::from_str(rendered)
+        .map(|document| Value::deserialize(document).expect("the chart renders YAML"))
+        .filter(|object| !object.is_null())
+        .collect()
+}
+
+fn object<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
+    objects
+        .iter()
+        .find(|object| object["kind"] == kind && object["metadata"]["name"] == name)
+        .unwrap_or_else(|| panic!("no {kind} {name}"))
+}
+
+fn strings(value: &Value) -> Vec<&str> {
+    value.as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+#[test]
+fn the_chart_passes_the_strict_lint() {
+    server().helm(&["lint", "--strict", &chart(), "--kube-version", KUBERNETES]).expect("helm lint");
+}
+
+#[test]
+fn an_api_server_takes_what_is_rendered() {
+    let server = server();
+    // Not where the chart is installed: what is there would mix with what is rendered.
+    server.kubectl(&["create", "namespace", "rendered"]).expect("create a namespace");
+    for values in SETS {
+        let rendered =
+            render(&server, "rendered", values).unwrap_or_else(|error| panic!("{values:?}: {error}"));
+        let arguments = [
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "--dry-run=server",
+            "--validate=strict",
+            "-f",
+            "-",
+        ];
+        server.kubectl_with(&arguments, &rendered).unwrap_or_else(|error| panic!("{values:?}: {error}"));
+    }
+}
+
+#[test]
+fn wrong_values_are_refused_by_name() {
+    let server = server();
+    for (value, name) in [
+        ("operator.replicas=0", "replicas"),
+        ("agent.updateStrategy=Recreate", "updateStrategy"),
+        ("agent.unknownPods=Maybe", "unknownPods"),
+        ("agent.mark=0x1800", "mark"),
+        ("agent.tunnelPort=0", "tunnelPort"),
+        ("agent.clusterCidrs={nowhere}", "clusterCidrs"),
+        ("agent.imagePolicy=Never", "imagePolicy"),
+        ("operator.quarantineSeconds=0", "quarantineSeconds"),
+        ("imagePullPolicy=Sometimes", "imagePullPolicy"),
+    ] {
+        let error = render(&server, NAMESPACE, &[value]).expect_err(value);
+        assert!(error.contains(name), "{value}: {error}");
+    }
+}
+
+#[test]
+fn values_reach_the_arguments() {
+    let server = server();
+    let rendered = render(
+        &server,
+        NAMESPACE,
+        &["agent.image=a:1", "agent.tunnelPort=7000", "agent.uplinks={eth0,eth1}"],
+    );
+    let rendered = objects(&rendered.expect("render"));
+    let agent = object(&rendered, "DaemonSet", "aegis-node-agent");
+    let pod = &agent["spec"]["template"]["spec"];
+    let arguments = strings(&pod["containers"][0]["args"]);
+    assert!(
+        arguments.contains(&"--tunnel-port=7000") && arguments.contains(&"--uplinks=eth0,eth1"),
+        "{arguments:?}"
+    );
+    assert_eq!(pod["containers"][0]["image"], "a:1");
+    assert_eq!(pod["hostNetwork"], true);
+    assert_eq!(pod["containers"][0]["env"][0]["valueFrom"]["fieldRef"]["fieldPath"], "spec.nodeName");
+    assert_eq!(agent["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"], 1);
+}
+
+#[test]
+fn definitions_survive_the_release() {
+    let rendered = objects(&render(&server(), NAMESPACE, &[]).expect("render"));
+    let definitions: Vec<&Value> =
+        rendered.iter().filter(|object| object["kind"] == "CustomResourceDefinition").collect();
+    assert_eq!(definitions.len(), 5);
+    for definition in definitions {
+        assert_eq!(definition["metadata"]["annotations"]["helm.sh/resource-policy"], "keep", "{definition}");
+    }
+    // A chart that templates its definitions must not hold objects of them: the first installation would fail.
+    let versions: Vec<&str> = rendered.iter().filter_map(|object| object["apiVersion"].as_str()).collect();
+    assert!(!versions.contains(&"aegis.dev/v1alpha1"), "{versions:?}");
+}
+
+#[test]
+fn an_upgrade_and_an_uninstall_keep_what_people_wrote() {
+    // A server of its own, since the release goes.
+    let server = ApiServer::start().expect("start the API server");
+    server.install_chart(&[]).expect("install");
+    let prefix = repository().join("examples/quickstart.yaml").display().to_string();
+    server.kubectl(&["apply", "-f", &prefix]).expect("apply the quickstart");
+    server.install_chart(&["agent.logFormat=Text"]).expect("upgrade");
+    server.helm(&["uninstall", "aegis", "--namespace", NAMESPACE]).expect("uninstall");
+    server.kubectl(&["get", "apfx", "documentation"]).expect("the prefix is still there");
+    server.install_chart(&[]).expect("install again");
+    server.kubectl(&["get", "zbind", "partners", "-n", "shop"]).expect("the binding is still there");
+}
+
+#[test]
+fn every_right_says_why() {
+    let folder = repository().join("charts/aegis/templates");
+    let mut rules = 0;
+    for file in ["rbac-operator.yaml", "rbac-node-agent.yaml"] {
+        let text = fs::read_to_string(folder.join(file)).expect(file);
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        for (number, line) in lines.iter().enumerate().filter(|(_, line)| line.starts_with("- apiGroups:")) {
+            rules += 1;
+            let comment: Vec<&str> =
+                lines[..number].iter().rev().take_while(|line| line.starts_with('#')).copied().collect();
+            let comment = comment.join(" ");
+            let verbs = lines[number..].iter().find_map(|line| line.strip_prefix("verbs: [")).expect("verbs");
+            for verb in verbs.trim_end_matches(']').split(", ") {
+                let said = comment.split(|c: char| !c.is_alphanumeric()).any(|word| word == verb);
+                assert!(said, "{file}:{}: no comment says why {verb:?} is needed: {line}", number + 1);
+                assert_ne!(verb, "*", "{file}:{}", number + 1);
+            }
+        }
+    }
+    assert!(rules >= 10, "only {rules} rules found");
+}
+
+#[test]
+fn every_value_is_described() {
+    let chart = repository().join("charts/aegis");
+    let values = fs::read_to_string(chart.join("values.yaml")).expect("values.yaml");
+    let schema = fs::read_to_string(chart.join("values.schema.json")).expect("values.schema.json");
+    let schema: Value = serde_json::from_str(&schema).expect("the schema is JSON");
+    let reference = fs::read_to_string(repository().join("docs/reference/chart.md")).expect("chart.md");
+    let parsed: Value = serde_yaml_ng::from_str(&values).expect("values.yaml is YAML");
+    let mut paths = Vec::new();
+    leaves("", &parsed, &schema, &mut paths);
+    assert!(paths.len() > 30, "{paths:?}");
+    for path in paths {
+        assert!(reference.contains(&format!("`{path}`")), "docs/reference/chart.md lacks {path}");
+    }
+    let lines: Vec<&str> = values.lines().map(str::trim_start).collect();
+    for (number, line) in lines.iter().enumerate().skip(1) {
+        let is_value = !line.is_empty() && !line.starts_with(['#', '-']) && !line.ends_with(':');
+        let in_group = lines[number - 1].starts_with('#');
+        let nested = line.starts_with("requests:") || line.starts_with("limits:");
+        assert!(!is_value || in_group || nested, "values.yaml:{}: no comment above {line:?}", number + 1);
+    }
+}
+
+/// Paths of all values that are not groups, each of which the schema must know.
+fn leaves(path: &str, values: &Value, schema: &Value, paths: &mut Vec<String>) {
+    let Some(members) = values.as_object() else { return };
+    assert_eq!(schema["additionalProperties"], false, "the schema lets unknown values below {path:?} pass");
+    for (name, value) in members {
+        let path = format!("{path}{}{name}", if path.is_empty() { "" } else { "." });
+        let schema = &schema["properties"][name];
+        assert!(schema.is_object(), "the schema lacks {path}");
+        if schema["properties"].is_object() {
+            leaves(&path, value, schema, paths);
+        } else {
+            paths.push(path);
+        }
+    }
+}

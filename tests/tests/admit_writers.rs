@@ -1,0 +1,227 @@
+//! Who may write what the machinery writes: the policies of the chart, with real tokens.
+
+use aegis_tests::admission::manifest;
+use aegis_tests::apiserver::{ApiServer, NAMESPACE};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const OPERATOR: &str = "system:serviceaccount:aegis-system:aegis-operator";
+const AGENT: &str = "system:serviceaccount:aegis-system:aegis-node-agent";
+/// The garbage collector under both of its names; the latter where the controller manager uses one identity for all.
+const COLLECTORS: [&str; 2] =
+    ["system:serviceaccount:kube-system:generic-garbage-collector", "system:kube-controller-manager"];
+
+/// The shared server with the chart's policies in force, and nodes n1 and n2, each with a pod of the agent.
+fn server() -> Arc<ApiServer> {
+    let server =
+        ApiServer::shared(&["admission.exemptGroups={storage-repair}"]).expect("start the API server");
+    for node in ["n1", "n2"] {
+        let objects = format!(
+            "{{apiVersion: v1, kind: Node, metadata: {{name: {node}}}}}
+---
+{{apiVersion: v1, kind: Pod, metadata: {{namespace: {NAMESPACE}, name: agent-{node}}},
+ spec: {{nodeName: {node}, serviceAccountName: aegis-node-agent, containers: [{{name: agent, image: agent}}]}}}}"
+        );
+        server.kubectl_with(&["apply", "-f", "-"], &objects).expect("create a node and its agent's pod");
+    }
+    // The API server takes new policies up within a second or so.
+    let limit = Instant::now() + Duration::from_secs(30);
+    for probe in [address("203.0.113.99", 1), node("probe")] {
+        while server.kubectl_with(&["create", "--dry-run=server", "-f", "-"], &probe).is_ok() {
+            assert!(Instant::now() < limit, "the policies are not in force after 30 s");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    server
+}
+
+fn address(address: &str, epoch: u32) -> String {
+    let spec =
+        format!("address: {address}, prefix: p, allocationRef: {{namespace: shop, name: a}}, epoch: {epoch}");
+    manifest("EgressAddress", address, &spec)
+}
+
+fn node(name: &str) -> String {
+    manifest("EgressNode", name, "")
+}
+
+/// kubectl with the identity and the rights of somebody.
+struct Caller<'a> {
+    server: &'a ApiServer,
+    flags: Vec<String>,
+}
+
+impl Caller<'_> {
+    fn run(&self, arguments: &[&str], input: &str) -> Result<String, String> {
+        let mut all: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+        all.extend(arguments);
+        self.server.kubectl_with(&all, input).map_err(|error| error.to_string())
+    }
+
+    fn create(&self, manifest: &str) -> Result<String, String> {
+        self.run(&["create", "-f", "-"], manifest)
+    }
+
+    fn replace(&self, manifest: &str) -> Result<String, String> {
+        self.run(&["replace", "-f", "-"], manifest)
+    }
+
+    /// Writes the status as the machinery does, by server-side apply; `kubectl patch` would want to read it first.
+    fn status(&self, object: &str) -> Result<String, String> {
+        let (kind, name) = object.split_once('/').expect("kind/name");
+        let kind = if kind == "enode" { "EgressNode" } else { "EgressAddress" };
+        let text = format!(
+            "{{apiVersion: aegis.dev/v1alpha1, kind: {kind}, metadata: {{name: {name}}}, status: {{conditions: []}}}}"
+        );
+        self.run(&["apply", "--server-side", "--subresource=status", "-f", "-"], &text)
+    }
+
+    fn delete(&self, object: &str) -> Result<String, String> {
+        self.run(&["delete", "--wait=false", object], "")
+    }
+}
+
+/// Somebody whose password we need not know.
+fn impersonating<'a>(server: &'a ApiServer, user: &str, groups: &[&str]) -> Caller<'a> {
+    let groups = groups.iter().map(|group| format!("--as-group={group}"));
+    Caller { server, flags: [format!("--as={user}")].into_iter().chain(groups).collect() }
+}
+
+fn admin(server: &ApiServer) -> Caller<'_> {
+    Caller { server, flags: Vec::new() }
+}
+
+/// Whoever has a token that the API server made for a service account, bound to an object or to nothing. The
+/// administrator's credentials are left out, so that the token alone speaks.
+fn token<'a>(server: &'a ApiServer, account: &str, bound_to: Option<(&str, &str)>) -> Caller<'a> {
+    let mut arguments =
+        vec!["create".to_owned(), "token".into(), account.into(), "-n".into(), NAMESPACE.into()];
+    if let Some((kind, name)) = bound_to {
+        arguments.extend([format!("--bound-object-kind={kind}"), format!("--bound-object-name={name}")]);
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let token = server.kubectl(&arguments).expect("create a token");
+    Caller { server, flags: vec![format!("--token={}", token.trim()), "--user=nobody".into()] }
+}
+
+#[track_caller]
+fn refused(result: Result<String, String>, message: &str) {
+    let error = result.expect_err("it should be refused");
+    assert!(error.contains("ValidatingAdmissionPolicy") && error.contains(message), "{error}");
+}
+
+#[test]
+fn only_the_operator_writes_addresses() {
+    let server = server();
+    let operator = token(&server, "aegis-operator", None);
+    let who = operator.run(&["auth", "whoami"], "").expect("who am I");
+    assert!(who.contains(OPERATOR) && !who.contains("system:masters"), "{who}");
+
+    let only = "EgressAddress 203.0.113.1 is written by the operator only";
+    refused(admin(&server).create(&address("203.0.113.1", 1)), only);
+    operator.create(&address("203.0.113.1", 1)).expect("the operator creates");
+    operator.replace(&address("203.0.113.1", 2)).expect("the operator updates");
+    operator.status("eaddr/203.0.113.1").expect("the operator writes status");
+    refused(admin(&server).replace(&address("203.0.113.1", 3)), only);
+    refused(admin(&server).status("eaddr/203.0.113.1"), only);
+    refused(admin(&server).delete("eaddr/203.0.113.1"), only);
+    // An agent has no such right in the first place; with the rights of an administrator it is refused all the same.
+    refused(impersonating(&server, AGENT, &["system:masters"]).delete("eaddr/203.0.113.1"), only);
+    operator.delete("eaddr/203.0.113.1").expect("the operator deletes");
+}
+
+#[test]
+fn an_agent_writes_its_own_node_only() {
+    let server = server();
+    let agent = token(&server, "aegis-node-agent", Some(("Pod", "agent-n1")));
+    agent.create(&node("n1")).expect("its own node");
+    agent.status("enode/n1").expect("its own status");
+    let only = "EgressNode n2 is written by the node agent on node n2 only";
+    refused(agent.create(&node("n2")), only);
+    let other = token(&server, "aegis-node-agent", Some(("Pod", "agent-n2")));
+    other.create(&node("n2")).expect("the other one's own node");
+    refused(agent.status("enode/n2"), only);
+    refused(agent.run(&["label", "enode/n2", "a=b"], ""), only);
+    refused(admin(&server).status("enode/n2"), only);
+    refused(admin(&server).delete("enode/n2"), only);
+
+    // A token that no pod is bound to names no node, and one of another account proves nothing.
+    refused(token(&server, "aegis-node-agent", None).status("enode/n2"), only);
+    let flags = ["--as-user-extra=authentication.kubernetes.io/node-name=n2"];
+    let mut stranger =
+        impersonating(&server, "system:serviceaccount:kube-system:default", &["system:masters"]);
+    stranger.flags.extend(flags.map(str::to_owned));
+    refused(stranger.status("enode/n2"), only);
+
+    // The way around that the reference names: an administrator may act as the agent of a node.
+    let mut repair = impersonating(&server, AGENT, &["system:masters"]);
+    repair.flags.extend(flags.map(str::to_owned));
+    repair.status("enode/n2").expect("an administrator in the agent's name");
+    repair.delete("enode/n2").expect("an administrator in the agent's name");
+}
+
+#[test]
+fn the_garbage_collector_may_delete_but_not_change() {
+    let server = server();
+    let operator = impersonating(&server, OPERATOR, &[]);
+    for (number, collector) in COLLECTORS.into_iter().enumerate() {
+        // Without the group it has no right in this cluster to be refused by a policy.
+        let collector = impersonating(&server, collector, &["system:masters"]);
+        let name = format!("203.0.113.1{number}");
+        operator.create(&address(&name, 1)).expect("the operator creates");
+        refused(collector.replace(&address(&name, 2)), "is written by the operator only");
+        collector.delete(&format!("eaddr/{name}")).expect("it deletes an address");
+
+        let mut agent = impersonating(&server, AGENT, &[]);
+        agent.flags.push(format!("--as-user-extra=authentication.kubernetes.io/node-name=gone-{number}"));
+        agent.create(&node(&format!("gone-{number}"))).expect("the agent creates");
+        refused(collector.status(&format!("enode/gone-{number}")), "is written by the node agent");
+        collector.delete(&format!("enode/gone-{number}")).expect("it deletes a node");
+    }
+}
+
+#[test]
+fn an_exempt_group_may_write() {
+    let server = server();
+    let repair = impersonating(&server, "jane", &["storage-repair", "system:masters"]);
+    repair.create(&address("203.0.113.20", 1)).expect("create");
+    refused(impersonating(&server, "joe", &["system:masters"]).delete("eaddr/203.0.113.20"), "not by joe");
+    repair.delete("eaddr/203.0.113.20").expect("delete");
+}
+
+#[test]
+fn people_write_what_is_theirs() {
+    let server = server();
+    let prefix = manifest("AegisPrefix", "people", "account: shop, cidr: 203.0.113.0/28");
+    admin(&server).create(&prefix).expect("policies leave prefixes alone");
+}
+
+#[test]
+fn rights_end_where_the_work_ends() {
+    let server = server();
+    let operator = impersonating(&server, OPERATOR, &[]);
+    let agent = impersonating(&server, AGENT, &[]);
+    let can = |caller: &Caller<'_>, arguments: &[&str]| {
+        let arguments: Vec<&str> = ["auth", "can-i"].iter().chain(arguments).copied().collect();
+        caller.run(&arguments, "").is_ok()
+    };
+    for (verb, resource, operator_may, agent_may) in [
+        ("watch", "egressaddresses.aegis.dev", true, true),
+        ("create", "egressaddresses.aegis.dev", true, false),
+        ("delete", "egressaddresses.aegis.dev", true, false),
+        ("patch", "egressallocations.aegis.dev", true, false),
+        ("delete", "egressallocations.aegis.dev", false, false),
+        ("create", "egressnodes.aegis.dev", false, true),
+        ("delete", "egressnodes.aegis.dev", false, false),
+        ("list", "pods", false, true),
+        ("delete", "pods", false, false),
+        ("get", "secrets", false, false),
+        ("patch", "nodes", false, false),
+        ("create", "events.events.k8s.io", true, true),
+    ] {
+        assert_eq!(can(&operator, &[verb, resource, "-A"]), operator_may, "operator: {verb} {resource}");
+        assert_eq!(can(&agent, &[verb, resource, "-A"]), agent_may, "agent: {verb} {resource}");
+    }
+    assert!(can(&operator, &["update", "lease/aegis-operator", "-n", NAMESPACE]));
+    assert!(!can(&operator, &["update", "lease/other", "-n", NAMESPACE]));
+}
