@@ -20,7 +20,7 @@ pub mod fragment;
 pub mod model;
 pub mod plan;
 pub mod policy;
-pub mod prefix;
+mod prefix;
 pub mod reason;
 pub mod selector;
 pub mod slice;

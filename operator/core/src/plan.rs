@@ -56,8 +56,8 @@ pub struct PrefixOutcome {
     pub in_use: bool,
 }
 
-/// A condition's status with its reason (see [`crate::reason`]) and a message for people: what is the case, and, if it is bad, which
-/// field of which object to change.
+/// A condition's status with its reason (see [`crate::reason`]) and a message for people: what is the case, and, if
+/// it is bad, which field of which object to change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The condition is true.
@@ -105,9 +105,11 @@ impl Verdict {
     }
 }
 
-/// Plans. Names (of prefixes, allocations, nodes) and addresses must each be unique in the inputs, as they are in
-/// the API. An address whose allocation is missing is treated as if that were being deleted, so the inputs must be
-/// complete: an allocation that could not be read has to be given as it was last known.
+/// Plans.
+///
+/// Names (of prefixes, allocations, nodes) and addresses must each be unique in the inputs, as they are in the API.
+/// The inputs must also be complete: slices of a node that is missing rest and go to others, and addresses of an
+/// allocation that is missing drain. An object that could not be read has to be given as it was last known.
 pub fn plan(inputs: &Inputs) -> Plan {
     let prefixes = Prefixes::judge(&inputs.prefixes);
     let assignments = addresses::assign(inputs, &prefixes);

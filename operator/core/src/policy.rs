@@ -187,13 +187,14 @@ pub fn compile(inputs: &PolicyInputs) -> NodePolicy {
                 .collect();
             candidates.sort_unstable();
             for port_class in 0..=ports.count() {
-                let matching = candidates.iter().map(|(_, number)| *number);
-                let matching = matching
-                    .filter(|number| bindings[*number].ports.is_empty() || ports.has(port_class, *number));
-                let actions: Vec<Action> =
-                    matching.map(|number| action(inputs, bindings[number], number)).collect();
-                let first_is_worth_an_entry = actions.iter().any(|action| *action != Action::Pass);
-                if let (Some(action), true) = (actions.into_iter().next(), first_is_worth_an_entry) {
+                let mut matching = candidates
+                    .iter()
+                    .map(|(_, number)| *number)
+                    .filter(|number| bindings[*number].ports.is_empty() || ports.has(port_class, *number))
+                    .peekable();
+                let Some(winner) = matching.peek().copied() else { continue };
+                if matching.any(|number| !passes(inputs, bindings[number])) {
+                    let action = action(inputs, bindings[winner], winner);
                     policy.verdicts.insert((pod_class, *destination_class, port_class), action);
                 }
             }
@@ -262,10 +263,15 @@ fn longest(cidrs: &[Ipv4Net], destination: &Ipv4Net) -> Option<u8> {
         .max()
 }
 
+/// Whether what the binding covers leaves with the node's address, since there is nothing else to leave from.
+fn passes(inputs: &PolicyInputs, binding: &Binding) -> bool {
+    binding.use_node_address && !inputs.usable.contains(&binding.allocation)
+}
+
 fn action(inputs: &PolicyInputs, binding: &Binding, number: usize) -> Action {
     if inputs.usable.contains(&binding.allocation) {
         Action::Allocate { allocation: binding.allocation.clone(), binding: number }
-    } else if binding.use_node_address {
+    } else if passes(inputs, binding) {
         Action::Pass
     } else {
         Action::Deny { binding: number }

@@ -177,7 +177,14 @@ mod tests {
 
     #[test]
     fn reserved_ranges_may_nest_touch_repeat_and_reach_beyond() {
-        let reserved = ["192.0.2.8/30", "192.0.2.9/32", "192.0.2.12/31", "192.0.2.8/30", "198.51.100.0/24"];
+        let reserved = [
+            "192.0.2.8/30",
+            "192.0.2.9/32",
+            "192.0.2.11/32",
+            "192.0.2.12/31",
+            "192.0.2.8/30",
+            "198.51.100.0/24",
+        ];
         let some = pool("192.0.2.0/28", &reserved);
         assert_eq!(some.capacity(), 10);
         let free = all(&some);

@@ -156,3 +156,11 @@ fn ports_that_the_same_bindings_name_share_a_class() {
     assert_ne!(class(6, 80), class(6, 443));
     assert_eq!(ports.len(), 3);
 }
+
+#[test]
+fn neighbours_of_different_protocols_stay_apart() {
+    let mut inputs = inputs(vec![binding("a", "203.0.113.0/24")]);
+    inputs.bindings[0].ports = vec![tcp(80, 80), PortRange { protocol: 17, first: 81, last: 81 }];
+    let ports: Vec<(u8, u16)> = compile(&inputs).ports.keys().map(|it| (it.protocol, it.port)).collect();
+    assert_eq!(ports, [(6, 80), (17, 81)]);
+}

@@ -31,22 +31,22 @@ pub(super) fn plan(
     let mut shares = BTreeMap::new();
     for allocation in &inputs.allocations {
         let Some(assignment) = assignments.get(&allocation.name) else { continue };
-        let fresh: Vec<Address> = fresh(allocation, assignment, inputs.now);
         let standing = standing.remove(&allocation.name).unwrap_or_default();
+        let fresh: Vec<Address> = fresh(allocation, assignment, inputs.now);
         let mut boards: Vec<Board> = standing.iter().copied().chain(&fresh).map(Board::new).collect();
         boards.sort_by_key(|board| board.address().address);
+        let wanted = |board: &Board| assignment.wanted.contains(&board.address().address);
 
         let members: Vec<&Node> =
             nodes.values().copied().filter(|node| matches_sites(allocation, node)).collect();
         let names: BTreeSet<&str> = members.iter().map(|node| node.name.as_str()).collect();
         for board in &mut boards {
-            let wanted = assignment.wanted.contains(&board.address().address);
+            let wanted = wanted(board);
             let keeps =
                 |slice: u8, node: &str| wanted && allocation.slices.contains(slice) && names.contains(node);
             step(board, &nodes, keeps, inputs);
         }
-        let (mut serving, leaving): (Vec<Board>, Vec<Board>) =
-            boards.into_iter().partition(|board| assignment.wanted.contains(&board.address().address));
+        let (mut serving, leaving): (Vec<Board>, Vec<Board>) = boards.into_iter().partition(wanted);
         let ready: Vec<&Node> = members.iter().copied().filter(|node| node.ready).collect();
         let short = grant(&mut serving, allocation, &ready);
         shares.insert(allocation.name.clone(), share(&serving, &members, short));
@@ -144,6 +144,9 @@ fn share_out(
 ) -> Vec<Vec<u32>> {
     let mut free: Vec<u32> = boards.iter().map(|board| board.free(allocation.slices).len()).collect();
     let mut extra = vec![vec![0; ready.len()]; boards.len()];
+    if free.iter().all(|free| *free == 0) {
+        return extra;
+    }
     let demand = |node: &Node| node.demand.get(&allocation.name).copied().unwrap_or(0);
     let total = |node: usize| held.iter().map(|held| held[node]).sum::<u32>();
     let mut queue: BTreeSet<(u32, usize)> = (0..ready.len()).map(|node| (total(node), node)).collect();
