@@ -2,6 +2,7 @@
 
 use aegis_tests::admission::manifest;
 use aegis_tests::apiserver::{ApiServer, NAMESPACE};
+use serde_json::Value;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -58,12 +59,24 @@ impl Caller<'_> {
         self.server.kubectl_with(&all, input).map_err(|error| error.to_string())
     }
 
+    /// Creates or replaces by server-side apply, as the agents do.
+    fn apply(&self, manifest: &str) -> Result<String, String> {
+        self.run(&["apply", "--server-side", "-f", "-"], manifest)
+    }
+
     fn create(&self, manifest: &str) -> Result<String, String> {
         self.run(&["create", "-f", "-"], manifest)
     }
 
-    fn replace(&self, manifest: &str) -> Result<String, String> {
-        self.run(&["replace", "-f", "-"], manifest)
+    /// Replaces as the operator does, by compare-and-swap: the administrator reads the version, since a writer need
+    /// not be able to.
+    fn replace(&self, kind: &str, manifest: &str) -> Result<String, String> {
+        let mut object: Value = serde_yaml_ng::from_str(manifest).expect("the manifest is YAML");
+        let name = object["metadata"]["name"].as_str().expect("a name").to_owned();
+        let version = ["get", kind, &name, "-o", "jsonpath={.metadata.resourceVersion}"];
+        object["metadata"]["resourceVersion"] =
+            self.server.kubectl(&version).expect("read the version").into();
+        self.run(&["replace", "-f", "-"], &object.to_string())
     }
 
     /// Writes the status as the machinery does, by server-side apply; `kubectl patch` would want to read it first.
@@ -120,9 +133,9 @@ fn only_the_operator_writes_addresses() {
     let only = "EgressAddress 203.0.113.1 is written by the operator only";
     refused(admin(&server).create(&address("203.0.113.1", 1)), only);
     operator.create(&address("203.0.113.1", 1)).expect("the operator creates");
-    operator.replace(&address("203.0.113.1", 2)).expect("the operator updates");
+    operator.replace("eaddr", &address("203.0.113.1", 2)).expect("the operator updates");
     operator.status("eaddr/203.0.113.1").expect("the operator writes status");
-    refused(admin(&server).replace(&address("203.0.113.1", 3)), only);
+    refused(admin(&server).replace("eaddr", &address("203.0.113.1", 3)), only);
     refused(admin(&server).status("eaddr/203.0.113.1"), only);
     refused(admin(&server).delete("eaddr/203.0.113.1"), only);
     // An agent has no such right in the first place; with the rights of an administrator it is refused all the same.
@@ -134,14 +147,14 @@ fn only_the_operator_writes_addresses() {
 fn an_agent_writes_its_own_node_only() {
     let server = server();
     let agent = token(&server, "aegis-node-agent", Some(("Pod", "agent-n1")));
-    agent.create(&node("n1")).expect("its own node");
+    agent.apply(&node("n1")).expect("its own node");
     agent.status("enode/n1").expect("its own status");
     let only = "EgressNode n2 is written by the node agent on node n2 only";
     refused(agent.create(&node("n2")), only);
     let other = token(&server, "aegis-node-agent", Some(("Pod", "agent-n2")));
-    other.create(&node("n2")).expect("the other one's own node");
+    other.apply(&node("n2")).expect("the other one's own node");
     refused(agent.status("enode/n2"), only);
-    refused(agent.run(&["label", "enode/n2", "a=b"], ""), only);
+    refused(agent.apply(&node("n2")), only);
     refused(admin(&server).status("enode/n2"), only);
     refused(admin(&server).delete("enode/n2"), only);
 
@@ -169,7 +182,7 @@ fn the_garbage_collector_may_delete_but_not_change() {
         let collector = impersonating(&server, collector, &["system:masters"]);
         let name = format!("203.0.113.1{number}");
         operator.create(&address(&name, 1)).expect("the operator creates");
-        refused(collector.replace(&address(&name, 2)), "is written by the operator only");
+        refused(collector.replace("eaddr", &address(&name, 2)), "is written by the operator only");
         collector.delete(&format!("eaddr/{name}")).expect("it deletes an address");
 
         let mut agent = impersonating(&server, AGENT, &[]);
@@ -207,6 +220,7 @@ fn rights_end_where_the_work_ends() {
     };
     for (verb, resource, operator_may, agent_may) in [
         ("watch", "egressaddresses.aegis.dev", true, true),
+        ("list", "aegisprefixes.aegis.dev", true, false),
         ("create", "egressaddresses.aegis.dev", true, false),
         ("delete", "egressaddresses.aegis.dev", true, false),
         ("patch", "egressallocations.aegis.dev", true, false),
@@ -216,6 +230,7 @@ fn rights_end_where_the_work_ends() {
         ("list", "pods", false, true),
         ("delete", "pods", false, false),
         ("get", "secrets", false, false),
+        ("list", "configmaps", false, false),
         ("patch", "nodes", false, false),
         ("create", "events.events.k8s.io", true, true),
     ] {

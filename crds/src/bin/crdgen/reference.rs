@@ -67,10 +67,14 @@ fn fields(rows: &mut String, path: &str, schema: &Value) {
         }
         let rules: Vec<String> = messages(field).chain(messages(&field["items"])).collect();
         if !rules.is_empty() {
-            description.push(format!("Rules: {}.", rules.join("; ")));
+            description.push(format!("Refused with: \"{}\".", rules.join("\"; \"")));
         }
         let description = description.join(" ").replace('|', "\\|");
         let _ = writeln!(rows, "| `{path}` | {} | {description} |", type_of(field).replace('|', "\\|"));
+        if name == "conditions" {
+            // The same in every object of Kubernetes.
+            continue;
+        }
         fields(rows, &path, field);
         fields(rows, &format!("{path}[]"), &field["items"]);
     }
