@@ -103,7 +103,7 @@ pub async fn up(plan: &Plan) -> anyhow::Result<()> {
         let process = Daemon {
             program: images::probe_binary(),
             arguments: vec![
-                "origin".to_owned(),
+                "serve".to_owned(),
                 format!("--ports={ORIGIN_PORTS}"),
                 format!("--control={}", directory.join(format!("{}.sock", origin.name)).display()),
             ],

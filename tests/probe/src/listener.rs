@@ -1,0 +1,124 @@
+//! The server's side: TCP and UDP ports that answer and record.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use socket2::{Domain, Socket, Type};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+use crate::command::{DOWNLOAD, ECHO, REPLY, SINK, UPLOAD, WHO};
+use crate::records::{Records, Tuple};
+use crate::transfer;
+
+/// Records that all listeners write.
+pub type Shared = Arc<Mutex<Records>>;
+
+/// The records; a thread that crashed while it held them has left them usable.
+pub fn lock(records: &Shared) -> MutexGuard<'_, Records> {
+    records.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Serves TCP and UDP on a port until the process ends.
+pub fn start(port: u16, records: &Shared) -> anyhow::Result<()> {
+    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    let listener = tcp(address).with_context(|| format!("listen on TCP port {port}"))?;
+    let socket = udp(address).with_context(|| format!("listen on UDP port {port}"))?;
+    tokio::spawn(accept(listener, port, records.clone()));
+    tokio::spawn(answer(socket, port, records.clone()));
+    Ok(())
+}
+
+fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    // Thousands of connections come at once.
+    socket.listen(4096)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.set_recv_buffer_size(4 << 20)?;
+    socket.bind(&address.into())?;
+    UdpSocket::from_std(socket.into())
+}
+
+async fn accept(listener: TcpListener, port: u16, records: Shared) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, SocketAddr::V4(source))) => {
+                let index = lock(&records).opened(Tuple { source, port }, now_ms());
+                let records = records.clone();
+                tokio::spawn(async move {
+                    // However it ends, it has ended: the client knows why.
+                    let _ = converse(stream, source).await;
+                    lock(&records).closed(index, now_ms());
+                });
+            }
+            Ok(_) => {}
+            Err(error) => {
+                eprintln!("accept on port {port}: {error}");
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        }
+    }
+}
+
+async fn converse(mut stream: TcpStream, source: SocketAddrV4) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    match stream.read_u8().await? {
+        ECHO => {
+            let (mut reader, mut writer) = stream.split();
+            tokio::io::copy(&mut reader, &mut writer).await?;
+        }
+        WHO => stream.write_all(format!("{source}\n").as_bytes()).await?,
+        DOWNLOAD => transfer::serve_download(&mut stream).await?,
+        UPLOAD => transfer::serve_upload(&mut stream).await?,
+        b'G' => {
+            let mut rest = [0; 4096];
+            let _ = stream.read(&mut rest).await?;
+            let body = format!("{source}\n");
+            let head =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            stream.write_all((head + &body).as_bytes()).await?;
+        }
+        _ => return Ok(()),
+    }
+    // The client closes first, so that the port it used rests on its side, as with most protocols.
+    let _ = stream.read_u8().await;
+    Ok(())
+}
+
+async fn answer(socket: UdpSocket, port: u16, records: Shared) {
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let (length, source) = match socket.recv_from(&mut buffer).await {
+            Ok((length, SocketAddr::V4(source))) => (length, source),
+            // An ICMP error of an earlier answer shows up here; the next datagram is none the worse.
+            _ => continue,
+        };
+        lock(&records).datagram(Tuple { source, port }, now_ms());
+        let received = &buffer[..length];
+        let reply = match received {
+            [WHO, ..] => format!("{source}\n").into_bytes(),
+            [REPLY, a, b, c, d, ..] => vec![b'r'; u32::from_be_bytes([*a, *b, *c, *d]).min(65_000) as usize],
+            [SINK, ..] => continue,
+            other => other.to_vec(),
+        };
+        if let Err(error) = socket.send_to(&reply, source).await {
+            eprintln!("answer to {source}: {error}");
+        }
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)
+}
