@@ -18,6 +18,7 @@ use aegis_core::plan::{Plan, plan};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -62,7 +63,7 @@ pub struct Controller {
 /// What is told once, not with every turn.
 #[derive(Default)]
 pub struct Told {
-    vanished: BTreeSet<std::net::Ipv4Addr>,
+    vanished: BTreeSet<Ipv4Addr>,
     violations: Vec<String>,
 }
 
@@ -117,8 +118,12 @@ impl Controller {
         report(&changes);
         let Applied { pending, unwritten, mut failed } = self.applier.apply(changes, &snapshot).await;
         failed |= !unprotected.is_empty();
+        let unwritten: BTreeSet<Ipv4Addr> = unprotected.addresses(&plan).chain(unwritten).collect();
+        plan.addresses
+            .iter()
+            .filter(|it| !unwritten.contains(&it.address))
+            .for_each(|it| self.memory.wrote(it));
         let wake = plan.wake.map(|wake| Duration::from_secs(u64::try_from(wake - now).unwrap_or(0).max(1)));
-        let unwritten = unprotected.addresses(&plan).chain(unwritten).collect();
         self.views.send_replace(Arc::new(View { world, plan, unwritten }));
         failed |= !self.release(&finalizers).await;
         if !self.caches.caught_up(&pending, CATCH_UP).await {
@@ -246,7 +251,7 @@ impl Unprotected {
             || self.0.contains(&(Some(allocation.account.clone()), allocation.name.clone()))
     }
 
-    fn addresses<'a>(&'a self, plan: &'a Plan) -> impl Iterator<Item = std::net::Ipv4Addr> + 'a {
+    fn addresses<'a>(&'a self, plan: &'a Plan) -> impl Iterator<Item = Ipv4Addr> + 'a {
         plan.addresses.iter().filter(|address| self.covers(address)).map(|address| address.address)
     }
 }

@@ -18,6 +18,11 @@ impl Memory {
         self.0.values().filter(|known| !standing.contains_key(&known.address)).cloned().collect()
     }
 
+    /// Takes note of an address that was just written: it may be deleted before anybody looks again.
+    pub fn wrote(&mut self, address: &Address) {
+        self.0.insert(address.address, address.clone());
+    }
+
     /// Forgets everything: another replica may lead and change what it likes.
     pub fn clear(&mut self) {
         self.0.clear();
@@ -66,6 +71,13 @@ mod tests {
         memory.observe(&standing(&[address(1, State::Quarantined { until: 100 })]), 0);
         assert_eq!(memory.observe(&standing(&[]), 99).len(), 1);
         assert!(memory.observe(&standing(&[]), 100).is_empty());
+    }
+
+    #[test]
+    fn knows_what_was_just_written() {
+        let mut memory = Memory::default();
+        memory.wrote(&address(1, State::Held));
+        assert_eq!(memory.observe(&standing(&[]), 0).len(), 1);
     }
 
     #[test]

@@ -13,7 +13,6 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::json;
-use std::collections::BTreeSet;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn allocation_gets_addresses_and_slices() {
@@ -181,11 +180,13 @@ async fn capacity_low_comes_and_goes() {
     agent.demand = vec![demand(4, 20, 0)];
     agent.report(&cluster).await;
     cluster.condition(&allocations, "partner", type_::CAPACITY_LOW, "False", "").await;
-    let reasons: BTreeSet<String> =
-        cluster.events("shop", "partner").await.into_iter().map(|(reason, _)| reason).collect();
-    for reason in [reason::ABOVE_TARGET, reason::EXHAUSTED, reason::CAPACITY_SUFFICIENT] {
-        assert!(reasons.contains(reason), "{reasons:?}");
-    }
+    eventually("Events say so", SOON, async || {
+        let events = cluster.events("shop", "partner").await;
+        let told = |reason: &&str| events.iter().any(|(it, _)| it == reason);
+        let reasons = [reason::ABOVE_TARGET, reason::EXHAUSTED, reason::CAPACITY_SUFFICIENT];
+        if reasons.iter().all(told) { Ok(()) } else { Err(events) }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

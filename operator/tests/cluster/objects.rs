@@ -11,6 +11,7 @@ use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::core::DeserializeGuard;
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -106,9 +107,14 @@ impl Cluster {
         .await
     }
 
+    /// All addresses but those that a test broke.
+    async fn readable_addresses(&self) -> Result<Vec<EgressAddress>, kube::Error> {
+        let list = self.all::<DeserializeGuard<EgressAddress>>().list(&ListParams::default()).await?;
+        Ok(list.items.into_iter().filter_map(|item| item.0.ok()).collect())
+    }
+
     pub async fn addresses_now(&self, account: &str, name: &str) -> Result<Vec<EgressAddress>, String> {
-        let list = self.all::<EgressAddress>().list(&ListParams::default()).await;
-        let mut items = list.map_err(|error| error.to_string())?.items;
+        let mut items = self.readable_addresses().await.map_err(|error| error.to_string())?;
         items.retain(|it| {
             it.spec.allocation_ref == AllocationRef { namespace: account.into(), name: name.into() }
         });
@@ -164,8 +170,8 @@ impl Cluster {
 impl Agent {
     /// Reports that everything which stands now is programmed.
     pub async fn report(&self, cluster: &Cluster) {
-        let addresses = cluster.all::<EgressAddress>().list(&ListParams::default()).await.expect("addresses");
-        let addresses = addresses.items.iter().map(|address| {
+        let addresses = cluster.readable_addresses().await.expect("addresses");
+        let addresses = addresses.iter().map(|address| {
             let draining = address.spec.holdings.iter().filter(|holding| {
                 self.drains && holding.node == self.node && holding.state == HoldingState::Draining
             });
