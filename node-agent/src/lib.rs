@@ -4,7 +4,7 @@
 //! | to change | look in |
 //! |---|---|
 //! | what is watched | [`watch`], [`objects`] |
-//! | which pod an address belongs to | [`identity`] |
+//! | which pod an address belongs to | [`identity`], [`cni`] |
 //! | what the data plane should hold | [`desired`] (rules of policy: `aegis_core::policy`) |
 //! | in which order it is written | [`ops`] |
 //! | devices, next hops, nftables | [`network`], [`uplink`], [`neighbour`], [`nft`] |
@@ -13,13 +13,18 @@
 //! | when all of this happens | [`controller`] |
 
 pub mod args;
+pub mod cni;
+pub mod demand;
 pub mod desired;
 pub mod identity;
+pub mod metrics;
 pub mod neighbour;
 pub mod network;
 pub mod nft;
 pub mod objects;
 pub mod observed;
 pub mod ops;
+pub mod server;
+pub mod status;
 pub mod uplink;
 pub mod watch;

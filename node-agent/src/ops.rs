@@ -7,7 +7,7 @@
 //!
 //! Within a step a slot is owned before it may be used for new flows, and loses that right before it loses its owner.
 
-use crate::desired::{Desired, EgressAddress, Policy};
+use crate::desired::{Desired, EgressAddress, PeerLink, Policy};
 use crate::observed::{
     DestinationEntry, Generation, Homes, NO_ALLOCATION, Observed, PortEntry, VerdictEntry, from_map, to_map,
 };
@@ -135,12 +135,7 @@ impl Builder<'_> {
             numbers.insert(*address, index);
             let current = observed.peers.get(&index).copied().unwrap_or_default();
             let value = match link {
-                Some(link) => PeerValue {
-                    address: to_map(*address),
-                    mac: link.mac,
-                    flags: if link.same_l2 { PEER_SAME_L2 } else { 0 },
-                    ifindex: link.ifindex,
-                },
+                Some(link) => peer_value(*address, link),
                 // Not resolved at the moment: what was known last is a better guess than nothing.
                 None => PeerValue { address: to_map(*address), ..current },
             };
@@ -514,5 +509,24 @@ fn number_policy(policy: &Policy, numbers: &BTreeMap<AllocationName, u32>) -> Ge
         destinations: policy.destinations.clone(),
         ports: policy.ports.clone(),
         verdicts: verdicts.collect(),
+    }
+}
+
+/// Ways to peers that have changed, for the time during which nothing else is known: after a start while the API
+/// server cannot be reached, what is pinned stays in force but must follow the network.
+pub fn refresh_peers(observed: &Observed, links: &BTreeMap<Ipv4Addr, PeerLink>) -> Vec<Op> {
+    let changed = |(index, peer): (&u32, &PeerValue)| {
+        let value = peer_value(from_map(peer.address), links.get(&from_map(peer.address))?);
+        (value != *peer).then_some(Op::SetPeer { index: *index, value })
+    };
+    observed.peers.iter().filter_map(changed).collect()
+}
+
+fn peer_value(address: Ipv4Addr, link: &PeerLink) -> PeerValue {
+    PeerValue {
+        address: to_map(address),
+        mac: link.mac,
+        flags: if link.same_l2 { PEER_SAME_L2 } else { 0 },
+        ifindex: link.ifindex,
     }
 }

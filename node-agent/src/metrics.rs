@@ -1,0 +1,242 @@
+//! Prometheus metrics: a snapshot that the controller renews, encoded when somebody asks.
+
+use crate::status::NotReady;
+use aegis_common::{Counter, CounterValue};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// What the metrics say.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// `COUNTERS`, by index, summed over the CPUs.
+    pub counters: Vec<CounterValue>,
+    /// Entries and room, by table.
+    pub tables: BTreeMap<&'static str, (u64, u64)>,
+    /// Ports in use by egress address, over all origins.
+    pub ports: BTreeMap<Ipv4Addr, u32>,
+    /// Slices held (for new flows) and draining by egress address.
+    pub slices: BTreeMap<Ipv4Addr, (u32, u32)>,
+    /// Share of the ports towards the busiest origin by allocation, in percent.
+    pub fill: BTreeMap<(String, String), u32>,
+    /// Live generation of the policy.
+    pub generation: u32,
+    /// Local pods that a binding covers, and all.
+    pub pods: (u64, u64),
+    /// Watches that do not work.
+    pub watch_errors: u64,
+    /// Objects that cannot be read.
+    pub invalid_objects: u64,
+    /// Egress addresses of which an object older than the data plane was offered.
+    pub stale_addresses: u64,
+    /// Egress addresses without object that still carry flows.
+    pub orphaned_addresses: u64,
+    /// Unknown addresses are held.
+    pub holding_unknown: bool,
+    /// Frames that a driver could not send back from XDP, by device.
+    pub xdp_tx_errors: BTreeMap<String, u64>,
+    /// Times the nftables table was put back.
+    pub nft_repairs: u64,
+    /// Map writes, and those that failed.
+    pub writes: (u64, u64),
+    /// Seconds that the last scan of the flow table took.
+    pub scan_seconds: f64,
+    /// Whether the node is ready.
+    pub ready: Result<(), NotReady>,
+    /// Last turn of the event loop.
+    pub alive: Instant,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Snapshot {
+            counters: Vec::new(),
+            tables: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            fill: BTreeMap::new(),
+            generation: 0,
+            pods: (0, 0),
+            watch_errors: 0,
+            invalid_objects: 0,
+            stale_addresses: 0,
+            orphaned_addresses: 0,
+            holding_unknown: false,
+            xdp_tx_errors: BTreeMap::new(),
+            nft_repairs: 0,
+            writes: (0, 0),
+            scan_seconds: 0.0,
+            ready: Err(NotReady { reason: crate::status::reason::WAITING, message: "the agent has just started".into() }),
+            alive: Instant::now(),
+        }
+    }
+}
+
+/// The metrics, shared by the controller and the server.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    snapshot: Arc<Mutex<Snapshot>>,
+    reconcile: Histogram,
+    registry: Arc<Registry>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let snapshot = Arc::new(Mutex::new(Snapshot::default()));
+        let reconcile = Histogram::new(exponential_buckets(0.0005, 2.0, 14));
+        let mut registry = Registry::with_prefix("aegis");
+        registry.register(
+            "reconcile_seconds",
+            "Time from noticing a change to having written it to the data plane",
+            reconcile.clone(),
+        );
+        registry.register_collector(Box::new(Encoder(Arc::clone(&snapshot))));
+        Metrics { snapshot, reconcile, registry: Arc::new(registry) }
+    }
+}
+
+impl Metrics {
+    /// Access to the snapshot; nothing is awaited while it is locked.
+    pub fn lock(&self) -> MutexGuard<'_, Snapshot> {
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts one reconciliation.
+    pub fn reconciled(&self, seconds: f64) {
+        self.reconcile.observe(seconds);
+    }
+
+    /// The metrics in the OpenMetrics text format.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+#[derive(Debug)]
+struct Encoder(Arc<Mutex<Snapshot>>);
+
+type Encoded = Result<(), std::fmt::Error>;
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> Encoded {
+    let gauge = ConstGauge::new(value);
+    gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
+}
+
+fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> Encoded {
+    let counter = ConstCounter::new(value);
+    counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
+}
+
+/// One series for each (labels, value).
+fn family<const N: usize>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help, form): (&str, &str, MetricType),
+    series: impl IntoIterator<Item = ([(&'static str, String); N], u64)>,
+) -> Encoded {
+    let mut family = encoder.encode_descriptor(name, help, None, form)?;
+    for (labels, value) in series {
+        let metric = family.encode_family(&labels)?;
+        match form {
+            MetricType::Counter => ConstCounter::new(value).encode(metric)?,
+            _ => ConstGauge::new(value).encode(metric)?,
+        }
+    }
+    Ok(())
+}
+
+impl Collector for Encoder {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Encoded {
+        let now = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let e = &mut encoder;
+        let reasons = || Counter::ALL.iter().zip(&now.counters);
+        let by_reason = |c: &Counter| [("reason", c.label().to_owned())];
+        family(
+            e,
+            ("packets", "Packets by what happened to them", MetricType::Counter),
+            reasons().map(|(c, value)| (by_reason(c), value.packets)),
+        )?;
+        family(
+            e,
+            ("bytes", "Bytes of IP packets by what happened to them", MetricType::Counter),
+            reasons().map(|(c, value)| (by_reason(c), value.bytes)),
+        )?;
+        let table = |name: &str| [("table", name.to_owned())];
+        family(
+            e,
+            ("table_entries", "Entries of a table of the data plane", MetricType::Gauge),
+            now.tables.iter().map(|(name, (used, _))| (table(name), *used)),
+        )?;
+        family(
+            e,
+            ("table_size", "Entries that fit into a table of the data plane", MetricType::Gauge),
+            now.tables.iter().map(|(name, (_, size))| (table(name), *size)),
+        )?;
+        let address = |address: &Ipv4Addr| ("address", address.to_string());
+        family(
+            e,
+            ("ports_in_use", "Ports in use on this node by egress address, over all origins", MetricType::Gauge),
+            now.ports.iter().map(|(a, used)| ([address(a)], u64::from(*used))),
+        )?;
+        let slices = now.slices.iter().flat_map(|(a, (held, draining))| {
+            [("held", held), ("draining", draining)]
+                .map(|(state, count)| ([address(a), ("state", state.to_owned())], u64::from(*count)))
+        });
+        family(e, ("slices", "Slices of this node by egress address (256 ports each)", MetricType::Gauge), slices)?;
+        let fill = now.fill.iter().map(|((namespace, name), percent)| {
+            ([("namespace", namespace.clone()), ("allocation", name.clone())], u64::from(*percent))
+        });
+        family(
+            e,
+            ("busiest_origin_percent", "Ports in use towards the busiest origin, of those held", MetricType::Gauge),
+            fill,
+        )?;
+        family(
+            e,
+            ("xdp_tx_errors", "Frames that the driver could not send back from XDP", MetricType::Counter),
+            now.xdp_tx_errors.iter().map(|(device, count)| ([("device", device.clone())], *count)),
+        )?;
+
+        let flag = |value: bool| f64::from(u8::from(value));
+        gauge(e, "ready", "1: everything is programmed", flag(now.ready.is_ok()))?;
+        gauge(e, "api_connected", "1: every watch works", flag(now.watch_errors == 0))?;
+        gauge(e, "holding_unknown", "1: packets of unknown pod addresses are held", flag(now.holding_unknown))?;
+        gauge(e, "policy_generation", "Generation of the policy in force", f64::from(now.generation))?;
+        gauge(e, "covered_pods", "Pods of this node that a binding covers", now.pods.0 as f64)?;
+        gauge(e, "known_pods", "Addresses of pods of this node", now.pods.1 as f64)?;
+        gauge(e, "invalid_objects", "Objects that cannot be read; their last form stays", now.invalid_objects as f64)?;
+        gauge(e, "stale_addresses", "Egress addresses whose object is older than the data plane", now.stale_addresses as f64)?;
+        gauge(e, "orphaned_addresses", "Egress addresses without object that carry flows", now.orphaned_addresses as f64)?;
+        gauge(e, "scan_seconds", "Time that the last scan of the flow table took", now.scan_seconds)?;
+        counter(e, "nft_repairs", "Times the nftables table was put back", now.nft_repairs)?;
+        counter(e, "map_writes", "Writes to the data plane's maps", now.writes.0)?;
+        counter(e, "map_write_failures", "Writes that the kernel refused", now.writes.1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_has_a_series_and_the_text_ends_as_openmetrics_wants() {
+        let metrics = Metrics::default();
+        metrics.lock().counters = (0..Counter::ALL.len() as u64).map(|i| CounterValue { packets: i, bytes: 2 * i }).collect();
+        metrics.lock().ports.insert(Ipv4Addr::new(203, 0, 113, 1), 17);
+        let text = metrics.encode().unwrap();
+        for (index, counter) in Counter::ALL.iter().enumerate() {
+            assert!(text.contains(&format!("aegis_packets_total{{reason=\"{}\"}} {index}\n", counter.label())), "{text}");
+        }
+        assert!(text.contains("aegis_ports_in_use{address=\"203.0.113.1\"} 17\n"), "{text}");
+        assert!(text.contains("aegis_ready 0") && text.ends_with("# EOF\n"), "{text}");
+    }
+}

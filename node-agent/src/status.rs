@@ -1,0 +1,326 @@
+//! The report of this node: the `EgressNode` object.
+
+use crate::demand::Want;
+use crate::desired::Desired;
+use crate::observed::Observed;
+use aegis_core::model::AllocationName;
+use aegis_core::policy::Binding;
+use aegis_core::slice::SliceSet;
+use aegis_crds::{
+    AllocationRef, Condition, Demand, EgressNode, EgressNodeStatus, ProgrammedAddress, ProgrammedBinding, SliceRange,
+    Uplink, type_,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Client, Resource};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Field manager of everything the agent applies.
+pub const MANAGER: &str = "aegis-node-agent";
+/// Shortest time between two writes.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Shortest time between two writes that only tell other usage.
+const USAGE_PAUSE: Duration = Duration::from_secs(2);
+/// Longest time of one call.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the node is not ready, in the words of the condition.
+pub mod reason {
+    /// Everything is programmed.
+    pub const READY: &str = "Ready";
+    /// Not everything has been listed from the API server since the agent started.
+    pub const WAITING: &str = "WaitingForObjects";
+    /// The programs cannot be loaded.
+    pub const LOAD_FAILED: &str = "DataplaneLoadFailed";
+    /// No device leads out of the node, or the node has no internal IPv4 address.
+    pub const NO_UPLINK: &str = "NoUplink";
+    /// Nobody says which addresses pods of this node have.
+    pub const NO_POD_RANGE: &str = "NoPodRange";
+    /// A program cannot be attached.
+    pub const ATTACH_FAILED: &str = "AttachFailed";
+    /// The nftables table cannot be written.
+    pub const NFT_MISSING: &str = "NftMissing";
+    /// A map write failed.
+    pub const WRITE_FAILED: &str = "WriteFailed";
+    /// A table has no room for what is wanted.
+    pub const TABLE_FULL: &str = "TableFull";
+    /// The kernel's network cannot be read.
+    pub const NETWORK_UNKNOWN: &str = "NetworkUnknown";
+}
+
+/// Why the node is not ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotReady {
+    /// Of [`reason`].
+    pub reason: &'static str,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+/// Everything that a report is made from.
+#[derive(Clone, Debug)]
+pub struct Facts<'a> {
+    /// Tunnel address.
+    pub tunnel_address: Option<Ipv4Addr>,
+    /// Uplinks.
+    pub uplinks: Vec<Uplink>,
+    /// What should hold.
+    pub desired: &'a Desired,
+    /// What holds.
+    pub observed: &'a Observed,
+    /// All bindings.
+    pub bindings: &'a [Binding],
+    /// Demand.
+    pub wants: &'a BTreeMap<AllocationName, Want>,
+    /// Draining slices without flow.
+    pub drained: &'a BTreeMap<Ipv4Addr, SliceSet>,
+    /// Policy in the data plane is that of `bindings`.
+    pub policy_in_force: bool,
+    /// Readiness.
+    pub ready: &'a Result<(), NotReady>,
+}
+
+/// The report, with a condition whose time is not set yet.
+pub fn report(facts: &Facts<'_>) -> EgressNodeStatus {
+    let addresses = facts
+        .observed
+        .holdings
+        .iter()
+        .map(|(address, holding)| ProgrammedAddress {
+            address: address.to_string(),
+            epoch: i64::try_from(holding.epoch).unwrap_or(i64::MAX),
+            drained: facts
+                .drained
+                .get(address)
+                .map(|set| set.runs())
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(first, last)| SliceRange { first: first.into(), last: last.into() })
+                .collect(),
+        })
+        .collect();
+    let bindings: Vec<ProgrammedBinding> = facts
+        .bindings
+        .iter()
+        .map(|binding| ProgrammedBinding {
+            namespace: binding.name.account.clone(),
+            name: binding.name.name.clone(),
+            generation: binding.generation,
+            pods: facts.desired.covered.get(&binding.name).copied().unwrap_or(0),
+        })
+        .collect();
+    let demand = facts.wants.iter().map(|(name, want)| Demand {
+        allocation: AllocationRef { namespace: name.account.clone(), name: name.name.clone() },
+        slices: want.slices,
+        fill_percent: want.fill_percent,
+        refused: want.refused,
+        reason: want.reason.to_owned(),
+    });
+    let (status, reason, message) = match facts.ready {
+        Ok(()) => ("True", reason::READY, "programs, policy and slices are in force".to_owned()),
+        Err(not_ready) => ("False", not_ready.reason, not_ready.message.clone()),
+    };
+    EgressNodeStatus {
+        tunnel_address: facts.tunnel_address.map(|address| address.to_string()).unwrap_or_default(),
+        uplinks: facts.uplinks.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        covered_pods: facts.desired.covered_pods,
+        demand: demand.collect(),
+        addresses,
+        bindings: if facts.policy_in_force { bindings } else { Vec::new() },
+        conditions: vec![Condition {
+            type_: type_::READY.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message,
+            observed_generation: None,
+            last_transition_time: Time(Timestamp::UNIX_EPOCH),
+        }],
+    }
+}
+
+/// Gives each condition the time of its last change of status: the former one's if the status is the same.
+fn date(mut status: EgressNodeStatus, former: Option<&EgressNodeStatus>, now: Timestamp) -> EgressNodeStatus {
+    for condition in &mut status.conditions {
+        let before = former.into_iter().flat_map(|former| &former.conditions).find(|c| c.type_ == condition.type_);
+        let kept = before.filter(|before| before.status == condition.status);
+        condition.last_transition_time = kept.map_or(Time(now), |before| before.last_transition_time.clone());
+    }
+    status
+}
+
+/// Whether two reports differ in more than how full ports are.
+fn differ_in_more_than_usage(a: &EgressNodeStatus, b: &EgressNodeStatus) -> bool {
+    let strip = |status: &EgressNodeStatus| {
+        let mut status = status.clone();
+        for demand in &mut status.demand {
+            (demand.fill_percent, demand.refused) = (0, 0);
+        }
+        status
+    };
+    strip(a) != strip(b)
+}
+
+/// Who the report belongs to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// Name of the node.
+    pub node: String,
+    /// UID of the Node object, once known.
+    pub uid: String,
+}
+
+/// A report to be written.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pending {
+    /// Whose.
+    pub identity: Identity,
+    /// The object is there, as far as the watch has told.
+    pub present: bool,
+    /// What; its conditions carry no time yet. `None` until the agent knows enough.
+    pub status: Option<EgressNodeStatus>,
+}
+
+/// Writes reports as they come: only changes, at most about two a second, the latest one only. Ends with the sender.
+pub async fn write(client: Client, mut pending: watch::Receiver<Pending>) {
+    let api: Api<EgressNode> = Api::all(client);
+    let mut written: Option<EgressNodeStatus> = None;
+    let mut next = Instant::now();
+    let mut failures = 0u32;
+    while pending.changed().await.is_ok() {
+        loop {
+            let Pending { identity, present, status: Some(status) } = pending.borrow_and_update().clone() else { break };
+            if identity.uid.is_empty() {
+                break;
+            }
+            if !present {
+                written = None;
+            }
+            let status = date(status, written.as_ref(), Timestamp::now());
+            if written.as_ref() == Some(&status) {
+                break;
+            }
+            let urgent = written.as_ref().is_none_or(|written| differ_in_more_than_usage(written, &status));
+            let at = if urgent { next } else { next + (USAGE_PAUSE - PAUSE) };
+            if Instant::now() < at {
+                // Something newer, and perhaps urgent, may come meanwhile.
+                tokio::select! {
+                    () = tokio::time::sleep_until(at) => {}
+                    changed = pending.changed() => {
+                        if changed.is_err() { return }
+                        continue;
+                    }
+                }
+            }
+            let result = tokio::time::timeout(TIMEOUT, write_once(&api, &identity, &status, written.is_none())).await;
+            next = Instant::now() + PAUSE;
+            match result {
+                Ok(Ok(status)) => {
+                    failures = 0;
+                    written = Some(status);
+                    break;
+                }
+                failure => {
+                    let error = match failure {
+                        Ok(Err(error)) => error.to_string(),
+                        _ => "no answer in time".to_owned(),
+                    };
+                    if failures == 0 {
+                        tracing::warn!(error, "cannot write the EgressNode status; trying again");
+                    }
+                    failures = failures.saturating_add(1);
+                    // Whatever was written last may be gone with the object.
+                    written = None;
+                    tokio::time::sleep(Duration::from_millis(500 * u64::from(failures.min(6)))).await;
+                }
+            }
+        }
+    }
+}
+
+async fn write_once(
+    api: &Api<EgressNode>,
+    identity: &Identity,
+    status: &EgressNodeStatus,
+    first: bool,
+) -> Result<EgressNodeStatus, kube::Error> {
+    let parameters = PatchParams::apply(MANAGER).force();
+    let mut status = status.clone();
+    if first {
+        let object = json!({
+            "apiVersion": EgressNode::api_version(&()),
+            "kind": EgressNode::kind(&()),
+            "metadata": { "name": identity.node, "ownerReferences": [{
+                "apiVersion": "v1", "kind": "Node", "name": identity.node, "uid": identity.uid,
+            }]},
+            "spec": {},
+        });
+        let existing = api.patch(&identity.node, &parameters, &Patch::Apply(object)).await?;
+        // A restarted agent keeps the times that the object has.
+        status = date(status, existing.status.as_ref(), Timestamp::now());
+        if existing.status.as_ref() == Some(&status) {
+            return Ok(status);
+        }
+    }
+    let object = json!({
+        "apiVersion": EgressNode::api_version(&()),
+        "kind": EgressNode::kind(&()),
+        "status": status,
+    });
+    api.patch_status(&identity.node, &parameters, &Patch::Apply(object)).await?;
+    Ok(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(ready: &Result<(), NotReady>) -> EgressNodeStatus {
+        report(&Facts {
+            tunnel_address: Some(Ipv4Addr::new(192, 0, 2, 1)),
+            uplinks: Vec::new(),
+            desired: &Desired::default(),
+            observed: &Observed::default(),
+            bindings: &[],
+            wants: &BTreeMap::new(),
+            drained: &BTreeMap::new(),
+            policy_in_force: true,
+            ready,
+        })
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_until_its_status_changes() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let bad = |message: &str| Err(NotReady { reason: reason::NO_UPLINK, message: message.into() });
+        let first = date(status(&bad("a")), None, at(1));
+        let second = date(status(&bad("b")), Some(&first), at(2));
+        assert_eq!(second.conditions[0].last_transition_time.0, at(1));
+        let third = date(status(&Ok(())), Some(&second), at(3));
+        assert_eq!(third.conditions[0].last_transition_time.0, at(3));
+        assert_eq!(date(status(&Ok(())), Some(&third), at(4)), third, "nothing to write");
+    }
+
+    #[test]
+    fn usage_alone_is_not_urgent() {
+        let mut a = status(&Ok(()));
+        a.demand.push(Demand {
+            allocation: AllocationRef { namespace: "shop".into(), name: "main".into() },
+            slices: 1,
+            fill_percent: 10,
+            refused: 0,
+            reason: String::new(),
+        });
+        let mut b = a.clone();
+        b.demand[0].fill_percent = 90;
+        assert!(!differ_in_more_than_usage(&a, &b));
+        b.demand[0].slices = 2;
+        assert!(differ_in_more_than_usage(&a, &b));
+    }
+}
