@@ -220,6 +220,20 @@ fn rests_while_held() {
         change(plan, 4, |holding| holding.state = State::Quarantined { until: START + 9 * QUARANTINE });
     };
     assert_only!(violations(settled(), rest), Violation::NotDrained { slice: 4..=7, .. });
+    // That no flow is left in a slice means nothing while new ones may start.
+    let mut idle = settled();
+    idle.nodes[0].programmed.values_mut().for_each(|it| {
+        (it.epoch, it.drained) = (i64::MAX, SliceSet::range(0, 255));
+    });
+    assert_only!(violations(idle, rest), Violation::NotDrained { slice: 4..=7, .. });
+}
+
+#[test]
+fn held_again_without_a_right() {
+    assert_only!(
+        violations(drained(), |plan| change(plan, 8, |holding| holding.state = State::Held)),
+        Violation::Granted { slice: 8..=11, why: Unfit::Slice, .. }
+    );
 }
 
 #[test]
@@ -415,6 +429,13 @@ fn what_people_are_told() {
     let found = violations(settled(), |plan| outcome(plan, |it| it.addresses = vec![ip("192.0.2.3")]));
     assert_eq!(found, [Violation::Misreported { allocation: name("a") }]);
     let found = violations(settled(), |plan| outcome(plan, |it| it.finished = true));
+    assert_eq!(found, [Violation::FinishedEarly { allocation: name("a") }]);
+    let unserved = || {
+        let mut inputs = world();
+        inputs.allocations[0].request = AddressRequest::Count(0);
+        inputs
+    };
+    let found = violations(unserved(), |plan| outcome(plan, |it| it.finished = true));
     assert_eq!(found, [Violation::FinishedEarly { allocation: name("a") }]);
     let found = violations(settled(), |plan| plan.allocations.clear());
     assert_eq!(found, [Violation::Misreported { allocation: name("a") }]);

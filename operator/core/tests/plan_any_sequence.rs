@@ -21,6 +21,12 @@ enum Event {
     PrefixGoes(usize),
     PrefixDeleting(usize),
     Allocation(Box<Allocation>),
+    /// One field of an allocation changes to what it is in another one.
+    Edit {
+        index: usize,
+        field: usize,
+        other: Box<Allocation>,
+    },
     AllocationDeleting(usize),
     AllocationVanishes(usize),
     Node {
@@ -49,22 +55,25 @@ enum Event {
     Calm,
 }
 
-const ACCOUNTS: [&str; 2] = ["bank", "shop"];
 const ZONES: [&str; 3] = ["a", "b", "c"];
 // The second and third overlap the first; the sixth overlaps the fifth.
 const RANGES: [&str; 6] =
     ["192.0.2.0/29", "192.0.2.4/30", "192.0.2.0/28", "198.51.100.0/30", "203.0.113.0/31", "203.0.113.1/32"];
 
+fn any_account() -> impl Strategy<Value = &'static str> {
+    prop_oneof![1 => Just("bank"), 5 => Just("shop")]
+}
+
 fn any_prefix() -> impl Strategy<Value = Prefix> {
     let reserved = prop::collection::vec(prop::sample::select(vec!["192.0.2.1/32", "198.51.100.2/31"]), 0..2);
-    (0..RANGES.len(), 0..3i64, prop::sample::select(&ACCOUNTS[..]), reserved).prop_map(
-        |(index, created, account, reserved)| Prefix {
+    (0..RANGES.len(), 0..3i64, any_account(), reserved).prop_map(|(index, created, account, reserved)| {
+        Prefix {
             created,
             account: account.into(),
             reserved: reserved.into_iter().map(|range| range.parse().unwrap()).collect(),
             ..prefix(&format!("p{index}"), RANGES[index])
-        },
-    )
+        }
+    })
 }
 
 fn any_request() -> impl Strategy<Value = AddressRequest> {
@@ -80,30 +89,19 @@ fn any_allocation() -> impl Strategy<Value = Allocation> {
     let prefixes = prop::collection::vec(0..RANGES.len(), 1..3);
     let sites = prop::collection::btree_map("s[12]", prop::sample::select(&ZONES[..]).prop_map(zone), 0..3);
     let slices = prop::sample::select(vec![(4u8, 255u8), (4, 255), (4, 30), (20, 60), (250, 255)]);
-    (
-        0..4usize,
-        0..3i64,
-        prop::sample::select(&ACCOUNTS[..]),
-        prefixes,
-        any_request(),
-        sites,
-        slices,
-        0..12u32,
-        0..40u32,
+    (0..4usize, 0..3i64, any_account(), prefixes, any_request(), sites, slices, 0..12u32, 0..40u32).prop_map(
+        |(index, created, account, prefixes, request, sites, (first, last), min, more)| Allocation {
+            name: AllocationName { account: account.into(), name: format!("a{index}") },
+            created,
+            prefixes: prefixes.into_iter().map(|index| format!("p{index}")).collect(),
+            request,
+            sites,
+            slices: SliceSet::range(first, last),
+            per_node_min: min,
+            per_node_max: min + more,
+            deleting: false,
+        },
     )
-        .prop_map(|(index, created, account, prefixes, request, sites, (first, last), min, more)| {
-            Allocation {
-                name: AllocationName { account: account.into(), name: format!("a{index}") },
-                created,
-                prefixes: prefixes.into_iter().map(|index| format!("p{index}")).collect(),
-                request,
-                sites,
-                slices: SliceSet::range(first, last),
-                per_node_min: min,
-                per_node_max: min + more,
-                deleting: false,
-            }
-        })
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
@@ -112,6 +110,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => (0..6usize).prop_map(Event::PrefixGoes),
         1 => (0..6usize).prop_map(Event::PrefixDeleting),
         6 => any_allocation().prop_map(Box::new).prop_map(Event::Allocation),
+        6 => (0..8usize, 0..4usize, any_allocation())
+            .prop_map(|(index, field, other)| Event::Edit { index, field, other: Box::new(other) }),
         2 => (0..8usize).prop_map(Event::AllocationDeleting),
         1 => (0..8usize).prop_map(Event::AllocationVanishes),
         6 => (0..5usize, 0..ZONES.len(), prop::bool::weighted(0.8))
@@ -147,6 +147,18 @@ fn happen(inputs: &mut Inputs, event: Event) {
                 allocation.deleting = former.deleting;
             }
             inputs.allocations.push(*allocation);
+        }
+        Event::Edit { index, field, other } => {
+            let Some(allocation) = inputs.allocations.get_mut(index % count) else { return };
+            match field {
+                0 => allocation.request = other.request,
+                1 => allocation.sites = other.sites,
+                2 => allocation.slices = other.slices,
+                _ => {
+                    (allocation.per_node_min, allocation.per_node_max) =
+                        (other.per_node_min, other.per_node_max);
+                }
+            }
         }
         Event::AllocationDeleting(index) => {
             inputs.allocations.get_mut(index % count).into_iter().for_each(|it| it.deleting = true);
@@ -312,6 +324,19 @@ fn no_address_is_withheld(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseEr
     Ok(())
 }
 
+/// Three prefixes that do not overlap, three nodes and two allocations to begin with.
+fn busy_world() -> Inputs {
+    Inputs {
+        prefixes: [0, 3, 4].map(|index| prefix(&format!("p{index}"), RANGES[index])).to_vec(),
+        allocations: ["a0", "a1"]
+            .map(|it| Allocation { prefixes: vec!["p0".into(), "p3".into()], ..allocation(it) })
+            .to_vec(),
+        nodes: ["n0", "n1", "n2"].map(|it| Node { labels: zone("a"), ..node(it) }).to_vec(),
+        now: START,
+        ..Inputs::default()
+    }
+}
+
 fn shuffled(inputs: &Inputs, seed: usize) -> Inputs {
     let mut other = inputs.clone();
     other.prefixes.reverse();
@@ -373,7 +398,7 @@ proptest! {
 
     #[test]
     fn any_sequence_of_events(events in prop::collection::vec(any_event(), 1..50), seed in 0..7usize) {
-        let mut inputs = Inputs { now: START, ..Inputs::default() };
+        let mut inputs = busy_world();
         let mut epochs: BTreeMap<Ipv4Addr, i64> = BTreeMap::new();
         for event in events {
             happen(&mut inputs, event);

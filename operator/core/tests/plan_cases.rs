@@ -410,6 +410,27 @@ fn demand_is_met_in_fair_rounds_up_to_the_maximum() {
 }
 
 #[test]
+fn a_maximum_takes_nothing_away_and_yields_to_the_minimum() {
+    let mut inputs = world();
+    inputs.nodes[0].demand.insert(name("a"), 20);
+    let before = advance(&mut inputs).addresses;
+    inputs.allocations[0].per_node_max = 4;
+    assert_eq!(advance(&mut inputs).addresses, before);
+    inputs.nodes.push(node("n4"));
+    assert_eq!(held(&advance(&mut inputs).addresses[0], "n4").len(), 8);
+}
+
+#[test]
+fn a_node_that_is_not_ready_gets_back_what_drains() {
+    let mut inputs = world();
+    let before = advance(&mut inputs).addresses.remove(0);
+    inputs.allocations[0].sites = [("s1".to_owned(), zone("a"))].into();
+    assert_eq!(held(&advance(&mut inputs).addresses[0], "n1").len(), 0);
+    inputs.nodes[0] = Node { labels: zone("a"), ready: false, ..node("n1") };
+    assert_eq!(held(&advance(&mut inputs).addresses[0], "n1"), held(&before, "n1"));
+}
+
+#[test]
 fn demand_counts_over_all_addresses() {
     let mut inputs = world();
     inputs.allocations[0].request = AddressRequest::Count(2);
