@@ -60,8 +60,8 @@ mod tests {
         let held = address(1, State::Held);
         let mut memory = Memory::default();
         assert!(memory.observe(&standing(std::slice::from_ref(&held)), 0).is_empty());
-        assert_eq!(memory.observe(&standing(&[]), 0), [held.clone()]);
-        assert_eq!(memory.observe(&standing(&[]), 1_000), [held.clone()], "as long as it takes");
+        assert_eq!(memory.observe(&standing(&[]), 0), std::slice::from_ref(&held));
+        assert_eq!(memory.observe(&standing(&[]), 1_000), std::slice::from_ref(&held), "as long as it takes");
         assert!(memory.observe(&standing(std::slice::from_ref(&held)), 1_000).is_empty());
     }
 

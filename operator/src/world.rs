@@ -7,6 +7,8 @@ mod binding;
 mod node;
 mod prefix;
 #[cfg(test)]
+pub mod testing;
+#[cfg(test)]
 mod tests;
 
 pub use address::spec;

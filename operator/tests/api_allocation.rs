@@ -1,5 +1,7 @@
 //! Allocations and bindings from creation to deletion, against a real API server. The tests play the agents.
 
+#![allow(clippy::expect_used)] // Helpers of tests fail the test.
+
 mod cluster;
 
 use aegis_crds::{

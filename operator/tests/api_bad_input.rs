@@ -1,5 +1,7 @@
 //! Objects that are wrong in a way that no schema can tell, or that got past it. What works keeps working.
 
+#![allow(clippy::expect_used)] // Helpers of tests fail the test.
+
 mod cluster;
 
 use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, EgressNode, ZoneBinding, reason, type_};

@@ -1,5 +1,7 @@
 //! What must survive: replicas that die, an API server that is away, objects that somebody deletes.
 
+#![allow(clippy::expect_used)] // Helpers of tests fail the test.
+
 mod cluster;
 
 use aegis_crds::{EgressAddress, EgressAllocation, HoldingState, type_};

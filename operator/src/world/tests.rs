@@ -1,1 +1,289 @@
-//! t
+//! Tests of the translation.
+
+use super::testing::object;
+use super::*;
+use aegis_core::model::{AddressRequest, Holding, State};
+use aegis_core::slice::SliceSet;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+fn prefix(name: &str, cidr: &str) -> Snapshot {
+    let spec =
+        json!({"spec": {"cidr": cidr, "account": "shop", "reserved": ["203.0.113.1", "203.0.113.4/30"]}});
+    Snapshot { prefixes: vec![object(None, name, spec)], ..Snapshot::default() }
+}
+
+fn allocation(spec: Value) -> Snapshot {
+    let spec = json!({"spec": spec});
+    Snapshot {
+        allocations: vec![object(Some("shop"), "partner", spec)],
+        ..prefix("leased", "203.0.113.0/28")
+    }
+}
+
+fn address(name: &str, allocation: &str, holdings: Value) -> Guarded<aegis_crds::EgressAddress> {
+    let spec = json!({
+        "address": name, "prefix": "leased", "allocationRef": {"namespace": "shop", "name": allocation}, "epoch": 9,
+        "holdings": holdings,
+    });
+    object(None, name, json!({"spec": spec}))
+}
+
+fn see(snapshot: &Snapshot) -> World {
+    translate(snapshot, &[], 1_000, 120)
+}
+
+fn messages(world: &World) -> Vec<&str> {
+    world.problems.iter().map(|problem| problem.message.as_str()).collect()
+}
+
+#[test]
+fn translates_prefix_and_allocation() {
+    let world = see(&allocation(json!({
+        "prefixes": ["leased"],
+        "addresses": {"ipv4": 2},
+        "sites": [{"name": "east", "nodeSelector": {"zone": "east"}}],
+        "ports": {"first": 2048, "last": 4095, "perNode": {"min": 2, "max": 4}},
+    })));
+    assert!(world.problems.is_empty(), "{:?}", world.problems);
+    let prefix = &world.inputs.prefixes[0];
+    assert_eq!(prefix.created, 1_767_225_600);
+    assert_eq!(prefix.reserved, ["203.0.113.1/32".parse().unwrap(), "203.0.113.4/30".parse().unwrap()]);
+    let allocation = &world.inputs.allocations[0];
+    assert_eq!(allocation.request, AddressRequest::Count(2));
+    assert_eq!(allocation.slices, SliceSet::range(8, 15));
+    assert_eq!((allocation.per_node_min, allocation.per_node_max), (2, 4));
+    assert_eq!(allocation.sites["east"]["zone"], "east");
+    assert!(!allocation.deleting && !prefix.deleting);
+    assert_eq!((world.inputs.now, world.inputs.quarantine), (1_000, 120));
+}
+
+#[test]
+fn wrong_objects_become_problems_that_name_the_field() {
+    let cases = [
+        (prefix("leased", "203.0.113.1/24"), "spec.cidr"),
+        (prefix("leased", "nonsense"), "spec.cidr"),
+        (allocation(json!({"prefixes": ["leased"], "ports": {"first": 1000}})), "spec.ports"),
+        (allocation(json!({"prefixes": ["leased"], "ports": {"first": 512, "last": 1023}})), "spec.ports"),
+        (allocation(json!({"prefixes": ["leased"], "ports": {"first": 4096, "last": 2047}})), "spec.ports"),
+        (allocation(json!({"prefixes": ["leased"], "ports": {"last": 65536}})), "spec.ports"),
+        (
+            allocation(json!({"prefixes": ["leased"], "ports": {"perNode": {"min": 3, "max": 2}}})),
+            "spec.ports.perNode",
+        ),
+        (
+            allocation(json!({"prefixes": ["leased"], "addresses": {"explicit": ["203.0.113.2", "x"]}})),
+            "spec.addresses.explicit[1]",
+        ),
+        (allocation(json!({"prefixes": "leased"})), "cannot be read"),
+    ];
+    for (snapshot, field) in cases {
+        let world = see(&snapshot);
+        assert_eq!(world.problems.len(), 1, "{field}: {:?}", world.problems);
+        assert!(world.problems[0].message.contains(field), "{}", world.problems[0].message);
+        assert_eq!(world.problems[0].generation, Some(3));
+    }
+}
+
+#[test]
+fn wrong_bindings_become_problems() {
+    let selector = |expression: Value| json!({"podSelector": {"matchExpressions": [expression]}});
+    let all = json!({"allPods": true});
+    let cases = [
+        (all.clone(), json!({"cidrs": ["0.0.0.0/0", "203.0.113.1/24"]}), "spec.zone.cidrs[1]"),
+        (
+            all,
+            json!({"cidrs": ["0.0.0.0/0"], "ports": [{"port": 9, "endPort": 8}]}),
+            "spec.zone.ports[0].endPort",
+        ),
+        (selector(json!({"key": "a", "operator": "In"})), json!({"cidrs": []}), "matchExpressions[0].values"),
+        (
+            selector(json!({"key": "a", "operator": "Like"})),
+            json!({"cidrs": []}),
+            "matchExpressions[0].operator",
+        ),
+    ];
+    for (workloads, zone, field) in cases {
+        let spec = json!({"spec": {"allocationRef": {"name": "x"}, "workloads": workloads, "zone": zone}});
+        let bindings = vec![object(Some("shop"), "bound", spec)];
+        let world = see(&Snapshot { bindings, ..Snapshot::default() });
+        assert!(messages(&world).concat().contains(field), "{field}: {:?}", world.problems);
+    }
+}
+
+#[test]
+fn addresses_go_there_and_back() {
+    let holdings = json!([
+        {"first": 4, "last": 11, "node": "n1", "epoch": 8, "state": "Held"},
+        {"first": 12, "last": 12, "node": "n1", "epoch": 9, "state": "Draining"},
+        {"first": 200, "last": 255, "node": "n2", "epoch": 9, "state": "Quarantined", "until": "2026-01-01T00:02:00Z"},
+    ]);
+    let addresses = vec![address("203.0.113.2", "partner", holdings)];
+    let snapshot = Snapshot { addresses, ..allocation(json!({"prefixes": ["leased"]})) };
+    let world = see(&snapshot);
+    assert_eq!(world.observed, world.inputs.addresses);
+    let model = &world.observed[0];
+    assert_eq!(model.holdings[2].state, State::Quarantined { until: 1_767_225_720 });
+    assert_eq!(spec(model), snapshot.addresses[0].0.as_ref().unwrap().spec);
+}
+
+#[test]
+fn addresses_of_an_unreadable_allocation_are_frozen_and_kept_from_others() {
+    let held = json!([{"first": 4, "last": 11, "node": "n1", "epoch": 8, "state": "Held"}]);
+    let addresses =
+        vec![address("203.0.113.2", "partner", held.clone()), address("203.0.113.3", "other", held)];
+    let world = see(&Snapshot { addresses, ..allocation(json!({"prefixes": 5})) });
+    assert_eq!(world.frozen.iter().map(|it| it.address.to_string()).collect::<Vec<_>>(), ["203.0.113.2"]);
+    assert_eq!(world.inputs.addresses.len(), 1, "the other's stays in the plan");
+    assert!(world.inputs.prefixes[0].reserved.contains(&"203.0.113.2/32".parse().unwrap()));
+}
+
+#[test]
+fn unreadable_addresses_are_kept_from_everybody() {
+    let broken = [
+        ("spec.address", address("203.0.113.3", "partner", json!([]))),
+        (
+            "spec.holdings[0]",
+            address(
+                "203.0.113.4",
+                "partner",
+                json!([{"first": 3, "last": 4, "node": "n", "epoch": 1, "state": "Held"}]),
+            ),
+        ),
+        (
+            "spec.holdings[0]",
+            address(
+                "203.0.113.4",
+                "partner",
+                json!([{"first": 4, "last": 256, "node": "n", "epoch": 1, "state": "Held"}]),
+            ),
+        ),
+        (
+            "spec.holdings[1]",
+            address(
+                "203.0.113.4",
+                "partner",
+                json!([
+                    {"first": 4, "last": 8, "node": "n1", "epoch": 1, "state": "Held"},
+                    {"first": 8, "last": 9, "node": "n2", "epoch": 1, "state": "Held"},
+                ]),
+            ),
+        ),
+        (
+            "until",
+            address(
+                "203.0.113.4",
+                "partner",
+                json!([{"first": 4, "last": 4, "node": "n", "epoch": 1, "state": "Quarantined"}]),
+            ),
+        ),
+        ("cannot be read", address("203.0.113.4", "partner", json!("none"))),
+    ];
+    for (index, (message, mut object)) in broken.into_iter().enumerate() {
+        if index == 0 {
+            let inner = Arc::get_mut(&mut object).unwrap().0.as_mut().unwrap();
+            inner.metadata.name = Some("203.0.113.4".into());
+        }
+        let snapshot = Snapshot { addresses: vec![object], ..allocation(json!({"prefixes": ["leased"]})) };
+        let world = see(&snapshot);
+        assert!(messages(&world).concat().contains(message), "{message}: {:?}", world.problems);
+        assert!(world.observed.is_empty() && world.frozen.is_empty());
+        assert_eq!(world.unreadable, ["203.0.113.4".parse::<Ipv4Addr>().unwrap()]);
+        assert!(world.inputs.prefixes[0].reserved.contains(&"203.0.113.4/32".parse().unwrap()));
+    }
+}
+
+#[test]
+fn lost_addresses_are_planned_with_but_not_observed() {
+    let lost = Address {
+        address: "203.0.113.9".parse().unwrap(),
+        prefix: "leased".into(),
+        allocation: AllocationName { account: "shop".into(), name: "partner".into() },
+        epoch: 4,
+        holdings: vec![Holding { first: 4, last: 4, node: "n1".into(), epoch: 4, state: State::Held }],
+    };
+    let snapshot = allocation(json!({"prefixes": ["leased"]}));
+    let world = translate(&snapshot, std::slice::from_ref(&lost), 0, 120);
+    assert!(world.observed.is_empty());
+    assert_eq!(world.inputs.addresses, std::slice::from_ref(&lost));
+    // Back again, it is not there twice.
+    let back = Snapshot { addresses: vec![address("203.0.113.9", "partner", json!([]))], ..snapshot };
+    assert_eq!(translate(&back, &[lost], 0, 120).inputs.addresses.len(), 1);
+}
+
+fn node(body: Value) -> Guarded<k8s_openapi::api::core::v1::Node> {
+    object(None, "n1", body)
+}
+
+fn report(status: Value) -> Guarded<aegis_crds::EgressNode> {
+    object(None, "n1", json!({"spec": {}, "status": status}))
+}
+
+fn ready(status: &str) -> Value {
+    let condition = json!({
+        "type": "Ready", "status": status, "reason": "X", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z",
+    });
+    json!([condition])
+}
+
+#[test]
+fn node_is_ready_only_if_agent_and_cluster_say_so() {
+    let good = json!({"tunnelAddress": "192.0.2.1", "conditions": ready("True")});
+    let kube = |status: &str| json!({"status": {"conditions": [{"type": "Ready", "status": status}]}});
+    let cases = [
+        (json!({}), Some(good.clone()), true),
+        (kube("True"), Some(good.clone()), true),
+        (kube("Unknown"), Some(good.clone()), false),
+        (kube("False"), Some(good.clone()), false),
+        (json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}), Some(good), false),
+        (json!({}), None, false),
+        (json!({}), Some(json!({"tunnelAddress": "192.0.2.1", "conditions": ready("False")})), false),
+        (json!({}), Some(json!({"conditions": ready("True")})), false),
+        (json!({}), Some(json!({"tunnelAddress": "192.0.2.1"})), false),
+        (json!({}), Some(json!({"demand": 5})), false),
+    ];
+    for (index, (kube, agent, expected)) in cases.into_iter().enumerate() {
+        let egress_nodes = agent.map(report).into_iter().collect();
+        let world = see(&Snapshot { nodes: vec![node(kube)], egress_nodes, ..Snapshot::default() });
+        assert_eq!(world.inputs.nodes.len(), 1, "case {index}: the node is there in any case");
+        assert_eq!(world.inputs.nodes[0].ready, expected, "case {index}");
+    }
+}
+
+#[test]
+fn node_is_gone_only_without_node_object_or_with_the_taint() {
+    let good = json!({"tunnelAddress": "192.0.2.1", "conditions": ready("True")});
+    let taint = |key: &str| json!({"spec": {"taints": [{"key": key, "effect": "NoExecute"}]}});
+    let gone = |nodes: Vec<_>| {
+        see(&Snapshot { nodes, egress_nodes: vec![report(good.clone())], ..Snapshot::default() })
+            .inputs
+            .nodes
+            .is_empty()
+    };
+    assert!(gone(vec![]));
+    assert!(gone(vec![node(taint("node.kubernetes.io/out-of-service"))]));
+    assert!(!gone(vec![node(taint("node.kubernetes.io/unreachable"))]));
+}
+
+#[test]
+fn report_is_translated() {
+    let status = json!({
+        "tunnelAddress": "192.0.2.1", "conditions": ready("True"),
+        "demand": [{"allocation": {"namespace": "shop", "name": "partner"}, "slices": 9}],
+        "addresses": [
+            {"address": "203.0.113.2", "epoch": 5, "drained": [{"first": 4, "last": 6}, {"first": 250, "last": 999}]},
+            {"address": "nonsense", "epoch": 5},
+        ],
+    });
+    let world = see(&Snapshot {
+        nodes: vec![node(json!({}))],
+        egress_nodes: vec![report(status)],
+        ..Snapshot::default()
+    });
+    let node = &world.inputs.nodes[0];
+    assert_eq!(node.demand.values().copied().collect::<Vec<_>>(), [9]);
+    let programmed = &node.programmed[&"203.0.113.2".parse::<Ipv4Addr>().unwrap()];
+    assert_eq!(programmed.epoch, 5);
+    assert_eq!(programmed.drained, SliceSet::range(4, 6).union(SliceSet::range(250, 255)));
+    assert!(messages(&world).concat().contains("nonsense"));
+}

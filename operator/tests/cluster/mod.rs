@@ -1,5 +1,6 @@
 //! A real etcd and kube-apiserver on loopback, with the operator's CRDs, for one test.
 #![allow(dead_code)] // Each test binary uses a part of it.
+#![allow(clippy::expect_used, clippy::panic)] // Helpers of tests fail the test.
 
 pub mod objects;
 pub mod process;
