@@ -17,7 +17,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 /// Writes at a time. They are of different objects, so their order does not matter.
-const PARALLEL: usize = 8;
+pub const PARALLEL: usize = 8;
 /// Label that names the account, so that people can select the addresses of one.
 const ACCOUNT_LABEL: &str = "aegis.dev/account";
 

@@ -1,6 +1,6 @@
 //! The planning loop: wait for a change -> snapshot -> translate -> plan -> audit -> apply -> hand over to statuses.
 
-use crate::apply::{Applied, Applier, target};
+use crate::apply::{Applied, Applier, PARALLEL, target};
 use crate::error::CallError;
 use crate::events::{Notice, Publisher};
 use crate::finalizer::{self, FinalizerChange};
@@ -15,6 +15,7 @@ use aegis_core::audit::audit;
 use aegis_core::diff::{Change, diff};
 use aegis_core::model::{Address, Seconds};
 use aegis_core::plan::{Plan, plan};
+use futures::{StreamExt, stream};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use std::collections::{BTreeMap, BTreeSet};
@@ -185,15 +186,24 @@ impl Controller {
 
     /// Puts finalizers on, and returns the objects that could not be given theirs.
     async fn protect(&self, finalizers: &[FinalizerChange]) -> Unprotected {
+        let adds = finalizers.iter().filter(|change| change.adds);
+        let writes: Vec<_> = adds.map(|change| self.write_finalizer(change)).collect();
+        let mut writes = stream::iter(writes).buffer_unordered(PARALLEL);
         let mut unprotected = Unprotected::default();
-        for change in finalizers.iter().filter(|change| change.adds) {
-            if let Err(error) = finalizer::write(&self.client, &self.gate, change).await {
+        while let Some((change, written)) = writes.next().await {
+            if let Err(error) = written {
                 self.finalizer_failed(change, &error);
-                let target = &change.target;
-                unprotected.0.insert((target.namespace.clone(), target.name.clone()));
+                unprotected.0.insert((change.target.namespace.clone(), change.target.name.clone()));
             }
         }
         unprotected
+    }
+
+    async fn write_finalizer<'a>(
+        &self,
+        change: &'a FinalizerChange,
+    ) -> (&'a FinalizerChange, Result<(), CallError>) {
+        (change, finalizer::write(&self.client, &self.gate, change).await)
     }
 
     /// Takes finalizers away. False if some could not be.

@@ -55,7 +55,7 @@ pub struct StatusChange {
 /// that has changed since the plan was made waits for the next plan.
 pub fn changes(current: &Snapshot, view: &View, now: Timestamp) -> Vec<StatusChange> {
     let fleet = Fleet::of(current);
-    let holders = fleet::holders(view);
+    let shares = fleet::shares(view);
     let scribe =
         Scribe { view, now, broken: view.world.problems.iter().map(|it| it.target.uid.as_str()).collect() };
     let prefixes = current.prefixes.iter().filter_map(|object| {
@@ -70,7 +70,7 @@ pub fn changes(current: &Snapshot, view: &View, now: Timestamp) -> Vec<StatusCha
     let allocations = current.allocations.iter().filter_map(|object| {
         let (object, clock) = scribe.open(object)?;
         let old = object.status.clone().unwrap_or_default();
-        let new = allocation::status(object, &old, view, &fleet, &holders, &clock)?;
+        let new = allocation::status(object, &old, view, &fleet, &shares, &clock)?;
         let mut notices = notices(&old.conditions, &new.conditions);
         notices.iter_mut().filter(|notice| notice.reason == reason::ALLOCATED).for_each(|notice| {
             notice.note = format!("{}: {}", new.summary, notice.note);

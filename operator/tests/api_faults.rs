@@ -193,10 +193,8 @@ async fn concurrent_writer_is_met_by_planning_again() {
     });
     cluster.allocation("shop", "one", json!({"prefixes": ["leased"], "addresses": {"ipv4": 4}})).await;
     cluster.addresses("shop", "one", 4).await;
-    let mut expected = agents.len();
-    for name in ["n3", "n4", "n5", "n6"] {
+    for (expected, name) in (agents.len() + 1..).zip(["n3", "n4", "n5", "n6"]) {
         cluster.node(name).await;
-        expected += 1;
         eventually("each node has its slices of each address", SOON, async || {
             let found = cluster.addresses_now("shop", "one").await?;
             let held: Vec<usize> = found.iter().map(|it| slices(it, HoldingState::Held).len()).collect();

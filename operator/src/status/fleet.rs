@@ -33,28 +33,32 @@ struct Member<'a> {
     epochs: HashMap<&'a str, i64>,
 }
 
-/// Which nodes hold slices of each allocation: by node and address the epoch that the node needs.
-pub type Holders<'a> = HashMap<&'a AllocationName, BTreeMap<&'a str, BTreeMap<Ipv4Addr, i64>>>;
+/// What an allocation has once the plan is applied.
+#[derive(Default)]
+pub struct Share<'a> {
+    /// Its addresses, ascending.
+    pub addresses: Vec<&'a Address>,
+    /// Which nodes hold slices: by node and address the epoch that the node needs.
+    pub holders: BTreeMap<&'a str, BTreeMap<Ipv4Addr, i64>>,
+}
 
-/// Who holds what, as planned and as frozen.
-pub fn holders(view: &View) -> Holders<'_> {
-    let mut holders: Holders = HashMap::new();
-    for address in addresses(view) {
-        let allocation = holders.entry(&address.allocation).or_default();
+/// What each allocation has, as planned or frozen.
+pub fn shares(view: &View) -> HashMap<&AllocationName, Share<'_>> {
+    let mut all: Vec<&Address> = view.plan.addresses.iter().chain(&view.world.frozen).collect();
+    all.sort_by_key(|address| address.address);
+    let mut shares: HashMap<&AllocationName, Share> = HashMap::new();
+    for address in all {
+        let share = shares.entry(&address.allocation).or_default();
+        share.addresses.push(address);
         for holding in &address.holdings {
             if let State::Held | State::Draining = holding.state {
-                let epochs = allocation.entry(&holding.node).or_default();
+                let epochs = share.holders.entry(&holding.node).or_default();
                 let epoch = epochs.entry(address.address).or_default();
                 *epoch = holding.epoch.max(*epoch);
             }
         }
     }
-    holders
-}
-
-/// All addresses that stand once the plan is applied.
-pub fn addresses(view: &View) -> impl Iterator<Item = &Address> {
-    view.plan.addresses.iter().chain(&view.world.frozen)
+    shares
 }
 
 /// Slices that nodes hold, live or draining.
@@ -110,11 +114,8 @@ impl<'a> Fleet<'a> {
     }
 
     /// Whether the holders of an allocation send from what they hold.
-    pub fn programmed_allocation(
-        &self,
-        holders: &BTreeMap<&str, BTreeMap<Ipv4Addr, i64>>,
-        addresses: &str,
-    ) -> Wanted {
+    pub fn programmed_allocation(&self, share: &Share, addresses: &str) -> Wanted {
+        let holders = &share.holders;
         if holders.is_empty() {
             return Wanted::bad(type_::PROGRAMMED, reason::PENDING, "no node holds slices yet");
         }
