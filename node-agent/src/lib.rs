@@ -12,8 +12,10 @@
 //! | what is reported | [`status`], [`metrics`], [`server`] |
 //! | when all of this happens | [`controller`] |
 
+pub mod apply;
 pub mod args;
 pub mod cni;
+pub mod controller;
 pub mod demand;
 pub mod desired;
 pub mod identity;
@@ -25,6 +27,8 @@ pub mod objects;
 pub mod observed;
 pub mod ops;
 pub mod server;
+pub mod snapshot;
 pub mod status;
+pub mod sweep;
 pub mod uplink;
 pub mod watch;

@@ -1,2 +1,90 @@
-//! .
-fn main() {}
+//! The node agent's process: wires the watches, the event sources, the controller and the servers together.
+
+use aegis_node_agent::args::{Args, LogFormat};
+use aegis_node_agent::controller::{Controller, Signals};
+use aegis_node_agent::metrics::Metrics;
+use aegis_node_agent::watch::Shared;
+use aegis_node_agent::{cni, network, nft, server, status, watch};
+use anyhow::Context;
+use clap::Parser;
+use futures::StreamExt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let filter = EnvFilter::try_new(&args.log).context("--log")?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    match args.log_format {
+        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => log.init(),
+    }
+    // Two threads: one may be busy writing maps while the other answers probes.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(run(args))
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let metrics = Metrics::default();
+    let signals = Arc::new(Signals::default());
+    let shared = Shared::default();
+
+    let served = metrics.clone();
+    let address = args.metrics_address;
+    tokio::spawn(async move {
+        // Metrics are no reason to stop: the port may be free later.
+        loop {
+            if let Err(error) = server::serve(address, served.clone()).await {
+                tracing::error!(%address, %error, "cannot serve metrics; trying again");
+            }
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+    });
+
+    let mut config = kube::Config::infer().await.context("no way to the API server")?;
+    config.connect_timeout = Some(Duration::from_secs(5));
+    // A watch that is idle is ended by the server before this.
+    config.read_timeout = Some(Duration::from_secs(75));
+    let client = kube::Client::try_from(config).context("cannot make an API client")?;
+    let _watches = watch::start(&client, &args.node_name, &shared);
+    let (report, pending) = tokio::sync::watch::channel(status::Pending::default());
+    tokio::spawn(status::write(client, pending));
+
+    let (connection, netlink, mut changes) =
+        rtnetlink::new_multicast_connection(&network::GROUPS).context("cannot open a netlink socket")?;
+    tokio::spawn(connection);
+    let changed = Arc::clone(&signals);
+    tokio::spawn(async move {
+        while changes.next().await.is_some() {
+            changed.set(|signals| &signals.network);
+        }
+    });
+
+    let (folder, changed) = (args.cni_cache.clone(), Arc::clone(&signals));
+    tokio::spawn(async move { cni::watch_cache(&folder, || changed.set(|signals| &signals.cni)).await });
+
+    let changed = Arc::clone(&signals);
+    tokio::spawn(async move {
+        loop {
+            let error = nft::watch(|| changed.set(|signals| &signals.table)).await;
+            tracing::warn!(%error, "cannot watch nftables; looking at it from time to time");
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+    });
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tracing::info!(node = args.node_name, version = env!("CARGO_PKG_VERSION"), "started");
+    let open = Box::new(aegis_node_agent::apply::open);
+    let controller = Controller::new(args, open, shared, signals, metrics, netlink, report);
+    // Nothing is undone at the end: what is pinned goes on without the agent.
+    tokio::select! {
+        () = controller.run() => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("ended; the data plane goes on");
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! From operations to the data plane. [`Plane`] is all that the controller knows of it.
+
+use crate::observed::Observed;
+use crate::ops::Op;
+use crate::sweep::Sweeper;
+use crate::uplink::Devices;
+use aegis_common::CounterValue;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Why the data plane did not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaneError {
+    /// Programs cannot be loaded, or pinned state cannot be used.
+    #[error("{0}")]
+    Load(String),
+    /// A map cannot be read.
+    #[error("cannot read {map}: {reason}")]
+    Read {
+        /// Name of the map.
+        map: &'static str,
+        /// The kernel's reason.
+        reason: String,
+    },
+    /// A map refuses a write.
+    #[error("{op}: {reason}")]
+    Write {
+        /// What was to be written.
+        op: String,
+        /// The kernel's reason.
+        reason: String,
+    },
+    /// The sweeper cannot be started.
+    #[error("cannot start the sweeper: {0}")]
+    Sweeper(String),
+}
+
+/// Programs and maps of one node.
+pub trait Plane: Send {
+    /// Reads back what the maps hold.
+    fn read(&mut self) -> Result<Observed, PlaneError>;
+    /// Does one write.
+    fn write(&mut self, op: &Op) -> Result<(), PlaneError>;
+    /// `COUNTERS`, summed over the CPUs.
+    fn counters(&self) -> Result<Vec<CounterValue>, PlaneError>;
+    /// Attaches programs to devices that lack them, uplinks first, and forgets devices that are gone or no longer
+    /// wanted. Gives what failed, by device.
+    fn attach(&mut self, devices: &Devices) -> BTreeMap<String, String>;
+    /// Uplinks and pod-facing devices that have their programs.
+    fn attached(&self) -> Attached;
+    /// Starts the thread that ends flows.
+    fn sweeper(&mut self) -> Result<Sweeper, PlaneError>;
+    /// Room in the policy maps (`pods`, `destinations`, `ports`, `verdicts`).
+    fn policy_sizes(&self) -> Vec<(&'static str, u64)>;
+}
+
+/// Devices that have their programs, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// Uplinks, with how XDP runs there (`Native` or `Generic`).
+    pub uplinks: BTreeMap<String, String>,
+    /// Pod-facing devices.
+    pub pods: BTreeSet<String>,
+}
+
+/// Writes in order and repeats in `observed` what was accepted; stops at the first refusal. `counts` are writes and
+/// refusals.
+pub fn apply(
+    plane: &mut dyn Plane,
+    ops: &[Op],
+    observed: &mut Observed,
+    counts: &mut (u64, u64),
+) -> Result<(), PlaneError> {
+    for op in ops {
+        counts.0 += 1;
+        plane.write(op).inspect_err(|_| counts.1 += 1)?;
+        observed.apply(op);
+    }
+    Ok(())
+}
+
+/// Loads the programs and maps, or finds them pinned.
+pub fn open(args: &crate::args::Args) -> Result<Box<dyn Plane>, PlaneError> {
+    Err(PlaneError::Load(format!("no eBPF object for {}", args.pin_root.display())))
+}

@@ -1,0 +1,660 @@
+//! The event loop: whatever happened, look at everything, compute what should hold, write the difference, report.
+
+use crate::apply::{self, Attached, Plane, PlaneError};
+use crate::args::Args;
+use crate::cni::{self, CniResult};
+use crate::demand::{Meter, Want};
+use crate::desired::{self, Desired, Inputs};
+use crate::metrics::{Metrics, Snapshot};
+use crate::neighbour::{self, Resolver};
+use crate::network::{self, Network};
+use crate::nft::{self, Firewall, Outcome, Rules};
+use crate::observed::{Observed, from_map};
+use crate::ops::{self, Known, Op};
+use crate::status::{self, Facts, NotReady, Pending, reason};
+use crate::sweep::{Sweeper, Usage};
+use crate::uplink::{self, Devices};
+use crate::watch::Shared;
+use crate::snapshot::{self, Local};
+use aegis_common::{Counter, CounterValue, DESTINATION_INTERNAL};
+use aegis_core::model::AllocationName;
+use aegis_core::policy::Binding;
+use aegis_core::slice::SliceSet;
+use aegis_crds::Uplink;
+use ipnet::Ipv4Net;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, watch};
+
+/// Events that come within this time are dealt with at once.
+const DEBOUNCE: Duration = Duration::from_millis(10);
+/// Longest time between two turns.
+const TICK: Duration = Duration::from_secs(1);
+/// Time after which the maps are read again, in case somebody else wrote to them.
+const READ_AGAIN: Duration = Duration::from_secs(60);
+/// Pause between two attempts to load the programs.
+const LOAD_AGAIN: Duration = Duration::from_secs(3);
+/// Pause between two looks at the nftables table without a notification.
+const LOOK_AT_TABLE: Duration = Duration::from_secs(5);
+/// A scan counts for what was written this long before it began: no packet is under way in the programs for longer.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// What has happened since the last turn. Each flag is a level, not an event: setting it twice is the same.
+#[derive(Debug, Default)]
+pub struct Signals {
+    /// Devices, addresses, routes or neighbours.
+    pub network: AtomicBool,
+    /// CNI results.
+    pub cni: AtomicBool,
+    /// The nftables table.
+    pub table: AtomicBool,
+    wake: Notify,
+}
+
+impl Signals {
+    /// Sets a flag and wakes the loop.
+    pub fn set(&self, flag: impl Fn(&Signals) -> &AtomicBool) {
+        flag(self).store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    fn take(flag: &AtomicBool) -> bool {
+        flag.swap(false, Ordering::AcqRel)
+    }
+}
+
+/// Loads the data plane, or finds it pinned.
+pub type Open = Box<dyn Fn(&Args) -> Result<Box<dyn Plane>, PlaneError> + Send>;
+
+/// The controller of one node.
+pub struct Controller {
+    args: Args,
+    shared: Shared,
+    signals: Arc<Signals>,
+    metrics: Metrics,
+    netlink: rtnetlink::Handle,
+    report: watch::Sender<Pending>,
+    born: Instant,
+
+    network: Result<Network, String>,
+    cni: Vec<CniResult>,
+    open: Open,
+    plane: Option<Box<dyn Plane>>,
+    /// Why there is no plane, and when to try again.
+    load: (String, Instant),
+    sweeper: Option<Sweeper>,
+    read_at: Instant,
+    observed: Observed,
+    known: Known,
+    firewall: Firewall,
+    table: Result<(), String>,
+    table_seen: Instant,
+    resolver: Resolver,
+    meter: Meter,
+    tunnels: BTreeMap<String, Ipv4Addr>,
+    /// When the holding of an address was written last.
+    held_since: BTreeMap<Ipv4Addr, Instant>,
+    devices: Devices,
+    attach_errors: BTreeMap<String, String>,
+    write_error: Option<String>,
+    stale: BTreeSet<Ipv4Addr>,
+    orphaned: BTreeSet<Ipv4Addr>,
+    full: BTreeSet<&'static str>,
+    /// What the data plane was last brought to, with the bindings it was made from.
+    in_force: Option<(Arc<Desired>, Vec<Binding>)>,
+    /// Inputs of the last turn, good for as long as nothing is dirty.
+    inputs: Option<Arc<Inputs>>,
+    dirty: bool,
+    counts: (u64, u64),
+    repairs: u64,
+}
+
+impl Controller {
+    /// Ready to run. `report` takes what is to be written to the API server.
+    pub fn new(
+        args: Args,
+        open: Open,
+        shared: Shared,
+        signals: Arc<Signals>,
+        metrics: Metrics,
+        netlink: rtnetlink::Handle,
+        report: watch::Sender<Pending>,
+    ) -> Controller {
+        let now = Instant::now();
+        Controller {
+            firewall: Firewall::new(args.nft.clone()),
+            args,
+            open,
+            shared,
+            signals,
+            metrics,
+            netlink,
+            report,
+            born: now,
+            network: Err("not read yet".to_owned()),
+            cni: Vec::new(),
+            plane: None,
+            load: ("not loaded yet".to_owned(), now),
+            sweeper: None,
+            read_at: now,
+            observed: Observed::default(),
+            known: Known::default(),
+            table: Err("not written yet".to_owned()),
+            table_seen: now,
+            resolver: Resolver::default(),
+            meter: Meter::default(),
+            tunnels: BTreeMap::new(),
+            held_since: BTreeMap::new(),
+            devices: Devices::default(),
+            attach_errors: BTreeMap::new(),
+            write_error: None,
+            stale: BTreeSet::new(),
+            orphaned: BTreeSet::new(),
+            full: BTreeSet::new(),
+            in_force: None,
+            inputs: None,
+            dirty: true,
+            counts: (0, 0),
+            repairs: 0,
+        }
+    }
+
+    /// Turns until the future that this is gets dropped.
+    pub async fn run(mut self) {
+        for flag in [&self.signals.network, &self.signals.cni] {
+            flag.store(true, Ordering::Release);
+        }
+        loop {
+            self.turn().await;
+            tokio::select! {
+                () = self.shared.changed() => self.dirty = true,
+                () = self.signals.wake.notified() => {}
+                () = scanned(&mut self.sweeper) => {}
+                () = tokio::time::sleep(TICK) => continue,
+            }
+            tokio::time::sleep(DEBOUNCE).await;
+        }
+    }
+
+    async fn turn(&mut self) {
+        let started = Instant::now();
+        self.look_at_network().await;
+        self.look_at_cni();
+        self.open_plane(started);
+
+        let mut inputs = match (&self.inputs, self.dirty) {
+            (Some(inputs), false) => Arc::clone(inputs),
+            _ => Arc::new(self.inputs()),
+        };
+        if self.find_devices(&inputs) {
+            inputs = Arc::new(self.inputs());
+        }
+        self.inputs = Some(Arc::clone(&inputs));
+        self.attach();
+
+        let synced = self.shared.lock().listed();
+        let wanted = match (&self.in_force, self.dirty, synced) {
+            (_, _, false) => None,
+            (Some((wanted, _)), false, _) => Some(Arc::clone(wanted)),
+            _ => Some(Arc::new(desired::desired(&inputs))),
+        };
+        self.keep_table(wanted.as_deref(), &inputs).await;
+        let usage = self.sweeper.as_ref().map(Sweeper::usage).unwrap_or_default();
+        self.write(wanted.as_ref(), &inputs, &usage, started);
+        self.keep_peers_resolved(&inputs);
+        self.tell(&inputs, &usage, synced);
+    }
+
+    async fn look_at_network(&mut self) {
+        if !Signals::take(&self.signals.network) && self.network.is_ok() {
+            return;
+        }
+        let network = network::read(&self.netlink).await.map_err(|error| error.to_string());
+        if let Err(error) = &network {
+            tracing::warn!(error, "cannot read the network");
+        }
+        self.dirty |= network != self.network;
+        self.network = network;
+    }
+
+    fn look_at_cni(&mut self) {
+        if !Signals::take(&self.signals.cni) {
+            return;
+        }
+        match cni::read_cache(&self.args.cni_cache) {
+            Ok(results) => {
+                self.dirty |= results != self.cni;
+                self.cni = results;
+            }
+            Err(error) => tracing::warn!(%error, "cannot read the CNI results; pods wait for the API server's word"),
+        }
+    }
+
+    /// Loads the programs, or finds them pinned, and reads what the maps hold.
+    fn open_plane(&mut self, now: Instant) {
+        if self.plane.is_none() && now >= self.load.1 {
+            match tokio::task::block_in_place(|| (self.open)(&self.args)) {
+                Ok(plane) => {
+                    tracing::info!("data plane loaded");
+                    self.plane = Some(plane);
+                    self.dirty = true;
+                    self.read_at = now;
+                }
+                Err(error) => {
+                    if self.load.0 != error.to_string() {
+                        tracing::error!(%error, "cannot load the data plane; trying again");
+                    }
+                    self.load = (error.to_string(), now + LOAD_AGAIN);
+                }
+            }
+        }
+        let Some(plane) = &mut self.plane else { return };
+        if self.write_error.is_none() && now < self.read_at {
+            return;
+        }
+        match tokio::task::block_in_place(|| plane.read()) {
+            Ok(observed) => {
+                self.dirty |= observed != self.observed;
+                self.observed = observed;
+                self.read_at = now + READ_AGAIN;
+                for address in self.observed.holdings.keys() {
+                    self.held_since.entry(*address).or_insert(now);
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot read the maps");
+                self.plane = None;
+                self.sweeper = None;
+                self.load = (error.to_string(), now + LOAD_AGAIN);
+                return;
+            }
+        }
+        if self.sweeper.is_none() {
+            match plane.sweeper() {
+                Ok(sweeper) => self.sweeper = Some(sweeper),
+                Err(error) => tracing::error!(%error, "cannot start the sweeper"),
+            }
+        }
+    }
+
+    /// What is known now. Before everything has been listed, what the data plane remembers stands in.
+    fn inputs(&mut self) -> Inputs {
+        let cluster = self.shared.lock();
+        let config = self.observed.config;
+        let own = cluster.nodes.objects.get(&(String::new(), self.args.node_name.clone()));
+        let tunnel_address = own.and_then(|node| node.addresses.first().copied());
+        let remembered = (config.tunnel_address != 0).then(|| from_map(config.tunnel_address));
+        let tunnel_address = tunnel_address.or(remembered);
+        let pod_ranges = if self.args.pod_cidrs.is_empty() {
+            own.map(|node| node.pod_ranges.clone()).filter(|ranges| !ranges.is_empty())
+        } else {
+            Some(self.args.pod_cidrs.clone())
+        };
+        let local = Local {
+            tunnel_address,
+            pod_ranges: pod_ranges.unwrap_or_else(|| remembered_ranges(&self.observed)),
+            cni: &self.cni,
+            network: self.network.as_ref().ok(),
+            uplink_mtu: self.devices.uplink_mtu(),
+        };
+        snapshot::inputs(&self.args, &cluster, &local, &mut self.tunnels)
+    }
+
+    /// True if uplinks or pod-facing devices have changed.
+    fn find_devices(&mut self, inputs: &Inputs) -> bool {
+        let Ok(network) = &self.network else { return false };
+        let pods: Vec<Ipv4Addr> = inputs.pods.iter().flat_map(|pod| pod.addresses.iter().copied()).collect();
+        let found = uplink::devices(network, &self.args.uplinks, inputs.tunnel_address, &inputs.pod_ranges, &pods);
+        let changed = found != self.devices;
+        self.devices = found;
+        self.dirty |= changed;
+        changed
+    }
+
+    /// Attaches programs to devices that lack them: uplinks first, since pods' packets are marked for them.
+    fn attach(&mut self) {
+        let Some(plane) = &mut self.plane else { return };
+        let errors = plane.attach(&self.devices);
+        for (device, error) in &errors {
+            if self.attach_errors.get(device) != Some(error) {
+                tracing::error!(device, error, "cannot attach programs");
+            }
+        }
+        self.attach_errors = errors;
+    }
+
+    fn attached(&self) -> Attached {
+        self.plane.as_ref().map(|plane| plane.attached()).unwrap_or_default()
+    }
+
+    async fn keep_table(&mut self, wanted: Option<&Desired>, inputs: &Inputs) {
+        let (hold, internal) = match wanted {
+            Some(wanted) => (wanted.settings.hold_unknown, desired::internal(inputs)),
+            None => (self.observed.config.hold_unknown == 1, remembered_internal(&self.observed)),
+        };
+        let Attached { uplinks, pods } = self.attached();
+        if wanted.is_none() && self.plane.is_none() {
+            // Nothing is known: whatever table there is, is better than what could be made up.
+            return;
+        }
+        let mark = if wanted.is_none() && self.observed.config.mark != 0 { self.observed.config.mark } else { self.args.mark };
+        let rules = Rules { mark, pods: inputs.pod_ranges.clone(), pod_devices: pods, uplinks: uplinks.into_keys().collect(), hold, internal };
+        let check = Signals::take(&self.signals.table) || self.table_seen.elapsed() >= LOOK_AT_TABLE;
+        if check {
+            self.table_seen = Instant::now();
+        }
+        let outcome = self.firewall.ensure(&nft::render(&rules), check || self.table.is_err()).await;
+        match outcome {
+            Ok(outcome) => {
+                if outcome == Outcome::Repaired {
+                    self.repairs += 1;
+                    tracing::warn!("the nftables table had been changed or removed; it is back");
+                }
+                self.table = Ok(());
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if self.table != Err(error.clone()) {
+                    tracing::error!(error, "cannot write the nftables table");
+                }
+                self.table = Err(error);
+            }
+        }
+    }
+
+    /// Brings the data plane to what is wanted.
+    fn write(&mut self, wanted: Option<&Arc<Desired>>, inputs: &Inputs, usage: &Usage, started: Instant) {
+        self.update_idle(wanted.map(Arc::as_ref), usage);
+        let Some(plane) = &mut self.plane else { return };
+        let Some(wanted) = wanted else {
+            let ops = ops::refresh_peers(&self.observed, &inputs_links(inputs, &self.network, &self.observed, &self.args));
+            if let Err(error) = apply::apply(plane.as_mut(), &ops, &mut self.observed, &mut self.counts) {
+                tracing::error!(%error, "cannot write");
+            }
+            return;
+        };
+        if !self.dirty && self.write_error.is_none() {
+            return;
+        }
+        // Before the first policy goes live, what carries it out must be there.
+        let first = self.observed.config.generation == 0;
+        if first && (self.table.is_err() || !self.attach_errors.is_empty() || self.devices.uplinks.is_empty()) {
+            return;
+        }
+        let change = ops::transition(wanted, &self.observed, &self.known);
+        for address in change.stale.difference(&self.stale) {
+            tracing::warn!(%address, "its object is older than what the data plane has; it is not followed");
+        }
+        let result = tokio::task::block_in_place(|| apply::apply(plane.as_mut(), &change.ops, &mut self.observed, &mut self.counts));
+        let now = Instant::now();
+        for op in &change.ops {
+            if let Op::SetHolding { address, .. } = op {
+                self.held_since.insert(*address, now);
+            }
+        }
+        self.held_since.retain(|address, _| self.observed.holdings.contains_key(address));
+        (self.stale, self.orphaned, self.full) = (change.stale, change.orphaned, change.full);
+        match result {
+            Ok(()) => {
+                if !change.ops.is_empty() {
+                    let milliseconds = started.elapsed().as_secs_f64() * 1000.0;
+                    tracing::info!(
+                        writes = change.ops.len(),
+                        generation = self.observed.config.generation,
+                        milliseconds,
+                        "data plane follows"
+                    );
+                    self.metrics.reconciled(started.elapsed().as_secs_f64());
+                }
+                self.known.numbers = change.numbers;
+                self.write_error = None;
+                self.dirty = false;
+                self.in_force = Some((Arc::clone(wanted), inputs.bindings.clone()));
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot write to the data plane; reading it anew");
+                self.write_error = Some(error.to_string());
+            }
+        }
+    }
+
+    /// Egress addresses that no longer have an object and, by a scan that began after their right to open flows had
+    /// ended, carry no flow.
+    fn update_idle(&mut self, wanted: Option<&Desired>, usage: &Usage) {
+        let Some(wanted) = wanted else { return };
+        let idle: BTreeSet<Ipv4Addr> = self
+            .observed
+            .addresses
+            .keys()
+            .filter(|address| !wanted.addresses.contains_key(address))
+            .filter(|address| self.settled(address, usage) && !usage.slices.contains_key(address))
+            .copied()
+            .collect();
+        self.dirty |= idle != self.known.idle;
+        self.known.idle = idle;
+    }
+
+    fn settled(&self, address: &Ipv4Addr, usage: &Usage) -> bool {
+        let (Some(since), Some(scan)) = (self.held_since.get(address), usage.started) else { return false };
+        scan.checked_duration_since(*since).is_some_and(|age| age >= SETTLED)
+    }
+
+    fn keep_peers_resolved(&mut self, inputs: &Inputs) {
+        let peers: Vec<Ipv4Addr> = self
+            .observed
+            .peer_index
+            .keys()
+            .copied()
+            .filter(|peer| Some(*peer) != inputs.tunnel_address)
+            .collect();
+        let Ok(network) = &self.network else { return };
+        let links = neighbour::links(network, peers.iter().copied(), self.args.tunnel_only);
+        if let Err(error) = self.resolver.provoke(peers, &links, Instant::now()) {
+            tracing::warn!(%error, "cannot speak to peers");
+        }
+    }
+
+    fn drained(&self, wanted: &Desired, usage: &Usage) -> BTreeMap<Ipv4Addr, SliceSet> {
+        let programmed = |address: &Ipv4Addr, epoch: i64| {
+            self.observed.holdings.get(address).is_some_and(|holding| holding.epoch == u64::try_from(epoch).unwrap_or(0))
+        };
+        wanted
+            .addresses
+            .iter()
+            .filter(|(address, object)| {
+                !object.draining.is_empty() && programmed(address, object.epoch) && self.settled(address, usage)
+            })
+            .map(|(address, object)| {
+                let busy = usage.slices.get(address).copied().unwrap_or(SliceSet::EMPTY);
+                (*address, object.draining.difference(busy))
+            })
+            .collect()
+    }
+
+    /// Reports to the API server and to whoever reads the metrics.
+    fn tell(&mut self, inputs: &Inputs, usage: &Usage, synced: bool) {
+        let ready = self.ready(inputs, synced);
+        let nothing = Arc::new(Desired::default());
+        let (wanted, bindings) = match &self.in_force {
+            Some((wanted, bindings)) => (Arc::clone(wanted), bindings.clone()),
+            None => (nothing, Vec::new()),
+        };
+        let counters = self.plane.as_ref().and_then(|plane| plane.counters().ok()).unwrap_or_default();
+        let refusals = counters.get(Counter::RefuseNoPort as usize).copied().unwrap_or_default().packets;
+        let needed: BTreeSet<AllocationName> = bindings
+            .iter()
+            .filter(|binding| binding.enabled && wanted.covered.get(&binding.name).copied().unwrap_or(0) > 0)
+            .map(|binding| binding.allocation.clone())
+            .collect();
+        let needed: Vec<AllocationName> = needed.into_iter().collect();
+        let wants = self.meter.wants(&wanted, &needed, &usage.ports, refusals, self.born.elapsed().as_secs());
+        let drained = self.drained(&wanted, usage);
+        let modes = self.attached().uplinks;
+        let uplinks = self.devices.uplinks.values().map(|device| Uplink {
+            device: device.name.clone(),
+            mtu: device.mtu,
+            xdp_mode: modes.get(&device.name).cloned().unwrap_or_else(|| "None".to_owned()),
+        });
+        let status = status::report(&Facts {
+            tunnel_address: inputs.tunnel_address,
+            uplinks: uplinks.collect(),
+            desired: &wanted,
+            observed: &self.observed,
+            bindings: &bindings,
+            wants: &wants,
+            drained: &drained,
+            policy_in_force: self.in_force.is_some(),
+            ready: &ready,
+        });
+        let (uid, present) = {
+            let cluster = self.shared.lock();
+            let key = (String::new(), self.args.node_name.clone());
+            let uid = cluster.nodes.objects.get(&key).map(|node| node.uid.clone()).unwrap_or_default();
+            (uid, cluster.tunnels.objects.contains_key(&key))
+        };
+        let pending = Pending {
+            identity: status::Identity { node: self.args.node_name.clone(), uid },
+            present,
+            // Before the first list the object may say more than the agent knows.
+            status: synced.then_some(status),
+        };
+        self.report.send_if_modified(|current| {
+            let changed = *current != pending;
+            *current = pending;
+            changed
+        });
+        self.show(counters, usage, &wanted, &wants, inputs, ready);
+    }
+
+    fn ready(&self, inputs: &Inputs, synced: bool) -> Result<(), NotReady> {
+        let not = |reason, message: String| Err(NotReady { reason, message });
+        if self.plane.is_none() {
+            return not(reason::LOAD_FAILED, format!("cannot load the eBPF programs: {}", self.load.0));
+        }
+        if let Err(error) = &self.network {
+            return not(reason::NETWORK_UNKNOWN, format!("cannot read the node's network: {error}"));
+        }
+        if !synced {
+            let missing: Vec<&str> = self.shared.lock().missing().collect();
+            let message = format!("waiting for {} from the API server; what is pinned stays in force", missing.join(", "));
+            return not(reason::WAITING, message);
+        }
+        if inputs.tunnel_address.is_none() {
+            return not(reason::NO_UPLINK, "the Node object has no IPv4 InternalIP: set the kubelet's --node-ip".into());
+        }
+        if self.devices.uplinks.is_empty() {
+            return not(reason::NO_UPLINK, "no default route and no device with the node's address: name one with --uplinks".into());
+        }
+        if inputs.pod_ranges.is_empty() {
+            return not(reason::NO_POD_RANGE, "the Node object has no podCIDRs: name the node's range with --pod-cidrs".into());
+        }
+        if let Some((device, error)) = self.attach_errors.first_key_value() {
+            return not(reason::ATTACH_FAILED, format!("{device}: {error}"));
+        }
+        if let Err(error) = &self.table {
+            return not(reason::NFT_MISSING, format!("covered traffic is held until the table can be written: {error}"));
+        }
+        if let Some(error) = &self.write_error {
+            return not(reason::WRITE_FAILED, error.clone());
+        }
+        if !self.full.is_empty() {
+            let tables: Vec<&str> = self.full.iter().copied().collect();
+            return not(reason::TABLE_FULL, format!("no room in: {}", tables.join(", ")));
+        }
+        Ok(())
+    }
+
+    fn show(
+        &self,
+        counters: Vec<CounterValue>,
+        usage: &Usage,
+        wanted: &Desired,
+        wants: &BTreeMap<AllocationName, Want>,
+        inputs: &Inputs,
+        ready: Result<(), NotReady>,
+    ) {
+        let (watch_errors, invalid_objects) = {
+            let cluster = self.shared.lock();
+            (cluster.errors().len() as u64, cluster.invalid().len() as u64)
+        };
+        let live = self.observed.generations.get(&self.observed.config.generation);
+        let count = |entries: usize| entries as u64;
+        let mut tables = BTreeMap::from([
+            ("flows", (usage.flows, u64::from(self.args.max_flows))),
+            ("blocks", (usage.blocks, u64::from(self.args.max_blocks))),
+            ("addresses", (count(self.observed.addresses.len()), aegis_common::MAX_ADDRESSES.into())),
+            ("peers", (count(self.observed.peers.len()), aegis_common::MAX_PEERS.into())),
+            ("allocations", (count(self.observed.allocations.len()), aegis_common::MAX_ALLOCATIONS.into())),
+        ]);
+        if let (Some(live), Some(plane)) = (live, &self.plane) {
+            tables.extend(plane.policy_sizes().into_iter().map(|(name, size)| {
+                let used = match name {
+                    "pods" => live.pods.len(),
+                    "destinations" => live.destinations.len(),
+                    "ports" => live.ports.len(),
+                    _ => live.verdicts.len(),
+                };
+                (name, (count(used), size))
+            }));
+        }
+        *self.metrics.lock() = Snapshot {
+            counters,
+            tables,
+            ports: usage.ports.by_address.clone(),
+            slices: wanted.addresses.iter().map(|(a, o)| (*a, (o.allowed.len(), o.draining.len()))).collect(),
+            fill: wants
+                .iter()
+                .map(|(name, want)| ((name.account.clone(), name.name.clone()), want.fill_percent))
+                .collect(),
+            generation: self.observed.config.generation,
+            pods: (u64::from(wanted.covered_pods), inputs.pods.iter().map(|pod| pod.addresses.len() as u64).sum()),
+            watch_errors,
+            invalid_objects,
+            stale_addresses: count(self.stale.len()),
+            orphaned_addresses: count(self.orphaned.len()),
+            holding_unknown: self.observed.config.hold_unknown == 1,
+            xdp_tx_errors: BTreeMap::new(),
+            nft_repairs: self.repairs,
+            writes: self.counts,
+            scan_seconds: usage.scan.as_secs_f64(),
+            ready,
+            alive: Instant::now(),
+        };
+    }
+}
+
+fn remembered_ranges(observed: &Observed) -> Vec<Ipv4Net> {
+    let config = &observed.config;
+    let ranges = config.pod_ranges.iter().take(config.pod_range_count as usize);
+    ranges.filter_map(|range| Ipv4Net::with_netmask(from_map(range.network), from_map(range.mask)).ok()).collect()
+}
+
+fn remembered_internal(observed: &Observed) -> Vec<Ipv4Net> {
+    let live = observed.generations.get(&observed.config.generation);
+    let destinations = live.into_iter().flat_map(|live| &live.destinations);
+    destinations
+        .filter(|(_, class)| **class == DESTINATION_INTERNAL)
+        .filter_map(|((address, length), _)| Ipv4Net::new(*address, *length).ok())
+        .collect()
+}
+
+fn inputs_links(
+    inputs: &Inputs,
+    network: &Result<Network, String>,
+    observed: &Observed,
+    args: &Args,
+) -> BTreeMap<Ipv4Addr, desired::PeerLink> {
+    let peers = observed.peer_index.keys().copied().filter(|peer| Some(*peer) != inputs.tunnel_address);
+    network.as_ref().map(|network| neighbour::links(network, peers, args.tunnel_only)).unwrap_or_default()
+}
+
+/// Resolves when there was another scan.
+async fn scanned(sweeper: &mut Option<Sweeper>) {
+    match sweeper {
+        Some(sweeper) => sweeper.changed().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,204 @@
+//! Reads the flow table and the port bitmaps, and hands what has ended to the `sweep` program, which looks again and
+//! removes. A thread of its own, since a scan of a full table takes long; it takes about a fiftieth of one CPU.
+
+use crate::demand::{Origin, Ports};
+use crate::observed::from_map;
+use aegis_common::{BLOCK_DEAD, BlockKey, BlockValue, WORDS_PER_BLOCK};
+use aegis_core::slice::SliceSet;
+use std::collections::BTreeMap;
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// Shortest time between the beginnings of two scans.
+const PERIOD: Duration = Duration::from_secs(1);
+/// A scan is followed by a pause of this many times its own duration.
+const REST: u32 = 50;
+/// Entries that one call reads.
+const BATCH: usize = 4096;
+
+/// What a scan found.
+#[derive(Clone, Debug, Default)]
+pub struct Usage {
+    /// When the scan began; `None` before the first.
+    pub started: Option<Instant>,
+    /// How long it took.
+    pub scan: Duration,
+    /// Flows.
+    pub flows: u64,
+    /// Port bitmaps.
+    pub blocks: u64,
+    /// Slices from which some port is in use, by egress address.
+    pub slices: BTreeMap<Ipv4Addr, SliceSet>,
+    /// Ports in use.
+    pub ports: Ports,
+}
+
+impl Usage {
+    /// Counts one bitmap.
+    pub fn add_block(&mut self, key: &BlockKey, value: &BlockValue) {
+        self.blocks += 1;
+        if value.used & BLOCK_DEAD != 0 {
+            return;
+        }
+        let egress = from_map(key.egress);
+        let origin = Origin { address: from_map(key.remote), port: key.remote_port, protocol: key.protocol };
+        let used: u32 = value.words.iter().map(|word| word.count_ones()).sum();
+        self.ports.add(egress, origin, used);
+        // Four words are a slice, eight slices a block.
+        for (slice, _) in (0..WORDS_PER_BLOCK / 4).zip(value.words.chunks(4)).filter(|(_, words)| **words != [0; 4]) {
+            self.slices.entry(egress).or_default().insert((key.block << 3) | slice as u8);
+        }
+    }
+}
+
+/// Pause after a scan that took `scan`.
+pub fn pause(scan: Duration) -> Duration {
+    (scan * REST).max(PERIOD.saturating_sub(scan))
+}
+
+/// `union bpf_attr` of the batch commands.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// `BPF_MAP_LOOKUP_BATCH`.
+const LOOKUP_BATCH: libc::c_long = 24;
+
+/// Calls `each` with every entry of a hash map: a few system calls instead of two for each entry. Entries that come
+/// or go meanwhile may be missed.
+pub fn for_each<K, V>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V)) -> io::Result<()>
+where
+    K: aya::Pod,
+    V: aya::Pod,
+{
+    // SAFETY: K and V are plain data (aya::Pod), for which all zeroes is a value.
+    let (mut keys, mut values): (Vec<K>, Vec<V>) = unsafe { (vec![zeroed(); BATCH], vec![zeroed(); BATCH]) };
+    let mut position = [0u64; 8];
+    let mut first = true;
+    loop {
+        let mut next = [0u64; 8];
+        let mut attr = BatchAttr {
+            in_batch: if first { 0 } else { position.as_ptr() as u64 },
+            out_batch: next.as_mut_ptr() as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: keys.len() as u32,
+            map_fd: map.as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the kernel writes at most `count` keys and values of the map's sizes, which are those of K and V,
+        // into buffers that have room for as many, and at most a key into `next`.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut attr, size_of::<BatchAttr>()) };
+        let error = (result < 0).then(io::Error::last_os_error);
+        let end = match &error {
+            None => false,
+            Some(error) => match error.raw_os_error() {
+                // No more; what `count` says was still delivered.
+                Some(libc::ENOENT) => true,
+                // One bucket holds more than fits.
+                Some(libc::ENOSPC) => {
+                    let room = keys.len() * 2;
+                    // SAFETY: as above.
+                    unsafe {
+                        keys.resize(room, zeroed());
+                        values.resize(room, zeroed());
+                    }
+                    continue;
+                }
+                Some(libc::EINTR) => continue,
+                _ => return Err(io::Error::last_os_error()),
+            },
+        };
+        for (key, value) in keys.iter().zip(&values).take(attr.count as usize) {
+            each(key, value);
+        }
+        if end {
+            return Ok(());
+        }
+        position = next;
+        first = false;
+    }
+}
+
+/// What a sweep needs of the data plane.
+pub trait Tables: Send + 'static {
+    /// Removes flows that have ended and bitmaps that are empty; gives what was found meanwhile.
+    fn sweep(&mut self) -> io::Result<Usage>;
+}
+
+/// The thread; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Sweeper {
+    latest: watch::Receiver<Usage>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Sweeper {
+    /// Starts sweeping.
+    pub fn start(mut tables: impl Tables) -> io::Result<Sweeper> {
+        let (publish, latest) = watch::channel(Usage::default());
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        std::thread::Builder::new().name("sweep".to_owned()).spawn(move || {
+            let mut failing = false;
+            while !stopped.load(Ordering::Acquire) {
+                let started = Instant::now();
+                let result = tables.sweep();
+                let scan = started.elapsed();
+                match result {
+                    Ok(usage) => {
+                        failing = false;
+                        publish.send_replace(Usage { started: Some(started), scan, ..usage });
+                    }
+                    Err(error) => {
+                        if !std::mem::replace(&mut failing, true) {
+                            tracing::error!(%error, "cannot sweep; ports of ended flows are not reused");
+                        }
+                    }
+                }
+                let wake = Instant::now() + pause(scan);
+                while let Some(left) = wake.checked_duration_since(Instant::now()) {
+                    if stopped.load(Ordering::Acquire) {
+                        return;
+                    }
+                    std::thread::sleep(left.min(Duration::from_millis(500)));
+                }
+            }
+        })?;
+        Ok(Sweeper { latest, stop })
+    }
+
+    /// What the last scan found.
+    pub fn usage(&self) -> Usage {
+        self.latest.borrow().clone()
+    }
+
+    /// Resolves when there was another scan.
+    pub async fn changed(&mut self) {
+        if self.latest.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+    }
+}
