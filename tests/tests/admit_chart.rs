@@ -1,4 +1,5 @@
 //! The chart: lint, the objects that it renders, and whether an API server takes them.
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 
 use aegis_tests::apiserver::{ApiServer, KUBERNETES, NAMESPACE, repository};
 use serde::Deserialize;

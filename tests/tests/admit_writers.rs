@@ -1,4 +1,5 @@
 //! Who may write what the machinery writes: the policies of the chart, with real tokens.
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 
 use aegis_tests::admission::manifest;
 use aegis_tests::apiserver::{ApiServer, NAMESPACE};

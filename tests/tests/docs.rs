@@ -1,4 +1,5 @@
 //! The pages keep up with the code.
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 
 use aegis_tests::apiserver::repository;
 use std::fs;

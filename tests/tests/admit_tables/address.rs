@@ -1,7 +1,7 @@
 //! `EgressAddress`: the API server itself keeps a slice from having two owners, and an epoch from going back.
 
 use crate::{server, update};
-use aegis_tests::admission::{Wrong, assert_accepted, assert_rejected, manifest};
+use aegis_tests::admission::{Wrong, all_accepted, all_rejected, manifest};
 
 const HEAD: &str = "prefix: p, allocationRef: {namespace: shop, name: a}";
 
@@ -46,7 +46,7 @@ fn wrong_addresses_are_rejected() {
     };
     let many: Vec<(u32, u32, &str, i64)> =
         (4..=256).map(|slice| (slice.min(255), slice.min(255), "n1", 1)).collect();
-    assert_rejected(
+    all_rejected(
         &server(),
         &[
             holdings(
@@ -159,7 +159,8 @@ fn wrong_addresses_are_rejected() {
                 "Required value",
             ),
         ],
-    );
+    )
+    .unwrap();
 }
 
 #[test]
@@ -167,7 +168,7 @@ fn right_addresses_are_accepted() {
     let all: Vec<(u32, u32, String)> = (4..=255).map(|slice| (slice, slice, format!("n{slice}"))).collect();
     let all: Vec<(u32, u32, &str, i64)> =
         all.iter().map(|(first, last, node)| (*first, *last, node.as_str(), 7)).collect();
-    assert_accepted(
+    all_accepted(
         &server(),
         &[
             ("nobody holds anything", address("203.0.113.1", 0, &[])),
@@ -186,7 +187,8 @@ fn right_addresses_are_accepted() {
             ),
             ("draining", raw("203.0.113.1", 1, "{first: 4, last: 5, node: n1, epoch: 1, state: Draining}")),
         ],
-    );
+    )
+    .unwrap();
 }
 
 #[test]

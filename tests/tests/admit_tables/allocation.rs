@@ -1,7 +1,7 @@
 //! `EgressAllocation`.
 
 use crate::server;
-use aegis_tests::admission::{Wrong, assert_accepted, assert_rejected, namespaced};
+use aegis_tests::admission::{Wrong, all_accepted, all_rejected, namespaced};
 
 fn allocation(spec: &str) -> String {
     namespaced("EgressAllocation", "shop", "case", spec)
@@ -19,7 +19,7 @@ fn wrong_allocations_are_rejected() {
         |name, spec: &str, field, message| case(name, &format!("prefixes: [p], {spec}"), field, message);
     let site = |name: &str| format!("{{name: {name}, nodeSelector: {{zone: {name}}}}}");
     let five = ["a", "b", "c", "d", "e"].map(site).join(", ");
-    assert_rejected(
+    all_rejected(
         &server(),
         &[
             case("no prefixes", "addresses: {ipv4: 1}", "spec.prefixes", "Required value"),
@@ -292,13 +292,14 @@ fn wrong_allocations_are_rejected() {
                 message: "at most 63 characters",
             },
         ],
-    );
+    )
+    .unwrap();
 }
 
 #[test]
 fn right_allocations_are_accepted() {
     let right = |name, spec: &str| (name, allocation(spec));
-    assert_accepted(
+    all_accepted(
         &server(),
         &[
             right("nothing but a prefix", "prefixes: [p]"),
@@ -329,7 +330,8 @@ fn right_allocations_are_accepted() {
                 "prefixes: [p], timeouts: {tcpEstablishedSeconds: 864000, tcpTransitorySeconds: 3600, tcpClosedSeconds: 240, udpSeconds: 86400, icmpSeconds: 3600}",
             ),
         ],
-    );
+    )
+    .unwrap();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `ZoneBinding`.
 
 use crate::server;
-use aegis_tests::admission::{Wrong, assert_accepted, assert_rejected, namespaced};
+use aegis_tests::admission::{Wrong, all_accepted, all_rejected, namespaced};
 
 fn binding(spec: &str) -> String {
     namespaced("ZoneBinding", "shop", "case", spec)
@@ -36,7 +36,7 @@ fn wrong_bindings_are_rejected() {
         zone(name, &format!("cidrs: [198.51.100.0/24], ports: [{port}]"), field, message)
     };
     let rest = "workloads: {allPods: true}, zone: {cidrs: [198.51.100.0/24]}";
-    assert_rejected(
+    all_rejected(
         &server(),
         &[
             case("no allocation", rest, "spec.allocationRef", "Required value"),
@@ -293,7 +293,8 @@ fn wrong_bindings_are_rejected() {
                 message: "at most 63 characters",
             },
         ],
-    );
+    )
+    .unwrap();
 }
 
 #[test]
@@ -307,7 +308,7 @@ fn right_bindings_are_accepted() {
         )
     };
     let cidrs = "cidrs: [198.51.100.0/24]";
-    assert_accepted(
+    all_accepted(
         &server(),
         &[
             right("all pods", "allPods: true", cidrs, ""),
@@ -365,5 +366,6 @@ fn right_bindings_are_accepted() {
                 ", enabled: false, whenUnavailable: UseNodeAddress",
             ),
         ],
-    );
+    )
+    .unwrap();
 }

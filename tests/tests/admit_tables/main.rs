@@ -1,4 +1,5 @@
 //! What the API server accepts and rejects, and in which words.
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 
 mod address;
 mod allocation;

@@ -1,7 +1,7 @@
 //! `AegisPrefix`.
 
 use crate::{server, update};
-use aegis_tests::admission::{Wrong, assert_accepted, assert_rejected, manifest};
+use aegis_tests::admission::{Wrong, all_accepted, all_rejected, manifest};
 
 fn prefix(spec: &str) -> String {
     manifest("AegisPrefix", "wrong", spec)
@@ -23,7 +23,7 @@ fn wrong_prefixes_are_rejected() {
     };
     let other = |name, manifest: String, field, message| Wrong { name, manifest, field, message };
     let many: Vec<String> = (0..65).map(|low| format!("203.0.113.{low}")).collect();
-    assert_rejected(
+    all_rejected(
         &server(),
         &[
             cidr("not an address at all", "documentation", "must be an IPv4 range in CIDR notation"),
@@ -112,13 +112,14 @@ fn wrong_prefixes_are_rejected() {
                 "must have at most 64 items",
             ),
         ],
-    );
+    )
+    .unwrap();
 }
 
 #[test]
 fn right_prefixes_are_accepted() {
     let right = |name, spec: &str| (name, manifest("AegisPrefix", "right", spec));
-    assert_accepted(
+    all_accepted(
         &server(),
         &[
             right("a small range", "account: shop, cidr: 203.0.113.0/28"),
@@ -134,7 +135,8 @@ fn right_prefixes_are_accepted() {
                 manifest("AegisPrefix", &"n".repeat(63), "account: shop, cidr: 203.0.113.0/28"),
             ),
         ],
-    );
+    )
+    .unwrap();
 }
 
 #[test]
