@@ -103,7 +103,9 @@ pub fn read_cache(folder: &Path) -> Result<Vec<CniResult>, CniError> {
             Err(error) => tracing::debug!(file = %entry.path().display(), %error, "skipped a CNI result"),
         }
     }
-    results.sort_by(|a, b| (&a.account, &a.name, &a.uid, a.written).cmp(&(&b.account, &b.name, &b.uid, b.written)));
+    results.sort_by(|a, b| {
+        (&a.account, &a.name, &a.uid, a.written).cmp(&(&b.account, &b.name, &b.uid, b.written))
+    });
     Ok(results)
 }
 

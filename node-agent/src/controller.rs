@@ -1,26 +1,25 @@
 //! The event loop: whatever happened, look at everything, compute what should hold, write the difference, report.
 
+mod report;
+
 use crate::apply::{self, Attached, Plane, PlaneError};
 use crate::args::Args;
 use crate::cni::{self, CniResult};
-use crate::demand::{Meter, Want};
+use crate::demand::Meter;
 use crate::desired::{self, Desired, Inputs};
-use crate::metrics::{Metrics, Snapshot};
+use crate::metrics::Metrics;
 use crate::neighbour::{self, Resolver};
 use crate::network::{self, Network};
 use crate::nft::{self, Firewall, Outcome, Rules};
 use crate::observed::{Observed, from_map};
 use crate::ops::{self, Known, Op};
-use crate::status::{self, Facts, NotReady, Pending, reason};
+use crate::snapshot::{self, Local};
+use crate::status::Pending;
 use crate::sweep::{Sweeper, Usage};
 use crate::uplink::{self, Devices};
 use crate::watch::Shared;
-use crate::snapshot::{self, Local};
-use aegis_common::{Counter, CounterValue, DESTINATION_INTERNAL};
-use aegis_core::model::AllocationName;
+use aegis_common::DESTINATION_INTERNAL;
 use aegis_core::policy::Binding;
-use aegis_core::slice::SliceSet;
-use aegis_crds::Uplink;
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -229,7 +228,9 @@ impl Controller {
                 self.dirty |= results != self.cni;
                 self.cni = results;
             }
-            Err(error) => tracing::warn!(%error, "cannot read the CNI results; pods wait for the API server's word"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the CNI results; pods wait for the API server's word")
+            }
         }
     }
 
@@ -307,7 +308,8 @@ impl Controller {
     fn find_devices(&mut self, inputs: &Inputs) -> bool {
         let Ok(network) = &self.network else { return false };
         let pods: Vec<Ipv4Addr> = inputs.pods.iter().flat_map(|pod| pod.addresses.iter().copied()).collect();
-        let found = uplink::devices(network, &self.args.uplinks, inputs.tunnel_address, &inputs.pod_ranges, &pods);
+        let found =
+            uplink::devices(network, &self.args.uplinks, inputs.tunnel_address, &inputs.pod_ranges, &pods);
         let changed = found != self.devices;
         self.devices = found;
         self.dirty |= changed;
@@ -340,8 +342,19 @@ impl Controller {
             // Nothing is known: whatever table there is, is better than what could be made up.
             return;
         }
-        let mark = if wanted.is_none() && self.observed.config.mark != 0 { self.observed.config.mark } else { self.args.mark };
-        let rules = Rules { mark, pods: inputs.pod_ranges.clone(), pod_devices: pods, uplinks: uplinks.into_keys().collect(), hold, internal };
+        let mark = if wanted.is_none() && self.observed.config.mark != 0 {
+            self.observed.config.mark
+        } else {
+            self.args.mark
+        };
+        let rules = Rules {
+            mark,
+            pods: inputs.pod_ranges.clone(),
+            pod_devices: pods,
+            uplinks: uplinks.into_keys().collect(),
+            hold,
+            internal,
+        };
         let check = Signals::take(&self.signals.table) || self.table_seen.elapsed() >= LOOK_AT_TABLE;
         if check {
             self.table_seen = Instant::now();
@@ -370,7 +383,10 @@ impl Controller {
         self.update_idle(wanted.map(Arc::as_ref), usage);
         let Some(plane) = &mut self.plane else { return };
         let Some(wanted) = wanted else {
-            let ops = ops::refresh_peers(&self.observed, &inputs_links(inputs, &self.network, &self.observed, &self.args));
+            let ops = ops::refresh_peers(
+                &self.observed,
+                &inputs_links(inputs, &self.network, &self.observed, &self.args),
+            );
             if let Err(error) = apply::apply(plane.as_mut(), &ops, &mut self.observed, &mut self.counts) {
                 tracing::error!(%error, "cannot write");
             }
@@ -381,14 +397,17 @@ impl Controller {
         }
         // Before the first policy goes live, what carries it out must be there.
         let first = self.observed.config.generation == 0;
-        if first && (self.table.is_err() || !self.attach_errors.is_empty() || self.devices.uplinks.is_empty()) {
+        if first && (self.table.is_err() || !self.attach_errors.is_empty() || self.devices.uplinks.is_empty())
+        {
             return;
         }
         let change = ops::transition(wanted, &self.observed, &self.known);
         for address in change.stale.difference(&self.stale) {
             tracing::warn!(%address, "its object is older than what the data plane has; it is not followed");
         }
-        let result = tokio::task::block_in_place(|| apply::apply(plane.as_mut(), &change.ops, &mut self.observed, &mut self.counts));
+        let result = tokio::task::block_in_place(|| {
+            apply::apply(plane.as_mut(), &change.ops, &mut self.observed, &mut self.counts)
+        });
         let now = Instant::now();
         for op in &change.ops {
             if let Op::SetHolding { address, .. } = op {
@@ -456,180 +475,14 @@ impl Controller {
             tracing::warn!(%error, "cannot speak to peers");
         }
     }
-
-    fn drained(&self, wanted: &Desired, usage: &Usage) -> BTreeMap<Ipv4Addr, SliceSet> {
-        let programmed = |address: &Ipv4Addr, epoch: i64| {
-            self.observed.holdings.get(address).is_some_and(|holding| holding.epoch == u64::try_from(epoch).unwrap_or(0))
-        };
-        wanted
-            .addresses
-            .iter()
-            .filter(|(address, object)| {
-                !object.draining.is_empty() && programmed(address, object.epoch) && self.settled(address, usage)
-            })
-            .map(|(address, object)| {
-                let busy = usage.slices.get(address).copied().unwrap_or(SliceSet::EMPTY);
-                (*address, object.draining.difference(busy))
-            })
-            .collect()
-    }
-
-    /// Reports to the API server and to whoever reads the metrics.
-    fn tell(&mut self, inputs: &Inputs, usage: &Usage, synced: bool) {
-        let ready = self.ready(inputs, synced);
-        let nothing = Arc::new(Desired::default());
-        let (wanted, bindings) = match &self.in_force {
-            Some((wanted, bindings)) => (Arc::clone(wanted), bindings.clone()),
-            None => (nothing, Vec::new()),
-        };
-        let counters = self.plane.as_ref().and_then(|plane| plane.counters().ok()).unwrap_or_default();
-        let refusals = counters.get(Counter::RefuseNoPort as usize).copied().unwrap_or_default().packets;
-        let needed: BTreeSet<AllocationName> = bindings
-            .iter()
-            .filter(|binding| binding.enabled && wanted.covered.get(&binding.name).copied().unwrap_or(0) > 0)
-            .map(|binding| binding.allocation.clone())
-            .collect();
-        let needed: Vec<AllocationName> = needed.into_iter().collect();
-        let wants = self.meter.wants(&wanted, &needed, &usage.ports, refusals, self.born.elapsed().as_secs());
-        let drained = self.drained(&wanted, usage);
-        let modes = self.attached().uplinks;
-        let uplinks = self.devices.uplinks.values().map(|device| Uplink {
-            device: device.name.clone(),
-            mtu: device.mtu,
-            xdp_mode: modes.get(&device.name).cloned().unwrap_or_else(|| "None".to_owned()),
-        });
-        let status = status::report(&Facts {
-            tunnel_address: inputs.tunnel_address,
-            uplinks: uplinks.collect(),
-            desired: &wanted,
-            observed: &self.observed,
-            bindings: &bindings,
-            wants: &wants,
-            drained: &drained,
-            policy_in_force: self.in_force.is_some(),
-            ready: &ready,
-        });
-        let (uid, present) = {
-            let cluster = self.shared.lock();
-            let key = (String::new(), self.args.node_name.clone());
-            let uid = cluster.nodes.objects.get(&key).map(|node| node.uid.clone()).unwrap_or_default();
-            (uid, cluster.tunnels.objects.contains_key(&key))
-        };
-        let pending = Pending {
-            identity: status::Identity { node: self.args.node_name.clone(), uid },
-            present,
-            // Before the first list the object may say more than the agent knows.
-            status: synced.then_some(status),
-        };
-        self.report.send_if_modified(|current| {
-            let changed = *current != pending;
-            *current = pending;
-            changed
-        });
-        self.show(counters, usage, &wanted, &wants, inputs, ready);
-    }
-
-    fn ready(&self, inputs: &Inputs, synced: bool) -> Result<(), NotReady> {
-        let not = |reason, message: String| Err(NotReady { reason, message });
-        if self.plane.is_none() {
-            return not(reason::LOAD_FAILED, format!("cannot load the eBPF programs: {}", self.load.0));
-        }
-        if let Err(error) = &self.network {
-            return not(reason::NETWORK_UNKNOWN, format!("cannot read the node's network: {error}"));
-        }
-        if !synced {
-            let missing: Vec<&str> = self.shared.lock().missing().collect();
-            let message = format!("waiting for {} from the API server; what is pinned stays in force", missing.join(", "));
-            return not(reason::WAITING, message);
-        }
-        if inputs.tunnel_address.is_none() {
-            return not(reason::NO_UPLINK, "the Node object has no IPv4 InternalIP: set the kubelet's --node-ip".into());
-        }
-        if self.devices.uplinks.is_empty() {
-            return not(reason::NO_UPLINK, "no default route and no device with the node's address: name one with --uplinks".into());
-        }
-        if inputs.pod_ranges.is_empty() {
-            return not(reason::NO_POD_RANGE, "the Node object has no podCIDRs: name the node's range with --pod-cidrs".into());
-        }
-        if let Some((device, error)) = self.attach_errors.first_key_value() {
-            return not(reason::ATTACH_FAILED, format!("{device}: {error}"));
-        }
-        if let Err(error) = &self.table {
-            return not(reason::NFT_MISSING, format!("covered traffic is held until the table can be written: {error}"));
-        }
-        if let Some(error) = &self.write_error {
-            return not(reason::WRITE_FAILED, error.clone());
-        }
-        if !self.full.is_empty() {
-            let tables: Vec<&str> = self.full.iter().copied().collect();
-            return not(reason::TABLE_FULL, format!("no room in: {}", tables.join(", ")));
-        }
-        Ok(())
-    }
-
-    fn show(
-        &self,
-        counters: Vec<CounterValue>,
-        usage: &Usage,
-        wanted: &Desired,
-        wants: &BTreeMap<AllocationName, Want>,
-        inputs: &Inputs,
-        ready: Result<(), NotReady>,
-    ) {
-        let (watch_errors, invalid_objects) = {
-            let cluster = self.shared.lock();
-            (cluster.errors().len() as u64, cluster.invalid().len() as u64)
-        };
-        let live = self.observed.generations.get(&self.observed.config.generation);
-        let count = |entries: usize| entries as u64;
-        let mut tables = BTreeMap::from([
-            ("flows", (usage.flows, u64::from(self.args.max_flows))),
-            ("blocks", (usage.blocks, u64::from(self.args.max_blocks))),
-            ("addresses", (count(self.observed.addresses.len()), aegis_common::MAX_ADDRESSES.into())),
-            ("peers", (count(self.observed.peers.len()), aegis_common::MAX_PEERS.into())),
-            ("allocations", (count(self.observed.allocations.len()), aegis_common::MAX_ALLOCATIONS.into())),
-        ]);
-        if let (Some(live), Some(plane)) = (live, &self.plane) {
-            tables.extend(plane.policy_sizes().into_iter().map(|(name, size)| {
-                let used = match name {
-                    "pods" => live.pods.len(),
-                    "destinations" => live.destinations.len(),
-                    "ports" => live.ports.len(),
-                    _ => live.verdicts.len(),
-                };
-                (name, (count(used), size))
-            }));
-        }
-        *self.metrics.lock() = Snapshot {
-            counters,
-            tables,
-            ports: usage.ports.by_address.clone(),
-            slices: wanted.addresses.iter().map(|(a, o)| (*a, (o.allowed.len(), o.draining.len()))).collect(),
-            fill: wants
-                .iter()
-                .map(|(name, want)| ((name.account.clone(), name.name.clone()), want.fill_percent))
-                .collect(),
-            generation: self.observed.config.generation,
-            pods: (u64::from(wanted.covered_pods), inputs.pods.iter().map(|pod| pod.addresses.len() as u64).sum()),
-            watch_errors,
-            invalid_objects,
-            stale_addresses: count(self.stale.len()),
-            orphaned_addresses: count(self.orphaned.len()),
-            holding_unknown: self.observed.config.hold_unknown == 1,
-            xdp_tx_errors: BTreeMap::new(),
-            nft_repairs: self.repairs,
-            writes: self.counts,
-            scan_seconds: usage.scan.as_secs_f64(),
-            ready,
-            alive: Instant::now(),
-        };
-    }
 }
 
 fn remembered_ranges(observed: &Observed) -> Vec<Ipv4Net> {
     let config = &observed.config;
     let ranges = config.pod_ranges.iter().take(config.pod_range_count as usize);
-    ranges.filter_map(|range| Ipv4Net::with_netmask(from_map(range.network), from_map(range.mask)).ok()).collect()
+    ranges
+        .filter_map(|range| Ipv4Net::with_netmask(from_map(range.network), from_map(range.mask)).ok())
+        .collect()
 }
 
 fn remembered_internal(observed: &Observed) -> Vec<Ipv4Net> {

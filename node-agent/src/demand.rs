@@ -125,8 +125,10 @@ impl Meter {
         let mut wants = BTreeMap::new();
         let mut fullest: Option<(u32, AllocationName)> = None;
         for name in needed {
-            let addresses = desired.allocations.get(name).map(|usable| usable.addresses.as_slice()).unwrap_or_default();
-            let held: u32 = addresses.iter().filter_map(|a| desired.addresses.get(a)).map(|a| a.allowed.len()).sum();
+            let addresses =
+                desired.allocations.get(name).map(|usable| usable.addresses.as_slice()).unwrap_or_default();
+            let held: u32 =
+                addresses.iter().filter_map(|a| desired.addresses.get(a)).map(|a| a.allowed.len()).sum();
             let busiest = ports.busiest(addresses);
             let peak = self.peaks.entry(name.clone()).or_default();
             peak.raise(now, u64::from(busiest));
@@ -200,7 +202,10 @@ mod tests {
     #[test]
     fn more_is_wanted_above_sixty_percent_of_the_busiest_origin() {
         let desired = holding(&[A], 8);
-        let want = |count| Meter::default().wants(&desired, &[name()], &used(&[(A, 1, count), (A, 2, 50)]), 0, 0)[&name()].clone();
+        let want = |count| {
+            Meter::default().wants(&desired, &[name()], &used(&[(A, 1, count), (A, 2, 50)]), 0, 0)[&name()]
+                .clone()
+        };
         assert_eq!((want(1228).slices, want(1228).fill_percent), (8, 59));
         assert_eq!((want(1229).slices, want(1229).fill_percent), (9, 60));
         assert_eq!((want(2048).slices, want(2048).fill_percent), (14, 100));

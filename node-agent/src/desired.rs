@@ -3,8 +3,8 @@
 use crate::args::UnknownPods;
 use crate::objects::{Allocation, NodeRecord};
 use aegis_common::{
-    ACTION_ALLOCATE, ACTION_DENY, ACTION_PASS, ADDRESSES_PER_ALLOCATION, DESTINATION_INTERNAL, MAX_POD_RANGES,
-    TUNNEL_OVERHEAD, Timeouts,
+    ACTION_ALLOCATE, ACTION_DENY, ACTION_PASS, ADDRESSES_PER_ALLOCATION, DESTINATION_INTERNAL,
+    MAX_POD_RANGES, TUNNEL_OVERHEAD, Timeouts,
 };
 use aegis_core::model::{Address, AllocationName, State};
 use aegis_core::policy::{self, Action, Binding, BindingName, Destination, Pod, PolicyInputs};
@@ -202,17 +202,25 @@ pub fn desired(inputs: &Inputs) -> Desired {
         .filter(|(_, action)| !matches!(action, Action::Pass))
         .map(|((pod, _, _), _)| *pod)
         .collect();
-    let covered_addresses: BTreeSet<Ipv4Addr> =
-        compiled.pods.iter().filter(|(_, class)| covered_classes.contains(class)).map(|(pod, _)| *pod).collect();
-    let covered_pods =
-        inputs.pods.iter().filter(|pod| pod.addresses.iter().any(|own| covered_addresses.contains(own))).count();
+    let covered_addresses: BTreeSet<Ipv4Addr> = compiled
+        .pods
+        .iter()
+        .filter(|(_, class)| covered_classes.contains(class))
+        .map(|(pod, _)| *pod)
+        .collect();
+    let covered_pods = inputs
+        .pods
+        .iter()
+        .filter(|pod| pod.addresses.iter().any(|own| covered_addresses.contains(own)))
+        .count();
 
     Desired {
         settings: Settings {
             mark: inputs.mark,
             tunnel_address: inputs.tunnel_address,
             tunnel_port: inputs.tunnel_port,
-            hold_unknown: inputs.unknown_pods == UnknownPods::Hold && inputs.bindings.iter().any(|b| b.enabled),
+            hold_unknown: inputs.unknown_pods == UnknownPods::Hold
+                && inputs.bindings.iter().any(|b| b.enabled),
             tunnel_mtu: inputs.uplink_mtu.map(|mtu| mtu.saturating_sub(TUNNEL_OVERHEAD)),
             refusals_per_second: inputs.refusals_per_second,
             pod_ranges: inputs.pod_ranges.iter().copied().take(MAX_POD_RANGES).collect(),
@@ -250,7 +258,9 @@ fn verdict(action: Action) -> Verdict {
     let number = |binding: usize| u32::try_from(binding).unwrap_or(u32::MAX);
     match action {
         Action::Pass => Verdict { action: ACTION_PASS, allocation: None, binding: 0 },
-        Action::Deny { binding } => Verdict { action: ACTION_DENY, allocation: None, binding: number(binding) },
+        Action::Deny { binding } => {
+            Verdict { action: ACTION_DENY, allocation: None, binding: number(binding) }
+        }
         Action::Allocate { allocation, binding } => {
             Verdict { action: ACTION_ALLOCATE, allocation: Some(allocation), binding: number(binding) }
         }
@@ -268,7 +278,8 @@ fn tunnel_of(inputs: &Inputs, node: &str) -> Option<Ipv4Addr> {
 }
 
 fn peers(inputs: &Inputs) -> BTreeMap<Ipv4Addr, Option<PeerLink>> {
-    let holders = inputs.addresses.values().flat_map(|address| &address.holdings).map(|holding| &holding.node);
+    let holders =
+        inputs.addresses.values().flat_map(|address| &address.holdings).map(|holding| &holding.node);
     let names: BTreeSet<&String> = inputs.tunnels.keys().chain(holders).collect();
     names
         .into_iter()
@@ -309,9 +320,10 @@ fn usable_allocations(
             continue;
         }
         let timeouts = inputs.allocations.get(&object.allocation).map(|allocation| allocation.timeouts);
-        let entry = usable
-            .entry(object.allocation.clone())
-            .or_insert_with(|| UsableAllocation { addresses: Vec::new(), timeouts: timeouts.unwrap_or_default() });
+        let entry = usable.entry(object.allocation.clone()).or_insert_with(|| UsableAllocation {
+            addresses: Vec::new(),
+            timeouts: timeouts.unwrap_or_default(),
+        });
         if entry.addresses.len() < ADDRESSES_PER_ALLOCATION {
             entry.addresses.push(*address);
         }

@@ -74,7 +74,10 @@ impl Default for Snapshot {
             nft_repairs: 0,
             writes: (0, 0),
             scan_seconds: 0.0,
-            ready: Err(NotReady { reason: crate::status::reason::WAITING, message: "the agent has just started".into() }),
+            ready: Err(NotReady {
+                reason: crate::status::reason::WAITING,
+                message: "the agent has just started".into(),
+            }),
             alive: Instant::now(),
         }
     }
@@ -184,20 +187,32 @@ impl Collector for Encoder {
         let address = |address: &Ipv4Addr| ("address", address.to_string());
         family(
             e,
-            ("ports_in_use", "Ports in use on this node by egress address, over all origins", MetricType::Gauge),
+            (
+                "ports_in_use",
+                "Ports in use on this node by egress address, over all origins",
+                MetricType::Gauge,
+            ),
             now.ports.iter().map(|(a, used)| ([address(a)], u64::from(*used))),
         )?;
         let slices = now.slices.iter().flat_map(|(a, (held, draining))| {
             [("held", held), ("draining", draining)]
                 .map(|(state, count)| ([address(a), ("state", state.to_owned())], u64::from(*count)))
         });
-        family(e, ("slices", "Slices of this node by egress address (256 ports each)", MetricType::Gauge), slices)?;
+        family(
+            e,
+            ("slices", "Slices of this node by egress address (256 ports each)", MetricType::Gauge),
+            slices,
+        )?;
         let fill = now.fill.iter().map(|((namespace, name), percent)| {
             ([("namespace", namespace.clone()), ("allocation", name.clone())], u64::from(*percent))
         });
         family(
             e,
-            ("busiest_origin_percent", "Ports in use towards the busiest origin, of those held", MetricType::Gauge),
+            (
+                "busiest_origin_percent",
+                "Ports in use towards the busiest origin, of those held",
+                MetricType::Gauge,
+            ),
             fill,
         )?;
         family(
@@ -209,13 +224,33 @@ impl Collector for Encoder {
         let flag = |value: bool| f64::from(u8::from(value));
         gauge(e, "ready", "1: everything is programmed", flag(now.ready.is_ok()))?;
         gauge(e, "api_connected", "1: every watch works", flag(now.watch_errors == 0))?;
-        gauge(e, "holding_unknown", "1: packets of unknown pod addresses are held", flag(now.holding_unknown))?;
+        gauge(
+            e,
+            "holding_unknown",
+            "1: packets of unknown pod addresses are held",
+            flag(now.holding_unknown),
+        )?;
         gauge(e, "policy_generation", "Generation of the policy in force", f64::from(now.generation))?;
         gauge(e, "covered_pods", "Pods of this node that a binding covers", now.pods.0 as f64)?;
         gauge(e, "known_pods", "Addresses of pods of this node", now.pods.1 as f64)?;
-        gauge(e, "invalid_objects", "Objects that cannot be read; their last form stays", now.invalid_objects as f64)?;
-        gauge(e, "stale_addresses", "Egress addresses whose object is older than the data plane", now.stale_addresses as f64)?;
-        gauge(e, "orphaned_addresses", "Egress addresses without object that carry flows", now.orphaned_addresses as f64)?;
+        gauge(
+            e,
+            "invalid_objects",
+            "Objects that cannot be read; their last form stays",
+            now.invalid_objects as f64,
+        )?;
+        gauge(
+            e,
+            "stale_addresses",
+            "Egress addresses whose object is older than the data plane",
+            now.stale_addresses as f64,
+        )?;
+        gauge(
+            e,
+            "orphaned_addresses",
+            "Egress addresses without object that carry flows",
+            now.orphaned_addresses as f64,
+        )?;
         gauge(e, "scan_seconds", "Time that the last scan of the flow table took", now.scan_seconds)?;
         counter(e, "nft_repairs", "Times the nftables table was put back", now.nft_repairs)?;
         counter(e, "map_writes", "Writes to the data plane's maps", now.writes.0)?;
@@ -230,11 +265,15 @@ mod tests {
     #[test]
     fn every_counter_has_a_series_and_the_text_ends_as_openmetrics_wants() {
         let metrics = Metrics::default();
-        metrics.lock().counters = (0..Counter::ALL.len() as u64).map(|i| CounterValue { packets: i, bytes: 2 * i }).collect();
+        metrics.lock().counters =
+            (0..Counter::ALL.len() as u64).map(|i| CounterValue { packets: i, bytes: 2 * i }).collect();
         metrics.lock().ports.insert(Ipv4Addr::new(203, 0, 113, 1), 17);
         let text = metrics.encode().unwrap();
         for (index, counter) in Counter::ALL.iter().enumerate() {
-            assert!(text.contains(&format!("aegis_packets_total{{reason=\"{}\"}} {index}\n", counter.label())), "{text}");
+            assert!(
+                text.contains(&format!("aegis_packets_total{{reason=\"{}\"}} {index}\n", counter.label())),
+                "{text}"
+            );
         }
         assert!(text.contains("aegis_ports_in_use{address=\"203.0.113.1\"} 17\n"), "{text}");
         assert!(text.contains("aegis_ready 0") && text.ends_with("# EOF\n"), "{text}");

@@ -95,7 +95,12 @@ mod tests {
             addresses: vec![(2, own)],
             routes: vec![
                 Route { destination: "192.0.2.0/24".parse().unwrap(), gateway: None, device: 2, metric: 0 },
-                Route { destination: "0.0.0.0/0".parse().unwrap(), gateway: Some(gateway), device: 2, metric: 0 },
+                Route {
+                    destination: "0.0.0.0/0".parse().unwrap(),
+                    gateway: Some(gateway),
+                    device: 2,
+                    metric: 0,
+                },
             ],
             neighbours: [((2, near), [2; 6]), ((2, gateway), [9; 6]), ((2, own), [1; 6])].into(),
             ..Network::default()

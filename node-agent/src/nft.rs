@@ -71,7 +71,8 @@ pub fn render(rules: &Rules) -> String {
     let is_clear = format!("& {mark:#x} == 0");
     let set_bit = format!("| {mark:#x}");
     let clear_bit = format!("& {:#x}", !mark);
-    let names = |devices: &BTreeSet<String>| devices.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>();
+    let names =
+        |devices: &BTreeSet<String>| devices.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>();
     let ranges = |ranges: &[Ipv4Net]| {
         Ipv4Net::aggregate(&ranges.to_vec()).iter().map(ToString::to_string).collect::<Vec<_>>()
     };
@@ -102,7 +103,9 @@ pub fn render(rules: &Rules) -> String {
 "
     );
     if rules.hold {
-        text.push_str("    ip saddr @pods iifname != @pod_devices ip daddr != @internal ct state new counter drop\n");
+        text.push_str(
+            "    ip saddr @pods iifname != @pod_devices ip daddr != @internal ct state new counter drop\n",
+        );
     }
     text.push_str("  }\n");
     if !pods.is_empty() {

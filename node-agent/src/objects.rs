@@ -3,7 +3,9 @@
 use aegis_common::Timeouts;
 use aegis_core::model::{Address, AllocationName, Holding, Seconds, State};
 use aegis_core::policy::{Binding, BindingName, Expression, Operator, PortRange, Workloads};
-use aegis_crds::{EgressAddress, EgressAllocation, EgressNode, HoldingState, Protocol, WhenUnavailable, ZoneBinding};
+use aegis_crds::{
+    EgressAddress, EgressAllocation, EgressNode, HoldingState, Protocol, WhenUnavailable, ZoneBinding,
+};
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
@@ -208,7 +210,8 @@ pub fn allocation(object: &EgressAllocation) -> (AllocationName, Allocation) {
 /// Reads an EgressAddress.
 pub fn address(object: &EgressAddress) -> Result<Address, ObjectError> {
     let spec = &object.spec;
-    let slice = |field, value: u32| u8::try_from(value).map_err(|_| wrong(field, &value.to_string(), "at most 255"));
+    let slice =
+        |field, value: u32| u8::try_from(value).map_err(|_| wrong(field, &value.to_string(), "at most 255"));
     let holdings: Result<Vec<Holding>, ObjectError> = spec
         .holdings
         .iter()
@@ -221,9 +224,9 @@ pub fn address(object: &EgressAddress) -> Result<Address, ObjectError> {
                 state: match holding.state {
                     HoldingState::Held => State::Held,
                     HoldingState::Draining => State::Draining,
-                    HoldingState::Quarantined => {
-                        State::Quarantined { until: holding.until.as_ref().map_or(Seconds::MAX, |t| seconds(Some(t))) }
-                    }
+                    HoldingState::Quarantined => State::Quarantined {
+                        until: holding.until.as_ref().map_or(Seconds::MAX, |t| seconds(Some(t))),
+                    },
                 },
             })
         })

@@ -5,8 +5,8 @@
 
 use crate::ops::Op;
 use aegis_common::{
-    AddressValue, AllocationValue, Config, HOMES_PER_ADDRESS, HoldingValue, PeerValue, SLOTS_PER_ADDRESS, SlotValue,
-    VerdictValue,
+    AddressValue, AllocationValue, Config, HOMES_PER_ADDRESS, HoldingValue, PeerValue, SLOTS_PER_ADDRESS,
+    SlotValue, VerdictValue,
 };
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -44,7 +44,10 @@ pub struct Generation {
 impl Generation {
     /// Whether there is no entry.
     pub fn is_empty(&self) -> bool {
-        self.pods.is_empty() && self.destinations.is_empty() && self.ports.is_empty() && self.verdicts.is_empty()
+        self.pods.is_empty()
+            && self.destinations.is_empty()
+            && self.ports.is_empty()
+            && self.verdicts.is_empty()
     }
 }
 
@@ -78,7 +81,13 @@ pub type Homes = [u32; HOMES_PER_ADDRESS as usize];
 pub const NO_ALLOCATION: AllocationValue = AllocationValue {
     addresses: [0; aegis_common::ADDRESSES_PER_ALLOCATION],
     count: 0,
-    timeouts: aegis_common::Timeouts { tcp_established: 0, tcp_transitory: 0, tcp_closed: 0, udp: 0, icmp: 0 },
+    timeouts: aegis_common::Timeouts {
+        tcp_established: 0,
+        tcp_transitory: 0,
+        tcp_closed: 0,
+        udp: 0,
+        icmp: 0,
+    },
 };
 
 impl Observed {
@@ -89,7 +98,9 @@ impl Observed {
 
     /// Slots of an address, by slice.
     pub fn slots_of(&self, index: u32) -> impl Iterator<Item = (u8, SlotValue)> + '_ {
-        self.slots.range((index, 0)..=(index, (SLOTS_PER_ADDRESS - 1) as u8)).map(|((_, slice), slot)| (*slice, *slot))
+        self.slots
+            .range((index, 0)..=(index, (SLOTS_PER_ADDRESS - 1) as u8))
+            .map(|((_, slice), slot)| (*slice, *slot))
     }
 
     /// Repeats a write that the kernel has accepted.
@@ -102,7 +113,9 @@ impl Observed {
             Op::SetSlot { index, slice, value } => {
                 set_or_clear(&mut self.slots, (index, slice), value, value == SlotValue::default());
             }
-            Op::SetHomes { index, homes } => set_or_clear(&mut self.homes, index, homes, homes == Homes::default()),
+            Op::SetHomes { index, homes } => {
+                set_or_clear(&mut self.homes, index, homes, homes == Homes::default())
+            }
             Op::SetAddress { address, value } => _ = self.addresses.insert(address, value),
             Op::RemoveAddress { address } => _ = self.addresses.remove(&address),
             Op::SetHolding { address, value } => _ = self.holdings.insert(address, value),
@@ -122,7 +135,9 @@ impl Observed {
             Op::RemoveDestination { generation, destination } => {
                 self.generation(generation).destinations.remove(&destination);
             }
-            Op::SetPort { generation, port, class } => _ = self.generation(generation).ports.insert(port, class),
+            Op::SetPort { generation, port, class } => {
+                _ = self.generation(generation).ports.insert(port, class)
+            }
             Op::RemovePort { generation, port } => _ = self.generation(generation).ports.remove(&port),
             Op::SetVerdict { generation, verdict, value } => {
                 self.generation(generation).verdicts.insert(verdict, value);

@@ -12,8 +12,9 @@ use crate::observed::{
     DestinationEntry, Generation, Homes, NO_ALLOCATION, Observed, PortEntry, VerdictEntry, from_map, to_map,
 };
 use aegis_common::{
-    ACTION_ALLOCATE, ADDRESSES_PER_ALLOCATION, AddressValue, AllocationValue, Config, HoldingValue, MAX_ADDRESSES,
-    MAX_ALLOCATIONS, MAX_PEERS, MAX_POD_RANGES, PEER_SAME_L2, PeerValue, PodRange, SlotValue, VerdictValue,
+    ACTION_ALLOCATE, ADDRESSES_PER_ALLOCATION, AddressValue, AllocationValue, Config, HoldingValue,
+    MAX_ADDRESSES, MAX_ALLOCATIONS, MAX_PEERS, MAX_POD_RANGES, PEER_SAME_L2, PeerValue, PodRange, SlotValue,
+    VerdictValue,
 };
 use aegis_core::model::AllocationName;
 use std::collections::{BTreeMap, BTreeSet};
@@ -237,7 +238,10 @@ impl Builder<'_> {
         let shrunk = std::array::from_fn(|word| holding.allowed[word] & words[word]);
         let loses_owner = shrunk != holding.allowed;
         if loses_owner {
-            self.push(Op::SetHolding { address, value: HoldingValue { allowed: shrunk, epoch: holding.epoch } });
+            self.push(Op::SetHolding {
+                address,
+                value: HoldingValue { allowed: shrunk, epoch: holding.epoch },
+            });
         }
         let current: BTreeMap<u8, SlotValue> = observed.slots_of(index).collect();
         for slice in 0..=u8::MAX {
@@ -282,7 +286,8 @@ impl Builder<'_> {
             .map(|verdict| u32::from(verdict.allocation))
             .collect();
         let taken = |index: u32| {
-            referenced.contains(&index) || observed.allocations.get(&index).is_some_and(|entry| entry.count != 0)
+            referenced.contains(&index)
+                || observed.allocations.get(&index).is_some_and(|entry| entry.count != 0)
         };
         // Entries never used come first: flows of an allocation that ended still have their time-outs in theirs.
         let unused = free_numbers(0, MAX_ALLOCATIONS, |index| {
@@ -300,10 +305,17 @@ impl Builder<'_> {
         for (name, wanted) in &self.desired.allocations {
             let addresses: Vec<u32> =
                 wanted.addresses.iter().filter(|a| kept.contains_key(a)).map(|a| to_map(*a)).collect();
-            let mine = self.known.numbers.get(name).copied().filter(|index| observed.allocations.contains_key(index));
+            let mine = self
+                .known
+                .numbers
+                .get(name)
+                .copied()
+                .filter(|index| observed.allocations.contains_key(index));
             let by_address = addresses.iter().filter_map(|address| owner.get(address)).copied();
-            let by_address = by_address.filter(|index| !others.contains(index) && !claimed.contains(index)).min();
-            let Some(index) = mine.or(by_address).or_else(|| free.find(|index| !others.contains(index))) else {
+            let by_address =
+                by_address.filter(|index| !others.contains(index) && !claimed.contains(index)).min();
+            let Some(index) = mine.or(by_address).or_else(|| free.find(|index| !others.contains(index)))
+            else {
                 self.plan.full.insert("allocations");
                 continue;
             };
@@ -331,7 +343,10 @@ impl Builder<'_> {
                 .iter()
                 .any(|address| growth.iter().any(|(_, _, value)| value.addresses.contains(address)));
             if moved && !claimed.contains(index) {
-                self.push(Op::SetAllocation { index: *index, value: AllocationValue { timeouts: entry.timeouts, ..NO_ALLOCATION } });
+                self.push(Op::SetAllocation {
+                    index: *index,
+                    value: AllocationValue { timeouts: entry.timeouts, ..NO_ALLOCATION },
+                });
             }
         }
         for (index, _, value) in growth {
@@ -359,7 +374,9 @@ impl Builder<'_> {
             for (address, _) in live.pods.iter().filter(|(address, _)| !wanted.pods.contains_key(address)) {
                 self.push(Op::RemovePod { generation: number, address: *address });
             }
-            for (address, class) in wanted.pods.iter().filter(|(address, class)| live.pods.get(address) != Some(class)) {
+            for (address, class) in
+                wanted.pods.iter().filter(|(address, class)| live.pods.get(address) != Some(class))
+            {
                 self.push(Op::SetPod { generation: number, address: *address, class: *class });
             }
         } else {
@@ -413,8 +430,10 @@ impl Builder<'_> {
         for (index, entry) in &self.observed.allocations {
             let count = (entry.count as usize).min(ADDRESSES_PER_ALLOCATION);
             // Entries whose address has a stale object are left alone, as the address is.
-            let stale = entry.addresses[..count].iter().any(|address| self.plan.stale.contains(&from_map(*address)));
-            let already = self.plan.ops.iter().any(|op| matches!(op, Op::SetAllocation { index: i, .. } if i == index));
+            let stale =
+                entry.addresses[..count].iter().any(|address| self.plan.stale.contains(&from_map(*address)));
+            let already =
+                self.plan.ops.iter().any(|op| matches!(op, Op::SetAllocation { index: i, .. } if i == index));
             if used.contains(index) || stale || already || count == 0 {
                 continue;
             }
@@ -494,10 +513,13 @@ fn common(current: &AllocationValue, value: &AllocationValue) -> AllocationValue
 /// The policy in numbers. An allocation without number (its table is full) becomes a refusal.
 fn number_policy(policy: &Policy, numbers: &BTreeMap<AllocationName, u32>) -> Generation {
     let verdicts = policy.verdicts.iter().map(|(key, verdict)| {
-        let number = verdict.allocation.as_ref().map(|name| numbers.get(name).and_then(|n| u16::try_from(*n).ok()));
+        let number =
+            verdict.allocation.as_ref().map(|name| numbers.get(name).and_then(|n| u16::try_from(*n).ok()));
         let value = match number {
             None => VerdictValue { action: verdict.action, allocation: 0, binding: verdict.binding },
-            Some(Some(allocation)) => VerdictValue { action: verdict.action, allocation, binding: verdict.binding },
+            Some(Some(allocation)) => {
+                VerdictValue { action: verdict.action, allocation, binding: verdict.binding }
+            }
             Some(None) => {
                 VerdictValue { action: aegis_common::ACTION_DENY, allocation: 0, binding: verdict.binding }
             }

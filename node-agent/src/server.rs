@@ -32,7 +32,10 @@ async fn health(State(metrics): State<Metrics>) -> (StatusCode, String) {
     if silent < STUCK {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
-        (StatusCode::INTERNAL_SERVER_ERROR, format!("the event loop has not turned for {} s\n", silent.as_secs()))
+        (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the event loop has not turned for {} s\n", silent.as_secs()),
+        )
     }
 }
 

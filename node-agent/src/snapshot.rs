@@ -29,10 +29,16 @@ pub struct Local<'a> {
 
 /// Puts the inputs together. `tunnels` remembers where nodes were when they told it last: an `EgressNode` that is gone
 /// does not mean that the node is, as long as an address names it as a holder.
-pub fn inputs(args: &Args, cluster: &Cluster, local: &Local<'_>, tunnels: &mut BTreeMap<String, Ipv4Addr>) -> Inputs {
+pub fn inputs(
+    args: &Args,
+    cluster: &Cluster,
+    local: &Local<'_>,
+    tunnels: &mut BTreeMap<String, Ipv4Addr>,
+) -> Inputs {
     let addresses: BTreeMap<Ipv4Addr, _> =
         cluster.addresses.objects.values().map(|object| (object.address, object.clone())).collect();
-    let holds = |name: &String| addresses.values().flat_map(|a| &a.holdings).any(|holding| holding.node == *name);
+    let holds =
+        |name: &String| addresses.values().flat_map(|a| &a.holdings).any(|holding| holding.node == *name);
     let key = |name: &String| (String::new(), name.clone());
     tunnels.retain(|name, _| cluster.tunnels.objects.contains_key(&key(name)) || holds(name));
     for ((_, name), address) in &cluster.tunnels.objects {
@@ -40,8 +46,10 @@ pub fn inputs(args: &Args, cluster: &Cluster, local: &Local<'_>, tunnels: &mut B
     }
     let nodes: BTreeMap<String, _> =
         cluster.nodes.objects.iter().map(|((_, name), node)| (name.clone(), node.clone())).collect();
-    let peers = tunnels.values().copied().chain(nodes.values().filter_map(|node| node.addresses.first().copied()));
-    let links = local.network.map(|network| neighbour::links(network, peers, args.tunnel_only)).unwrap_or_default();
+    let peers =
+        tunnels.values().copied().chain(nodes.values().filter_map(|node| node.addresses.first().copied()));
+    let links =
+        local.network.map(|network| neighbour::links(network, peers, args.tunnel_only)).unwrap_or_default();
     let pods: Vec<PodRecord> = cluster.pods.objects.values().cloned().collect();
     Inputs {
         node: args.node_name.clone(),

@@ -7,8 +7,8 @@ use aegis_core::model::AllocationName;
 use aegis_core::policy::Binding;
 use aegis_core::slice::SliceSet;
 use aegis_crds::{
-    AllocationRef, Condition, Demand, EgressNode, EgressNodeStatus, ProgrammedAddress, ProgrammedBinding, SliceRange,
-    Uplink, type_,
+    AllocationRef, Condition, Demand, EgressNode, EgressNodeStatus, ProgrammedAddress, ProgrammedBinding,
+    SliceRange, Uplink, type_,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -148,7 +148,8 @@ pub fn report(facts: &Facts<'_>) -> EgressNodeStatus {
 /// Gives each condition the time of its last change of status: the former one's if the status is the same.
 fn date(mut status: EgressNodeStatus, former: Option<&EgressNodeStatus>, now: Timestamp) -> EgressNodeStatus {
     for condition in &mut status.conditions {
-        let before = former.into_iter().flat_map(|former| &former.conditions).find(|c| c.type_ == condition.type_);
+        let before =
+            former.into_iter().flat_map(|former| &former.conditions).find(|c| c.type_ == condition.type_);
         let kept = before.filter(|before| before.status == condition.status);
         condition.last_transition_time = kept.map_or(Time(now), |before| before.last_transition_time.clone());
     }
@@ -195,7 +196,10 @@ pub async fn write(client: Client, mut pending: watch::Receiver<Pending>) {
     let mut failures = 0u32;
     while pending.changed().await.is_ok() {
         loop {
-            let Pending { identity, present, status: Some(status) } = pending.borrow_and_update().clone() else { break };
+            let Pending { identity, present, status: Some(status) } = pending.borrow_and_update().clone()
+            else {
+                break;
+            };
             if identity.uid.is_empty() {
                 break;
             }
@@ -218,7 +222,8 @@ pub async fn write(client: Client, mut pending: watch::Receiver<Pending>) {
                     }
                 }
             }
-            let result = tokio::time::timeout(TIMEOUT, write_once(&api, &identity, &status, written.is_none())).await;
+            let result =
+                tokio::time::timeout(TIMEOUT, write_once(&api, &identity, &status, written.is_none())).await;
             next = Instant::now() + PAUSE;
             match result {
                 Ok(Ok(status)) => {

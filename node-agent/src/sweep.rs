@@ -51,7 +51,9 @@ impl Usage {
         let used: u32 = value.words.iter().map(|word| word.count_ones()).sum();
         self.ports.add(egress, origin, used);
         // Four words are a slice, eight slices a block.
-        for (slice, _) in (0..WORDS_PER_BLOCK / 4).zip(value.words.chunks(4)).filter(|(_, words)| **words != [0; 4]) {
+        for (slice, _) in
+            (0..WORDS_PER_BLOCK / 4).zip(value.words.chunks(4)).filter(|(_, words)| **words != [0; 4])
+        {
             self.slices.entry(egress).or_default().insert((key.block << 3) | slice as u8);
         }
     }
@@ -104,7 +106,8 @@ where
         };
         // SAFETY: the kernel writes at most `count` keys and values of the map's sizes, which are those of K and V,
         // into buffers that have room for as many, and at most a key into `next`.
-        let result = unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut attr, size_of::<BatchAttr>()) };
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut attr, size_of::<BatchAttr>()) };
         let error = (result < 0).then(io::Error::last_os_error);
         let end = match &error {
             None => false,

@@ -32,15 +32,16 @@ pub fn devices(
     let uplinks = if named.is_empty() {
         let default = network.routes.iter().filter(|route| route.destination.prefix_len() == 0);
         let own = network.addresses.iter().filter(|(_, address)| Some(*address) == node_address);
-        collect(default.map(|route| &route.device).chain(own.map(|(index, _)| index)).filter_map(known).collect())
+        collect(
+            default.map(|route| &route.device).chain(own.map(|(index, _)| index)).filter_map(known).collect(),
+        )
     } else {
         collect(named.iter().filter_map(|name| network.device(name)).collect())
     };
 
-    let in_ranges = network
-        .routes
-        .iter()
-        .filter(|route| route.gateway.is_none() && pod_ranges.iter().any(|range| range.contains(&route.destination)));
+    let in_ranges = network.routes.iter().filter(|route| {
+        route.gateway.is_none() && pod_ranges.iter().any(|range| range.contains(&route.destination))
+    });
     let to_pods = pod_addresses.iter().filter_map(|address| network.route(*address));
     // A pod that is reached through a route as wide as the default one is not reached yet.
     let to_pods = to_pods.filter(|route| route.gateway.is_none() && route.destination.prefix_len() > 0);
@@ -63,7 +64,17 @@ mod tests {
     use crate::network::Route;
 
     fn device(index: u32, name: &str, mtu: u32) -> (u32, Device) {
-        (index, Device { index, name: name.into(), mtu, mac: [2, 0, 0, 0, 0, index as u8], up: true, loopback: name == "lo" })
+        (
+            index,
+            Device {
+                index,
+                name: name.into(),
+                mtu,
+                mac: [2, 0, 0, 0, 0, index as u8],
+                up: true,
+                loopback: name == "lo",
+            },
+        )
     }
 
     fn route(destination: &str, gateway: Option<&str>, device: u32) -> Route {
@@ -73,7 +84,13 @@ mod tests {
 
     fn node() -> Network {
         Network {
-            devices: [device(1, "lo", 65536), device(2, "eth0", 1500), device(3, "eth1", 9000), device(4, "cni0", 1450)].into(),
+            devices: [
+                device(1, "lo", 65536),
+                device(2, "eth0", 1500),
+                device(3, "eth1", 9000),
+                device(4, "cni0", 1450),
+            ]
+            .into(),
             addresses: vec![(2, Ipv4Addr::new(192, 0, 2, 1)), (3, Ipv4Addr::new(198, 51, 100, 1))],
             routes: vec![
                 route("0.0.0.0/0", Some("192.0.2.254"), 2),
@@ -114,11 +131,18 @@ mod tests {
     fn routes_to_single_pods_name_their_veths() {
         let mut network = node();
         network.routes.retain(|route| route.device != 4);
-        network.devices.extend([device(7, "cali7", 1500), device(8, "cali8", 1500), device(9, "cali9", 1500)]);
+        network.devices.extend([
+            device(7, "cali7", 1500),
+            device(8, "cali8", 1500),
+            device(9, "cali9", 1500),
+        ]);
         network.routes.extend([route("10.244.1.7/32", None, 7), route("10.244.1.8/32", None, 8)]);
         network.routes.push(route("10.99.0.9/32", None, 9));
         let outside = [Ipv4Addr::new(10, 99, 0, 9)];
-        assert_eq!(names(&devices(&network, &[], None, &range(), &outside).pods), ["cali7", "cali8", "cali9"]);
+        assert_eq!(
+            names(&devices(&network, &[], None, &range(), &outside).pods),
+            ["cali7", "cali8", "cali9"]
+        );
     }
 
     #[test]

@@ -48,7 +48,13 @@ pub struct Table<T> {
 
 impl<T> Default for Table<T> {
     fn default() -> Self {
-        Table { listed: false, objects: BTreeMap::new(), invalid: BTreeMap::new(), error: None, incoming: None }
+        Table {
+            listed: false,
+            objects: BTreeMap::new(),
+            invalid: BTreeMap::new(),
+            error: None,
+            incoming: None,
+        }
     }
 }
 
@@ -84,7 +90,9 @@ impl<T: Clone + PartialEq> Table<T> {
                 changed || was_invalid
             }
             Event::Apply((key, Err(reason))) => self.invalid.insert(key, reason.clone()) != Some(reason),
-            Event::Delete((key, _)) => self.objects.remove(&key).is_some() | self.invalid.remove(&key).is_some(),
+            Event::Delete((key, _)) => {
+                self.objects.remove(&key).is_some() | self.invalid.remove(&key).is_some()
+            }
         }
     }
 }
@@ -185,23 +193,62 @@ pub fn start(client: &Client, node: &str, shared: &Shared) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let own = watcher::Config::default().fields(&format!("spec.nodeName={node}")).timeout(WATCH_SECONDS);
     let all = watcher::Config::default().timeout(WATCH_SECONDS);
-    tasks.spawn(keep(client.clone(), own, shared.clone(), |c| &mut c.pods, |o: &Pod| Ok(objects::pod(o)), Need::Always));
-    tasks.spawn(keep(client.clone(), all.clone(), shared.clone(), |c| &mut c.bindings, |o: &ZoneBinding| {
-        objects::binding(o).map_err(|error| error.to_string())
-    }, Need::Always));
-    tasks.spawn(keep(client.clone(), all.clone(), shared.clone(), |c| &mut c.allocations, |o: &EgressAllocation| {
-        Ok(objects::allocation(o))
-    }, Need::Always));
-    tasks.spawn(keep(client.clone(), all.clone(), shared.clone(), |c| &mut c.addresses, |o: &EgressAddress| {
-        objects::address(o).map_err(|error| error.to_string())
-    }, Need::Always));
-    tasks.spawn(keep(client.clone(), all.clone(), shared.clone(), |c| &mut c.tunnels, |o: &EgressNode| {
-        Ok(objects::tunnel_address(o))
-    }, Need::Always));
-    tasks.spawn(keep(client.clone(), all.clone(), shared.clone(), |c| &mut c.nodes, |o: &Node| Ok(objects::node(o)), Need::Always));
-    tasks.spawn(keep(client.clone(), all, shared.clone(), |c| &mut c.services, |o: &ServiceCIDR| {
-        Ok(objects::service_ranges(o))
-    }, Need::IfServed));
+    tasks.spawn(keep(
+        client.clone(),
+        own,
+        shared.clone(),
+        |c| &mut c.pods,
+        |o: &Pod| Ok(objects::pod(o)),
+        Need::Always,
+    ));
+    tasks.spawn(keep(
+        client.clone(),
+        all.clone(),
+        shared.clone(),
+        |c| &mut c.bindings,
+        |o: &ZoneBinding| objects::binding(o).map_err(|error| error.to_string()),
+        Need::Always,
+    ));
+    tasks.spawn(keep(
+        client.clone(),
+        all.clone(),
+        shared.clone(),
+        |c| &mut c.allocations,
+        |o: &EgressAllocation| Ok(objects::allocation(o)),
+        Need::Always,
+    ));
+    tasks.spawn(keep(
+        client.clone(),
+        all.clone(),
+        shared.clone(),
+        |c| &mut c.addresses,
+        |o: &EgressAddress| objects::address(o).map_err(|error| error.to_string()),
+        Need::Always,
+    ));
+    tasks.spawn(keep(
+        client.clone(),
+        all.clone(),
+        shared.clone(),
+        |c| &mut c.tunnels,
+        |o: &EgressNode| Ok(objects::tunnel_address(o)),
+        Need::Always,
+    ));
+    tasks.spawn(keep(
+        client.clone(),
+        all.clone(),
+        shared.clone(),
+        |c| &mut c.nodes,
+        |o: &Node| Ok(objects::node(o)),
+        Need::Always,
+    ));
+    tasks.spawn(keep(
+        client.clone(),
+        all,
+        shared.clone(),
+        |c| &mut c.services,
+        |o: &ServiceCIDR| Ok(objects::service_ranges(o)),
+        Need::IfServed,
+    ));
     tasks
 }
 
@@ -231,7 +278,13 @@ async fn keep<K, T>(
         let key = (guard.namespace().unwrap_or_default(), guard.name_any());
         let object = guard.0.map_err(|invalid| invalid.error).and_then(|object| read(&object));
         if let Err(reason) = &object {
-            tracing::warn!(kind, namespace = key.0, name = key.1, reason, "cannot read object; its last form stays");
+            tracing::warn!(
+                kind,
+                namespace = key.0,
+                name = key.1,
+                reason,
+                "cannot read object; its last form stays"
+            );
         }
         (key, object)
     };

@@ -1,5 +1,6 @@
 //! The nftables table on real packets: pod, node and origin are network namespaces. What `pod_ingress` does (marking
 //! packets for covered destinations) is done by a table of the test, what the CNI does (masquerade) by another.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is what unwrap is for")]
 
 mod netns_support;
 
@@ -52,7 +53,8 @@ impl Lab {
         );
         let name = node.name.clone();
         let wrapper = std::env::temp_dir().join(format!("{name}-nft"));
-        std::fs::write(&wrapper, format!("#!/bin/sh\nexec nsenter --net=/run/netns/{name} nft \"$@\"\n")).unwrap();
+        std::fs::write(&wrapper, format!("#!/bin/sh\nexec nsenter --net=/run/netns/{name} nft \"$@\"\n"))
+            .unwrap();
         netns_support::run(&format!("chmod +x {}", wrapper.display()));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut lab = Lab { pod, node, origin, runtime, firewall: Firewall::new(wrapper) };

@@ -1,5 +1,6 @@
 //! Any change of the world, written one map entry at a time: after every single write the look-ups that the programs
 //! would make are made here, on the same contents.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is what unwrap is for")]
 
 use aegis_common::{ACTION_ALLOCATE, ACTION_DENY, DESTINATION_INTERNAL};
 use aegis_core::model::{Address, AllocationName, Holding, State};
@@ -30,7 +31,8 @@ struct World {
 
 fn world() -> impl Strategy<Value = World> {
     let pods = prop::collection::vec((2u8..8, 0u8..3), 0..5);
-    let bindings = prop::collection::vec((0u8..3, 0u8..3, 0u8..3, any::<bool>(), prop::bool::weighted(0.2)), 0..5);
+    let bindings =
+        prop::collection::vec((0u8..3, 0u8..3, 0u8..3, any::<bool>(), prop::bool::weighted(0.2)), 0..5);
     let blocks = prop::collection::vec((0u8..4, 0u8..4), 4);
     let addresses = prop::collection::vec(prop::option::weighted(0.8, (0u8..3, blocks)), 4);
     (pods, bindings, addresses, 0u8..4).prop_map(|(pods, bindings, addresses, nodes)| World {
@@ -61,7 +63,8 @@ impl World {
     fn inputs(&self, epoch: i64) -> Inputs {
         let pods: BTreeMap<u8, u8> = self.pods.iter().copied().collect();
         let node = |number: u8| {
-            let record = NodeRecord { addresses: vec![Ipv4Addr::new(192, 0, 2, number + 1)], ..NodeRecord::default() };
+            let record =
+                NodeRecord { addresses: vec![Ipv4Addr::new(192, 0, 2, number + 1)], ..NodeRecord::default() };
             (format!("n{number}"), record)
         };
         let addresses = self.addresses.iter().enumerate().filter_map(|(number, object)| {
@@ -157,7 +160,9 @@ fn fate(maps: &Observed, pod: Ipv4Addr, destination: Ipv4Addr) -> Fate {
     let best = live
         .destinations
         .iter()
-        .filter(|((network, length), _)| ipnet::Ipv4Net::new(*network, *length).unwrap().contains(&destination))
+        .filter(|((network, length), _)| {
+            ipnet::Ipv4Net::new(*network, *length).unwrap().contains(&destination)
+        })
         .max_by_key(|((_, length), _)| *length)
         .map(|(_, class)| *class);
     if best == Some(DESTINATION_INTERNAL) {
@@ -169,12 +174,15 @@ fn fate(maps: &Observed, pod: Ipv4Addr, destination: Ipv4Addr) -> Fate {
         let inside = ranges.iter().any(|range| to_map(pod) & range.mask == range.network);
         return if config.hold_unknown == 1 && inside { Fate::Held } else { Fate::Pass };
     };
-    let Some(verdict) = best.and_then(|best| live.verdicts.get(&(*class, best, 0))) else { return Fate::Pass };
+    let Some(verdict) = best.and_then(|best| live.verdicts.get(&(*class, best, 0))) else {
+        return Fate::Pass;
+    };
     match verdict.action {
         ACTION_DENY => Fate::Deny,
         ACTION_ALLOCATE => {
             let entry = maps.allocations.get(&u32::from(verdict.allocation));
-            let addresses = entry.map(|entry| entry.addresses[..entry.count as usize].to_vec()).unwrap_or_default();
+            let addresses =
+                entry.map(|entry| entry.addresses[..entry.count as usize].to_vec()).unwrap_or_default();
             let usable = addresses.into_iter().map(from_map).filter(|address| {
                 maps.holdings.get(address).is_some_and(|holding| holding.allowed != [0; 4])
                     && maps.addresses.contains_key(address)
@@ -209,7 +217,9 @@ fn policy_of(wanted: &Desired, pod: Ipv4Addr, destination: Ipv4Addr) -> Option<A
         .policy
         .destinations
         .iter()
-        .filter(|((network, length), _)| ipnet::Ipv4Net::new(*network, *length).unwrap().contains(&destination))
+        .filter(|((network, length), _)| {
+            ipnet::Ipv4Net::new(*network, *length).unwrap().contains(&destination)
+        })
         .max_by_key(|((_, length), _)| *length)?;
     wanted.policy.verdicts.get(&(*class, *best.1, 0))?.allocation.clone()
 }
@@ -233,8 +243,11 @@ fn step(
         own_what_is_allowed(maps)?;
         for pod in &addresses {
             for destination in DESTINATIONS {
-                let (was, now, will) =
-                    (fate(&old, *pod, destination), fate(maps, *pod, destination), fate(&new, *pod, destination));
+                let (was, now, will) = (
+                    fate(&old, *pod, destination),
+                    fate(maps, *pod, destination),
+                    fate(&new, *pod, destination),
+                );
                 if was != Fate::Pass && will != Fate::Pass {
                     prop_assert_ne!(&now, &Fate::Pass, "leak of {} to {} after {:?}", pod, destination, op);
                 }
@@ -248,14 +261,20 @@ fn step(
                 }
                 if let Fate::Leaves(sources) = &now {
                     let mut right = BTreeSet::new();
-                    for name in [before.1, after.1].iter().filter_map(|wanted| policy_of(wanted, *pod, destination)) {
+                    for name in
+                        [before.1, after.1].iter().filter_map(|wanted| policy_of(wanted, *pod, destination))
+                    {
                         right.extend(before.0.owned(&name));
                         right.extend(after.0.owned(&name));
                     }
                     prop_assert!(
                         sources.is_subset(&right),
                         "{} to {} leaves from {:?}, right are {:?}, after {:?}",
-                        pod, destination, sources, right, op
+                        pod,
+                        destination,
+                        sources,
+                        right,
+                        op
                     );
                 }
             }
@@ -269,9 +288,12 @@ fn step(
         for destination in DESTINATIONS {
             if let Some(name) = policy_of(after.1, *pod, destination) {
                 let Fate::Leaves(sources) = fate(maps, *pod, destination) else {
-                    return Err(TestCaseError::fail(format!("{pod} to {destination} has nothing to leave from")));
+                    return Err(TestCaseError::fail(format!(
+                        "{pod} to {destination} has nothing to leave from"
+                    )));
                 };
-                let usable: BTreeSet<Ipv4Addr> = after.1.allocations[&name].addresses.iter().copied().collect();
+                let usable: BTreeSet<Ipv4Addr> =
+                    after.1.allocations[&name].addresses.iter().copied().collect();
                 prop_assert_eq!(sources, usable);
             }
         }
@@ -353,7 +375,11 @@ fn an_older_object_changes_nothing_and_is_reported() {
     world.addresses[0] = Some((0, vec![(1, 3), (0, 3)]));
     let change = transition(&desired(&world.inputs(6)), &maps, &known);
     assert_eq!(change.stale, [egress(0)].into());
-    assert!(!change.ops.iter().any(|op| matches!(op, Op::SetSlot { .. } | Op::SetHolding { .. })), "{:?}", change.ops);
+    assert!(
+        !change.ops.iter().any(|op| matches!(op, Op::SetSlot { .. } | Op::SetHolding { .. })),
+        "{:?}",
+        change.ops
+    );
 }
 
 #[test]
