@@ -30,8 +30,10 @@ const DEBOUNCE: Duration = Duration::from_millis(20);
 const BREATH: u32 = 3;
 /// Plans are made this often even if nothing changes.
 const IDLE: Duration = Duration::from_secs(30);
-/// Failed writes are tried again after this.
-const RETRY: Duration = Duration::from_millis(500);
+/// Failed writes are tried again after this, doubling up to [`RETRY_CAP`].
+const RETRY: Duration = Duration::from_millis(250);
+/// See [`RETRY`].
+const RETRY_CAP: Duration = Duration::from_secs(5);
 /// How long the watch may take to deliver what was written.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
@@ -59,6 +61,8 @@ pub struct Controller {
     pub memory: Memory,
     /// What is told once, not with every turn.
     pub told: Told,
+    /// How long to wait after the next failure.
+    pub retry: Duration,
 }
 
 /// What is told once, not with every turn.
@@ -130,7 +134,8 @@ impl Controller {
         if !self.caches.caught_up(&pending, CATCH_UP).await {
             tracing::warn!("the watch has not delivered what was written");
         }
-        Some(if failed { RETRY } else { wake.unwrap_or(IDLE) })
+        self.retry = if failed { (self.retry * 2).clamp(RETRY, RETRY_CAP) } else { Duration::ZERO };
+        Some(if failed { self.retry } else { wake.unwrap_or(IDLE) })
     }
 
     /// Translates what stands, with what vanished.

@@ -119,6 +119,7 @@ fn start(
         quarantine: args.quarantine_seconds,
         memory: Memory::default(),
         told: Told::default(),
+        retry: Duration::ZERO,
     };
     let statuses = Statuses {
         client: client.clone(),

@@ -9,8 +9,9 @@ use cluster::objects::{SOON, slices};
 use cluster::{Cluster, eventually};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
-use kube::{Client, ResourceExt};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Client, CustomResourceExt, ResourceExt};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -170,6 +171,37 @@ async fn deleted_addresses_are_written_again_as_they_were() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_crd_does_not_lose_what_nodes_hold() {
+    let cluster = Cluster::start().await;
+    let operator = cluster.operator("a", &[]).await;
+    operator.leads().await;
+    cluster.nodes(["n1", "n2"]).await;
+    account(&cluster).await;
+    cluster.allocation("shop", "one", json!({"prefixes": ["leased"], "addresses": {"ipv4": 3}})).await;
+    let mut before = cluster.addresses("shop", "one", 3).await;
+    let crds: Api<CustomResourceDefinition> = cluster.all();
+    crds.delete(EgressAddress::crd_name(), &DeleteParams::default()).await.expect("delete");
+    eventually("the operator says so", SOON, async || {
+        match operator.metric("aegis_operator_addresses_vanished_total").await {
+            Some(3.0) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    eventually("the CRD is there again", SOON, async || {
+        crds.create(&PostParams::default(), &EgressAddress::crd()).await.map_err(|error| error.to_string())
+    })
+    .await;
+    let mut after = cluster.addresses("shop", "one", 3).await;
+    before.sort_by_key(ResourceExt::name_any);
+    after.sort_by_key(ResourceExt::name_any);
+    for (before, after) in before.iter().zip(&after) {
+        assert_ne!(before.uid(), after.uid());
+        assert_eq!(before.spec, after.spec);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
