@@ -7,14 +7,14 @@
 //!
 //! Within a step a slot is owned before it may be used for new flows, and loses that right before it loses its owner.
 
-use crate::desired::{Desired, EgressAddress, PeerLink, Policy};
-use crate::observed::{
-    DestinationEntry, Generation, Homes, NO_ALLOCATION, Observed, PortEntry, VerdictEntry, from_map, to_map,
-};
+mod allocations;
+mod policy;
+
+use crate::desired::{Desired, EgressAddress, PeerLink};
+use crate::observed::{DestinationEntry, Homes, Observed, PortEntry, VerdictEntry, from_map, to_map};
 use aegis_common::{
-    ACTION_ALLOCATE, ADDRESSES_PER_ALLOCATION, AddressValue, AllocationValue, Config, HoldingValue,
-    MAX_ADDRESSES, MAX_ALLOCATIONS, MAX_PEERS, MAX_POD_RANGES, PEER_SAME_L2, PeerValue, PodRange, SlotValue,
-    VerdictValue,
+    AddressValue, AllocationValue, Config, HoldingValue, MAX_ADDRESSES, MAX_PEERS, MAX_POD_RANGES,
+    PEER_SAME_L2, PeerValue, PodRange, SlotValue, VerdictValue,
 };
 use aegis_core::model::AllocationName;
 use std::collections::{BTreeMap, BTreeSet};
@@ -268,180 +268,6 @@ impl Builder<'_> {
         }
     }
 
-    /// Gives every allocation an index. An egress address belongs to one allocation only, so an entry that has an
-    /// address of the allocation is the allocation's, also after a restart.
-    fn grow_allocations(&mut self, kept: &BTreeMap<Ipv4Addr, u32>) -> BTreeMap<AllocationName, u32> {
-        let observed = self.observed;
-        let mut owner: BTreeMap<u32, u32> = BTreeMap::new();
-        for (index, value) in &observed.allocations {
-            let count = (value.count as usize).min(ADDRESSES_PER_ALLOCATION);
-            owner.extend(value.addresses[..count].iter().map(|address| (*address, *index)));
-        }
-        // The live policy may still point at an entry that has run out of addresses: it must not become another's.
-        let live = observed.generations.get(&observed.config.generation);
-        let referenced: BTreeSet<u32> = live
-            .iter()
-            .flat_map(|live| live.verdicts.values())
-            .filter(|verdict| verdict.action == ACTION_ALLOCATE)
-            .map(|verdict| u32::from(verdict.allocation))
-            .collect();
-        let taken = |index: u32| {
-            referenced.contains(&index)
-                || observed.allocations.get(&index).is_some_and(|entry| entry.count != 0)
-        };
-        // Entries never used come first: flows of an allocation that ended still have their time-outs in theirs.
-        let unused = free_numbers(0, MAX_ALLOCATIONS, |index| {
-            taken(index) || observed.allocations.contains_key(&index)
-        });
-        let reused = free_numbers(0, MAX_ALLOCATIONS, |index| {
-            taken(index) || !observed.allocations.contains_key(&index)
-        });
-        let mut free = unused.chain(reused);
-
-        let mut numbers: BTreeMap<AllocationName, u32> = BTreeMap::new();
-        let mut claimed: BTreeSet<u32> = BTreeSet::new();
-        let others: BTreeSet<u32> = self.known.numbers.values().copied().collect();
-        let mut growth = Vec::new();
-        for (name, wanted) in &self.desired.allocations {
-            let addresses: Vec<u32> =
-                wanted.addresses.iter().filter(|a| kept.contains_key(a)).map(|a| to_map(*a)).collect();
-            let mine = self
-                .known
-                .numbers
-                .get(name)
-                .copied()
-                .filter(|index| observed.allocations.contains_key(index));
-            let by_address = addresses.iter().filter_map(|address| owner.get(address)).copied();
-            let by_address =
-                by_address.filter(|index| !others.contains(index) && !claimed.contains(index)).min();
-            let Some(index) = mine.or(by_address).or_else(|| free.find(|index| !others.contains(index)))
-            else {
-                self.plan.full.insert("allocations");
-                continue;
-            };
-            claimed.insert(index);
-            numbers.insert(name.clone(), index);
-            let current = observed.allocations.get(&index).copied().unwrap_or(NO_ALLOCATION);
-            let mut value = AllocationValue { addresses: [0; _], count: 0, timeouts: wanted.timeouts };
-            for (slot, address) in value.addresses.iter_mut().zip(&addresses) {
-                *slot = *address;
-                value.count += 1;
-            }
-            if current != value {
-                growth.push((index, current, value));
-            }
-        }
-        // An address that moves between allocations leaves the one before it joins the other.
-        for (index, current, value) in &growth {
-            let shrunk = common(current, value);
-            if shrunk != *current && shrunk != *value {
-                self.push(Op::SetAllocation { index: *index, value: shrunk });
-            }
-        }
-        for (index, entry) in &observed.allocations {
-            let moved = entry.addresses[..(entry.count as usize).min(ADDRESSES_PER_ALLOCATION)]
-                .iter()
-                .any(|address| growth.iter().any(|(_, _, value)| value.addresses.contains(address)));
-            if moved && !claimed.contains(index) {
-                self.push(Op::SetAllocation {
-                    index: *index,
-                    value: AllocationValue { timeouts: entry.timeouts, ..NO_ALLOCATION },
-                });
-            }
-        }
-        for (index, _, value) in growth {
-            self.push(Op::SetAllocation { index, value });
-        }
-        numbers
-    }
-
-    fn write_policy(&mut self, peers: &BTreeMap<Ipv4Addr, u32>, numbers: &BTreeMap<AllocationName, u32>) {
-        let observed = self.observed;
-        let number = observed.config.generation;
-        let live = observed.live();
-        let wanted = number_policy(&self.desired.policy, numbers);
-        let same_rules = live.destinations == wanted.destinations
-            && live.ports == wanted.ports
-            && live.verdicts == wanted.verdicts;
-        let next = if same_rules { number } else { number.wrapping_add(1) };
-
-        for (generation, contents) in &observed.generations {
-            if *generation != number {
-                self.remove_generation(*generation, contents);
-            }
-        }
-        if same_rules {
-            for (address, _) in live.pods.iter().filter(|(address, _)| !wanted.pods.contains_key(address)) {
-                self.push(Op::RemovePod { generation: number, address: *address });
-            }
-            for (address, class) in
-                wanted.pods.iter().filter(|(address, class)| live.pods.get(address) != Some(class))
-            {
-                self.push(Op::SetPod { generation: number, address: *address, class: *class });
-            }
-        } else {
-            self.write_generation(next, &wanted);
-        }
-        let before = self.plan.ops.iter().rev().find_map(|op| match op {
-            Op::SetConfig(config) => Some(*config),
-            _ => None,
-        });
-        let config = self.config(peers, next);
-        if before.unwrap_or(observed.config) != config {
-            self.push(Op::SetConfig(config));
-        }
-        if !same_rules {
-            self.remove_generation(number, &live);
-        }
-    }
-
-    fn write_generation(&mut self, generation: u32, contents: &Generation) {
-        for (verdict, value) in &contents.verdicts {
-            self.push(Op::SetVerdict { generation, verdict: *verdict, value: *value });
-        }
-        for (port, class) in &contents.ports {
-            self.push(Op::SetPort { generation, port: *port, class: *class });
-        }
-        for (destination, class) in &contents.destinations {
-            self.push(Op::SetDestination { generation, destination: *destination, class: *class });
-        }
-        for (address, class) in &contents.pods {
-            self.push(Op::SetPod { generation, address: *address, class: *class });
-        }
-    }
-
-    fn remove_generation(&mut self, generation: u32, contents: &Generation) {
-        for address in contents.pods.keys() {
-            self.push(Op::RemovePod { generation, address: *address });
-        }
-        for destination in contents.destinations.keys() {
-            self.push(Op::RemoveDestination { generation, destination: *destination });
-        }
-        for port in contents.ports.keys() {
-            self.push(Op::RemovePort { generation, port: *port });
-        }
-        for verdict in contents.verdicts.keys() {
-            self.push(Op::RemoveVerdict { generation, verdict: *verdict });
-        }
-    }
-
-    fn shrink_allocations(&mut self, numbers: &BTreeMap<AllocationName, u32>) {
-        let used: BTreeSet<u32> = numbers.values().copied().collect();
-        for (index, entry) in &self.observed.allocations {
-            let count = (entry.count as usize).min(ADDRESSES_PER_ALLOCATION);
-            // Entries whose address has a stale object are left alone, as the address is.
-            let stale =
-                entry.addresses[..count].iter().any(|address| self.plan.stale.contains(&from_map(*address)));
-            let already =
-                self.plan.ops.iter().any(|op| matches!(op, Op::SetAllocation { index: i, .. } if i == index));
-            if used.contains(index) || stale || already || count == 0 {
-                continue;
-            }
-            let value = AllocationValue { timeouts: entry.timeouts, ..NO_ALLOCATION };
-            self.plan.ops.push(Op::SetAllocation { index: *index, value });
-        }
-    }
-
     fn shrink_addresses(&mut self, kept: &BTreeMap<Ipv4Addr, u32>) {
         let observed = self.observed;
         for (address, value) in &observed.addresses {
@@ -495,42 +321,6 @@ impl Builder<'_> {
                 self.push(Op::SetPeer { index: *index, value: PeerValue::default() });
             }
         }
-    }
-}
-
-/// The addresses of `current` that `value` keeps, with the new time-outs.
-fn common(current: &AllocationValue, value: &AllocationValue) -> AllocationValue {
-    let mut both = AllocationValue { timeouts: value.timeouts, ..NO_ALLOCATION };
-    let count = (current.count as usize).min(ADDRESSES_PER_ALLOCATION);
-    let kept = current.addresses[..count].iter().filter(|address| value.addresses.contains(address));
-    for (slot, address) in both.addresses.iter_mut().zip(kept) {
-        *slot = *address;
-        both.count += 1;
-    }
-    both
-}
-
-/// The policy in numbers. An allocation without number (its table is full) becomes a refusal.
-fn number_policy(policy: &Policy, numbers: &BTreeMap<AllocationName, u32>) -> Generation {
-    let verdicts = policy.verdicts.iter().map(|(key, verdict)| {
-        let number =
-            verdict.allocation.as_ref().map(|name| numbers.get(name).and_then(|n| u16::try_from(*n).ok()));
-        let value = match number {
-            None => VerdictValue { action: verdict.action, allocation: 0, binding: verdict.binding },
-            Some(Some(allocation)) => {
-                VerdictValue { action: verdict.action, allocation, binding: verdict.binding }
-            }
-            Some(None) => {
-                VerdictValue { action: aegis_common::ACTION_DENY, allocation: 0, binding: verdict.binding }
-            }
-        };
-        (*key, value)
-    });
-    Generation {
-        pods: policy.pods.clone(),
-        destinations: policy.destinations.clone(),
-        ports: policy.ports.clone(),
-        verdicts: verdicts.collect(),
     }
 }
 

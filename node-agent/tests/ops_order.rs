@@ -24,10 +24,13 @@ struct World {
     /// (allocation, destination, label, enabled, falls back to the node's address)
     bindings: Vec<(u8, u8, u8, bool, bool)>,
     /// By address: allocation, and by block of eight slices (holder, state).
-    addresses: Vec<Option<(u8, Vec<(u8, u8)>)>>,
+    addresses: Vec<Option<Dedicated>>,
     /// Nodes beside this one that exist.
     nodes: u8,
 }
+
+/// Allocation and, for each block of eight slices, (holder, state).
+type Dedicated = (u8, Vec<(u8, u8)>);
 
 fn world() -> impl Strategy<Value = World> {
     let pods = prop::collection::vec((2u8..8, 0u8..3), 0..5);

@@ -1,0 +1,107 @@
+//! The policy maps: a new generation, or single pods of the live one.
+
+use super::{Builder, Op};
+use crate::desired::Policy;
+use crate::observed::Generation;
+use aegis_common::{ACTION_DENY, VerdictValue};
+use aegis_core::model::AllocationName;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+impl Builder<'_> {
+    pub(super) fn write_policy(
+        &mut self,
+        peers: &BTreeMap<Ipv4Addr, u32>,
+        numbers: &BTreeMap<AllocationName, u32>,
+    ) {
+        let observed = self.observed;
+        let number = observed.config.generation;
+        let live = observed.live();
+        let wanted = number_policy(&self.desired.policy, numbers);
+        let same_rules = live.destinations == wanted.destinations
+            && live.ports == wanted.ports
+            && live.verdicts == wanted.verdicts;
+        let next = if same_rules { number } else { number.wrapping_add(1) };
+
+        for (generation, contents) in &observed.generations {
+            if *generation != number {
+                self.remove_generation(*generation, contents);
+            }
+        }
+        if same_rules {
+            for (address, _) in live.pods.iter().filter(|(address, _)| !wanted.pods.contains_key(address)) {
+                self.push(Op::RemovePod { generation: number, address: *address });
+            }
+            for (address, class) in
+                wanted.pods.iter().filter(|(address, class)| live.pods.get(address) != Some(class))
+            {
+                self.push(Op::SetPod { generation: number, address: *address, class: *class });
+            }
+        } else {
+            self.write_generation(next, &wanted);
+        }
+        let before = self.plan.ops.iter().rev().find_map(|op| match op {
+            Op::SetConfig(config) => Some(*config),
+            _ => None,
+        });
+        let config = self.config(peers, next);
+        if before.unwrap_or(observed.config) != config {
+            self.push(Op::SetConfig(config));
+        }
+        if !same_rules {
+            self.remove_generation(number, &live);
+        }
+    }
+
+    fn write_generation(&mut self, generation: u32, contents: &Generation) {
+        for (verdict, value) in &contents.verdicts {
+            self.push(Op::SetVerdict { generation, verdict: *verdict, value: *value });
+        }
+        for (port, class) in &contents.ports {
+            self.push(Op::SetPort { generation, port: *port, class: *class });
+        }
+        for (destination, class) in &contents.destinations {
+            self.push(Op::SetDestination { generation, destination: *destination, class: *class });
+        }
+        for (address, class) in &contents.pods {
+            self.push(Op::SetPod { generation, address: *address, class: *class });
+        }
+    }
+
+    fn remove_generation(&mut self, generation: u32, contents: &Generation) {
+        for address in contents.pods.keys() {
+            self.push(Op::RemovePod { generation, address: *address });
+        }
+        for destination in contents.destinations.keys() {
+            self.push(Op::RemoveDestination { generation, destination: *destination });
+        }
+        for port in contents.ports.keys() {
+            self.push(Op::RemovePort { generation, port: *port });
+        }
+        for verdict in contents.verdicts.keys() {
+            self.push(Op::RemoveVerdict { generation, verdict: *verdict });
+        }
+    }
+}
+
+/// The policy in numbers. An allocation without number (its table is full) becomes a refusal.
+fn number_policy(policy: &Policy, numbers: &BTreeMap<AllocationName, u32>) -> Generation {
+    let verdicts = policy.verdicts.iter().map(|(key, verdict)| {
+        let number =
+            verdict.allocation.as_ref().map(|name| numbers.get(name).and_then(|n| u16::try_from(*n).ok()));
+        let value = match number {
+            None => VerdictValue { action: verdict.action, allocation: 0, binding: verdict.binding },
+            Some(Some(allocation)) => {
+                VerdictValue { action: verdict.action, allocation, binding: verdict.binding }
+            }
+            Some(None) => VerdictValue { action: ACTION_DENY, allocation: 0, binding: verdict.binding },
+        };
+        (*key, value)
+    });
+    Generation {
+        pods: policy.pods.clone(),
+        destinations: policy.destinations.clone(),
+        ports: policy.ports.clone(),
+        verdicts: verdicts.collect(),
+    }
+}
