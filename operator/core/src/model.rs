@@ -106,8 +106,8 @@ pub struct Node {
     /// The agent has reported a tunnel address and is ready: only such a node is given new slices. A node that is
     /// not ready keeps what it has.
     pub ready: bool,
-    /// Slices wanted, per allocation, in total over its addresses. An allocation that is missing here is not in
-    /// demand: the node gets `min` of each address.
+    /// Slices wanted of each address, per allocation. An allocation that is missing here is not in demand: the node
+    /// gets `min`.
     pub demand: BTreeMap<AllocationName, u32>,
     /// Per address: the epoch that the node's data plane has.
     pub programmed: BTreeMap<Ipv4Addr, Programmed>,

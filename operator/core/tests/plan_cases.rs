@@ -431,12 +431,12 @@ fn a_node_that_is_not_ready_gets_back_what_drains() {
 }
 
 #[test]
-fn demand_counts_over_all_addresses() {
+fn demand_counts_for_each_address() {
     let mut inputs = world();
     inputs.allocations[0].request = AddressRequest::Count(2);
     inputs.nodes[0].demand.insert(name("a"), 21);
     let plan = advance(&mut inputs);
-    assert_eq!(plan.addresses.iter().map(|it| held(it, "n1").len()).collect::<Vec<_>>(), [11, 10]);
+    assert_eq!(plan.addresses.iter().map(|it| held(it, "n1").len()).collect::<Vec<_>>(), [21, 21]);
     // A demand that shrinks takes nothing away.
     inputs.nodes[0].demand.clear();
     assert_eq!(advance(&mut inputs).addresses, plan.addresses);

@@ -125,42 +125,35 @@ fn grant<'a>(boards: &mut [Board<'a>], allocation: &Allocation, ready: &[&'a Nod
             free -= granted;
         }
     }
-    let extra = share_out(boards, allocation, ready, held);
-    for (board, extra) in boards.iter_mut().zip(extra) {
-        for (node, count) in ready.iter().zip(extra).filter(|(_, count)| *count > 0) {
-            board.grant(&node.name, count, allocation.slices);
+    for (board, held) in boards.iter_mut().zip(&held) {
+        for (node, count) in ready.iter().zip(share_out(board, allocation, ready, held)) {
+            if count > 0 {
+                board.grant(&node.name, count, allocation.slices);
+            }
         }
     }
     short
 }
 
-/// How many slices more each node gets for its demand, by board and node. One at a time goes to the node that has
-/// the fewest (then the first by name), from the address of which it has the fewest (then the lowest).
-fn share_out(
-    boards: &[Board],
-    allocation: &Allocation,
-    ready: &[&Node],
-    mut held: Vec<Vec<u32>>,
-) -> Vec<Vec<u32>> {
-    let mut free: Vec<u32> = boards.iter().map(|board| board.free(allocation.slices).len()).collect();
-    let mut extra = vec![vec![0; ready.len()]; boards.len()];
-    if free.iter().all(|free| *free == 0) {
+/// How many slices of the address more each node gets for its demand. One at a time goes to the node that has the
+/// fewest, then to the first by name.
+fn share_out(board: &Board, allocation: &Allocation, ready: &[&Node], held: &[u32]) -> Vec<u32> {
+    let mut extra = vec![0; ready.len()];
+    let mut free = board.free(allocation.slices).len();
+    if free == 0 {
         return extra;
     }
-    let demand = |node: &Node| node.demand.get(&allocation.name).copied().unwrap_or(0);
-    let total = |node: usize| held.iter().map(|held| held[node]).sum::<u32>();
-    let mut queue: BTreeSet<(u32, usize)> = (0..ready.len()).map(|node| (total(node), node)).collect();
-    queue.retain(|(total, node)| *total < demand(ready[*node]));
-    while let Some((total, node)) = queue.pop_first() {
-        let open = |board: &usize| free[*board] > 0 && held[*board][node] < allocation.per_node_max;
-        let Some(board) = (0..boards.len()).filter(open).min_by_key(|board| held[*board][node]) else {
-            continue;
-        };
-        free[board] -= 1;
-        held[board][node] += 1;
-        extra[board][node] += 1;
-        if total + 1 < demand(ready[node]) {
-            queue.insert((total + 1, node));
+    let wants = |node: usize| {
+        let demand = ready[node].demand.get(&allocation.name).copied().unwrap_or(0);
+        demand.min(allocation.per_node_max)
+    };
+    let mut queue: BTreeSet<(u32, usize)> = held.iter().copied().zip(0..).collect();
+    queue.retain(|(held, node)| *held < wants(*node));
+    while let (true, Some((held, node))) = (free > 0, queue.pop_first()) {
+        free -= 1;
+        extra[node] += 1;
+        if held + 1 < wants(node) {
+            queue.insert((held + 1, node));
         }
     }
     extra
