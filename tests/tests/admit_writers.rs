@@ -233,7 +233,7 @@ fn rights_end_where_the_work_ends() {
         ("get", "secrets", false, false),
         ("list", "configmaps", false, false),
         ("patch", "nodes", false, false),
-        ("create", "events.events.k8s.io", true, true),
+        ("create", "events.events.k8s.io", true, false),
     ] {
         assert_eq!(can(&operator, &[verb, resource, "-A"]), operator_may, "operator: {verb} {resource}");
         assert_eq!(can(&agent, &[verb, resource, "-A"]), agent_may, "agent: {verb} {resource}");
