@@ -23,11 +23,14 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+use tokio::task::block_in_place;
 
 /// Changes that come together are planned together.
 const DEBOUNCE: Duration = Duration::from_millis(20);
 /// Where planning takes long, this many times as long is waited before the next plan.
 const BREATH: u32 = 3;
+/// But never longer than this.
+const PAUSE_CAP: Duration = Duration::from_secs(1);
 /// Plans are made this often even if nothing changes.
 const IDLE: Duration = Duration::from_secs(30);
 /// Failed writes are tried again after this, doubling up to [`RETRY_CAP`].
@@ -61,6 +64,8 @@ pub struct Controller {
     pub memory: Memory,
     /// What is told once, not with every turn.
     pub told: Told,
+    /// How long the last plan took.
+    pub thought: Duration,
     /// How long to wait after the next failure.
     pub retry: Duration,
 }
@@ -76,11 +81,9 @@ impl Controller {
     /// Runs until `stop` resolves. A turn that has begun is ended first, unless it takes too long.
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
-        let mut next = IDLE;
         loop {
-            let started = Instant::now();
-            next = self.turn().await.unwrap_or(next).min(IDLE);
-            let pause = DEBOUNCE.max(started.elapsed() * BREATH).min(Duration::from_secs(1));
+            let next = self.turn().await.min(IDLE);
+            let pause = DEBOUNCE.max(self.thought * BREATH).min(PAUSE_CAP);
             self.health.turn();
             tokio::select! {
                 () = &mut stop => return,
@@ -95,24 +98,29 @@ impl Controller {
     }
 
     /// One turn; returns how long to wait for the next one at most.
-    async fn turn(&mut self) -> Option<Duration> {
+    async fn turn(&mut self) -> Duration {
         let snapshot = self.caches.snapshot();
         if !self.gate.is_open() {
             self.memory.clear();
             self.told = Told::default();
             self.metrics.objects(&snapshot, &BTreeMap::new());
-            return Some(IDLE);
+            return IDLE;
         }
         let started = Instant::now();
         let now = Timestamp::now().as_second();
         let world = self.see(&snapshot, now).await;
-        let plan = plan(&world.inputs);
-        let verdict = audit(&world.inputs, &plan);
-        self.metrics.planned(started.elapsed());
+        // Thousands of nodes take long enough for others to miss the thread, the renewal of the lease above all.
+        let (plan, verdict) = block_in_place(|| {
+            let plan = plan(&world.inputs);
+            let verdict = audit(&world.inputs, &plan);
+            (plan, verdict)
+        });
+        self.thought = started.elapsed();
+        self.metrics.planned(self.thought);
         self.count(&snapshot, &world, &plan);
         if let Err(violations) = verdict {
             self.refuse(violations.iter().map(ToString::to_string).collect()).await;
-            return Some(IDLE);
+            return IDLE;
         }
         self.told.violations.clear();
 
@@ -135,12 +143,12 @@ impl Controller {
             tracing::warn!("the watch has not delivered what was written");
         }
         self.retry = if failed { (self.retry * 2).clamp(RETRY, RETRY_CAP) } else { Duration::ZERO };
-        Some(if failed { self.retry } else { wake.unwrap_or(IDLE) })
+        if failed { self.retry } else { wake.unwrap_or(IDLE) }
     }
 
     /// Translates what stands, with what vanished.
     async fn see(&mut self, snapshot: &Snapshot, now: Seconds) -> World {
-        let world = world::translate(snapshot, &[], now, self.quarantine);
+        let world = block_in_place(|| world::translate(snapshot, &[], now, self.quarantine));
         let standing: BTreeMap<_, _> =
             world.observed.iter().chain(&world.frozen).map(|it| (it.address, it.clone())).collect();
         let mut lost = self.memory.observe(&standing, now);

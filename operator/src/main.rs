@@ -119,6 +119,7 @@ fn start(
         quarantine: args.quarantine_seconds,
         memory: Memory::default(),
         told: Told::default(),
+        thought: Duration::ZERO,
         retry: Duration::ZERO,
     };
     let statuses = Statuses {
@@ -132,23 +133,35 @@ fn start(
     };
     let election = Election::new(client, args, gate, caches.dirty.clone(), metrics.clone());
 
-    let (caches, health) = (caches.clone(), health.clone());
+    // Until everything has been listed once nothing can be planned, and this replica had better not lead.
+    let (listed, health) = (caches.clone(), health.clone());
+    let (ready, started) = oneshot::channel();
+    let (planned, over) = oneshot::channel();
     let mut parts = JoinSet::new();
     parts.spawn(async move {
-        // Until everything has been listed once, nothing can be planned, and this replica had better not lead.
-        if caches.complete().await.is_err() {
-            return "watches";
-        }
-        tracing::info!("everything has been listed");
-        health.complete();
-        let (planned, planning) = oneshot::channel();
-        let planner = async {
-            controller.run(stopped(stopping)).await;
-            let _ = planned.send(());
+        let complete = tokio::select! {
+            complete = listed.complete() => complete.is_ok(),
+            () = stopped(stopping.clone()) => false,
         };
-        let over = async { drop(planning.await) };
-        tokio::join!(planner, election.run(over), statuses.run(seen));
+        if complete {
+            tracing::info!("everything has been listed");
+            health.complete();
+            // The receivers live as long as their tasks, whose end ends the process.
+            let _ = ready.send(());
+            controller.run(stopped(stopping)).await;
+        }
+        let _ = planned.send(());
         "planning loop"
+    });
+    parts.spawn(async move {
+        if started.await.is_ok() {
+            election.run(async { drop(over.await) }).await;
+        }
+        "leader election"
+    });
+    parts.spawn(async move {
+        statuses.run(seen).await;
+        "status writer"
     });
     parts
 }

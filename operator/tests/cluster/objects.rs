@@ -108,7 +108,7 @@ impl Cluster {
     }
 
     /// All addresses but those that a test broke.
-    async fn readable_addresses(&self) -> Result<Vec<EgressAddress>, kube::Error> {
+    pub async fn readable_addresses(&self) -> Result<Vec<EgressAddress>, kube::Error> {
         let list = self.all::<DeserializeGuard<EgressAddress>>().list(&ListParams::default()).await?;
         Ok(list.items.into_iter().filter_map(|item| item.0.ok()).collect())
     }
@@ -171,6 +171,11 @@ impl Agent {
     /// Reports that everything which stands now is programmed.
     pub async fn report(&self, cluster: &Cluster) {
         let addresses = cluster.readable_addresses().await.expect("addresses");
+        self.report_of(cluster, &addresses).await;
+    }
+
+    /// Reports that these addresses are programmed.
+    pub async fn report_of(&self, cluster: &Cluster, addresses: &[EgressAddress]) {
         let addresses = addresses.iter().map(|address| {
             let draining = address.spec.holdings.iter().filter(|holding| {
                 self.drains && holding.node == self.node && holding.state == HoldingState::Draining
