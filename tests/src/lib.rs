@@ -2,4 +2,5 @@
 
 pub mod admission;
 pub mod apiserver;
+pub mod cluster;
 pub mod lab;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::plan::{API_PORT, CONTROL_PLANE, Link, Plan, SERVICES};
+use super::plan::{API_PORT, CONTROL_PLANE, Plan, SERVICES};
 use super::process::{Daemon, Process};
 use super::topology::namespace_path;
 
@@ -30,11 +30,6 @@ pub fn start(plan: &Plan, tools: &std::path::Path, component: &str) -> anyhow::R
 /// Where a control plane component or an origin logs.
 pub fn log(plan: &Plan, component: &str) -> PathBuf {
     plan.state_dir().join("log").join(format!("{component}.log"))
-}
-
-/// The address under which the root namespace reaches the API server.
-pub fn server(link: Link) -> String {
-    format!("https://{}:{API_PORT}", link.control_plane)
 }
 
 fn arguments(pki: &str, state: &str, component: &str) -> Vec<String> {

@@ -116,7 +116,9 @@ impl Lab {
         cleanup::remove_namespace(&self.plan().namespace(&node.name()))?;
         let data = node::data(self.plan(), node);
         std::fs::remove_dir_all(&data).with_context(|| format!("remove {}", data.display()))?;
-        self.change_state(|state| drop(state.nodes.remove(&node.name())))
+        self.change_state(|state| {
+            state.nodes.remove(&node.name());
+        })
     }
 
     /// Brings a node back, new and empty, and waits until it is Ready.

@@ -8,6 +8,7 @@
 //! ```
 
 pub mod archive;
+pub mod capture;
 mod cgroup;
 mod cleanup;
 mod control_plane;
@@ -30,9 +31,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-pub use self::install::Installed;
+pub use self::install::{Installed, NAMESPACE};
 use self::plan::{DEFAULT_INSTANCE, Node, Plan};
 use self::process::Process;
+pub use self::start::client;
 use self::state::State;
 
 /// A running lab.
