@@ -8,6 +8,7 @@
 //! | what the data plane should hold | [`desired`] (rules of policy: `aegis_core::policy`) |
 //! | in which order it is written | [`ops`] |
 //! | devices, next hops, nftables | [`network`], [`uplink`], [`neighbour`], [`nft`] |
+//! | how maps are read and written | [`apply`], [`kernel`] (programs: `node-agent/ebpf`) |
 //! | how flows end, how ports are counted | [`sweep`], [`demand`] |
 //! | what is reported | [`status`], [`metrics`], [`server`] |
 //! | when all of this happens | [`controller`] |
@@ -18,7 +19,9 @@ pub mod cni;
 pub mod controller;
 pub mod demand;
 pub mod desired;
+pub mod ebpf;
 pub mod identity;
+pub mod kernel;
 pub mod metrics;
 pub mod neighbour;
 pub mod network;
@@ -30,5 +33,6 @@ pub mod server;
 pub mod snapshot;
 pub mod status;
 pub mod sweep;
+pub mod test_run;
 pub mod uplink;
 pub mod watch;

@@ -11,17 +11,25 @@
 
 mod config;
 mod counter;
+mod expiry;
 mod flow;
+mod limiter;
+mod permutation;
 mod policy;
 mod ports;
 mod slots;
+mod sweep;
 
 pub use config::*;
 pub use counter::*;
+pub use expiry::*;
 pub use flow::*;
+pub use limiter::*;
+pub use permutation::*;
 pub use policy::*;
 pub use ports::*;
 pub use slots::*;
+pub use sweep::*;
 
 /// Version of the layout of all maps; part of the path under which they are pinned.
 pub const SCHEMA: u32 = 1;

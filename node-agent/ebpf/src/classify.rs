@@ -1,0 +1,77 @@
+//! `pod_ingress`: is this packet of a pod covered?
+//!
+//! The mark set here is a wish for new flows only: nftables gives packets of flows that conntrack knows the mark that
+//! their first packet had. So a covered flow that may not leave is not dropped here but at the uplink, where flows
+//! from before the binding can be told apart.
+
+use crate::headers::{self, ETH_P_IP, Packet};
+use crate::maps::{self, ADDRESSES, FORWARD};
+use aegis_common::{Config, Counter, DESTINATION_INTERNAL, FlowKey};
+use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
+use aya_ebpf::programs::TcContext;
+
+pub fn run(ctx: &TcContext) -> i32 {
+    if ctx.skb.protocol() != u32::from(ETH_P_IP) {
+        return TCX_NEXT;
+    }
+    let Some(config) = maps::config() else { return TCX_NEXT };
+    let Some(packet) = Packet::read(ctx) else {
+        maps::count(Counter::DropMalformedOut, ctx.len());
+        return TCX_DROP;
+    };
+    let bytes = u32::from(packet.ip.total_length());
+    let (source, destination) = (packet.ip.source, packet.ip.destination);
+    // SAFETY: only presence matters.
+    if unsafe { ADDRESSES.get(&source) }.is_some() {
+        maps::count(Counter::DropForged, bytes);
+        return TCX_DROP;
+    }
+    let covered = match maps::pod_class(config, source) {
+        Some(0) => false,
+        Some(class) => match covered(ctx, config, &packet, class) {
+            Some(covered) => covered,
+            None => {
+                maps::count(Counter::DropMalformedOut, bytes);
+                return TCX_DROP;
+            }
+        },
+        None => {
+            let held = config.hold_unknown != 0
+                && maps::in_pod_range(config, source)
+                && maps::destination_class(config, destination) != Some(DESTINATION_INTERNAL);
+            if held {
+                maps::count(Counter::DropUnknownPod, bytes);
+                return TCX_DROP;
+            }
+            false
+        }
+    };
+    let mark = headers::mark(ctx) & !config.mark;
+    ctx.skb.set_mark(if covered { mark | config.mark } else { mark });
+    TCX_NEXT
+}
+
+/// Whether the packet belongs to a flow of ours, or would begin one. `None` if it can't be parsed.
+#[inline(always)]
+fn covered(ctx: &TcContext, config: &Config, packet: &Packet, class: u32) -> Option<bool> {
+    let (source, destination, protocol) = (packet.ip.source, packet.ip.destination, packet.ip.protocol);
+    if packet.ip.is_later_fragment() {
+        // conntrack reassembles before it looks at the mark, and takes the first fragment's.
+        return Some(maps::verdict(config, class, destination, protocol, maps::NO_PORT).is_some());
+    }
+    let (mut local_port, mut remote_port, mut port) = (0, 0, maps::NO_PORT);
+    if protocol == headers::TCP || protocol == headers::UDP {
+        let transport = packet.transport(ctx)?;
+        local_port = transport.source_port();
+        remote_port = transport.destination_port();
+        port = u32::from(remote_port);
+    } else if protocol == headers::ICMP {
+        local_port = packet.transport(ctx)?.icmp_id();
+    }
+    let key = FlowKey { local: source, remote: destination, local_port, remote_port, protocol, pad: [0; 3] };
+    // SAFETY: only presence matters.
+    if unsafe { FORWARD.get(&key) }.is_some() {
+        return Some(true);
+    }
+    Some(maps::verdict(config, class, destination, protocol, port).is_some())
+}

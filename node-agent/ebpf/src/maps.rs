@@ -1,0 +1,135 @@
+//! The maps. Sizes given here are defaults; the agent sets the real ones when it loads the object.
+
+use aegis_common::*;
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+
+#[map]
+pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+#[map]
+pub static ADDRESSES: HashMap<u32, AddressValue> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
+#[map]
+pub static SLOTS: Array<SlotValue> = Array::with_max_entries(MAX_ADDRESSES * SLOTS_PER_ADDRESS, 0);
+#[map]
+pub static PEERS: Array<PeerValue> = Array::with_max_entries(MAX_PEERS, 0);
+#[map]
+pub static PEER_INDEX: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PEERS, 0);
+#[map]
+pub static HOMES: Array<FragmentHome> = Array::with_max_entries(MAX_ADDRESSES * HOMES_PER_ADDRESS, 0);
+#[map]
+pub static HOLDINGS: HashMap<u32, HoldingValue> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
+#[map]
+pub static PODS: HashMap<PodKey, PodValue> = HashMap::with_max_entries(4096, 0);
+#[map]
+pub static DESTINATIONS: LpmTrie<DestinationKey, DestinationValue> = LpmTrie::with_max_entries(65536, 0);
+#[map]
+pub static PORTS: LpmTrie<PortKey, u32> = LpmTrie::with_max_entries(65536, 0);
+#[map]
+pub static VERDICTS: HashMap<VerdictKey, VerdictValue> = HashMap::with_max_entries(131072, BPF_F_NO_PREALLOC);
+#[map]
+pub static ALLOCATIONS: Array<AllocationValue> = Array::with_max_entries(MAX_ALLOCATIONS, 0);
+#[map]
+pub static BLOCKS: HashMap<BlockKey, BlockValue> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
+#[map]
+pub static FORWARD: HashMap<FlowKey, ForwardValue> = HashMap::with_max_entries(262144, BPF_F_NO_PREALLOC);
+#[map]
+pub static REVERSE: HashMap<FlowKey, ReverseValue> = HashMap::with_max_entries(262144, BPF_F_NO_PREALLOC);
+#[map]
+pub static FRAGMENTS_OUT: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::with_max_entries(8192, 0);
+#[map]
+pub static FRAGMENTS_IN: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::with_max_entries(8192, 0);
+#[map]
+pub static COUNTERS: PerCpuArray<CounterValue> = PerCpuArray::with_max_entries(64, 0);
+#[map]
+pub static LIMITER: PerCpuArray<LimiterValue> = PerCpuArray::with_max_entries(1, 0);
+/// Where a new block is put together: it is too large for the stack.
+#[map]
+pub static SCRATCH: PerCpuArray<BlockValue> = PerCpuArray::with_max_entries(1, 0);
+
+/// The settings; `None` only before the agent has ever written them.
+#[inline(always)]
+pub fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
+}
+
+/// Counts a packet of `bytes` bytes (IP header included).
+#[inline(always)]
+pub fn count(counter: Counter, bytes: u32) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: a per-CPU value; programs on one CPU do not preempt each other between these two additions in a
+        // way that matters for statistics.
+        unsafe {
+            (*value).packets += 1;
+            (*value).bytes += u64::from(bytes);
+        }
+    }
+}
+
+/// Whole seconds since boot.
+#[inline(always)]
+pub fn now() -> u32 {
+    // SAFETY: no arguments.
+    (unsafe { aya_ebpf::helpers::bpf_ktime_get_boot_ns() } / 1_000_000_000) as u32
+}
+
+/// Class of a local pod, `None` while it is unknown.
+#[inline(always)]
+pub fn pod_class(config: &Config, address: u32) -> Option<u32> {
+    let key = PodKey { generation: config.generation, address };
+    // SAFETY: the value is read at once, 4 aligned bytes.
+    unsafe { PODS.get(&key) }.map(|pod| pod.class)
+}
+
+/// Whether the address lies in a range from which this node's pods get theirs.
+#[inline(always)]
+pub fn in_pod_range(config: &Config, address: u32) -> bool {
+    let mut at = 0;
+    while at < MAX_POD_RANGES {
+        let range = &config.pod_ranges[at];
+        if (at as u32) < config.pod_range_count && address & range.mask == range.network {
+            return true;
+        }
+        at += 1;
+    }
+    false
+}
+
+/// Class of a destination, `None` if no binding names it.
+#[inline(always)]
+pub fn destination_class(config: &Config, address: u32) -> Option<u32> {
+    let key = Key::new(64, DestinationKey { generation: config.generation, address });
+    DESTINATIONS.get(&key).map(|destination| destination.class)
+}
+
+/// In place of a destination port: the packet has none. (Not an `Option`: its unset half would be spilled to the
+/// stack uninitialised, which the verifier refuses.)
+pub const NO_PORT: u32 = u32::MAX;
+
+/// What is to happen to packets of a pod class towards a destination; `None` = not covered.
+#[inline(always)]
+pub fn verdict(
+    config: &Config,
+    pod_class: u32,
+    remote: u32,
+    protocol: u8,
+    port: u32,
+) -> Option<VerdictValue> {
+    let destination_class = destination_class(config, remote)?;
+    if destination_class == DESTINATION_INTERNAL {
+        return None;
+    }
+    let mut port_class = 0;
+    if port != NO_PORT {
+        let port = (port as u16).to_be();
+        let key = PortKey { generation: config.generation, protocol: u16::from(protocol), port };
+        if let Some(class) = PORTS.get(&Key::new(64, key)) {
+            port_class = *class;
+        }
+    }
+    let key = VerdictKey { generation: config.generation, pod_class, destination_class, port_class };
+    // SAFETY: verdicts of a live generation are not changed.
+    let verdict = unsafe { VERDICTS.get(&key) }?;
+    (verdict.action != ACTION_PASS).then_some(*verdict)
+}

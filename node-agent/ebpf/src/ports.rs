@@ -1,0 +1,263 @@
+//! Taking and giving back ports: one bitmap for each (egress address, origin, protocol) and 2,048 ports.
+//!
+//! The bit in the bitmap finds a free port in constant time; the entry in `REVERSE`, which is made with "must not
+//! exist", decides. `used` counts bits exactly, under any interleaving.
+
+use crate::atomics;
+use crate::maps::{self, BLOCKS, CONFIG, HOLDINGS, REVERSE, SCRATCH};
+use aegis_common::*;
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop};
+use core::ffi::c_void;
+
+/// Races with other CPUs that one call puts up with before it looks elsewhere.
+const ATTEMPTS: u32 = 8;
+const EEXIST: i32 = -17;
+
+/// What a new flow asks for, and what it got.
+#[repr(C)]
+pub struct Claim {
+    /// In: the pod's end.
+    pub pod: u32,
+    /// In: the origin's address.
+    pub remote: u32,
+    /// In: the pod's port.
+    pub pod_port: u16,
+    /// In: the origin's port.
+    pub remote_port: u16,
+    /// In: index into `ALLOCATIONS`.
+    pub allocation: u32,
+    /// In: where in the list of blocks to begin.
+    pub start: u32,
+    /// Out: the egress address.
+    pub egress: u32,
+    /// Out: the egress port.
+    pub egress_port: u32,
+    /// In: protocol number.
+    pub protocol: u32,
+    /// Out: what came of it.
+    pub outcome: u32,
+}
+
+/// No port is free.
+pub const FULL: u32 = 0;
+/// `egress` and `egress_port` are taken, and `REVERSE` has the entry.
+pub const TAKEN: u32 = 1;
+/// `REVERSE` or `BLOCKS` has no room.
+pub const NO_ROOM: u32 = 2;
+
+/// Takes a port for a new flow and enters it into `REVERSE`.
+#[inline(always)]
+pub fn claim(claim: &mut Claim) {
+    claim.outcome = FULL;
+    let steps = ADDRESSES_PER_ALLOCATION as u32 * BLOCKS_PER_ADDRESS;
+    // SAFETY: the callback gets a pointer to `claim`, which outlives the call.
+    unsafe {
+        bpf_loop(steps, step as *mut c_void, core::ptr::from_mut(claim).cast(), 0);
+    }
+}
+
+/// One block of one address of the allocation. Returns 1 to stop.
+unsafe extern "C" fn step(index: u64, claim: *mut c_void) -> i64 {
+    // SAFETY: `claim` is what `bpf_loop` was given.
+    let claim = unsafe { &mut *claim.cast::<Claim>() };
+    let Some(allocation) = maps::ALLOCATIONS.get(claim.allocation) else { return 1 };
+    let count = allocation.count;
+    let turn = (index >> 5) as u32;
+    if count == 0 || turn >= count {
+        return 1;
+    }
+    // A pod stays with its address while that has room (RFC 4787 REQ-2, "paired").
+    let at = ((u64::from(mix(claim.pod)) + u64::from(turn)) % u64::from(count)) as usize;
+    // The verifier does not follow a remainder; in 64 bits it believes this check.
+    if at >= ADDRESSES_PER_ALLOCATION {
+        return 1;
+    }
+    let egress = allocation.addresses[at];
+    // SAFETY: the value is replaced as a whole by the agent; a torn read would mix two sets of this node's slices, both
+    // of which it owns or owned until now with its slot still set.
+    let Some(holding) = (unsafe { HOLDINGS.get(&egress) }) else { return 0 };
+    let block = (claim.start.wrapping_add(index as u32)) & (BLOCKS_PER_ADDRESS - 1);
+    let word = holding.allowed[(block >> 3) as usize & 3];
+    let slices = (word >> ((block & 7) * 8)) as u32 & 0xff;
+    if slices == 0 {
+        return 0;
+    }
+    let key = BlockKey {
+        egress,
+        remote: claim.remote,
+        remote_port: claim.remote_port,
+        protocol: claim.protocol as u8,
+        block: block as u8,
+    };
+    // A second try where the sweeper was just removing the block, or `REVERSE` knew a flow that the bitmap did not.
+    let mut attempt = 0;
+    while attempt < 3 {
+        attempt += 1;
+        if let Some(port) = take(&key, slices)
+            && enter(claim, &key, port)
+        {
+            return 1;
+        }
+    }
+    0
+}
+
+/// Enters the flow into `REVERSE`. False if another port should be tried.
+#[inline(always)]
+fn enter(claim: &mut Claim, block: &BlockKey, port: u16) -> bool {
+    let key = FlowKey {
+        local: block.egress,
+        remote: block.remote,
+        local_port: port,
+        remote_port: block.remote_port,
+        protocol: block.protocol,
+        pad: [0; 3],
+    };
+    let value = ReverseValue { pod: claim.pod, pod_port: claim.pod_port, pad: 0, last_seen: 0, seen: 0 };
+    match REVERSE.insert(&key, &value, u64::from(BPF_NOEXIST)) {
+        Ok(()) => {
+            claim.egress = block.egress;
+            claim.egress_port = u32::from(port);
+            claim.outcome = TAKEN;
+            true
+        }
+        // The bitmap did not know of this flow (it was made anew while the flow lived): let the bit stand for it and
+        // go on with the next port.
+        Err(EEXIST) => false,
+        Err(_) => {
+            release(block, port);
+            claim.outcome = NO_ROOM;
+            true
+        }
+    }
+}
+
+/// Takes a free port of the given slices (bit s = slice s of the block).
+#[inline(always)]
+fn take(key: &BlockKey, slices: u32) -> Option<u16> {
+    let block = find_or_make(key)?;
+    // SAFETY: map values stay readable until the program ends; should this one be reused for another block
+    // meanwhile, the check of its key below undoes what was done.
+    let value = unsafe { &mut *block };
+    if atomics::fetch_add(&raw mut value.used, 1) & BLOCK_DEAD != 0 {
+        atomics::fetch_add(&raw mut value.used, u32::MAX);
+        return None;
+    }
+    let words = words_of(slices);
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        attempt += 1;
+        let Some(place) = search(value, words) else { break };
+        let at = (place >> 6) as usize & (WORDS_PER_BLOCK - 1);
+        let bit = 1u64 << (place & 63);
+        if atomics::fetch_or(&raw mut value.words[at], bit) & bit != 0 {
+            continue;
+        }
+        if value.key != *key {
+            atomics::fetch_and(&raw mut value.words[at], !bit);
+            break;
+        }
+        note_full(value, at);
+        value.cursor = (place + 1) & (PORTS_PER_BLOCK - 1);
+        let used = value.used & !BLOCK_DEAD;
+        if used > value.high {
+            value.high = used;
+        }
+        value.last_used = maps::now();
+        let slice = u32::from(key.block) << 3 | place >> 8;
+        let seed = CONFIG.get(0)?.seed;
+        let low = port_of_place(place as u8, permutation_key(seed, key, slice));
+        return Some((slice << 8) as u16 | u16::from(low));
+    }
+    atomics::fetch_add(&raw mut value.used, u32::MAX);
+    None
+}
+
+/// The lowest free place after the cursor, in the words whose bit is set in `words`; it wraps.
+#[inline(always)]
+fn search(value: &BlockValue, words: u32) -> Option<u32> {
+    let cursor = value.cursor & (PORTS_PER_BLOCK - 1);
+    let (first, bit) = (cursor >> 6, cursor & 63);
+    let open = words & !value.full;
+    if open == 0 {
+        return None;
+    }
+    if open >> first & 1 != 0 {
+        let free = !value.words[first as usize & (WORDS_PER_BLOCK - 1)] & (u64::MAX << bit);
+        if free != 0 {
+            return Some(first << 6 | free.trailing_zeros());
+        }
+    }
+    // The rest in order, ending with the first word again (its places before the cursor).
+    let turned = open.rotate_right(first + 1 & 31);
+    let word = (first + 1 + turned.trailing_zeros()) & 31;
+    let free = !value.words[word as usize & (WORDS_PER_BLOCK - 1)];
+    (free != 0).then(|| word << 6 | free.trailing_zeros() & 63)
+}
+
+/// Sets the word's bit in the summary if the word is full. A release clears its bit first and the summary after, so
+/// looking once more after setting it leaves no full bit over a word with room.
+#[inline(always)]
+fn note_full(value: &mut BlockValue, at: usize) {
+    if value.words[at & (WORDS_PER_BLOCK - 1)] != u64::MAX {
+        return;
+    }
+    atomics::fetch_or_u32(&raw mut value.full, 1 << (at as u32 & 31));
+    // A fetching operation, so that neither compiler nor CPU answers from before the summary was set.
+    if atomics::fetch_or(&raw mut value.words[at & (WORDS_PER_BLOCK - 1)], 0) != u64::MAX {
+        atomics::fetch_and_u32(&raw mut value.full, !(1 << (at as u32 & 31)));
+    }
+}
+
+/// Gives a port back.
+#[inline(always)]
+pub fn release(key: &BlockKey, port: u16) {
+    let Some(config) = maps::config() else { return };
+    let Some(block) = BLOCKS.get_ptr_mut(key) else { return };
+    // SAFETY: as in `take`; the sweeper, the only one to remove blocks, does not run beside itself, and a block with a
+    // port in use is not removed.
+    let value = unsafe { &mut *block };
+    let slice = u32::from(port >> 8);
+    let place =
+        (slice & 7) << 8 | u32::from(place_of_port(port as u8, permutation_key(config.seed, key, slice)));
+    let at = (place >> 6) as usize & (WORDS_PER_BLOCK - 1);
+    let bit = 1u64 << (place & 63);
+    if atomics::fetch_and(&raw mut value.words[at], !bit) & bit != 0 {
+        atomics::fetch_and_u32(&raw mut value.full, !(1 << (at as u32 & 31)));
+        atomics::fetch_add(&raw mut value.used, u32::MAX);
+        value.last_used = maps::now();
+    }
+}
+
+#[inline(always)]
+fn find_or_make(key: &BlockKey) -> Option<*mut BlockValue> {
+    if let Some(block) = BLOCKS.get_ptr_mut(key) {
+        return Some(block);
+    }
+    let fresh = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: a per-CPU value that only this function uses; programs on one CPU do not nest here.
+    let fresh = unsafe { &mut *fresh };
+    fresh.key = *key;
+    // A random start: a counter that began at the same place after a restart would hand out the newest ports first.
+    // SAFETY: no arguments.
+    fresh.cursor = unsafe { bpf_get_prandom_u32() } & (PORTS_PER_BLOCK - 1);
+    fresh.used = 0;
+    fresh.high = 0;
+    fresh.full = 0;
+    fresh.last_used = maps::now();
+    // Words are never written in the scratch: they are zero from the start.
+    let _ = BLOCKS.insert(key, &*fresh, u64::from(BPF_NOEXIST));
+    BLOCKS.get_ptr_mut(key)
+}
+
+/// Four words for each slice.
+#[inline(always)]
+fn words_of(slices: u32) -> u32 {
+    // Spread eight bits four apart, then fill each group.
+    let mut spread = slices & 0xff;
+    spread = (spread | spread << 12) & 0x000f_000f;
+    spread = (spread | spread << 6) & 0x0303_0303;
+    spread = (spread | spread << 3) & 0x1111_1111;
+    spread * 15
+}

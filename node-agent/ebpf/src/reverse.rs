@@ -1,0 +1,189 @@
+//! Translating replies back to the pod.
+
+use crate::checksum::{apply, difference, difference16};
+use crate::flows::seen_after;
+use crate::headers::{self, ACK, ETH_LEN, Ipv4, SYN, Transport};
+use crate::maps::{self, REVERSE};
+use crate::steer::Inbound;
+use crate::xdp;
+use aegis_common::{Counter, FlowKey, ReverseValue};
+use aya_ebpf::programs::XdpContext;
+
+/// A packet of ours that an ICMP error quotes.
+pub struct Quoted {
+    /// Key in `REVERSE` of the flow it belongs to.
+    pub key: FlowKey,
+    /// Length of its IP header.
+    pub header_length: usize,
+}
+
+/// Reads the packet that an ICMP error quotes; eight bytes of its transport header are enough. `None` if it is not
+/// one that left from the egress address.
+#[inline(always)]
+pub fn quoted(ctx: &XdpContext, inbound: &Inbound) -> Option<Quoted> {
+    let start = inbound.transport_offset + 8;
+    // SAFETY: within the frame.
+    let ip = unsafe { *xdp::at::<Ipv4>(ctx, start)? };
+    let header_length = ip.header_length()?;
+    if ip.source != inbound.ip.destination || ip.is_later_fragment() {
+        return None;
+    }
+    // SAFETY: within the frame.
+    let ports = unsafe { *xdp::at::<Transport>(ctx, start + header_length)? };
+    let (local_port, remote_port) = match ip.protocol {
+        headers::TCP | headers::UDP => (ports.source_port(), ports.destination_port()),
+        headers::ICMP if ports.icmp_type() == headers::ICMP_ECHO => (ports.icmp_id(), 0),
+        _ => return None,
+    };
+    let key = FlowKey {
+        local: ip.source,
+        remote: ip.destination,
+        local_port,
+        remote_port,
+        protocol: ip.protocol,
+        pad: [0; 3],
+    };
+    Some(Quoted { key, header_length })
+}
+
+/// Key in `REVERSE` of the flow that a whole packet or a first fragment belongs to.
+#[inline(always)]
+pub fn key(ctx: &XdpContext, inbound: &Inbound) -> Option<FlowKey> {
+    // SAFETY: within the frame.
+    let transport = unsafe { *xdp::at::<Transport>(ctx, inbound.transport_offset)? };
+    Some(key_of(inbound, &transport))
+}
+
+#[inline(always)]
+fn key_of(inbound: &Inbound, transport: &Transport) -> FlowKey {
+    let (local_port, remote_port) = match inbound.ip.protocol {
+        headers::ICMP => (transport.icmp_id(), 0),
+        _ => (transport.destination_port(), transport.source_port()),
+    };
+    FlowKey {
+        local: inbound.ip.destination,
+        remote: inbound.ip.source,
+        local_port,
+        remote_port,
+        protocol: inbound.ip.protocol,
+        pad: [0; 3],
+    }
+}
+
+/// Translates a packet whose egress port is this node's, if a live flow asked for it.
+#[inline(always)]
+pub fn translate(ctx: &XdpContext, inbound: &Inbound) -> Result<(), Counter> {
+    let malformed = Counter::DropMalformedIn;
+    let offset = inbound.transport_offset;
+    // SAFETY: within the frame.
+    let transport = unsafe { *xdp::at::<Transport>(ctx, offset).ok_or(malformed)? };
+    if inbound.ip.protocol == headers::ICMP && transport.icmp_type() != headers::ICMP_ECHO_REPLY {
+        return error(ctx, inbound);
+    }
+    let key = key_of(inbound, &transport);
+    let local_port = key.local_port;
+    let flow = REVERSE.get_ptr_mut(&key).ok_or(Counter::DropNoFlow)?;
+    // SAFETY: map values stay readable until the program ends.
+    let flow = unsafe { &mut *flow };
+    let (pod, pod_port) = (flow.pod, flow.pod_port);
+    let change = difference(inbound.ip.destination, pod) + difference16(local_port.to_be(), pod_port.to_be());
+    match inbound.ip.protocol {
+        headers::TCP => {
+            let bytes = xdp::at::<[u8; 20]>(ctx, offset).ok_or(malformed)?;
+            // SAFETY: within the frame.
+            let flags = unsafe { (*bytes)[13] };
+            // Only a connection that is being opened from our side too can meet a SYN (RFC 5382 REQ-2).
+            if flags & (SYN | ACK) == SYN && flow.seen != 0 {
+                return Err(Counter::DropNoFlow);
+            }
+            touch(flow, seen_after(flow.seen, flags));
+            replace_checksum(ctx, offset + 16, change).ok_or(malformed)?;
+            replace_word(ctx, offset + 2, pod_port.to_be()).ok_or(malformed)?;
+        }
+        headers::UDP => {
+            touch(flow, 0);
+            // SAFETY: within the frame.
+            let checksum = unsafe { *xdp::at::<u16>(ctx, offset + 6).ok_or(malformed)? };
+            // Zero means "no checksum", so a computed zero is sent as ones (RFC 768).
+            if checksum != 0 {
+                let updated = apply(checksum, change);
+                replace_word(ctx, offset + 6, if updated == 0 { 0xffff } else { updated })
+                    .ok_or(malformed)?;
+            }
+            replace_word(ctx, offset + 2, pod_port.to_be()).ok_or(malformed)?;
+        }
+        _ => {
+            touch(flow, 0);
+            let id = difference16(local_port.to_be(), pod_port.to_be());
+            replace_checksum(ctx, offset + 2, id).ok_or(malformed)?;
+            replace_word(ctx, offset + 4, pod_port.to_be()).ok_or(malformed)?;
+        }
+    }
+    destination(ctx, inbound, pod).ok_or(malformed)
+}
+
+/// An ICMP error about a packet of ours: the pod must see itself as the sender of what is quoted (RFC 5508 REQ-4).
+#[inline(always)]
+fn error(ctx: &XdpContext, inbound: &Inbound) -> Result<(), Counter> {
+    let malformed = Counter::DropMalformedIn;
+    let quoted = quoted(ctx, inbound).ok_or(malformed)?;
+    // SAFETY: read at once.
+    let flow = unsafe { REVERSE.get(&quoted.key) }.ok_or(Counter::DropNoFlow)?;
+    let (pod, pod_port, port) = (flow.pod, flow.pod_port, quoted.key.local_port);
+    let start = inbound.transport_offset + 8;
+    let ip = xdp::at::<Ipv4>(ctx, start).ok_or(malformed)?;
+    // The quoted header sums to the same before and after, so the ICMP checksum only notices the port.
+    // SAFETY: within the frame.
+    unsafe {
+        (*ip).checksum = apply((*ip).checksum, difference((*ip).source, pod));
+        (*ip).source = pod;
+    }
+    let at = match quoted.key.protocol {
+        headers::ICMP => start + quoted.header_length + 4,
+        _ => start + quoted.header_length,
+    };
+    replace_word(ctx, at, pod_port.to_be()).ok_or(malformed)?;
+    let change = difference16(port.to_be(), pod_port.to_be());
+    replace_checksum(ctx, inbound.transport_offset + 2, change).ok_or(malformed)?;
+    destination(ctx, inbound, pod).ok_or(malformed)
+}
+
+/// Notes a packet in.
+#[inline(always)]
+fn touch(flow: &mut ReverseValue, seen: u32) {
+    let now = maps::now();
+    if flow.last_seen != now {
+        flow.last_seen = now;
+    }
+    if flow.seen != seen {
+        flow.seen = seen;
+    }
+}
+
+/// Writes the destination address, with the IP checksum.
+#[inline(always)]
+pub fn destination(ctx: &XdpContext, inbound: &Inbound, pod: u32) -> Option<()> {
+    let ip = xdp::at::<Ipv4>(ctx, ETH_LEN)?;
+    // SAFETY: within the frame.
+    unsafe {
+        (*ip).checksum = apply((*ip).checksum, difference(inbound.ip.destination, pod));
+        (*ip).destination = pod;
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn replace_word(ctx: &XdpContext, offset: usize, word: u16) -> Option<()> {
+    let place = xdp::at::<u16>(ctx, offset)?;
+    // SAFETY: within the frame; BPF has no alignment demands on packet memory here.
+    unsafe { place.write_unaligned(word) };
+    Some(())
+}
+
+#[inline(always)]
+fn replace_checksum(ctx: &XdpContext, offset: usize, change: u32) -> Option<()> {
+    let place = xdp::at::<u16>(ctx, offset)?;
+    // SAFETY: within the frame.
+    unsafe { place.write_unaligned(apply(place.read_unaligned(), change)) };
+    Some(())
+}

@@ -1,0 +1,331 @@
+//! `uplink_egress`: gives covered packets their egress address and port, and lets nothing else of them out.
+
+use crate::flows::seen_after;
+use crate::headers::{self, ACK, ETH_LEN, ETH_P_IP, Packet, SYN, Transport};
+use crate::maps::{self, ADDRESSES, FORWARD, FRAGMENTS_OUT, REVERSE};
+use crate::ports::{self, Claim};
+use crate::{icmp_out, refuse};
+use aegis_common::*;
+use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_NOEXIST};
+use aya_ebpf::programs::TcContext;
+
+/// Why a packet does not pass.
+pub enum Stop {
+    /// Dropped without an answer.
+    Drop(Counter),
+    /// Turned away with an answer.
+    Refuse(Counter),
+}
+
+pub fn run(ctx: &TcContext) -> i32 {
+    if ctx.skb.protocol() != u32::from(ETH_P_IP) {
+        return TCX_NEXT;
+    }
+    let Some(config) = maps::config() else { return TCX_NEXT };
+    let covered = headers::mark(ctx) & config.mark != 0;
+    let Some(packet) = Packet::read(ctx) else {
+        if !covered {
+            return TCX_NEXT;
+        }
+        maps::count(Counter::DropMalformedOut, ctx.len());
+        return TCX_DROP;
+    };
+    let bytes = u32::from(packet.ip.total_length());
+    if !covered {
+        // SAFETY: only presence matters.
+        if unsafe { ADDRESSES.get(&packet.ip.source) }.is_none() {
+            return TCX_NEXT;
+        }
+        maps::count(Counter::DropForged, bytes);
+        return TCX_DROP;
+    }
+    match translate(ctx, config, &packet) {
+        Ok(()) => {
+            maps::count(Counter::Translated, bytes);
+            TCX_NEXT
+        }
+        Err(Stop::Drop(reason)) => {
+            maps::count(reason, bytes);
+            TCX_DROP
+        }
+        Err(Stop::Refuse(reason)) => {
+            maps::count(reason, bytes);
+            refuse::answer(ctx, config, &packet, reason)
+        }
+    }
+}
+
+const MALFORMED: Stop = Stop::Drop(Counter::DropMalformedOut);
+
+#[inline(always)]
+fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<(), Stop> {
+    let (source, protocol) = (packet.ip.source, packet.ip.protocol);
+    let class = maps::pod_class(config, source);
+    if class.is_none() && !maps::in_pod_range(config, source) {
+        return Err(Stop::Drop(Counter::DropLeak));
+    }
+    if packet.ip.is_later_fragment() {
+        return later_fragment(ctx, packet);
+    }
+    let (transport, flags) = match protocol {
+        headers::TCP => {
+            let flags = packet.tcp_flags(ctx).ok_or(MALFORMED)?;
+            (packet.transport(ctx).ok_or(MALFORMED)?, flags)
+        }
+        headers::UDP => (packet.transport(ctx).ok_or(MALFORMED)?, 0),
+        headers::ICMP => {
+            let transport = packet.transport(ctx).ok_or(MALFORMED)?;
+            if headers::is_icmp_error(transport.icmp_type()) {
+                return icmp_out::translate(ctx, packet);
+            }
+            (transport, 0)
+        }
+        _ => return Err(Stop::Refuse(Counter::RefuseProtocol)),
+    };
+    let key = key(packet, &transport);
+    let (egress, port) = match FORWARD.get_ptr_mut(&key) {
+        // SAFETY: map values stay readable until the program ends.
+        Some(flow) => touch(unsafe { &mut *flow }, &key, flags),
+        None => {
+            let opens = match protocol {
+                headers::TCP => flags & (SYN | ACK) == SYN,
+                headers::UDP => true,
+                _ => transport.icmp_type() == headers::ICMP_ECHO,
+            };
+            if !opens {
+                return Err(Stop::Refuse(Counter::RefuseNoFlow));
+            }
+            open(config, class.unwrap_or(0), &key, flags)?
+        }
+    };
+    if packet.ip.is_first_fragment() {
+        remember_fragment(packet, egress, port);
+    }
+    if protocol == headers::TCP && flags & SYN != 0 && config.mss != 0 {
+        clamp_mss(ctx, packet, config.mss as u16);
+    }
+    rewrite(ctx, packet, &transport, egress, port).map_err(|_| MALFORMED)
+}
+
+#[inline(always)]
+fn key(packet: &Packet, transport: &Transport) -> FlowKey {
+    let (local_port, remote_port) = match packet.ip.protocol {
+        headers::ICMP => (transport.icmp_id(), 0),
+        _ => (transport.source_port(), transport.destination_port()),
+    };
+    FlowKey {
+        local: packet.ip.source,
+        remote: packet.ip.destination,
+        local_port,
+        remote_port,
+        protocol: packet.ip.protocol,
+        pad: [0; 3],
+    }
+}
+
+/// Notes a packet of a flow that exists.
+#[inline(always)]
+fn touch(flow: &mut ForwardValue, key: &FlowKey, flags: u8) -> (u32, u16) {
+    let now = maps::now();
+    // Written only when it changes: the line stays shared between CPUs.
+    if flow.last_seen != now {
+        flow.last_seen = now;
+    }
+    if key.protocol == headers::TCP {
+        if flags & (SYN | ACK) == SYN && flow.seen & (SEEN_FIN | SEEN_RST) != 0 {
+            // The pod uses the same port for a new connection: what the old one saw is over.
+            flow.seen = 0;
+            let reverse = reverse_key(key, flow.egress, flow.egress_port);
+            if let Some(reverse) = REVERSE.get_ptr_mut(&reverse) {
+                // SAFETY: as above.
+                unsafe { (*reverse).seen = 0 };
+            }
+        }
+        let seen = seen_after(flow.seen, flags);
+        if seen != flow.seen {
+            flow.seen = seen;
+        }
+    }
+    (flow.egress, flow.egress_port)
+}
+
+/// The key in `REVERSE` of a flow with this key in `FORWARD`.
+#[inline(always)]
+pub fn reverse_key(key: &FlowKey, egress: u32, egress_port: u16) -> FlowKey {
+    FlowKey { local: egress, local_port: egress_port, ..*key }
+}
+
+/// Makes a new flow.
+#[inline(always)]
+fn open(config: &Config, class: u32, key: &FlowKey, flags: u8) -> Result<(u32, u16), Stop> {
+    let unavailable = Stop::Refuse(Counter::RefuseUnavailable);
+    let port = if key.protocol == headers::ICMP { maps::NO_PORT } else { u32::from(key.remote_port) };
+    let verdict = maps::verdict(config, class, key.remote, key.protocol, port);
+    let Some(verdict) = verdict.filter(|verdict| verdict.action == ACTION_ALLOCATE) else {
+        return Err(unavailable);
+    };
+    let allocation = u32::from(verdict.allocation);
+    match maps::ALLOCATIONS.get(allocation) {
+        Some(allocation) if allocation.count > 0 => (),
+        _ => return Err(unavailable),
+    }
+    let mut claim = Claim {
+        pod: key.local,
+        remote: key.remote,
+        pod_port: key.local_port,
+        remote_port: key.remote_port,
+        allocation,
+        start: mix(key.remote ^ u32::from(key.remote_port)),
+        egress: 0,
+        egress_port: 0,
+        protocol: u32::from(key.protocol),
+        outcome: ports::FULL,
+    };
+    ports::claim(&mut claim);
+    match claim.outcome {
+        ports::TAKEN => (),
+        ports::NO_ROOM => return Err(Stop::Refuse(Counter::RefuseTableFull)),
+        _ => return Err(Stop::Refuse(Counter::RefuseNoPort)),
+    }
+    let (egress, egress_port) = (claim.egress, claim.egress_port as u16);
+    let now = maps::now();
+    let seen = if key.protocol == headers::TCP { seen_after(0, flags) } else { 0 };
+    let flow = ForwardValue {
+        egress,
+        egress_port,
+        allocation: verdict.allocation,
+        last_seen: now,
+        created: now,
+        seen,
+        binding: verdict.binding,
+    };
+    if FORWARD.insert(key, &flow, u64::from(BPF_NOEXIST)).is_ok() {
+        maps::count(Counter::NewFlow, 0);
+        return Ok((egress, egress_port));
+    }
+    // Another CPU made the same flow first, or there is no room: undo, in the reverse order.
+    let _ = REVERSE.remove(&reverse_key(key, egress, egress_port));
+    ports::release(&block_key(key, egress, egress_port), egress_port);
+    // SAFETY: read at once.
+    match unsafe { FORWARD.get(key) } {
+        Some(winner) => Ok((winner.egress, winner.egress_port)),
+        None => Err(Stop::Refuse(Counter::RefuseTableFull)),
+    }
+}
+
+/// The block that a flow's port belongs to.
+#[inline(always)]
+pub fn block_key(key: &FlowKey, egress: u32, egress_port: u16) -> BlockKey {
+    BlockKey {
+        egress,
+        remote: key.remote,
+        remote_port: key.remote_port,
+        protocol: key.protocol,
+        block: (egress_port >> 11) as u8,
+    }
+}
+
+#[inline(always)]
+fn fragment_key(packet: &Packet) -> FragmentKey {
+    FragmentKey {
+        source: packet.ip.source,
+        destination: packet.ip.destination,
+        id: u16::from_be(packet.ip.id),
+        protocol: packet.ip.protocol,
+        pad: 0,
+    }
+}
+
+#[inline(always)]
+fn remember_fragment(packet: &Packet, egress: u32, port: u16) {
+    let value = FragmentValue { address: egress, port, pad: 0, seen: maps::now() };
+    let _ = FRAGMENTS_OUT.insert(&fragment_key(packet), &value, u64::from(BPF_ANY));
+}
+
+/// The host stack fragments in order, so the first fragment has always passed before.
+#[inline(always)]
+fn later_fragment(ctx: &TcContext, packet: &Packet) -> Result<(), Stop> {
+    // SAFETY: read at once.
+    let Some(first) = (unsafe { FRAGMENTS_OUT.get(&fragment_key(packet)) }) else {
+        return Err(Stop::Drop(Counter::DropFragmentOut));
+    };
+    rewrite_source(ctx, packet, first.address).map_err(|_| MALFORMED)
+}
+
+/// Writes source address and port, with all checksums.
+#[inline(always)]
+fn rewrite(
+    ctx: &TcContext,
+    packet: &Packet,
+    transport: &Transport,
+    egress: u32,
+    port: u16,
+) -> Result<(), i64> {
+    let offset = packet.transport_offset;
+    let new_port = u64::from(port.to_be());
+    if packet.ip.protocol == headers::ICMP {
+        let old_id = u64::from(transport.icmp_id().to_be());
+        ctx.l4_csum_replace(offset + 2, old_id, new_port, 2)?;
+        ctx.store(offset + 4, &port.to_be(), 0)?;
+    } else {
+        let (checksum, flags) = match packet.ip.protocol {
+            headers::TCP => (offset + 16, 0),
+            // A zero checksum means "none" in UDP, and a computed zero is sent as ones (RFC 768).
+            _ => (offset + 6, u64::from(BPF_F_MARK_MANGLED_0)),
+        };
+        let pseudo = flags | u64::from(BPF_F_PSEUDO_HDR) | 4;
+        ctx.l4_csum_replace(checksum, u64::from(packet.ip.source), u64::from(egress), pseudo)?;
+        let old_port = u64::from(transport.source_port().to_be());
+        ctx.l4_csum_replace(checksum, old_port, new_port, flags | 2)?;
+        ctx.store(offset, &port.to_be(), 0)?;
+    }
+    rewrite_source(ctx, packet, egress)
+}
+
+/// Writes the source address, with the IP checksum.
+#[inline(always)]
+pub fn rewrite_source(ctx: &TcContext, packet: &Packet, egress: u32) -> Result<(), i64> {
+    ctx.l3_csum_replace(ETH_LEN + 10, u64::from(packet.ip.source), u64::from(egress), 4)?;
+    ctx.store(ETH_LEN + 12, &egress, 0)
+}
+
+/// Lowers the MSS option of a SYN, so that what the origin sends fits into the tunnel (RFC 9293 section 3.7.1).
+#[inline(always)]
+fn clamp_mss(ctx: &TcContext, packet: &Packet, limit: u16) {
+    let start = packet.transport_offset;
+    let Ok(offset_byte) = ctx.load::<u8>(start + 12) else { return };
+    let end = start + usize::from(offset_byte >> 4) * 4;
+    let mut at = start + 20;
+    let mut option = 0;
+    while option < 20 {
+        option += 1;
+        if at + 4 > end {
+            return;
+        }
+        let Ok(bytes) = ctx.load::<[u8; 4]>(at) else { return };
+        match bytes[0] {
+            0 => return,
+            1 => at += 1,
+            2 => {
+                let mss = u16::from_be_bytes([bytes[2], bytes[3]]);
+                if mss > limit {
+                    // The checksum adds 16-bit words counted from the header's start: at an odd place the two bytes
+                    // fall into different words.
+                    let odd = (at + 2 - start) & 1 != 0;
+                    let word =
+                        |value: u16| u64::from(if odd { value.swap_bytes().to_be() } else { value.to_be() });
+                    let _ = ctx.l4_csum_replace(start + 16, word(mss), word(limit), 2);
+                    let _ = ctx.store(at + 2, &limit.to_be(), 0);
+                }
+                return;
+            }
+            _ => {
+                if bytes[1] < 2 {
+                    return;
+                }
+                at += usize::from(bytes[1]);
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! `uplink_ingress`: whose reply is this?
+
+use crate::fragment;
+use crate::headers::{self, ETH_LEN, ETH_P_IP, Ethernet, Ipv4, Transport};
+use crate::maps::{self, ADDRESSES, SLOTS};
+use crate::reverse;
+use crate::tunnel::{self, Arrival};
+use crate::xdp;
+use aegis_common::{Config, Counter, FIRST_SLICE, SLOTS_PER_ADDRESS, VNI_STEER};
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::programs::XdpContext;
+
+/// What is to happen to a packet for an egress address.
+pub enum Step {
+    /// The program ends with this verdict.
+    Done(u32),
+    /// Dropped, with its reason.
+    Drop(Counter),
+}
+
+/// A packet for an egress address, as far as it has been read.
+pub struct Inbound {
+    pub ip: Ipv4,
+    /// Offset of the transport header from the start of the frame.
+    pub transport_offset: usize,
+    /// Index of the egress address.
+    pub address: u32,
+    /// How the packet got here.
+    pub arrival: Arrival,
+}
+
+pub fn run(ctx: &XdpContext) -> u32 {
+    let Some(config) = maps::config() else { return XDP_PASS };
+    let Some(ip) = ipv4(ctx) else { return XDP_PASS };
+    let arrival = if ip.destination == config.tunnel_address {
+        match tunnel::receive(ctx, config, &ip) {
+            Ok(Some(arrival)) => arrival,
+            Ok(None) => return XDP_PASS,
+            Err(reason) => {
+                maps::count(reason, u32::from(ip.total_length()));
+                return XDP_DROP;
+            }
+        }
+    } else {
+        Arrival::Wire
+    };
+    let Some(ip) = ipv4(ctx) else { return XDP_DROP };
+    // SAFETY: read at once.
+    let Some(address) = (unsafe { ADDRESSES.get(&ip.destination) }) else {
+        if arrival == Arrival::Wire {
+            return XDP_PASS;
+        }
+        maps::count(Counter::DropNotOwner, u32::from(ip.total_length()));
+        return XDP_DROP;
+    };
+    let bytes = u32::from(ip.total_length());
+    let step = match ip.header_length() {
+        Some(length)
+            if usize::from(ip.total_length()) >= length
+                && ETH_LEN + usize::from(ip.total_length()) <= xdp::length(ctx) =>
+        {
+            let inbound = Inbound { ip, transport_offset: ETH_LEN + length, address: address.index, arrival };
+            handle(ctx, config, &inbound)
+        }
+        _ => Step::Drop(Counter::DropMalformedIn),
+    };
+    match step {
+        Step::Done(verdict) => verdict,
+        Step::Drop(reason) => {
+            maps::count(reason, bytes);
+            XDP_DROP
+        }
+    }
+}
+
+/// The IP header of an IPv4 frame.
+#[inline(always)]
+fn ipv4(ctx: &XdpContext) -> Option<Ipv4> {
+    let ethernet = xdp::at::<Ethernet>(ctx, 0)?;
+    // SAFETY: within the frame.
+    if unsafe { (*ethernet).kind } != ETH_P_IP {
+        return None;
+    }
+    let ip = xdp::at::<Ipv4>(ctx, ETH_LEN)?;
+    // SAFETY: within the frame.
+    Some(unsafe { *ip })
+}
+
+#[inline(always)]
+fn handle(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Step {
+    if inbound.ip.is_later_fragment() {
+        return fragment::later(ctx, config, inbound);
+    }
+    let Some(port) = egress_port(ctx, inbound) else {
+        return Step::Drop(Counter::DropMalformedIn);
+    };
+    if inbound.ip.is_first_fragment() {
+        if let Some(step) = fragment::first(ctx, config, inbound, port) {
+            return step;
+        }
+    }
+    to_owner(ctx, config, inbound, port)
+}
+
+/// The port (or identifier) of the egress address that the packet is for. `None` if it has none.
+#[inline(always)]
+fn egress_port(ctx: &XdpContext, inbound: &Inbound) -> Option<u16> {
+    let transport = xdp::at::<Transport>(ctx, inbound.transport_offset)?;
+    // SAFETY: within the frame.
+    let transport = unsafe { *transport };
+    match inbound.ip.protocol {
+        headers::TCP | headers::UDP => Some(transport.destination_port()),
+        headers::ICMP if transport.icmp_type() == headers::ICMP_ECHO_REPLY => Some(transport.icmp_id()),
+        headers::ICMP if headers::is_icmp_error(transport.icmp_type()) => {
+            reverse::quoted(ctx, inbound).map(|quoted| quoted.key.local_port)
+        }
+        _ => None,
+    }
+}
+
+/// Translates the packet if the port is ours, and sends it on if it is another node's.
+#[inline(always)]
+pub fn to_owner(ctx: &XdpContext, config: &Config, inbound: &Inbound, port: u16) -> Step {
+    let owner = owner(inbound.address, port);
+    if owner == 0 {
+        return Step::Drop(Counter::DropNoOwner);
+    }
+    if owner == config.own_peer {
+        return match reverse::translate(ctx, inbound) {
+            Ok(()) => {
+                maps::count(Counter::Reverse, u32::from(inbound.ip.total_length()));
+                Step::Done(XDP_PASS)
+            }
+            Err(reason) => Step::Drop(reason),
+        };
+    }
+    // A steered packet is never steered again: two nodes whose tables disagree would play ping-pong.
+    if inbound.arrival == Arrival::Steered {
+        return Step::Drop(Counter::DropNotOwner);
+    }
+    tunnel::send(ctx, config, inbound, owner, VNI_STEER)
+}
+
+/// The peer that owns a port of an address; 0 = nobody.
+#[inline(always)]
+pub fn owner(address: u32, port: u16) -> u32 {
+    let slice = u32::from(port >> 8);
+    if slice < FIRST_SLICE {
+        return 0;
+    }
+    SLOTS.get(address * SLOTS_PER_ADDRESS + slice).map_or(0, |slot| slot.peer)
+}

@@ -1,0 +1,74 @@
+//! `sweep`: removes flows and blocks that are over.
+//!
+//! The agent finds candidates by reading the maps from outside, since a scan inside BPF would hold up packets. What it found
+//! may have changed meanwhile, so each candidate is judged again here. The agent runs this program through
+//! `BPF_PROG_TEST_RUN`; the packet is a list of candidates.
+
+use crate::atomics;
+use crate::maps::{self, ALLOCATIONS, BLOCKS, FORWARD, REVERSE};
+use crate::ports;
+use crate::snat::{block_key, reverse_key};
+use crate::xdp;
+use aegis_common::*;
+use aya_ebpf::programs::XdpContext;
+
+/// Returns how many candidates were removed.
+pub fn run(ctx: &XdpContext) -> u32 {
+    let Some(kind) = xdp::at::<u32>(ctx, 0) else { return 0 };
+    // SAFETY: within the frame.
+    let kind = unsafe { *kind };
+    let now = maps::now();
+    let mut removed = 0;
+    let mut at = 0;
+    while at < SWEEP_BATCH {
+        let gone = match kind {
+            SWEEP_FLOWS => match xdp::at::<FlowKey>(ctx, SWEEP_HEADER + at * size_of::<FlowKey>()) {
+                // SAFETY: within the frame.
+                Some(key) => flow(unsafe { *key }, now),
+                None => break,
+            },
+            _ => match xdp::at::<BlockKey>(ctx, SWEEP_HEADER + at * size_of::<BlockKey>()) {
+                // SAFETY: within the frame.
+                Some(key) => block(unsafe { *key }, now),
+                None => break,
+            },
+        };
+        removed += u32::from(gone);
+        at += 1;
+    }
+    removed
+}
+
+/// Removes a flow that is over.
+#[inline(never)]
+fn flow(key: FlowKey, now: u32) -> bool {
+    // SAFETY: copied at once; the last packet may come while we judge, see below.
+    let Some(forward) = (unsafe { FORWARD.get(&key) }).copied() else { return false };
+    let reverse_key = reverse_key(&key, forward.egress, forward.egress_port);
+    // SAFETY: copied at once.
+    let reverse = (unsafe { REVERSE.get(&reverse_key) }).copied().unwrap_or_default();
+    let Some(allocation) = ALLOCATIONS.get(u32::from(forward.allocation)) else { return false };
+    if !expired(key.protocol, &forward, &reverse, &allocation.timeouts, now) {
+        return false;
+    }
+    // A packet that comes right now makes the flow anew, with another port: after this much silence that is what
+    // the origin expects as well.
+    let _ = REVERSE.remove(&reverse_key);
+    let _ = FORWARD.remove(&key);
+    ports::release(&block_key(&key, forward.egress, forward.egress_port), forward.egress_port);
+    maps::count(Counter::Expired, 0);
+    true
+}
+
+/// Removes a block without ports in use.
+#[inline(never)]
+fn block(key: BlockKey, now: u32) -> bool {
+    let Some(block) = BLOCKS.get_ptr_mut(&key) else { return false };
+    // SAFETY: map values stay readable until the program ends.
+    let value = unsafe { &mut *block };
+    if now.saturating_sub(value.last_used) < BLOCK_IDLE {
+        return false;
+    }
+    // From here on whoever wants a port of it sees the flag, waits for the next look-up, and makes a new block.
+    atomics::compare_exchange(&raw mut value.used, 0, BLOCK_DEAD) && BLOCKS.remove(&key).is_ok()
+}
