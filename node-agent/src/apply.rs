@@ -42,9 +42,9 @@ pub trait Plane: Send {
     fn write(&mut self, op: &Op) -> Result<(), PlaneError>;
     /// `COUNTERS`, summed over the CPUs.
     fn counters(&self) -> Result<Vec<CounterValue>, PlaneError>;
-    /// Attaches programs to devices that lack them, uplinks first, and forgets devices that are gone or no longer
-    /// wanted. Gives what failed, by device.
-    fn attach(&mut self, devices: &Devices) -> BTreeMap<String, String>;
+    /// Attaches programs to devices that lack them, uplinks first, and forgets devices that are not among `existing`
+    /// interface indices. Gives what failed, by device.
+    fn attach(&mut self, devices: &Devices, existing: &BTreeSet<u32>) -> BTreeMap<String, String>;
     /// Uplinks and pod-facing devices that have their programs.
     fn attached(&self) -> Attached;
     /// Starts the thread that ends flows.
@@ -76,9 +76,4 @@ pub fn apply(
         observed.apply(op);
     }
     Ok(())
-}
-
-/// Loads the programs and maps, or finds them pinned.
-pub fn open(args: &crate::args::Args) -> Result<Box<dyn Plane>, PlaneError> {
-    Err(PlaneError::Load(format!("no eBPF object for {}", args.pin_root.display())))
 }

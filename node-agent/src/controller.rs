@@ -318,8 +318,8 @@ impl Controller {
 
     /// Attaches programs to devices that lack them: uplinks first, since pods' packets are marked for them.
     fn attach(&mut self) {
-        let Some(plane) = &mut self.plane else { return };
-        let errors = plane.attach(&self.devices);
+        let (Some(plane), Ok(network)) = (&mut self.plane, &self.network) else { return };
+        let errors = plane.attach(&self.devices, &network.devices.keys().copied().collect());
         for (device, error) in &errors {
             if self.attach_errors.get(device) != Some(error) {
                 tracing::error!(device, error, "cannot attach programs");
@@ -338,6 +338,10 @@ impl Controller {
             None => (self.observed.config.hold_unknown == 1, remembered_internal(&self.observed)),
         };
         let Attached { uplinks, pods } = self.attached();
+        let unprogrammed =
+            self.plane.is_none() || self.devices.pods.values().any(|d| !pods.contains(&d.name));
+        let known = wanted.filter(|_| unprogrammed).map(|wanted| &wanted.policy.pods).into_iter().flatten();
+        let uncovered = known.filter(|(_, class)| **class == 0).map(|(pod, _)| Ipv4Net::from(*pod)).collect();
         if wanted.is_none() && self.plane.is_none() {
             // Nothing is known: whatever table there is, is better than what could be made up.
             return;
@@ -354,6 +358,7 @@ impl Controller {
             uplinks: uplinks.into_keys().collect(),
             hold,
             internal,
+            uncovered,
         };
         let check = Signals::take(&self.signals.table) || self.table_seen.elapsed() >= LOOK_AT_TABLE;
         if check {

@@ -77,7 +77,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(node = args.node_name, version = env!("CARGO_PKG_VERSION"), "started");
-    let open = Box::new(aegis_node_agent::apply::open);
+    let open = Box::new(aegis_node_agent::kernel::open);
     let controller = Controller::new(args, open, shared, signals, metrics, netlink, report);
     // Nothing is undone at the end: what is pinned goes on without the agent.
     tokio::select! {

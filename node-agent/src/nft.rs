@@ -54,6 +54,9 @@ pub struct Rules {
     pub hold: bool,
     /// Ranges inside the cluster.
     pub internal: Vec<Ipv4Net>,
+    /// Pods known to be uncovered, which are not held although their device has no program. Only needed while
+    /// programs cannot be attached.
+    pub uncovered: Vec<Ipv4Net>,
 }
 
 fn set(text: &mut String, name: &str, form: &str, elements: &[String]) {
@@ -82,6 +85,7 @@ pub fn render(rules: &Rules) -> String {
     let mut text = format!("table ip {TABLE}\ndelete table ip {TABLE}\ntable ip {TABLE} {{\n");
     set(&mut text, "pods", "type ipv4_addr; flags interval", &pods);
     set(&mut text, "internal", "type ipv4_addr; flags interval", &ranges(&rules.internal));
+    set(&mut text, "uncovered", "type ipv4_addr; flags interval", &ranges(&rules.uncovered));
     set(&mut text, "pod_devices", "type ifname", &names(&rules.pod_devices));
     set(&mut text, "programmed", "type ifname", &names(&inside));
     let _ = write!(

@@ -32,6 +32,7 @@ fn rules() -> Rules {
         uplinks: ["eth0".to_owned()].into(),
         hold: true,
         internal: vec!["10.96.0.0/16".parse().unwrap(), "10.244.0.0/16".parse().unwrap()],
+        uncovered: Vec::new(),
     }
 }
 
@@ -192,6 +193,9 @@ fn new_flows_of_a_device_without_program_are_held_while_something_is_covered() {
     lab.ensure(&unprogrammed, false);
     assert_eq!(source(&lab.pod_socket(), &origin, SHORT), None, "new flow");
     assert_eq!(source(&reply_to, &origin, LONG), Some(NODE), "established flow");
+    let known = Rules { uncovered: vec![POD.into()], ..unprogrammed.clone() };
+    lab.ensure(&known, false);
+    assert_eq!(source(&lab.pod_socket(), &origin, LONG), Some(NODE), "known to be uncovered");
     lab.ensure(&Rules { hold: false, ..unprogrammed }, false);
     assert_eq!(source(&lab.pod_socket(), &origin, LONG), Some(NODE), "nothing is covered");
 }

@@ -1,0 +1,384 @@
+//! The data plane in the kernel: [`Plane`] by way of the loaded programs and their maps.
+
+use crate::apply::{Attached, Plane, PlaneError};
+use crate::args::Args;
+use crate::ebpf::{Dataplane, EbpfError, MapSizes, Mode, SweepProgram};
+use crate::network::Device;
+use crate::observed::{Homes, NO_ALLOCATION, Observed, from_map, to_map};
+use crate::ops::Op;
+use crate::sweep::{self, Sweeper, Tables, Usage};
+use crate::uplink::Devices;
+use aegis_common::{
+    AddressValue, AllocationValue, BLOCK_IDLE, BlockKey, BlockValue, Config, Counter, CounterValue,
+    DestinationKey, DestinationValue, FlowKey, ForwardValue, HOMES_PER_ADDRESS, HoldingValue, PeerValue,
+    PodKey, PodValue, PortKey, ReverseValue, SEEN_RST, SLOTS_PER_ADDRESS, SlotValue, VerdictKey,
+    VerdictValue, expired,
+};
+use aya::maps::lpm_trie::Key;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// The programs of one node, with what is attached where.
+pub struct Kernel {
+    dataplane: Dataplane,
+    uplinks: BTreeMap<u32, (Device, Mode)>,
+    pods: BTreeMap<u32, Device>,
+}
+
+/// Loads the programs and makes the maps, or takes over what is pinned.
+pub fn open(args: &Args) -> Result<Box<dyn Plane>, PlaneError> {
+    let sizes = MapSizes { flows: args.max_flows, blocks: args.max_blocks, ..MapSizes::default() };
+    let mut dataplane = Dataplane::load(&args.pin_root, &sizes).map_err(load)?;
+    let mut config = dataplane.array::<Config>("CONFIG").map_err(load)?;
+    let mut value = config.get(&0, 0).map_err(load)?;
+    if value.seed == 0 {
+        // Made once, so that the order of ports stays the same over restarts and nobody can guess it.
+        let mut seed = [0; 4];
+        std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut seed)).map_err(load)?;
+        value.seed = u32::from_ne_bytes(seed) | 1;
+        config.set(0, value, 0).map_err(load)?;
+    }
+    Ok(Box::new(Kernel { dataplane, uplinks: BTreeMap::new(), pods: BTreeMap::new() }))
+}
+
+fn load(error: impl std::error::Error) -> PlaneError {
+    PlaneError::Load(chain(&error))
+}
+
+/// An error with its causes, unless its text has them already.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+impl Kernel {
+    fn for_each<K: aya::Pod, V: aya::Pod>(
+        &self,
+        map: &'static str,
+        each: impl FnMut(&K, &V),
+    ) -> Result<(), PlaneError> {
+        let failed = |error: &dyn std::error::Error| PlaneError::Read { map, reason: chain(error) };
+        let fd = self.dataplane.map_fd(map).map_err(|error| failed(&error))?;
+        sweep::for_each(fd, each).map_err(|error| failed(&error))
+    }
+
+    fn read_policy(&self, observed: &mut Observed) -> Result<(), PlaneError> {
+        let generations = &mut observed.generations;
+        self.for_each("PODS", |key: &PodKey, value: &PodValue| {
+            generations.entry(key.generation).or_default().pods.insert(from_map(key.address), value.class);
+        })?;
+        self.for_each("DESTINATIONS", |key: &Key<DestinationKey>, value: &DestinationValue| {
+            let (data, length) = (key.data(), key.prefix_len().saturating_sub(32));
+            let destinations = &mut generations.entry(data.generation).or_default().destinations;
+            destinations.insert((from_map(data.address), length as u8), value.class);
+        })?;
+        self.for_each("PORTS", |key: &Key<PortKey>, value: &u32| {
+            let (data, length) = (key.data(), key.prefix_len().saturating_sub(48));
+            let ports = &mut generations.entry(data.generation).or_default().ports;
+            ports.insert((data.protocol as u8, u16::from_be(data.port), length as u8), *value);
+        })?;
+        self.for_each("VERDICTS", |key: &VerdictKey, value: &VerdictValue| {
+            let verdicts = &mut generations.entry(key.generation).or_default().verdicts;
+            verdicts.insert((key.pod_class, key.destination_class, key.port_class), *value);
+        })
+    }
+
+    fn hash<K: aya::Pod, V: aya::Pod>(
+        &mut self,
+        map: &'static str,
+        key: K,
+        value: Option<V>,
+    ) -> Result<(), EbpfError> {
+        let mut handle = self.dataplane.hash::<K, V>(map)?;
+        let result = match value {
+            Some(value) => handle.insert(key, value, 0),
+            None => gone(handle.remove(&key)),
+        };
+        result.map_err(|source| EbpfError::Map { name: map.into(), source })
+    }
+
+    fn array<V: aya::Pod>(&mut self, map: &'static str, index: u32, value: V) -> Result<(), EbpfError> {
+        let mut handle = self.dataplane.array::<V>(map)?;
+        handle.set(index, value, 0).map_err(|source| EbpfError::Map { name: map.into(), source })
+    }
+
+    fn trie<K: aya::Pod, V: aya::Pod>(
+        &mut self,
+        map: &'static str,
+        key: &Key<K>,
+        value: Option<V>,
+    ) -> Result<(), EbpfError> {
+        let mut handle = self.dataplane.trie::<K, V>(map)?;
+        let result = match value {
+            Some(value) => handle.insert(key, value, 0),
+            None => gone(handle.remove(key)),
+        };
+        result.map_err(|source| EbpfError::Map { name: map.into(), source })
+    }
+
+    fn write_op(&mut self, op: &Op) -> Result<(), EbpfError> {
+        match *op {
+            Op::SetConfig(config) => self.array("CONFIG", 0, config),
+            Op::SetPeer { index, value } => self.array("PEERS", index, value),
+            Op::IndexPeer { address, index } => self.hash("PEER_INDEX", to_map(address), Some(index)),
+            Op::UnindexPeer { address } => self.hash::<u32, u32>("PEER_INDEX", to_map(address), None),
+            Op::SetSlot { index, slice, value } => {
+                self.array("SLOTS", index * SLOTS_PER_ADDRESS + u32::from(slice), value)
+            }
+            Op::SetHomes { index, homes } => (0..HOMES_PER_ADDRESS)
+                .zip(homes)
+                .try_for_each(|(home, peer)| self.array("HOMES", index * HOMES_PER_ADDRESS + home, peer)),
+            Op::SetAddress { address, value } => self.hash("ADDRESSES", to_map(address), Some(value)),
+            Op::RemoveAddress { address } => {
+                self.hash::<u32, AddressValue>("ADDRESSES", to_map(address), None)
+            }
+            Op::SetHolding { address, value } => self.hash("HOLDINGS", to_map(address), Some(value)),
+            Op::RemoveHolding { address } => {
+                self.hash::<u32, HoldingValue>("HOLDINGS", to_map(address), None)
+            }
+            Op::SetAllocation { index, value } => self.array("ALLOCATIONS", index, value),
+            Op::SetPod { generation, address, class } => {
+                self.hash("PODS", PodKey { generation, address: to_map(address) }, Some(PodValue { class }))
+            }
+            Op::RemovePod { generation, address } => {
+                self.hash::<_, PodValue>("PODS", PodKey { generation, address: to_map(address) }, None)
+            }
+            Op::SetDestination { generation, destination, class } => {
+                let key = destination_key(generation, destination);
+                self.trie("DESTINATIONS", &key, Some(DestinationValue { class }))
+            }
+            Op::RemoveDestination { generation, destination } => self.trie::<_, DestinationValue>(
+                "DESTINATIONS",
+                &destination_key(generation, destination),
+                None,
+            ),
+            Op::SetPort { generation, port, class } => {
+                self.trie("PORTS", &port_key(generation, port), Some(class))
+            }
+            Op::RemovePort { generation, port } => {
+                self.trie::<_, u32>("PORTS", &port_key(generation, port), None)
+            }
+            Op::SetVerdict { generation, verdict, value } => {
+                self.hash("VERDICTS", verdict_key(generation, verdict), Some(value))
+            }
+            Op::RemoveVerdict { generation, verdict } => {
+                self.hash::<_, VerdictValue>("VERDICTS", verdict_key(generation, verdict), None)
+            }
+        }
+    }
+}
+
+/// Removing what is not there is no failure.
+fn gone(result: Result<(), aya::maps::MapError>) -> Result<(), aya::maps::MapError> {
+    match result {
+        Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+        Err(aya::maps::MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn destination_key(
+    generation: u32,
+    (address, length): crate::observed::DestinationEntry,
+) -> Key<DestinationKey> {
+    Key::new(32 + u32::from(length), DestinationKey { generation, address: to_map(address) })
+}
+
+fn port_key(generation: u32, (protocol, port, length): crate::observed::PortEntry) -> Key<PortKey> {
+    let data = PortKey { generation, protocol: protocol.into(), port: port.to_be() };
+    Key::new(48 + u32::from(length), data)
+}
+
+fn verdict_key(generation: u32, entry: crate::observed::VerdictEntry) -> VerdictKey {
+    let (pod_class, destination_class, port_class) = entry;
+    VerdictKey { generation, pod_class, destination_class, port_class }
+}
+
+impl Plane for Kernel {
+    fn read(&mut self) -> Result<Observed, PlaneError> {
+        let mut observed = Observed::default();
+        self.for_each("CONFIG", |_: &u32, value: &Config| observed.config = *value)?;
+        self.for_each("PEERS", |index: &u32, value: &PeerValue| {
+            if value.address != 0 {
+                observed.peers.insert(*index, *value);
+            }
+        })?;
+        self.for_each("PEER_INDEX", |address: &u32, index: &u32| {
+            observed.peer_index.insert(from_map(*address), *index);
+        })?;
+        self.for_each("ADDRESSES", |address: &u32, value: &AddressValue| {
+            observed.addresses.insert(from_map(*address), *value);
+        })?;
+        self.for_each("SLOTS", |index: &u32, value: &SlotValue| {
+            if *value != SlotValue::default() {
+                let (address, slice) = (index / SLOTS_PER_ADDRESS, index % SLOTS_PER_ADDRESS);
+                observed.slots.insert((address, slice as u8), *value);
+            }
+        })?;
+        self.for_each("HOMES", |index: &u32, peer: &u32| {
+            if *peer != 0 {
+                let homes = observed.homes.entry(index / HOMES_PER_ADDRESS).or_insert_with(Homes::default);
+                homes[(index % HOMES_PER_ADDRESS) as usize] = *peer;
+            }
+        })?;
+        self.for_each("HOLDINGS", |address: &u32, value: &HoldingValue| {
+            observed.holdings.insert(from_map(*address), *value);
+        })?;
+        self.for_each("ALLOCATIONS", |index: &u32, value: &AllocationValue| {
+            if *value != NO_ALLOCATION {
+                observed.allocations.insert(*index, *value);
+            }
+        })?;
+        self.read_policy(&mut observed)?;
+        Ok(observed)
+    }
+
+    fn write(&mut self, op: &Op) -> Result<(), PlaneError> {
+        self.write_op(op).map_err(|error| PlaneError::Write { op: format!("{op:?}"), reason: chain(&error) })
+    }
+
+    fn counters(&self) -> Result<Vec<CounterValue>, PlaneError> {
+        let failed =
+            |error: &dyn std::error::Error| PlaneError::Read { map: "COUNTERS", reason: chain(error) };
+        let map = self.dataplane.per_cpu::<CounterValue>("COUNTERS").map_err(|error| failed(&error))?;
+        let sum = |index: usize| {
+            let values = map.get(&(index as u32), 0).map_err(|error| failed(&error))?;
+            Ok(values.iter().fold(CounterValue::default(), |sum, value| CounterValue {
+                packets: sum.packets + value.packets,
+                bytes: sum.bytes + value.bytes,
+            }))
+        };
+        (0..Counter::ALL.len()).map(sum).collect()
+    }
+
+    fn attach(&mut self, devices: &Devices, existing: &BTreeSet<u32>) -> BTreeMap<String, String> {
+        let mut errors = BTreeMap::new();
+        // A device keeps its programs for as long as it exists: a route that flaps must not uncover anything.
+        self.uplinks.retain(|index, _| existing.contains(index));
+        self.pods.retain(|index, _| existing.contains(index));
+        match self.dataplane.attached() {
+            Ok(pinned) => {
+                for index in pinned.into_iter().filter(|index| !existing.contains(index)) {
+                    if let Err(error) = self.dataplane.detach(index) {
+                        errors.insert(format!("interface {index}"), chain(&error));
+                    }
+                }
+            }
+            Err(error) => _ = errors.insert("pinned links".to_owned(), chain(&error)),
+        }
+        let same = |known: &Device, device: &Device| (&known.name, known.mac) == (&device.name, device.mac);
+        for (index, device) in &devices.uplinks {
+            if self.uplinks.get(index).is_some_and(|(known, _)| same(known, device)) {
+                continue;
+            }
+            match self.dataplane.attach_uplink(&device.name, *index) {
+                Ok(mode) => _ = self.uplinks.insert(*index, (device.clone(), mode)),
+                Err(error) => _ = errors.insert(device.name.clone(), chain(&error)),
+            }
+        }
+        for (index, device) in &devices.pods {
+            if self.pods.get(index).is_some_and(|known| same(known, device)) {
+                continue;
+            }
+            match self.dataplane.attach_pod_device(&device.name, *index) {
+                Ok(()) => _ = self.pods.insert(*index, device.clone()),
+                Err(error) => _ = errors.insert(device.name.clone(), chain(&error)),
+            }
+        }
+        errors
+    }
+
+    fn attached(&self) -> Attached {
+        let mode = |mode: &Mode| match mode {
+            Mode::Native => "Native".to_owned(),
+            Mode::Generic => "Generic".to_owned(),
+        };
+        Attached {
+            uplinks: self.uplinks.values().map(|(device, how)| (device.name.clone(), mode(how))).collect(),
+            pods: self.pods.values().map(|device| device.name.clone()).collect(),
+        }
+    }
+
+    fn sweeper(&mut self) -> Result<Sweeper, PlaneError> {
+        let failed = |error: &dyn std::error::Error| PlaneError::Sweeper(chain(error));
+        let fd = |name| {
+            let fd = self.dataplane.map_fd(name).map_err(|error| failed(&error))?;
+            fd.try_clone_to_owned().map_err(|error| failed(&error))
+        };
+        let tables = Kept {
+            forward: fd("FORWARD")?,
+            blocks: fd("BLOCKS")?,
+            allocations: fd("ALLOCATIONS")?,
+            program: self.dataplane.sweeper().map_err(|error| failed(&error))?,
+        };
+        Sweeper::start(tables).map_err(|error| failed(&error))
+    }
+
+    fn policy_sizes(&self) -> Vec<(&'static str, u64)> {
+        [("pods", "PODS"), ("destinations", "DESTINATIONS"), ("ports", "PORTS"), ("verdicts", "VERDICTS")]
+            .into_iter()
+            .filter_map(|(name, map)| Some((name, self.dataplane.max_entries(map).ok()?.into())))
+            .collect()
+    }
+}
+
+/// What the sweeping thread holds.
+struct Kept {
+    forward: OwnedFd,
+    blocks: OwnedFd,
+    allocations: OwnedFd,
+    program: SweepProgram,
+}
+
+/// Whether a flow could be over, judged without what the other direction saw: a reset from there would make the limit
+/// the shortest.
+fn candidate(key: &FlowKey, forward: &ForwardValue, timeouts: &aegis_common::Timeouts, now: u32) -> bool {
+    let reverse = ReverseValue { seen: SEEN_RST, ..ReverseValue::default() };
+    expired(key.protocol, forward, &reverse, timeouts, now)
+}
+
+impl Tables for Kept {
+    fn sweep(&mut self) -> io::Result<Usage> {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)?.tv_sec() as u32;
+        let mut usage = Usage::default();
+        let mut timeouts = BTreeMap::new();
+        sweep::for_each(self.allocations.as_fd(), |index: &u32, value: &AllocationValue| {
+            if *value != NO_ALLOCATION {
+                timeouts.insert(*index, value.timeouts);
+            }
+        })?;
+        let mut over = Vec::new();
+        sweep::for_each(self.forward.as_fd(), |key: &FlowKey, value: &ForwardValue| {
+            usage.flows += 1;
+            let limits = timeouts.get(&u32::from(value.allocation)).copied().unwrap_or_default();
+            if candidate(key, value, &limits, now) {
+                over.push(*key);
+            }
+        })?;
+        self.program.flows(&over).map_err(io::Error::other)?;
+        drop(over);
+
+        let mut empty = Vec::new();
+        sweep::for_each(self.blocks.as_fd(), |key: &BlockKey, value: &BlockValue| {
+            usage.add_block(key, value);
+            if value.used == 0 && now.saturating_sub(value.last_used) >= BLOCK_IDLE {
+                empty.push(*key);
+            }
+        })?;
+        self.program.blocks(&empty).map_err(io::Error::other)?;
+        Ok(usage)
+    }
+}
