@@ -76,3 +76,62 @@ pub async fn write(client: &Client, gate: &Gate, change: &FinalizerChange) -> Re
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::testing::object;
+    use crate::world::translate;
+    use aegis_core::plan::plan;
+    use serde_json::Value;
+
+    /// A prefix, an allocation of it, and a node, so that the plan has an address; and an unused prefix.
+    fn snapshot(metadata: Value) -> Snapshot {
+        let spec = json!({"spec": {"cidr": "203.0.113.0/28", "account": "shop"}});
+        let unused = json!({"spec": {"cidr": "198.51.100.0/28", "account": "shop"}});
+        let allocation = json!({"spec": {"prefixes": ["leased"]}, "metadata": metadata});
+        Snapshot {
+            prefixes: vec![object(None, "leased", spec), object(None, "unused", unused)],
+            allocations: vec![object(Some("shop"), "partner", allocation)],
+            ..Snapshot::default()
+        }
+    }
+
+    fn found(snapshot: &Snapshot) -> Vec<(String, Vec<String>)> {
+        let world = translate(snapshot, &[], 0, 120);
+        let changes = changes(snapshot, &world, &plan(&world.inputs));
+        changes.into_iter().map(|change| (change.target.name, change.finalizers)).collect()
+    }
+
+    #[test]
+    fn what_an_address_is_planned_for_is_protected_and_other_finalizers_stay() {
+        let expected = [
+            ("leased".to_owned(), vec![FINALIZER.into()]),
+            ("partner".to_owned(), vec!["x".into(), FINALIZER.into()]),
+        ];
+        assert_eq!(found(&snapshot(json!({"finalizers": ["x"]}))), expected);
+    }
+
+    #[test]
+    fn what_is_not_in_use_is_released() {
+        let metadata = json!({"finalizers": [FINALIZER, "x"], "deletionTimestamp": "2026-01-01T00:00:00Z"});
+        assert_eq!(found(&snapshot(metadata)), [("partner".to_owned(), vec!["x".into()])]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_but_is_in_use_keeps_it() {
+        let mut snapshot = snapshot(json!({"finalizers": [FINALIZER]}));
+        let spec = json!({"spec": {
+            "address": "203.0.113.2", "prefix": "leased", "epoch": 1, "holdings": [],
+            "allocationRef": {"namespace": "shop", "name": "partner"},
+        }});
+        snapshot.addresses = vec![object(None, "203.0.113.2", spec)];
+        let broken = json!({"spec": {"prefixes": 5}, "metadata": {"finalizers": [FINALIZER]}});
+        snapshot.allocations = vec![object(Some("shop"), "partner", broken)];
+        assert_eq!(
+            found(&snapshot),
+            [("leased".to_owned(), vec![FINALIZER.into()])],
+            "partner is not touched"
+        );
+    }
+}

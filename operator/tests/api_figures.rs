@@ -1,4 +1,7 @@
-//! Figures of the operator: run with `cargo test --release -p aegis-operator --test api_figures -- --ignored --nocapture`.
+//! Figures of the operator, on a build that is optimised:
+//! `cargo build --release -p aegis-operator`, then
+//! `AEGIS_OPERATOR=target/release/aegis-operator cargo test -p aegis-operator --test api_figures -- --ignored --nocapture`
+//! (with the whole path of the program).
 
 #![allow(clippy::expect_used)] // Helpers of tests fail the test.
 

@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, MutexGuard};
 
+/// User name of the operator's ServiceAccount, as the chart names it.
+pub const OPERATOR: &str = "system:serviceaccount:aegis-system:aegis-operator";
+
 /// One cluster at a time: each takes two cores for its start.
 static ONE: Mutex<()> = Mutex::const_new(());
 
@@ -117,17 +120,29 @@ impl Cluster {
         .await;
     }
 
-    /// Starts an operator as a child process.
+    /// Starts an operator that may do everything as a child process.
     pub async fn operator(&self, identity: &str, arguments: &[&str]) -> Operator {
+        self.operator_as("admin", "default", identity, arguments).await
+    }
+
+    /// Starts an operator in the name of a user: `admin`, or `operator` with the rights that the chart gives it.
+    pub async fn operator_as(
+        &self,
+        user: &str,
+        namespace: &str,
+        identity: &str,
+        arguments: &[&str],
+    ) -> Operator {
         let port = free_port();
         let mut all = vec![
             format!("--listen=127.0.0.1:{port}"),
             format!("--identity={identity}"),
-            "--namespace=default".to_owned(),
+            format!("--namespace={namespace}"),
         ];
         all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
-        let program = PathBuf::from(env!("CARGO_BIN_EXE_aegis-operator"));
-        let kubeconfig = self.dir.join("kubeconfig");
+        let built = || env!("CARGO_BIN_EXE_aegis-operator").into();
+        let program = PathBuf::from(std::env::var_os("AEGIS_OPERATOR").unwrap_or_else(built));
+        let kubeconfig = self.dir.join(user);
         let environment = [("KUBECONFIG", kubeconfig.as_path())];
         let process = Process::spawn(&program, &all, &environment, &log_file(&self.dir, identity));
         let operator = Operator { process, port };
@@ -206,7 +221,8 @@ pub async fn eventually<T, E: Debug>(
     }
 }
 
-fn tool(name: &str) -> PathBuf {
+/// Path of a Kubernetes program.
+pub fn tool(name: &str) -> PathBuf {
     let home = || PathBuf::from(std::env::var_os("HOME").expect("HOME")).join(".cache/aegis/tools");
     let tools = std::env::var_os("AEGIS_TOOLS").map_or_else(home, PathBuf::from);
     let path = tools.join("bin").join(name);
@@ -222,21 +238,25 @@ fn make_credentials(dir: &Path, api_port: u16) {
     };
     openssl(&["genrsa", "-out", "sa.key", "2048"]);
     openssl(&["rsa", "-in", "sa.key", "-pubout", "-out", "sa.pub"]);
-    std::fs::write(dir.join("tokens.csv"), "test-admin,admin,admin,system:masters\n").expect("tokens");
-    let kubeconfig = format!(
-        r#"apiVersion: v1
+    let tokens =
+        format!("admin,admin,admin,system:masters\noperator,{OPERATOR},operator,system:serviceaccounts\n");
+    std::fs::write(dir.join("tokens.csv"), tokens).expect("tokens");
+    for user in ["admin", "operator"] {
+        let kubeconfig = format!(
+            r#"apiVersion: v1
 kind: Config
 clusters: [{{name: test, cluster: {{server: "https://127.0.0.1:{api_port}", insecure-skip-tls-verify: true}}}}]
-users: [{{name: admin, user: {{token: test-admin}}}}]
-contexts: [{{name: test, context: {{cluster: test, user: admin}}}}]
+users: [{{name: {user}, user: {{token: {user}}}}}]
+contexts: [{{name: test, context: {{cluster: test, user: {user}}}}}]
 current-context: test
 "#
-    );
-    std::fs::write(dir.join("kubeconfig"), kubeconfig).expect("kubeconfig");
+        );
+        std::fs::write(dir.join(user), kubeconfig).expect("kubeconfig");
+    }
 }
 
 async fn client(dir: &Path) -> Client {
-    let kubeconfig = Kubeconfig::read_from(dir.join("kubeconfig")).expect("kubeconfig");
+    let kubeconfig = Kubeconfig::read_from(dir.join("admin")).expect("kubeconfig");
     let config =
         Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.expect("config");
     Client::try_from(config).expect("client")

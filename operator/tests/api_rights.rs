@@ -1,0 +1,117 @@
+//! The rights that the chart gives the operator are enough, and nobody else may write what is the operator's.
+
+#![allow(clippy::expect_used)] // Helpers of tests fail the test.
+
+mod cluster;
+
+use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, type_};
+use cluster::objects::SOON;
+use cluster::{Cluster, eventually, tool};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams};
+use kube::core::GroupVersionKind;
+use kube::discovery::Scope;
+use kube::{Client, Config, ResourceExt, discovery};
+use serde_json::json;
+use std::path::Path;
+use std::process::Command;
+
+const NAMESPACE: &str = "aegis-system";
+
+/// Installs the operator's rights and the admission policies of the chart.
+async fn install_rights(cluster: &Cluster) {
+    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/aegis");
+    let mut helm = Command::new(tool("helm"));
+    helm.args(["template", "aegis"]).arg(chart).args(["--namespace", NAMESPACE]);
+    helm.args(["--show-only", "templates/rbac-operator.yaml", "--show-only", "templates/admission.yaml"]);
+    // The test's administrator plays the agents too.
+    helm.args(["--set", "admission.exemptGroups={system:masters}", "--kube-version", "1.36.0"]);
+    let output = helm.output().expect("helm");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let manifests = String::from_utf8(output.stdout).expect("UTF-8");
+    for document in manifests.split("\n---").filter(|document| document.contains("kind:")) {
+        let object: DynamicObject = serde_yaml_ng::from_str(document).expect(document);
+        let types = object.types.clone().expect("kind");
+        let kind = GroupVersionKind::try_from(&types).expect("kind");
+        let (resource, capabilities) =
+            discovery::pinned_kind(&cluster.client, &kind).await.expect("discovery");
+        let api: Api<DynamicObject> = match capabilities.scope {
+            Scope::Cluster => Api::all_with(cluster.client.clone(), &resource),
+            Scope::Namespaced => {
+                let namespace = object.namespace().unwrap_or_else(|| NAMESPACE.to_owned());
+                Api::namespaced_with(cluster.client.clone(), &namespace, &resource)
+            }
+        };
+        api.create(&PostParams::default(), &object).await.expect(document);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chart_gives_the_operator_what_it_needs() {
+    let cluster = Cluster::start().await;
+    cluster.namespace(NAMESPACE).await;
+    install_rights(&cluster).await;
+    let arguments = ["--quarantine-seconds=1"];
+    let operator = cluster.operator_as("operator", NAMESPACE, "a", &arguments).await;
+    operator.leads().await;
+    let mut agent = cluster.node("n1").await;
+    cluster.namespace("shop").await;
+    cluster.prefix("leased", "203.0.113.0/28", "shop").await;
+    let zone = json!({"allocationRef": {"name": "partner"}, "workloads": {"allPods": true}, "zone": {"cidrs": ["0.0.0.0/0"]}});
+    cluster.binding("shop", "all", zone).await;
+    cluster.allocation("shop", "partner", json!({"prefixes": ["leased"]})).await;
+    let address = cluster.addresses("shop", "partner", 1).await.remove(0);
+    agent.report(&cluster).await;
+    let allocations: Api<EgressAllocation> = cluster.in_account("shop");
+    cluster.condition(&allocations, "partner", type_::PROGRAMMED, "True", "").await;
+    cluster
+        .condition::<EgressAddress>(&cluster.all(), &address.name_any(), type_::PROGRAMMED, "True", "")
+        .await;
+    cluster.condition::<AegisPrefix>(&cluster.all(), "leased", type_::ACCEPTED, "True", "").await;
+    eventually("an Event tells of it", SOON, async || {
+        let events = cluster.events("shop", "partner").await;
+        if events.is_empty() { Err(()) } else { Ok(()) }
+    })
+    .await;
+
+    // A user with every right in RBAC is refused by the policy.
+    let mut config = config(&cluster).await;
+    config.auth_info = impersonate("cluster-owner");
+    let stranger = Client::try_from(config).expect("client");
+    let grant = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "owner"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "cluster-owner"}],
+    });
+    let grant: k8s_openapi::api::rbac::v1::ClusterRoleBinding =
+        serde_json::from_value(grant).expect("binding");
+    Api::all(cluster.client.clone()).create(&PostParams::default(), &grant).await.expect("binding");
+    let addresses: Api<EgressAddress> = Api::all(stranger);
+    eventually("the grant counts", SOON, async || addresses.list(&ListParams::default()).await).await;
+    let refused = addresses.delete(&address.name_any(), &DeleteParams::default()).await.expect_err("refused");
+    assert!(refused.to_string().contains("written by the operator only"), "{refused}");
+
+    allocations.delete("partner", &DeleteParams::default()).await.expect("delete");
+    agent.drains = true;
+    eventually("it drains and goes", SOON, async || {
+        agent.report(&cluster).await;
+        match allocations.get_opt("partner").await {
+            Ok(None) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let page = operator.get("/metrics").await.expect("metrics");
+    assert!(!page.contains("aegis_operator_api_errors_total{"), "{page}");
+    let log = std::fs::read_to_string(cluster.dir.join("a.log")).expect("log");
+    assert!(!log.contains("orbidden"), "{log}");
+}
+
+async fn config(cluster: &Cluster) -> Config {
+    let kubeconfig = kube::config::Kubeconfig::read_from(cluster.dir.join("admin")).expect("kubeconfig");
+    Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.expect("config")
+}
+
+fn impersonate(user: &str) -> kube::config::AuthInfo {
+    let fields = json!({"token": "admin", "as": user});
+    serde_json::from_value(fields).expect("user")
+}
