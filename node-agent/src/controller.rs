@@ -7,6 +7,7 @@ use crate::args::Args;
 use crate::cni::{self, CniResult};
 use crate::demand::Meter;
 use crate::desired::{self, Desired, Inputs};
+use crate::kernel;
 use crate::metrics::Metrics;
 use crate::neighbour::{self, Resolver};
 use crate::network::{self, Network};
@@ -329,7 +330,11 @@ impl Controller {
     }
 
     fn attached(&self) -> Attached {
-        self.plane.as_ref().map(|plane| plane.attached()).unwrap_or_default()
+        match (&self.plane, &self.network) {
+            (Some(plane), _) => plane.attached(),
+            (None, Ok(network)) => kernel::pinned(&self.args, network),
+            (None, Err(_)) => Attached::default(),
+        }
     }
 
     async fn keep_table(&mut self, wanted: Option<&Desired>, inputs: &Inputs) {

@@ -3,7 +3,7 @@
 use crate::apply::{Attached, Plane, PlaneError};
 use crate::args::Args;
 use crate::ebpf::{Dataplane, EbpfError, MapSizes, Mode, SweepProgram};
-use crate::network::Device;
+use crate::network::{Device, Network};
 use crate::observed::{Homes, NO_ALLOCATION, Observed, from_map, to_map};
 use crate::ops::Op;
 use crate::sweep::{self, Sweeper, Tables, Usage};
@@ -11,7 +11,7 @@ use crate::uplink::Devices;
 use aegis_common::{
     AddressValue, AllocationValue, BLOCK_IDLE, BlockKey, BlockValue, Config, Counter, CounterValue,
     DestinationKey, DestinationValue, FlowKey, ForwardValue, HOMES_PER_ADDRESS, HoldingValue, PeerValue,
-    PodKey, PodValue, PortKey, ReverseValue, SEEN_RST, SLOTS_PER_ADDRESS, SlotValue, VerdictKey,
+    PodKey, PodValue, PortKey, ReverseValue, SCHEMA, SEEN_RST, SLOTS_PER_ADDRESS, SlotValue, VerdictKey,
     VerdictValue, expired,
 };
 use aya::maps::lpm_trie::Key;
@@ -333,6 +333,25 @@ impl Plane for Kernel {
             .filter_map(|(name, map)| Some((name, self.dataplane.max_entries(map).ok()?.into())))
             .collect()
     }
+}
+
+/// Devices that have programs by what is pinned: programs of an earlier agent go on even if this one can't load its own.
+pub fn pinned(args: &Args, network: &Network) -> Attached {
+    let mut attached = Attached::default();
+    let links = args.pin_root.join(format!("v{SCHEMA}/links"));
+    for entry in std::fs::read_dir(links).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some((program, index)) = name.rsplit_once('-') else { continue };
+        let Some(device) = index.parse().ok().and_then(|index: u32| network.devices.get(&index)) else {
+            continue;
+        };
+        match program {
+            "uplink_egress" => _ = attached.uplinks.insert(device.name.clone(), "Unknown".to_owned()),
+            "pod_ingress" => _ = attached.pods.insert(device.name.clone()),
+            _ => {}
+        }
+    }
+    attached
 }
 
 /// What the sweeping thread holds.
