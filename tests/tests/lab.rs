@@ -147,3 +147,82 @@ async fn a_pod_can_forge_without_aegis() -> anyhow::Result<()> {
     .await?;
     namespace.end().await
 }
+
+/// Whether a pod reaches an origin now.
+async fn reaches(pod: &Pod, origin: SocketAddrV4) -> anyhow::Result<bool> {
+    let answer = pod.call(json!({"do": "connect", "to": origin, "timeout_ms": 1000})).await?;
+    Ok(answer["ok"] == true)
+}
+
+#[tokio::test]
+async fn a_cut_link_carries_nothing_until_it_is_restored() -> anyhow::Result<()> {
+    let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
+    let Some(lab) = cluster.lab() else { return Ok(()) };
+    let namespace = cluster.namespace("cut").await?;
+    let pod = namespace.pod("cut").on("n1").start().await?;
+    let origin = cluster.origin(0)?;
+    pod.call(json!({"do": "stream", "name": "s", "to": origin.port(0), "interval_ms": 10})).await?;
+    lab.cut_link(NODES[0])?;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    lab.restore_link(NODES[0])?;
+    wait_for("the pod to be reached again", Duration::from_secs(20), async || reached(&pod, &origin).await)
+        .await?;
+    let statistics = pod.call(json!({"do": "stop", "name": "s"})).await?;
+    assert!(statistics["longest_gap_ms"].as_f64().context("no gap")? >= 1400.0, "{statistics}");
+    assert!(statistics["received"].as_u64().context("no count")? > 10, "{statistics}");
+    namespace.end().await
+}
+
+async fn reached(pod: &Pod, origin: &aegis_tests::cluster::Origin) -> anyhow::Result<Option<()>> {
+    Ok(reaches(pod, origin.port(0)).await.unwrap_or(false).then_some(()))
+}
+
+#[tokio::test]
+async fn a_frozen_node_does_nothing_until_it_thaws() -> anyhow::Result<()> {
+    let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
+    let Some(lab) = cluster.lab() else { return Ok(()) };
+    let namespace = cluster.namespace("freeze").await?;
+    let pod = namespace.pod("frozen").on("n2").start().await?;
+    let origin = cluster.origin(0)?;
+    let server = SocketAddrV4::new(pod.address(), 8080);
+    let connect = json!({"do": "connect", "to": server, "timeout_ms": 500});
+    assert_eq!(origin.call(connect.clone()).await?["ok"], true);
+    lab.freeze(NODES[1])?;
+    let frozen = origin.call(connect.clone()).await?;
+    lab.thaw(NODES[1])?;
+    assert_eq!(frozen["failure"], "timeout", "{frozen}");
+    wait_for("the pod to be reached again", Duration::from_secs(20), async || reached(&pod, &origin).await)
+        .await?;
+    namespace.end().await
+}
+
+#[tokio::test]
+async fn traffic_outlives_the_api_server() -> anyhow::Result<()> {
+    let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
+    let Some(lab) = cluster.lab() else { return Ok(()) };
+    let namespace = cluster.namespace("api").await?;
+    let pod = namespace.pod("api").on("n3").start().await?;
+    let origin = cluster.origin(0)?;
+    pod.open("held", origin.port(0), 50).await?;
+    lab.stop_api_server()?;
+    assert!(pod.exchange("held", 50).await.is_err(), "commands to pods need the API server");
+    lab.start_api_server().await?;
+    wait_for("exec to work again", Duration::from_secs(30), async || Ok(pod.exchange("held", 50).await.ok()))
+        .await?;
+    namespace.end().await
+}
+
+#[tokio::test]
+async fn a_node_goes_and_comes_back() -> anyhow::Result<()> {
+    let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
+    let Some(lab) = cluster.lab() else { return Ok(()) };
+    let nodes: kube::Api<k8s_openapi::api::core::v1::Node> = kube::Api::all(cluster.client());
+    lab.remove_node(NODES[2]).await?;
+    assert!(nodes.get_opt("n3").await?.is_none());
+    assert!(lab.exec(NODES[2], "true", &[]).is_err());
+    lab.add_node(NODES[2]).await?;
+    let namespace = cluster.namespace("back").await?;
+    let pod = namespace.pod("back").on("n3").start().await?;
+    assert_eq!(pod.source(cluster.origin(1)?.port(0)).await?, Ok(NODES[2].address()));
+    namespace.end().await
+}

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 
-use aegis_tests::lab::plan::{NODES, Node};
+use aegis_tests::lab::plan::{DEFAULT_INSTANCE, NODES, Node, ORIGINS};
 use aegis_tests::lab::{Lab, images, node_init};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -32,6 +32,8 @@ enum Command {
     Down,
     /// Show what runs; exit code 1 if something does not.
     Status,
+    /// Print how to use the running lab.
+    Usage,
     /// Compile, load the images and install the chart.
     Install {
         /// Further Helm values, `a.b=c`.
@@ -49,7 +51,7 @@ enum Command {
         #[arg(required = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
-    /// Send a line of JSON to an origin's control socket, as `{"command":"records"}`.
+    /// Send a line of JSON to an origin's control socket, as `{"do":"records"}`.
     Origin {
         /// o1 or o2.
         name: String,
@@ -122,12 +124,11 @@ async fn main() -> anyhow::Result<()> {
             if !no_build {
                 images::compile(&["aegis-probe"])?;
             }
-            let lab = Lab::up(&instance).await?;
-            println!("export KUBECONFIG={}", lab.kubeconfig().display());
-            Ok(())
+            Lab::up(&instance).await.map(drop)
         }
         Command::Down => Lab::down(&instance),
         Command::Status => status(&lab()?),
+        Command::Usage => usage(&lab()?),
         Command::Install { set } => {
             let settings: Vec<&str> = set.iter().map(String::as_str).collect();
             lab()?.install(&settings).map(drop)
@@ -156,12 +157,33 @@ fn named(names: &[String]) -> anyhow::Result<Vec<Node>> {
     names.iter().map(|name| Node::named(name)).collect()
 }
 
+fn usage(lab: &Lab) -> anyhow::Result<()> {
+    let program = std::env::current_exe()?;
+    let select = if lab.plan().instance() == DEFAULT_INSTANCE {
+        ""
+    } else {
+        &format!("export AEGIS_LAB={}\n", lab.plan().instance())
+    };
+    println!(
+        "\nUse the lab:\n\nexport KUBECONFIG={}\nexport PATH={}:$PATH\n{select}alias aegis-lab={}\n\n\
+         kubectl get nodes                                  # n1, n2, n3\n\
+         aegis-lab exec n1 ip route                         # inside a node, the router or an origin (o1, o2)\n\
+         aegis-lab origin o1 '{{\"do\":\"summary\"}}'           # who came to {}\n\
+         aegis-lab fault --help                             # break something\n\
+         make lab-down                                      # end it",
+        lab.kubeconfig().display(),
+        lab.tools()?.display(),
+        program.display(),
+        ORIGINS[0].address,
+    );
+    Ok(())
+}
+
 fn status(lab: &Lab) -> anyhow::Result<()> {
     let all = lab.status()?;
     for (name, alive) in &all {
         println!("{name:24} {}", if *alive { "runs" } else { "does not run" });
     }
-    println!("export KUBECONFIG={}", lab.kubeconfig().display());
     anyhow::ensure!(all.iter().all(|(_, alive)| *alive), "not everything runs");
     Ok(())
 }

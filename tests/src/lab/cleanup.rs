@@ -93,30 +93,32 @@ fn remove_folder(folder: &std::path::Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is left of an instance, for people: empty after [`remove`].
+/// What is left of an instance, in words: nothing after [`remove`].
 pub fn leftovers(plan: &Plan) -> anyhow::Result<Vec<String>> {
-    let mut found: Vec<String> = plan
-        .namespaces()
-        .into_iter()
-        .filter(|name| namespace_path(name).exists())
-        .map(|n| format!("namespace {n}"))
-        .collect();
-    found.extend(cgroup::processes(&plan.cgroup())?.iter().map(|p| format!("process {}", p.pid)));
+    let mut found = Vec::new();
+    let namespaces = plan.namespaces().into_iter().filter(|name| namespace_path(name).exists());
+    found.extend(namespaces.map(|name| format!("namespace {name}")));
+    if run("ip", &["link", "show", "dev", &plan.root_device()]).is_ok() {
+        found.push(format!("device {}", plan.root_device()));
+    }
     if cgroup::exists(&plan.cgroup()) {
         found.push(format!("control group {}", plan.cgroup()));
     }
-    for folder in [plan.data_dir(), plan.state_dir()] {
-        if folder.exists() {
-            found.push(format!("folder {}", folder.display()));
+    let folders = [plan.data_dir(), plan.state_dir()];
+    found.extend(
+        folders.iter().filter(|folder| folder.exists()).map(|folder| format!("folder {}", folder.display())),
+    );
+    // Every daemon of the lab has a path in one of its folders among its arguments.
+    let names = folders.map(|folder| format!("{}/", folder.display()));
+    let mentions = |text: &str| names.iter().any(|name| text.contains(name.as_str()));
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    found.extend(mounts.lines().filter(|line| mentions(line)).map(|line| format!("mount {line}")));
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if mentions(&command) {
+            found.push(format!("process {}: {command}", entry.file_name().display()));
         }
     }
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
-    let ours = [plan.data_dir(), plan.state_dir()].map(|folder| folder.display().to_string());
-    found.extend(
-        mounts
-            .lines()
-            .filter(|line| ours.iter().any(|folder| line.contains(folder.as_str())))
-            .map(|l| format!("mount {l}")),
-    );
     Ok(found)
 }

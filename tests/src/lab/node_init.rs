@@ -17,7 +17,10 @@ use super::node::{CONTAINERD, FILES, FOLDERS, START_KUBELET};
 /// Runs a node until it is killed.
 pub fn run(name: &str, data: &Path, tools: &Path, address: &str) -> anyhow::Result<()> {
     arrange_mounts(data)?;
-    nix::unistd::sethostname(name).context("set the host name")?;
+    // SAFETY: the pointer and the length describe the name.
+    if unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) } != 0 {
+        return Err(std::io::Error::last_os_error()).context("set the host name");
+    }
     let path = format!("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", tools.display());
     let service = |program: &str, arguments: &[String]| Service {
         program: tools.join(program),

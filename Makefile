@@ -1,0 +1,39 @@
+# The project's commands; `make` lists them. Those that build or test run `setup` first, which is quick once done.
+SHELL := /bin/bash
+export AEGIS_TOOLS ?= $(HOME)/.cache/aegis/tools
+LAB := cargo run --quiet --package aegis-tests --bin aegis-lab --
+IMAGES := --package aegis-operator --package aegis-node-agent --package aegis-probe
+
+.PHONY: help setup build lab lab-down demo test fmt clippy crds
+
+help: ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | column -t -s "$$(printf '\t')"
+
+setup: ## install what is missing: packages, toolchain, BPF linker, Kubernetes
+	@tests/setup.sh
+
+build: setup ## compile the static binaries that go into the images
+	cargo build --release --target x86_64-unknown-linux-musl $(IMAGES)
+
+lab: setup ## start the lab, install Aegis, and print how to use it
+	@$(LAB) up
+	@$(LAB) install
+	@$(LAB) usage
+
+lab-down: ## end the lab and remove all it made
+	@$(LAB) down
+
+demo: setup ## one address on three nodes, shown with real traffic
+	@cargo run --quiet --package aegis-tests --bin demo
+
+test: setup ## every suite; the last line is "N passed, N failed"
+	@tests/run.sh
+
+fmt: ## format the code
+	cargo fmt --all
+
+clippy: ## the linter, as strict as in the tests
+	cargo clippy --workspace --all-targets -- -D warnings
+
+crds: ## generate crds/generated from the Rust types
+	cargo run --quiet --package aegis-crds --bin crdgen

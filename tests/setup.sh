@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# Installs what building and testing need: Debian packages, the Rust toolchain, the BPF linker, and Kubernetes built
+# from the Go modules that tests/tools pins. Run again, it does nothing in under a second.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+tools=${AEGIS_TOOLS:-$HOME/.cache/aegis/tools}
+packages=(runc containernetworking-plugins nftables iptables iproute2 openssl ethtool tcpdump conntrack kmod procps
+  iputils-ping util-linux gcc musl-tools libc6-dev llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev)
+linker=0.13.0
+
+say() { printf '[setup %4d s] %s\n' "$SECONDS" "$*"; }
+missing=()
+need() { missing+=("$1"); }
+
+# --- what this script cannot install ---
+[ "$(id -u)" = 0 ] || need "root: run it as root, or with sudo -E env \"PATH=\$PATH\""
+[ "$(uname -m)" = x86_64 ] || need "an x86_64 machine"
+kernel=$(uname -r)
+printf '6.6\n%s\n' "${kernel%%-*}" | sort -CV || need "Linux 6.6 or newer (this is $kernel)"
+command -v apt-get >/dev/null || need "Debian or Ubuntu: packages are installed by apt-get"
+command -v go >/dev/null || need "Go 1.21 or newer: https://go.dev/dl (it fetches the version that tests/tools asks for)"
+command -v rustup >/dev/null || need "Rust: curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y"
+if [ ${#missing[@]} -gt 0 ]; then
+  echo "setup needs, and cannot install itself:" >&2
+  printf '  - %s\n' "${missing[@]}" >&2
+  exit 1
+fi
+
+# --- Debian packages ---
+absent=()
+for package in "${packages[@]}"; do
+  dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || absent+=("$package")
+done
+if [ ${#absent[@]} -gt 0 ]; then
+  say "apt-get install ${absent[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get update -qq
+  if ! apt-cache show llvm-22-dev >/dev/null 2>&1; then
+    cat >&2 <<'MESSAGE'
+This distribution has no LLVM 22, which the BPF linker is built with. The LLVM project's packages have it:
+  apt-get install -y lsb-release wget software-properties-common gnupg
+  wget -qO /tmp/llvm.sh https://apt.llvm.org/llvm.sh && bash /tmp/llvm.sh 22
+Then run this again.
+MESSAGE
+    exit 1
+  fi
+  apt-get install -y -qq --no-install-recommends "${absent[@]}" >/dev/null
+fi
+
+# --- Rust: rust-toolchain.toml names version, components and targets ---
+root=$(RUSTUP_AUTO_INSTALL=0 rustc --print sysroot 2>/dev/null || true)
+if [ ! -d "$root/lib/rustlib/src/rust" ] || [ ! -d "$root/lib/rustlib/x86_64-unknown-linux-musl" ]; then
+  say "Rust toolchain of rust-toolchain.toml"
+  rustup toolchain install || rustup show
+fi
+
+# --- the BPF linker ---
+if ! "$tools/bpf-linker/bin/bpf-linker" --version 2>/dev/null | grep -qw "$linker"; then
+  say "bpf-linker $linker (2 to 4 min)"
+  LLVM_PREFIX=/usr/lib/llvm-22 LLVM_SYS_221_PREFIX=/usr/lib/llvm-22 \
+    cargo install "bpf-linker@$linker" --no-default-features --features llvm-22 --root "$tools/bpf-linker" --force
+fi
+
+# --- Kubernetes and what it stands on ---
+# build GROUP LDFLAGS NAME=PACKAGE...: builds the programs of tests/tools/GROUP, unless the stamp says they are these.
+build() {
+  local group=$1 flags=$2 name package stamp="$tools/bin/.$1"
+  shift 2
+  local wanted
+  wanted=$({ cat "tests/tools/$group/go.mod" "tests/tools/$group/go.sum"; echo "$flags $*"; } | sha256sum)
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+    return
+  fi
+  for pair in "$@"; do
+    name=${pair%%=*} package=${pair#*=}
+    say "building $name"
+    (cd "tests/tools/$group" && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w $flags" -o "$tools/bin/$name" "$package")
+  done
+  echo "$wanted" > "$stamp"
+}
+mkdir -p "$tools/bin"
+version=$(awk '$1 == "k8s.io/kubernetes" { print $2 }' tests/tools/kubernetes/go.mod)
+base=k8s.io/component-base/version
+minor=${version#v1.}
+kubernetes=()
+for name in kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl; do
+  kubernetes+=("$name=k8s.io/kubernetes/cmd/$name")
+done
+build kubernetes "-X $base.gitVersion=$version -X $base.gitMajor=1 -X $base.gitMinor=${minor%%.*}" "${kubernetes[@]}"
+containerd=()
+for name in containerd containerd-shim-runc-v2 ctr; do
+  containerd+=("$name=github.com/containerd/containerd/v2/cmd/$name")
+done
+build containerd "" "${containerd[@]}"
+build etcd "" etcd=go.etcd.io/etcd/server/v3
+build helm "" helm=helm.sh/helm/v3/cmd/helm
+say "everything is there ($tools)"
