@@ -1,0 +1,225 @@
+//! The real programs and maps: what is written is read back, a second time there is nothing to write, and a new agent
+//! finds everything pinned.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is what unwrap is for")]
+
+mod netns_support;
+
+use aegis_core::model::{Address, AllocationName, Holding, State};
+use aegis_core::policy::{Binding, BindingName, Pod, PortRange, Workloads};
+use aegis_node_agent::apply::{Plane, apply};
+use aegis_node_agent::args::Args;
+use aegis_node_agent::desired::{Desired, Inputs, PeerLink, desired};
+use aegis_node_agent::kernel;
+use aegis_node_agent::network;
+use aegis_node_agent::objects::NodeRecord;
+use aegis_node_agent::observed::Observed;
+use aegis_node_agent::ops::{Known, transition};
+use aegis_node_agent::uplink::{Devices, devices};
+use clap::Parser;
+use netns_support::{Namespace, need_root};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// A BPF file system of its own.
+struct Bpffs(PathBuf);
+
+impl Bpffs {
+    fn new(name: &str) -> Bpffs {
+        need_root();
+        let path = std::env::temp_dir().join(format!("aegis-bpf-{}-{name}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        mount(Some("bpf"), &path, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
+        Bpffs(path)
+    }
+
+    fn open(&self) -> Box<dyn Plane> {
+        let root = self.0.join("aegis");
+        let sizes = ["--max-flows", "16384", "--max-blocks", "1024"];
+        let args = ["x", "--node-name", "n0", "--pin-root", root.to_str().unwrap()].into_iter().chain(sizes);
+        kernel::open(&Args::parse_from(args)).unwrap()
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// A node with many pods and bindings; `variant` changes some of everything.
+fn inputs(pods: u8, bindings: u8, variant: u8) -> Inputs {
+    let own = Ipv4Addr::new(192, 0, 2, 1);
+    let name = |number: u8| AllocationName { account: "shop".into(), name: format!("a{number}") };
+    let holding =
+        |first, last, node: &str, state| Holding { first, last, node: node.into(), epoch: 1, state };
+    let address = |number: u8| {
+        let address = Ipv4Addr::new(203, 0, 113, number);
+        let mut holdings = vec![holding(4, 11, "n0", State::Held), holding(12, 19, "n1", State::Held)];
+        if variant % 2 == 1 {
+            holdings[0].last = 7;
+            holdings.insert(1, holding(8, 11, "n0", State::Draining));
+        }
+        let epoch = i64::from(variant) + 1;
+        (address, Address { address, prefix: "p".into(), allocation: name(number % 4), epoch, holdings })
+    };
+    Inputs {
+        node: "n0".into(),
+        pods: (0..pods)
+            .map(|number| Pod {
+                account: "shop".into(),
+                name: format!("pod{number}"),
+                uid: format!("u{number}"),
+                labels: [("app".to_owned(), format!("l{}", (number + variant) % bindings.max(1)))].into(),
+                addresses: vec![Ipv4Addr::new(10, 244, 1, number + 2)],
+                ..Pod::default()
+            })
+            .collect(),
+        bindings: (0..bindings)
+            .map(|number| Binding {
+                name: BindingName { account: "shop".into(), name: format!("b{number}") },
+                allocation: name(number % 4),
+                enabled: true,
+                workloads: Workloads {
+                    labels: [("app".to_owned(), format!("l{number}"))].into(),
+                    ..Workloads::default()
+                },
+                cidrs: vec![format!("198.51.100.{}/28", (number % 8) * 16).parse().unwrap()],
+                ports: vec![PortRange { protocol: 6, first: 443, last: 450 + u16::from(number + variant) }],
+                use_node_address: number % 5 == 0,
+                generation: 1,
+            })
+            .collect(),
+        addresses: (0..8).map(address).collect(),
+        nodes: [("n0", own), ("n1", Ipv4Addr::new(192, 0, 2, 2 + variant % 2))]
+            .map(|(name, address)| {
+                (name.to_owned(), NodeRecord { addresses: vec![address], ..Default::default() })
+            })
+            .into(),
+        internal: vec!["10.96.0.0/16".parse().unwrap()],
+        links: [(
+            Ipv4Addr::new(192, 0, 2, 2),
+            PeerLink { mac: [2, 0, 0, 0, 0, 9], same_l2: true, ifindex: 3 },
+        )]
+        .into(),
+        tunnel_address: Some(own),
+        pod_ranges: vec!["10.244.1.0/24".parse().unwrap()],
+        uplink_mtu: Some(1500),
+        mark: 0x1000,
+        tunnel_port: 6081,
+        refusals_per_second: 100,
+        ..Inputs::default()
+    }
+}
+
+fn bring(plane: &mut dyn Plane, wanted: &Desired, known: &mut Known) -> (Observed, usize, Duration) {
+    let mut observed = plane.read().unwrap();
+    let started = Instant::now();
+    let change = transition(wanted, &observed, known);
+    apply(plane, &change.ops, &mut observed, &mut (0, 0)).unwrap();
+    let took = started.elapsed();
+    known.numbers = change.numbers;
+    (observed, change.ops.len(), took)
+}
+
+#[test]
+fn what_is_written_is_read_back_and_found_again() {
+    let bpffs = Bpffs::new("maps");
+    let mut plane = bpffs.open();
+    let seed = plane.read().unwrap().config.seed;
+    assert_ne!(seed, 0);
+    let mut known = Known::default();
+    for variant in [0, 1, 2, 5] {
+        let wanted = desired(&inputs(110, 20, variant));
+        let (expected, writes, took) = bring(plane.as_mut(), &wanted, &mut known);
+        println!("variant {variant}: {writes} writes in {took:?}");
+        assert!(writes > 100);
+        assert_eq!(plane.read().unwrap(), expected, "variant {variant}");
+        assert_eq!(expected.live().pods.len(), 110);
+        assert_eq!(bring(plane.as_mut(), &wanted, &mut known).1, 0, "variant {variant} again");
+    }
+    // One pod more: one write.
+    let (_, writes, took) = bring(plane.as_mut(), &desired(&inputs(111, 20, 5)), &mut known);
+    println!("one pod: {writes} writes in {took:?}");
+    assert_eq!(writes, 1);
+
+    let before = plane.read().unwrap();
+    drop(plane);
+    let mut plane = bpffs.open();
+    assert_eq!(plane.read().unwrap(), before);
+    // A restarted agent knows nothing but what the maps tell.
+    assert_eq!(bring(plane.as_mut(), &desired(&inputs(111, 20, 5)), &mut Known::default()).1, 0);
+    assert_eq!(before.config.seed, seed);
+}
+
+async fn look() -> (Devices, BTreeSet<u32>) {
+    let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+    tokio::spawn(connection);
+    let network = network::read(&handle).await.unwrap();
+    let own = Some(Ipv4Addr::new(192, 0, 2, 1));
+    let found = devices(&network, &[], own, &["10.244.1.0/24".parse().unwrap()], &[]);
+    (found, network.devices.keys().copied().collect())
+}
+
+#[test]
+fn devices_get_their_programs_when_they_come_and_lose_them_when_they_go() {
+    let bpffs = Bpffs::new("links");
+    let (node, router) = (Namespace::new("node"), Namespace::new("router"));
+    node.link("eth0", &router, "eth0");
+    node.run("ip addr add 192.0.2.1/24 dev eth0; ip route add default via 192.0.2.254");
+    node.enter(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut plane = bpffs.open();
+        let attach = |plane: &mut dyn Plane| {
+            let (found, existing) = runtime.block_on(look());
+            assert!(plane.attach(&found, &existing).is_empty());
+            plane.attached()
+        };
+        let first = attach(plane.as_mut());
+        assert_eq!(first.uplinks, [("eth0".to_owned(), "Native".to_owned())].into());
+        assert!(first.pods.is_empty());
+
+        node.run("ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0; ip link set cni0 up");
+        assert_eq!(attach(plane.as_mut()).pods, ["cni0".to_owned()].into());
+        // A new agent takes the links over.
+        drop(plane);
+        let mut plane = bpffs.open();
+        assert_eq!(attach(plane.as_mut()).pods, ["cni0".to_owned()].into());
+        let pins = || std::fs::read_dir(bpffs.0.join("aegis/v1/links")).unwrap().count();
+        assert_eq!(pins(), 3);
+
+        node.run("ip link del cni0");
+        assert!(attach(plane.as_mut()).pods.is_empty());
+        assert_eq!(pins(), 2);
+        node.run("ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0; ip link set cni0 up");
+        assert_eq!(attach(plane.as_mut()).pods, ["cni0".to_owned()].into());
+    });
+}
+
+#[test]
+fn a_scan_finds_every_entry_of_a_map_larger_than_one_batch() {
+    let bpffs = Bpffs::new("scan");
+    drop(bpffs.open());
+    let path = bpffs.0.join("aegis/v1/maps/FORWARD");
+    let map = aya::maps::Map::HashMap(aya::maps::MapData::from_pin(&path).unwrap());
+    let mut flows: aya::maps::HashMap<_, aegis_common::FlowKey, aegis_common::ForwardValue> =
+        map.try_into().unwrap();
+    for number in 0..10_000u32 {
+        let key = aegis_common::FlowKey { local: number, protocol: 6, ..Default::default() };
+        flows.insert(key, aegis_common::ForwardValue { created: number, ..Default::default() }, 0).unwrap();
+    }
+    let map = aya::maps::MapData::from_pin(&path).unwrap();
+    let mut seen = BTreeSet::new();
+    aegis_node_agent::sweep::for_each(
+        std::os::fd::AsFd::as_fd(map.fd()),
+        |key: &aegis_common::FlowKey, value: &aegis_common::ForwardValue| {
+            assert_eq!(key.local, value.created);
+            assert!(seen.insert(key.local), "twice");
+        },
+    )
+    .unwrap();
+    assert_eq!(seen.len(), 10_000);
+}
