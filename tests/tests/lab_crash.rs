@@ -1,15 +1,17 @@
 //! A lab whose start is killed halfway leaves nothing after `down`, and touches no other lab.
 
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use aegis_tests::lab::Lab;
 
 const INSTANCE: &str = "crash";
+/// Progress lines of `up`; the lab is killed right after each of them appeared.
+const STEPS: usize = 6;
 
 fn aegis_lab(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aegis-lab"));
-    command.args(["--instance", INSTANCE]).args(arguments).stdout(Stdio::null());
+    command.args(["--instance", INSTANCE]).args(arguments).stdout(Stdio::piped());
     command
 }
 
@@ -22,19 +24,20 @@ fn a_start_that_is_killed_leaves_nothing_after_down() {
     }
     let other = Lab::attach();
     let before = other.as_ref().map(|lab| lab.status().unwrap());
-    for milliseconds in [50, 400, 900, 1500, 4000, 8000] {
+    for step in 1..=STEPS {
         let mut start = aegis_lab(&["up", "--no-build"]).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(milliseconds));
+        let lines = BufReader::new(start.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let seen: Vec<String> = lines.take(step).collect();
         start.kill().unwrap();
         start.wait().unwrap();
-        let made = Lab::leftovers(INSTANCE).unwrap();
+        assert_eq!(seen.len(), step, "up ended by itself: {seen:?}");
         assert!(
-            !made.is_empty() || milliseconds < 400,
-            "after {milliseconds} ms there is nothing to clean up"
+            !Lab::leftovers(INSTANCE).unwrap().is_empty(),
+            "killed at {seen:?}, there is nothing to clean up"
         );
-        assert!(aegis_lab(&["down"]).status().unwrap().success(), "down after {milliseconds} ms");
+        assert!(aegis_lab(&["down"]).output().unwrap().status.success(), "down after {seen:?}");
         let left = Lab::leftovers(INSTANCE).unwrap();
-        assert!(left.is_empty(), "killed after {milliseconds} ms: {left:#?}");
+        assert!(left.is_empty(), "killed at {seen:?}: {left:#?}");
     }
     assert_eq!(other.map(|lab| lab.status().unwrap()), before, "the other lab is as it was");
 }

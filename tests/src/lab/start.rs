@@ -47,13 +47,11 @@ impl Progress {
     }
 }
 
-/// Only one process changes an instance at a time. The lock file lies beside the state folder and goes with the boot.
+/// Only one process changes an instance at a time. The file stays, empty: removing it would race with the next lock.
 pub fn lock(plan: &Plan) -> anyhow::Result<Flock<File>> {
-    let state = plan.state_dir();
-    let folder = state.parent().context("the state folder has no parent")?;
-    fs::create_dir_all(folder).with_context(|| format!("make {} (the lab needs root)", folder.display()))?;
-    let path = std::env::temp_dir().join(format!("aegis-lab-{}.lock", plan.instance()));
-    let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+    let path = Path::new("/run/lock").join(format!("aegis-lab-{}", plan.instance()));
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("open {} (the lab needs root)", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map_err(|_| anyhow::anyhow!("another process is changing lab {:?} right now", plan.instance()))
 }
