@@ -15,8 +15,6 @@ pub struct Applied {
     pub object: DynamicObject,
     /// Its kind.
     pub resource: ApiResource,
-    /// Whether it lives in a namespace.
-    pub namespaced: bool,
 }
 
 /// The documents of a YAML text.
@@ -39,8 +37,7 @@ pub async fn apply(
     let (resource, capabilities): (ApiResource, ApiCapabilities) = oneshot::pinned_kind(client, &kind)
         .await
         .with_context(|| format!("kind {} is unknown", kind.kind))?;
-    let namespaced = capabilities.scope == Scope::Namespaced;
-    if namespaced {
+    if capabilities.scope == Scope::Namespaced {
         object.metadata.namespace.get_or_insert_with(|| namespace.to_owned());
     }
     let name = object.metadata.name.clone().context("the object has no name")?;
@@ -50,7 +47,7 @@ pub async fn apply(
         ..PatchParams::apply(MANAGER)
     };
     let object = api.patch(&name, &parameters.force(), &Patch::Apply(&object)).await?;
-    Ok(Applied { object, resource, namespaced })
+    Ok(Applied { object, resource })
 }
 
 /// Access to objects of a kind, in a namespace or cluster-wide.

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
-use k8s_openapi::api::core::v1::{Namespace as NamespaceObject, ServiceAccount};
-use kube::api::{Api, DeleteParams, DynamicObject, ObjectMeta, PostParams};
+use k8s_openapi::api::core::v1::{Namespace as NamespaceObject, Pod, ServiceAccount};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, ObjectMeta, PostParams};
 use kube::discovery::ApiResource;
 
 use super::{Cluster, PATIENCE, PodBuilder, apply, wait_for};
@@ -16,9 +16,23 @@ use super::{Cluster, PATIENCE, PodBuilder, apply, wait_for};
 pub struct Namespace {
     cluster: Cluster,
     name: String,
-    /// Cluster-wide objects applied through this namespace.
-    elsewhere: Mutex<Vec<(ApiResource, String)>>,
+    /// Everything applied through this namespace, in order.
+    applied: Mutex<Vec<Reference>>,
     ended: bool,
+}
+
+/// One applied object.
+#[derive(Clone)]
+struct Reference {
+    resource: ApiResource,
+    namespace: Option<String>,
+    name: String,
+}
+
+impl Reference {
+    fn api(&self, client: &kube::Client) -> Api<DynamicObject> {
+        apply::api(client, &self.resource, self.namespace.as_deref())
+    }
 }
 
 impl Namespace {
@@ -32,7 +46,7 @@ impl Namespace {
         let namespaces: Api<NamespaceObject> = Api::all(cluster.client());
         namespaces.create(&PostParams::default(), &object).await.context("create a namespace")?;
         let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client(), &name);
-        let namespace = Self { cluster: cluster.clone(), name, elsewhere: Mutex::default(), ended: false };
+        let namespace = Self { cluster: cluster.clone(), name, applied: Mutex::default(), ended: false };
         // Pods are refused until the namespace has its ServiceAccount.
         wait_for("the ServiceAccount", PATIENCE, async || Ok(accounts.get_opt("default").await?)).await?;
         Ok(namespace)
@@ -56,9 +70,9 @@ impl Namespace {
             let one = apply::apply(&self.cluster.client, object, &self.name)
                 .await
                 .with_context(|| format!("apply {name}"))?;
-            if !one.namespaced {
-                self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner).push((one.resource, name));
-            }
+            let namespace = one.object.metadata.namespace.clone();
+            let reference = Reference { resource: one.resource, namespace, name };
+            self.applied.lock().unwrap_or_else(PoisonError::into_inner).push(reference);
             applied.push(one.object);
         }
         Ok(applied)
@@ -78,32 +92,39 @@ impl Namespace {
         PodBuilder::new(self, name)
     }
 
-    /// Deletes everything and waits until it is gone, so that the next test finds its prefixes free.
+    /// Deletes everything, latest first, and waits until all but the namespace itself is gone (the controller takes
+    /// its time for that): the next test finds its prefixes free.
     pub async fn end(mut self) -> anyhow::Result<()> {
         self.ended = true;
         if keep() {
             return Ok(());
         }
-        let elsewhere = self.elsewhere();
-        delete(&self.cluster.client, &self.name, &elsewhere).await?;
-        let namespaces: Api<NamespaceObject> = Api::all(self.cluster.client());
-        let what = format!("the end of namespace {}", self.name);
-        wait_for(&what, PATIENCE, async || Ok(namespaces.get_opt(&self.name).await?.is_none().then_some(())))
+        let client = self.cluster.client();
+        let pods: Api<Pod> = self.api();
+        pods.delete_collection(&DeleteParams::default().grace_period(0), &ListParams::default()).await?;
+        for reference in self.latest_first() {
+            let api = reference.api(&client);
+            gone(api.delete(&reference.name, &DeleteParams::background()).await.map(drop))?;
+            let what = format!("the end of {} {}", reference.resource.kind, reference.name);
+            wait_for(&what, PATIENCE, async || {
+                Ok(api.get_opt(&reference.name).await?.is_none().then_some(()))
+            })
             .await?;
-        for (resource, name) in &elsewhere {
-            let api = apply::api(&self.cluster.client, resource, None);
-            let what = format!("the end of {} {name}", resource.kind);
-            wait_for(&what, PATIENCE, async || Ok(api.get_opt(name).await?.is_none().then_some(()))).await?;
         }
-        Ok(())
+        wait_for("the end of the pods", PATIENCE, async || {
+            Ok(pods.list(&ListParams::default()).await?.items.is_empty().then_some(()))
+        })
+        .await?;
+        delete(&client, &self.name, &[]).await
     }
 
     pub(super) fn probe_image(&self) -> &str {
         &self.cluster.probe_image
     }
 
-    fn elsewhere(&self) -> Vec<(ApiResource, String)> {
-        self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn latest_first(&self) -> Vec<Reference> {
+        let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        applied.iter().rev().cloned().collect()
     }
 }
 
@@ -114,7 +135,7 @@ impl Drop for Namespace {
         }
         // The test's runtime may be ending with it: a thread with a runtime of its own deletes. The connections of the
         // test's client belong to the old runtime, hence a new client.
-        let (lab, name, elsewhere) = (self.cluster.lab.clone(), self.name.clone(), self.elsewhere());
+        let (lab, name, applied) = (self.cluster.lab.clone(), self.name.clone(), self.latest_first());
         let thread = std::thread::spawn(move || -> anyhow::Result<()> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
@@ -122,7 +143,7 @@ impl Drop for Namespace {
                     Some(lab) => crate::lab::client(&lab.kubeconfig()).await?,
                     None => kube::Client::try_default().await?,
                 };
-                delete(&client, &name, &elsewhere).await
+                delete(&client, &name, &applied).await
             })
         });
         if let Ok(Err(error)) = thread.join() {
@@ -135,18 +156,13 @@ fn keep() -> bool {
     std::env::var_os("AEGIS_KEEP").is_some_and(|value| value != "0")
 }
 
-async fn delete(
-    client: &kube::Client,
-    namespace: &str,
-    elsewhere: &[(ApiResource, String)],
-) -> anyhow::Result<()> {
+async fn delete(client: &kube::Client, namespace: &str, applied: &[Reference]) -> anyhow::Result<()> {
     let parameters = DeleteParams::background();
-    let namespaces: Api<NamespaceObject> = Api::all(client.clone());
-    gone(namespaces.delete(namespace, &parameters).await.map(drop))?;
-    for (resource, name) in elsewhere {
-        gone(apply::api(client, resource, None).delete(name, &parameters).await.map(drop))?;
+    for reference in applied {
+        gone(reference.api(client).delete(&reference.name, &parameters).await.map(drop))?;
     }
-    Ok(())
+    let namespaces: Api<NamespaceObject> = Api::all(client.clone());
+    gone(namespaces.delete(namespace, &parameters).await.map(drop))
 }
 
 /// What is gone already need not be deleted.
