@@ -27,9 +27,7 @@ use tokio::task::block_in_place;
 
 /// Changes that come together are planned together.
 const DEBOUNCE: Duration = Duration::from_millis(20);
-/// Where planning takes long, this many times as long is waited before the next plan.
-const BREATH: u32 = 3;
-/// But never longer than this.
+/// Where planning takes long, as long is waited before the next plan, but never longer than this.
 const PAUSE_CAP: Duration = Duration::from_secs(1);
 /// Plans are made this often even if nothing changes.
 const IDLE: Duration = Duration::from_secs(30);
@@ -83,7 +81,7 @@ impl Controller {
         let mut stop = std::pin::pin!(stop);
         loop {
             let next = self.turn().await.min(IDLE);
-            let pause = DEBOUNCE.max(self.thought * BREATH).min(PAUSE_CAP);
+            let pause = self.thought.clamp(DEBOUNCE, PAUSE_CAP);
             self.health.turn();
             tokio::select! {
                 () = &mut stop => return,
