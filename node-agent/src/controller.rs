@@ -39,6 +39,8 @@ const READ_AGAIN: Duration = Duration::from_secs(60);
 const LOAD_AGAIN: Duration = Duration::from_secs(3);
 /// Pause between two looks at the nftables table without a notification.
 const LOOK_AT_TABLE: Duration = Duration::from_secs(5);
+/// Longest time for which writes put off a look at the nftables table.
+const WRITES_FIRST: Duration = Duration::from_millis(300);
 /// A scan counts for what was written this long before it began: no packet is under way in the programs for longer.
 const SETTLED: Duration = Duration::from_secs(1);
 
@@ -365,9 +367,15 @@ impl Controller {
             internal,
             uncovered,
         };
-        let check = Signals::take(&self.signals.table) || self.table_seen.elapsed() >= LOOK_AT_TABLE;
+        // A look at the table takes longer than most writes: those that wait go first, for a short while.
+        let urgent = self.dirty && self.table_seen.elapsed() < WRITES_FIRST && self.table.is_ok();
+        let check =
+            !urgent && (Signals::take(&self.signals.table) || self.table_seen.elapsed() >= LOOK_AT_TABLE);
         if check {
             self.table_seen = Instant::now();
+        }
+        if urgent && self.signals.table.load(Ordering::Acquire) {
+            self.signals.wake.notify_one();
         }
         let outcome = self.firewall.ensure(&nft::render(&rules), check || self.table.is_err()).await;
         match outcome {

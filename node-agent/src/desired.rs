@@ -330,3 +330,147 @@ fn usable_allocations(
     }
     usable
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aegis_core::model::Holding;
+    use aegis_core::policy::Workloads;
+
+    const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+    const FAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+    const EGRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+
+    fn name() -> AllocationName {
+        AllocationName { account: "shop".into(), name: "main".into() }
+    }
+
+    fn inputs(holdings: &[(u8, u8, &str, State)]) -> Inputs {
+        let holdings = holdings.iter().map(|(first, last, node, state)| Holding {
+            first: *first,
+            last: *last,
+            node: (*node).into(),
+            epoch: 7,
+            state: *state,
+        });
+        let address = Address {
+            address: EGRESS,
+            prefix: "p".into(),
+            allocation: name(),
+            epoch: 9,
+            holdings: holdings.collect(),
+        };
+        Inputs {
+            node: "own".into(),
+            addresses: [(EGRESS, address)].into(),
+            tunnels: [("far".to_owned(), FAR)].into(),
+            tunnel_address: Some(OWN),
+            ..Inputs::default()
+        }
+    }
+
+    fn binding(enabled: bool) -> Binding {
+        Binding {
+            name: BindingName { account: "shop".into(), name: "b".into() },
+            allocation: name(),
+            enabled,
+            workloads: Workloads { all: true, ..Workloads::default() },
+            cidrs: vec!["0.0.0.0/0".parse().unwrap()],
+            ports: Vec::new(),
+            use_node_address: false,
+            generation: 1,
+        }
+    }
+
+    fn pod() -> Pod {
+        Pod {
+            account: "shop".into(),
+            name: "p".into(),
+            uid: "u".into(),
+            addresses: vec![Ipv4Addr::new(10, 244, 1, 2)],
+            ..Pod::default()
+        }
+    }
+
+    #[test]
+    fn each_state_of_a_holding_means_what_it_says() {
+        let quarantined = State::Quarantined { until: 0 };
+        let wanted = desired(&inputs(&[
+            (4, 5, "own", State::Held),
+            (6, 7, "own", State::Draining),
+            (8, 9, "own", quarantined),
+            (10, 11, "far", State::Held),
+            (12, 13, "far", State::Draining),
+        ]));
+        let address = &wanted.addresses[&EGRESS];
+        assert_eq!(address.allowed, SliceSet::range(4, 5), "new flows");
+        assert_eq!(address.draining, SliceSet::range(6, 7));
+        let owners: Vec<(u8, Option<Ipv4Addr>)> =
+            address.owners.iter().map(|(slice, owner)| (*slice, owner.peer)).collect();
+        let own = [4, 5, 6, 7].map(|slice| (slice, Some(OWN)));
+        let far = [10, 11, 12, 13].map(|slice| (slice, Some(FAR)));
+        assert_eq!(owners, [own, far].concat(), "nobody owns what is quarantined");
+        assert_eq!(address.homes.len(), 16);
+    }
+
+    #[test]
+    fn a_holder_that_nobody_has_heard_of_keeps_its_slots_unresolved() {
+        let mut inputs = inputs(&[(4, 4, "lost", State::Held)]);
+        assert_eq!(desired(&inputs).addresses[&EGRESS].owners[&4], Owner { peer: None, epoch: 7 });
+        // The Node object tells where it is, even if its agent does not.
+        let node = NodeRecord { addresses: vec![FAR], ..NodeRecord::default() };
+        inputs.nodes.insert("lost".into(), node);
+        let wanted = desired(&inputs);
+        assert_eq!(wanted.addresses[&EGRESS].owners[&4].peer, Some(FAR));
+        assert!(wanted.peers.contains_key(&FAR));
+    }
+
+    #[test]
+    fn unknown_addresses_are_held_while_a_binding_is_enabled() {
+        let hold = |unknown_pods, enabled: Option<bool>| {
+            let bindings = enabled.map(binding).into_iter().collect();
+            desired(&Inputs { unknown_pods, bindings, ..inputs(&[]) }).settings.hold_unknown
+        };
+        assert!(hold(UnknownPods::Hold, Some(true)));
+        assert!(!hold(UnknownPods::Hold, Some(false)) && !hold(UnknownPods::Hold, None));
+        assert!(!hold(UnknownPods::Pass, Some(true)));
+    }
+
+    #[test]
+    fn covered_pods_without_slices_here_are_refused() {
+        let verdicts = |holdings: &[(u8, u8, &str, State)]| {
+            let wanted =
+                desired(&Inputs { bindings: vec![binding(true)], pods: vec![pod()], ..inputs(holdings) });
+            assert_eq!(wanted.covered_pods, 1);
+            wanted.policy.verdicts.into_values().map(|verdict| verdict.action).collect::<Vec<_>>()
+        };
+        assert_eq!(verdicts(&[(4, 4, "far", State::Held)]), [ACTION_DENY]);
+        assert_eq!(verdicts(&[(4, 4, "own", State::Draining)]), [ACTION_DENY]);
+        assert_eq!(verdicts(&[(4, 4, "own", State::Held)]), [ACTION_ALLOCATE]);
+    }
+
+    #[test]
+    fn the_cluster_itself_is_never_covered() {
+        let mut inputs = inputs(&[]);
+        let node = NodeRecord {
+            addresses: vec![FAR],
+            pod_ranges: vec!["10.244.2.0/24".parse().unwrap()],
+            ..NodeRecord::default()
+        };
+        inputs.nodes.insert("far".into(), node);
+        inputs.internal = vec!["10.96.0.0/16".parse().unwrap()];
+        let wanted = desired(&Inputs { bindings: vec![binding(true)], pods: vec![pod()], ..inputs });
+        let internal: Vec<String> = wanted
+            .policy
+            .destinations
+            .iter()
+            .filter(|(_, class)| **class == DESTINATION_INTERNAL)
+            .map(|((address, length), _)| format!("{address}/{length}"))
+            .collect();
+        for range in
+            ["10.244.2.0/24", "192.0.2.2/32", "10.96.0.0/16", "169.254.0.0/16", "127.0.0.0/8", "224.0.0.0/4"]
+        {
+            assert!(internal.iter().any(|found| found == range), "{range} in {internal:?}");
+        }
+    }
+}

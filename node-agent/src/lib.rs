@@ -20,6 +20,7 @@ pub mod controller;
 pub mod demand;
 pub mod desired;
 pub mod ebpf;
+pub mod ethtool;
 pub mod identity;
 pub mod kernel;
 pub mod metrics;

@@ -107,6 +107,7 @@ pub fn render(rules: &Rules) -> String {
 "
     );
     if rules.hold {
+        text.push_str("    ip saddr @uncovered accept\n");
         text.push_str(
             "    ip saddr @pods iifname != @pod_devices ip daddr != @internal ct state new counter drop\n",
         );

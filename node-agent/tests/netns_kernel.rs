@@ -9,6 +9,7 @@ use aegis_core::policy::{Binding, BindingName, Pod, PortRange, Workloads};
 use aegis_node_agent::apply::{Plane, apply};
 use aegis_node_agent::args::Args;
 use aegis_node_agent::desired::{Desired, Inputs, PeerLink, desired};
+use aegis_node_agent::ethtool;
 use aegis_node_agent::kernel;
 use aegis_node_agent::network;
 use aegis_node_agent::objects::NodeRecord;
@@ -190,6 +191,11 @@ fn devices_get_their_programs_when_they_come_and_lose_them_when_they_go() {
         assert_eq!(attach(plane.as_mut()).pods, ["cni0".to_owned()].into());
         let pins = || std::fs::read_dir(bpffs.0.join("aegis/v1/links")).unwrap().count();
         assert_eq!(pins(), 3);
+
+        router.run("ip addr add 192.0.2.254/24 dev eth0; ping -c 1 -W 5 192.0.2.1 >/dev/null");
+        assert!(ethtool::sum("eth0", "_xdp_packets").unwrap() > 0, "the driver counts what XDP sees");
+        assert_eq!(ethtool::sum("eth0", "_xdp_tx_errors").unwrap(), 0);
+        assert!(ethtool::sum("eth9", "_xdp_tx_errors").is_err());
 
         node.run("ip link del cni0");
         assert!(attach(plane.as_mut()).pods.is_empty());

@@ -3,6 +3,7 @@
 use super::Controller;
 use crate::demand::Want;
 use crate::desired::{Desired, Inputs};
+use crate::ethtool;
 use crate::metrics::Snapshot;
 use crate::status::{self, Facts, NotReady, Pending, reason};
 use crate::sweep::Usage;
@@ -198,12 +199,18 @@ impl Controller {
             stale_addresses: count(self.stale.len()),
             orphaned_addresses: count(self.orphaned.len()),
             holding_unknown: self.observed.config.hold_unknown == 1,
-            xdp_tx_errors: BTreeMap::new(),
+            xdp_tx_errors: self.xdp_tx_errors(),
             nft_repairs: self.repairs,
             writes: self.counts,
             scan_seconds: usage.scan.as_secs_f64(),
             ready,
             alive: Instant::now(),
         };
+    }
+
+    fn xdp_tx_errors(&self) -> BTreeMap<String, u64> {
+        let names = self.devices.uplinks.values().map(|device| &device.name);
+        // Drivers without such a counter, or devices that have just gone, are not worth a word.
+        names.filter_map(|name| Some((name.clone(), ethtool::sum(name, "xdp_tx_errors").ok()?))).collect()
     }
 }
