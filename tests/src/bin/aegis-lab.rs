@@ -168,7 +168,7 @@ fn usage(lab: &Lab) -> anyhow::Result<()> {
         "\nUse the lab:\n\nexport KUBECONFIG={}\nexport PATH={}:$PATH\n{select}alias aegis-lab={}\n\n\
          kubectl get nodes                                  # n1, n2, n3\n\
          aegis-lab exec n1 ip route                         # inside a node, the router or an origin (o1, o2)\n\
-         aegis-lab origin o1 '{{\"do\":\"summary\"}}'           # who came to {}\n\
+         aegis-lab origin o1 '{{\"do\":\"summary\"}}'             # who came to {}\n\
          aegis-lab fault --help                             # break something\n\
          make lab-down                                      # end it",
         lab.kubeconfig().display(),

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::node::{CONTAINERD, FILES, FOLDERS, START_KUBELET};
 
@@ -74,6 +74,7 @@ fn arrange_mounts(data: &Path) -> anyhow::Result<()> {
         .map(|(name, target)| Ok((File::open(data.join(name))?, target)))
         .collect::<anyhow::Result<Vec<_>>>()?;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("make mounts private")?;
+    drop_foreign_mounts()?;
     simple("proc", "/proc", "proc")?;
     for target in ["/run", "/var/lib", "/var/log"] {
         simple("tmpfs", target, "tmpfs")?;
@@ -95,6 +96,17 @@ fn arrange_mounts(data: &Path) -> anyhow::Result<()> {
     // Pods may mount into /sys/fs/bpf and the kubelet's folder (mountPropagation: Bidirectional).
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none)
         .context("share the node's mounts with pods")
+}
+
+/// The copy of the host's mounts would keep other network namespaces and other bpffs alive after their end.
+fn drop_foreign_mounts() -> anyhow::Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let of_kind = |line: &str| line.split(' ').nth(2).is_some_and(|kind| matches!(kind, "nsfs" | "bpf"));
+    for target in mounts.lines().rev().filter(|line| of_kind(line)).filter_map(|line| line.split(' ').nth(1))
+    {
+        umount2(target, MntFlags::MNT_DETACH).with_context(|| format!("unmount {target}"))?;
+    }
+    Ok(())
 }
 
 struct Service {
