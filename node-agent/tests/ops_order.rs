@@ -234,17 +234,54 @@ fn step(
     before: (&World, &Desired),
     after: (&World, &Desired),
 ) -> Result<(), TestCaseError> {
-    let old = maps.clone();
     let change = transition(after.1, maps, known);
-    let mut new = maps.clone();
-    change.ops.iter().for_each(|op| new.apply(op));
     prop_assert!(change.full.is_empty());
+    write(maps, &change.ops, before, after)?;
+    known.numbers = change.numbers;
 
-    let addresses: BTreeSet<Ipv4Addr> = (2..8).map(|last| Ipv4Addr::new(10, 244, 0, last)).collect();
-    for op in &change.ops {
+    // What is there now is what was wanted.
+    for pod in pods() {
+        for destination in DESTINATIONS {
+            if let Some(name) = policy_of(after.1, pod, destination) {
+                let Fate::Leaves(sources) = fate(maps, pod, destination) else {
+                    return Err(TestCaseError::fail(format!(
+                        "{pod} to {destination} has nothing to leave from"
+                    )));
+                };
+                let usable: BTreeSet<Ipv4Addr> =
+                    after.1.allocations[&name].addresses.iter().copied().collect();
+                prop_assert_eq!(sources, usable);
+            }
+        }
+    }
+    if !change.orphaned.is_empty() {
+        // What has just lost its right to open flows goes the next time.
+        return step(maps, known, after, after);
+    }
+    let again = transition(after.1, maps, known);
+    prop_assert!(again.ops.is_empty(), "the second time there is nothing to do, but {:?}", again.ops);
+    Ok(())
+}
+
+/// All addresses that pods may have.
+fn pods() -> impl Iterator<Item = Ipv4Addr> {
+    (2..8).map(|last| Ipv4Addr::new(10, 244, 0, last))
+}
+
+/// Writes one by one, and looks at every state in between.
+fn write(
+    maps: &mut Observed,
+    ops: &[Op],
+    before: (&World, &Desired),
+    after: (&World, &Desired),
+) -> Result<(), TestCaseError> {
+    let old = maps.clone();
+    let mut new = maps.clone();
+    ops.iter().for_each(|op| new.apply(op));
+    for op in ops {
         maps.apply(op);
         own_what_is_allowed(maps)?;
-        for pod in &addresses {
+        for pod in &pods().collect::<Vec<_>>() {
             for destination in DESTINATIONS {
                 let (was, now, will) = (
                     fate(&old, *pod, destination),
@@ -283,35 +320,11 @@ fn step(
             }
         }
     }
-    prop_assert_eq!(&*maps, &new);
-    known.numbers = change.numbers;
-
-    // What is there now is what was wanted.
-    for pod in &addresses {
-        for destination in DESTINATIONS {
-            if let Some(name) = policy_of(after.1, *pod, destination) {
-                let Fate::Leaves(sources) = fate(maps, *pod, destination) else {
-                    return Err(TestCaseError::fail(format!(
-                        "{pod} to {destination} has nothing to leave from"
-                    )));
-                };
-                let usable: BTreeSet<Ipv4Addr> =
-                    after.1.allocations[&name].addresses.iter().copied().collect();
-                prop_assert_eq!(sources, usable);
-            }
-        }
-    }
-    if !change.orphaned.is_empty() {
-        // What has just lost its right to open flows goes the next time.
-        return step(maps, known, after, after);
-    }
-    let again = transition(after.1, maps, known);
-    prop_assert!(again.ops.is_empty(), "the second time there is nothing to do, but {:?}", again.ops);
     Ok(())
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 80, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_moment_leaks(worlds in prop::collection::vec(world(), 1..5), restart in any::<bool>()) {
@@ -411,4 +424,29 @@ fn leftovers_of_a_crash_between_two_generations_are_removed() {
     maps.apply(&Op::SetDestination { generation, destination: (Ipv4Addr::UNSPECIFIED, 0), class: 9 });
     transition(&desired(&simple().inputs(1)), &maps, &known).ops.iter().for_each(|op| maps.apply(op));
     assert_eq!(maps, clean);
+}
+
+#[test]
+fn the_checks_notice_writes_in_another_order() {
+    let (maps, known) = after(&simple(), 1);
+    let world = World { bindings: vec![(0, 1, 0, true, false)], ..simple() };
+    let (old, new) = (desired(&simple().inputs(1)), desired(&world.inputs(1)));
+    let ops = transition(&new, &maps, &known).ops;
+    let check = |ops: &[Op]| write(&mut maps.clone(), ops, (&simple(), &old), (&world, &new));
+    assert!(check(&ops).is_ok());
+    // The switch of the policy before the policy is complete.
+    let switch = ops.iter().position(|op| matches!(op, Op::SetConfig(_))).unwrap();
+    let mut early = ops.clone();
+    early[..=switch].rotate_right(1);
+    assert!(check(&early).is_err());
+
+    // A slot that changes hands before the right to open flows has ended.
+    let world = World { addresses: vec![Some((0, vec![(1, 3), (0, 3)])), None, None, None], ..simple() };
+    let new = desired(&world.inputs(2));
+    let mut ops = transition(&new, &maps, &known).ops;
+    let check = |ops: &[Op]| write(&mut maps.clone(), ops, (&simple(), &old), (&world, &new));
+    assert!(check(&ops).is_ok());
+    let first = ops.iter().position(|op| matches!(op, Op::SetHolding { .. })).unwrap();
+    ops.remove(first);
+    assert!(check(&ops).is_err());
 }
