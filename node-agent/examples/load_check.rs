@@ -7,7 +7,10 @@ fn main() {
         Err(error) => {
             let mut text = format!("{error}");
             let mut source = std::error::Error::source(&error);
-            while let Some(cause) = source { text = format!("{text}\n  {cause}"); source = cause.source(); }
+            while let Some(cause) = source {
+                text = format!("{text}\n  {cause}");
+                source = cause.source();
+            }
             println!("{}", text);
         }
     }

@@ -13,7 +13,8 @@ pub fn seen_after(seen: u32, flags: u8) -> u32 {
     }
     seen &= !SEEN_RST;
     if flags & SYN != 0 {
-        seen |= SEEN_SYN;
+        // The direction begins anew: a FIN that came late from the connection before says nothing of this one.
+        seen = seen & !SEEN_FIN | SEEN_SYN;
     } else if flags & ACK != 0 {
         seen |= SEEN_ACK;
     }

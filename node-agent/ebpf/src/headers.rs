@@ -137,15 +137,27 @@ impl Packet {
         Some(Packet { ip, transport_offset: ETH_LEN + header_length })
     }
 
+    /// Whether the packet goes on for this many bytes after the IP header (what follows in the frame is padding).
+    #[inline(always)]
+    fn has(&self, bytes: usize) -> bool {
+        self.transport_offset - ETH_LEN + bytes <= usize::from(self.ip.total_length())
+    }
+
     /// Reads the start of the transport header.
     #[inline(always)]
     pub fn transport(&self, ctx: &TcContext) -> Option<Transport> {
+        if !self.has(8) {
+            return None;
+        }
         ctx.load(self.transport_offset).ok()
     }
 
     /// Reads the TCP flags.
     #[inline(always)]
     pub fn tcp_flags(&self, ctx: &TcContext) -> Option<u8> {
+        if !self.has(20) {
+            return None;
+        }
         ctx.load(self.transport_offset + 13).ok()
     }
 }

@@ -32,7 +32,7 @@ pub fn translate(ctx: &TcContext, packet: &Packet) -> Result<(), Stop> {
     };
     // SAFETY: read at once.
     let flow = unsafe { FORWARD.get(&key) };
-    let Some(flow) = flow.filter(|_| ip.destination == packet.ip.source) else {
+    let Some(flow) = flow.filter(|_| ip.destination == packet.ip.source && !ip.is_later_fragment()) else {
         return Err(Stop::Drop(Counter::RefuseNoFlow));
     };
     let (egress, port) = (flow.egress, flow.egress_port);

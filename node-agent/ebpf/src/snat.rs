@@ -133,14 +133,8 @@ fn touch(flow: &mut ForwardValue, key: &FlowKey, flags: u8) -> (u32, u16) {
         flow.last_seen = now;
     }
     if key.protocol == headers::TCP {
-        if flags & (SYN | ACK) == SYN && flow.seen & (SEEN_FIN | SEEN_RST) != 0 {
-            // The pod uses the same port for a new connection: what the old one saw is over.
-            flow.seen = 0;
-            let reverse = reverse_key(key, flow.egress, flow.egress_port);
-            if let Some(reverse) = REVERSE.get_ptr_mut(&reverse) {
-                // SAFETY: as above.
-                unsafe { (*reverse).seen = 0 };
-            }
+        if flags & (SYN | ACK) == SYN {
+            reopen(flow, key);
         }
         let seen = seen_after(flow.seen, flags);
         if seen != flow.seen {
@@ -148,6 +142,18 @@ fn touch(flow: &mut ForwardValue, key: &FlowKey, flags: u8) -> (u32, u16) {
         }
     }
     (flow.egress, flow.egress_port)
+}
+
+/// Forgets what a connection saw that has ended, by whichever side, when the pod uses its port for a new one.
+#[inline(always)]
+fn reopen(flow: &mut ForwardValue, key: &FlowKey) {
+    let Some(reverse) = REVERSE.get_ptr_mut(&reverse_key(key, flow.egress, flow.egress_port)) else { return };
+    // SAFETY: map values stay readable until the program ends.
+    let reverse = unsafe { &mut *reverse };
+    if (flow.seen | reverse.seen) & (SEEN_FIN | SEEN_RST) != 0 {
+        flow.seen = 0;
+        reverse.seen = 0;
+    }
 }
 
 /// The key in `REVERSE` of a flow with this key in `FORWARD`.
