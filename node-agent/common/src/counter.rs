@@ -78,7 +78,7 @@ counters! {
     DropFragmentIn = "drop_fragment_in",
     /// In: dropped, it came through the tunnel but this node is not the owner (loop guard).
     DropNotOwner = "drop_not_owner",
-    /// In: dropped, too large for the tunnel and "don't fragment" is not set.
+    /// In: dropped, too large for the tunnel, and nothing that could be answered (a later fragment, for example).
     DropTooBig = "drop_too_big",
     /// In: dropped, no way to the owner (no neighbour, no route).
     DropNoNeighbour = "drop_no_neighbour",

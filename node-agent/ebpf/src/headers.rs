@@ -77,10 +77,6 @@ impl Ipv4 {
         u16::from_be(self.fragment) & (OFFSET | MF) == MF
     }
 
-    #[inline(always)]
-    pub fn dont_fragment(&self) -> bool {
-        u16::from_be(self.fragment) & DF != 0
-    }
 }
 
 /// The first eight bytes of a transport header: ports, or type, code, checksum and identifier of ICMP.

@@ -44,7 +44,10 @@ pub fn run(ctx: &XdpContext) -> u32 {
     } else {
         Arrival::Wire
     };
-    let Some(ip) = ipv4(ctx) else { return XDP_DROP };
+    let Some(ip) = ipv4(ctx) else {
+        maps::count(Counter::DropMalformedIn, 0);
+        return XDP_DROP;
+    };
     // SAFETY: read at once.
     let Some(address) = (unsafe { ADDRESSES.get(&ip.destination) }) else {
         if arrival == Arrival::Wire {
@@ -91,8 +94,9 @@ fn handle(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Step {
     if inbound.ip.is_later_fragment() {
         return fragment::later(ctx, config, inbound);
     }
-    let Some(port) = egress_port(ctx, inbound) else {
-        return Step::Drop(Counter::DropMalformedIn);
+    let port = match egress_port(ctx, inbound) {
+        Ok(port) => port,
+        Err(reason) => return Step::Drop(reason),
     };
     if inbound.ip.is_first_fragment() {
         if let Some(step) = fragment::first(ctx, config, inbound, port) {
@@ -102,19 +106,27 @@ fn handle(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Step {
     to_owner(ctx, config, inbound, port)
 }
 
-/// The port (or identifier) of the egress address that the packet is for. `None` if it has none.
+/// The port (or identifier) of the egress address that the packet is for.
 #[inline(always)]
-fn egress_port(ctx: &XdpContext, inbound: &Inbound) -> Option<u16> {
-    let transport = xdp::at::<Transport>(ctx, inbound.transport_offset)?;
+fn egress_port(ctx: &XdpContext, inbound: &Inbound) -> Result<u16, Counter> {
+    let malformed = Counter::DropMalformedIn;
+    let transport = xdp::at::<Transport>(ctx, inbound.transport_offset).ok_or(malformed)?;
+    // What follows the packet in the frame is padding.
+    let needed = if inbound.ip.protocol == headers::TCP { 20 } else { size_of::<Transport>() };
+    if inbound.transport_offset + needed > ETH_LEN + usize::from(inbound.ip.total_length()) {
+        return Err(malformed);
+    }
     // SAFETY: within the frame.
     let transport = unsafe { *transport };
     match inbound.ip.protocol {
-        headers::TCP | headers::UDP => Some(transport.destination_port()),
-        headers::ICMP if transport.icmp_type() == headers::ICMP_ECHO_REPLY => Some(transport.icmp_id()),
+        headers::TCP | headers::UDP => Ok(transport.destination_port()),
+        headers::ICMP if transport.icmp_type() == headers::ICMP_ECHO_REPLY => Ok(transport.icmp_id()),
         headers::ICMP if headers::is_icmp_error(transport.icmp_type()) => {
-            reverse::quoted(ctx, inbound).map(|quoted| quoted.key.local_port)
+            reverse::quoted(ctx, inbound).map(|quoted| quoted.key.local_port).ok_or(malformed)
         }
-        _ => None,
+        // Echo requests and the like: nobody here asked for them.
+        headers::ICMP => Err(Counter::DropNoFlow),
+        _ => Err(malformed),
     }
 }
 

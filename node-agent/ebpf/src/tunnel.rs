@@ -9,7 +9,7 @@ use crate::xdp;
 use aegis_common::{Config, Counter, PeerValue, TUNNEL_OVERHEAD, VNI_FRAGMENT, VNI_STEER, mix};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_TX};
+use aya_ebpf::bindings::xdp_action::XDP_TX;
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
 
@@ -93,10 +93,7 @@ pub fn send(ctx: &XdpContext, config: &Config, inbound: &Inbound, peer: u32, vni
     };
     let length = inbound.ip.total_length();
     if u32::from(length) > config.tunnel_mtu {
-        return match inbound.ip.dont_fragment() {
-            true => too_big(ctx, config, inbound),
-            false => Step::Drop(Counter::DropTooBig),
-        };
+        return too_big(ctx, config, inbound);
     }
     // SAFETY: within the frame.
     let ethernet = match xdp::at::<Ethernet>(ctx, 0) {
@@ -202,14 +199,19 @@ fn transmit(ctx: &XdpContext, config: &Config, peer: &PeerValue, old: &Ethernet,
 }
 
 /// Answers "fragmentation needed" (RFC 1191): Ethernet, IPv4, ICMP and the quoted start of the packet.
+///
+/// Also when "don't fragment" is not set: XDP can't make two packets of one, and an origin that sends a large datagram
+/// in fragments of its link's MTU, which are never marked so, would otherwise not learn that they do not arrive.
 #[inline(always)]
 fn too_big(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Step {
     const QUOTED: usize = 28;
     const REPLY: usize = 28 + QUOTED;
-    if inbound.transport_offset != ETH_LEN + 20 {
-        return Step::Drop(Counter::DropTooBig);
-    }
     let failed = Step::Drop(Counter::DropTooBig);
+    // Without ports in it nobody could tell what the answer is about; an error is never answered by an error
+    // (RFC 1122 section 3.2.2).
+    if inbound.transport_offset != ETH_LEN + 20 || inbound.ip.is_later_fragment() || is_error(ctx, inbound) {
+        return failed;
+    }
     // SAFETY: within the frame.
     let ethernet = match xdp::at::<Ethernet>(ctx, 0) {
         Some(ethernet) => unsafe { *ethernet },
@@ -222,9 +224,9 @@ fn too_big(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Step {
     }
     // SAFETY: as above.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -28) } != 0 {
-        return Step::Done(XDP_DROP);
+        return failed;
     }
-    let Some(frame) = xdp::at::<TooBig>(ctx, 0) else { return Step::Done(XDP_DROP) };
+    let Some(frame) = xdp::at::<TooBig>(ctx, 0) else { return failed };
     // SAFETY: within the frame.
     let frame = unsafe { &mut *frame };
     frame.ethernet = Ethernet { destination: ethernet.source, source: ethernet.destination, kind: ETH_P_IP };
@@ -242,7 +244,7 @@ fn too_big(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Step {
     };
     frame.icmp =
         [u16::from_ne_bytes([headers::ICMP_UNREACHABLE, 4]), 0, 0, (config.tunnel_mtu as u16).to_be()];
-    let Some(words) = xdp::at::<[u16; REPLY / 2]>(ctx, ETH_LEN) else { return Step::Done(XDP_DROP) };
+    let Some(words) = xdp::at::<[u16; REPLY / 2]>(ctx, ETH_LEN) else { return failed };
     let (mut header, mut message, mut at) = (0u32, 0u32, 0);
     while at < REPLY / 2 {
         // SAFETY: within the frame.
@@ -258,6 +260,14 @@ fn too_big(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Step {
     frame.icmp[1] = !fold(message);
     maps::count(Counter::TooBig, u32::from(inbound.ip.total_length()));
     Step::Done(XDP_TX)
+}
+
+/// Whether the packet is an ICMP error.
+#[inline(always)]
+fn is_error(ctx: &XdpContext, inbound: &Inbound) -> bool {
+    let Some(transport) = xdp::at::<Transport>(ctx, inbound.transport_offset) else { return true };
+    // SAFETY: within the frame.
+    inbound.ip.protocol == headers::ICMP && headers::is_icmp_error(unsafe { (*transport).icmp_type() })
 }
 
 /// What goes before the quoted packet.
