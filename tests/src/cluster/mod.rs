@@ -4,6 +4,7 @@
 //! [`Cluster::lab`]; a test that needs it says so on another cluster and passes as skipped.
 
 mod apply;
+mod metrics;
 mod namespace;
 mod origin;
 mod pod;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
+pub use self::metrics::Metrics;
 pub use self::namespace::Namespace;
 pub use self::origin::{Origin, Summaries, Summary};
 pub use self::pod::{Pod, PodBuilder};
@@ -54,6 +56,12 @@ impl Cluster {
         Ok(Some(Self { client, lab, probe_image }))
     }
 
+    /// The cluster of a lab, whatever the environment names.
+    pub async fn of_lab(lab: &Lab) -> anyhow::Result<Self> {
+        let client = crate::lab::client(&lab.kubeconfig()).await?;
+        Ok(Self { client, lab: Some(lab.clone()), probe_image: lab.probe_image()? })
+    }
+
     /// A client with the administrator's rights.
     pub fn client(&self) -> kube::Client {
         self.client.clone()
@@ -71,6 +79,20 @@ impl Cluster {
     /// [`Namespace::end`], or the value's drop.
     pub async fn namespace(&self, prefix: &str) -> anyhow::Result<Namespace> {
         Namespace::create(self, prefix).await
+    }
+
+    /// A namespace that is there already; it is not deleted.
+    pub async fn adopt(&self, name: &str) -> anyhow::Result<Namespace> {
+        Namespace::adopt(self, name).await
+    }
+
+    /// Applies manifests that bring their own namespaces, and leaves them.
+    pub async fn apply(&self, yaml: &str) -> anyhow::Result<()> {
+        for object in apply::documents(yaml)? {
+            let name = object.metadata.name.clone().unwrap_or_default();
+            apply::apply(&self.client, object, "default").await.with_context(|| format!("apply {name}"))?;
+        }
+        Ok(())
     }
 
     /// The `index`-th origin (0 or 1): a server outside the cluster that records who comes.

@@ -52,6 +52,13 @@ impl Namespace {
         Ok(namespace)
     }
 
+    pub(super) async fn adopt(cluster: &Cluster, name: &str) -> anyhow::Result<Self> {
+        let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client(), name);
+        wait_for("the ServiceAccount", PATIENCE, async || Ok(accounts.get_opt("default").await?)).await?;
+        // Ended from the start: its drop deletes nothing.
+        Ok(Self { cluster: cluster.clone(), name: name.to_owned(), applied: Mutex::default(), ended: true })
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
