@@ -4,7 +4,7 @@
 //! exist", decides. `used` counts bits exactly, under any interleaving.
 
 use crate::atomics;
-use crate::maps::{self, BLOCKS, CONFIG, HOLDINGS, REVERSE, SCRATCH};
+use crate::maps::{self, BLOCKS, HOLDINGS, REVERSE, SCRATCH};
 use aegis_common::*;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop};
@@ -39,6 +39,8 @@ pub struct Claim {
     pub outcome: u32,
 }
 
+/// This node holds no slice of the allocation from which new flows may be opened.
+pub const UNAVAILABLE: u32 = 3;
 /// No port is free.
 pub const FULL: u32 = 0;
 /// `egress` and `egress_port` are taken, and `REVERSE` has the entry.
@@ -49,7 +51,7 @@ pub const NO_ROOM: u32 = 2;
 /// Takes a port for a new flow and enters it into `REVERSE`.
 #[inline(always)]
 pub fn claim(claim: &mut Claim) {
-    claim.outcome = FULL;
+    claim.outcome = UNAVAILABLE;
     let steps = ADDRESSES_PER_ALLOCATION as u32 * BLOCKS_PER_ADDRESS;
     // SAFETY: the callback gets a pointer to `claim`, which outlives the call.
     unsafe {
@@ -83,6 +85,9 @@ unsafe extern "C" fn step(index: u64, claim: *mut c_void) -> i64 {
     if slices == 0 {
         return 0;
     }
+    if claim.outcome == UNAVAILABLE {
+        claim.outcome = FULL;
+    }
     let key = BlockKey {
         egress,
         remote: claim.remote,
@@ -94,10 +99,15 @@ unsafe extern "C" fn step(index: u64, claim: *mut c_void) -> i64 {
     let mut attempt = 0;
     while attempt < 3 {
         attempt += 1;
-        if let Some(port) = take(&key, slices)
-            && enter(claim, &key, port)
-        {
-            return 1;
+        match take(&key, slices) {
+            Taken::Port(port) if enter(claim, &key, port) => return 1,
+            Taken::Full => return 0,
+            // Another block may exist already, and have room.
+            Taken::NoBlock => {
+                claim.outcome = NO_ROOM;
+                return 0;
+            }
+            _ => (),
         }
     }
     0
@@ -133,25 +143,43 @@ fn enter(claim: &mut Claim, block: &BlockKey, port: u16) -> bool {
     }
 }
 
+/// What came of taking a port.
+enum Taken {
+    Port(u16),
+    /// No port of these slices is free.
+    Full,
+    /// There is no bitmap, and no room for one.
+    NoBlock,
+    /// Too many races lost, or the bitmap is just being removed: worth another try.
+    Lost,
+}
+
 /// Takes a free port of the given slices (bit s = slice s of the block).
 #[inline(always)]
-fn take(key: &BlockKey, slices: u32) -> Option<u16> {
-    let block = find_or_make(key)?;
+fn take(key: &BlockKey, slices: u32) -> Taken {
+    let (Some(config), Some(block)) = (maps::config(), find_or_make(key)) else { return Taken::NoBlock };
     // SAFETY: map values stay readable until the program ends; should this one be reused for another block
     // meanwhile, the check of its key below undoes what was done.
     let value = unsafe { &mut *block };
     if atomics::fetch_add(&raw mut value.used, 1) & BLOCK_DEAD != 0 {
-        atomics::fetch_add(&raw mut value.used, u32::MAX);
-        return None;
+        // Not taken back: nobody reads the count of a dead block, and the memory may be another's by now.
+        return Taken::Lost;
     }
     let words = words_of(slices);
     let mut attempt = 0;
+    let mut outcome = Taken::Lost;
     while attempt < ATTEMPTS {
         attempt += 1;
-        let Some(place) = search(value, words) else { break };
+        let place = search(value, words);
+        if place == NO_PLACE {
+            outcome = Taken::Full;
+            break;
+        }
         let at = (place >> 6) as usize & (WORDS_PER_BLOCK - 1);
         let bit = 1u64 << (place & 63);
         if atomics::fetch_or(&raw mut value.words[at], bit) & bit != 0 {
+            // Another CPU was faster, or the summary did not know yet that the word is full.
+            note_full(value, at);
             continue;
         }
         if value.key != *key {
@@ -160,40 +188,53 @@ fn take(key: &BlockKey, slices: u32) -> Option<u16> {
         }
         note_full(value, at);
         value.cursor = (place + 1) & (PORTS_PER_BLOCK - 1);
-        let used = value.used & !BLOCK_DEAD;
-        if used > value.high {
-            value.high = used;
-        }
+        note_high(value);
         value.last_used = maps::now();
         let slice = u32::from(key.block) << 3 | place >> 8;
-        let seed = CONFIG.get(0)?.seed;
-        let low = port_of_place(place as u8, permutation_key(seed, key, slice));
-        return Some((slice << 8) as u16 | u16::from(low));
+        let low = port_of_place(place as u8, permutation_key(config.seed, key, slice));
+        return Taken::Port((slice << 8) as u16 | u16::from(low));
     }
     atomics::fetch_add(&raw mut value.used, u32::MAX);
-    None
+    outcome
 }
 
-/// The lowest free place after the cursor, in the words whose bit is set in `words`; it wraps.
+/// Raises the high-water mark to what is in use.
 #[inline(always)]
-fn search(value: &BlockValue, words: u32) -> Option<u32> {
+fn note_high(value: &mut BlockValue) {
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        attempt += 1;
+        let (used, high) = (value.used, value.high);
+        if used <= high || atomics::compare_exchange(&raw mut value.high, high, used) {
+            return;
+        }
+    }
+}
+
+/// No word of those asked for has room.
+const NO_PLACE: u32 = u32::MAX;
+
+/// The lowest free place after the cursor, in the words whose bit is set in `words`; it wraps. A word that is full
+/// although the summary does not say so yields a place that is taken.
+#[inline(always)]
+fn search(value: &BlockValue, words: u32) -> u32 {
     let cursor = value.cursor & (PORTS_PER_BLOCK - 1);
     let (first, bit) = (cursor >> 6, cursor & 63);
     let open = words & !value.full;
     if open == 0 {
-        return None;
+        return NO_PLACE;
     }
     if open >> first & 1 != 0 {
         let free = !value.words[first as usize & (WORDS_PER_BLOCK - 1)] & (u64::MAX << bit);
         if free != 0 {
-            return Some(first << 6 | free.trailing_zeros());
+            return first << 6 | free.trailing_zeros() & 63;
         }
     }
     // The rest in order, ending with the first word again (its places before the cursor).
     let turned = open.rotate_right(first + 1 & 31);
     let word = (first + 1 + turned.trailing_zeros()) & 31;
     let free = !value.words[word as usize & (WORDS_PER_BLOCK - 1)];
-    (free != 0).then(|| word << 6 | free.trailing_zeros() & 63)
+    word << 6 | free.trailing_zeros() & 63
 }
 
 /// Sets the word's bit in the summary if the word is full. A release clears its bit first and the summary after, so

@@ -186,11 +186,12 @@ fn open(config: &Config, class: u32, key: &FlowKey, flags: u8) -> Result<(u32, u
         egress: 0,
         egress_port: 0,
         protocol: u32::from(key.protocol),
-        outcome: ports::FULL,
+        outcome: ports::UNAVAILABLE,
     };
     ports::claim(&mut claim);
     match claim.outcome {
         ports::TAKEN => (),
+        ports::UNAVAILABLE => return Err(unavailable),
         ports::NO_ROOM => return Err(Stop::Refuse(Counter::RefuseTableFull)),
         _ => return Err(Stop::Refuse(Counter::RefuseNoPort)),
     }

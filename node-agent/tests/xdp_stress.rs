@@ -1,0 +1,101 @@
+//! Several CPUs open flows to one origin at once while flows are swept: every port stays accounted for.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is what unwrap is for")]
+
+mod support;
+
+use aegis_common::*;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use support::packet::{Packet, SYN};
+use support::*;
+
+const THREADS: u16 = 4;
+const FLOWS: u16 = 6000;
+
+#[test]
+fn xdp_stress_ports_stay_accounted_for() {
+    let mut world = World::new();
+    // 512 ports in two blocks: the storm runs into exhaustion again and again.
+    world.own(0, 24, 1);
+    world.allow(EGRESS, &[8, 24]);
+    let (stop, opened, refused) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
+    let program = world.program("uplink_egress").try_clone_to_owned().unwrap();
+    let sweeper = world.plane.sweeper().unwrap();
+    let frame = |pod_port| Packet::tcp((POD, pod_port), (ORIGIN, 443), SYN).frame();
+    let mut swept = 0;
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let (program, opened, refused) = (program.as_fd(), &opened, &refused);
+                scope.spawn(move || {
+                    for at in 0..FLOWS {
+                        // Every flow is tried by two threads, of which one may make it.
+                        let port = 1024 + (thread / 2) * FLOWS + at;
+                        match classify(program, &frame(port), MARK).verdict {
+                            TCX_NEXT => opened.fetch_add(1, Ordering::Relaxed),
+                            TCX_REDIRECT => refused.fetch_add(1, Ordering::Relaxed),
+                            verdict => panic!("verdict {verdict}"),
+                        };
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            for worker in workers {
+                worker.join().unwrap();
+            }
+            stop.store(true, Ordering::Release);
+        });
+        while !stop.load(Ordering::Acquire) {
+            let flows: Vec<(FlowKey, ForwardValue)> = world.entries("FORWARD");
+            // Half of them end.
+            let keys: Vec<_> =
+                flows.iter().map(|(key, _)| *key).filter(|key| key.local_port % 2 == 0).collect();
+            for (key, value) in flows.iter().filter(|(key, _)| key.local_port % 2 == 0) {
+                let over = ForwardValue { last_seen: 1, seen: SEEN_RST, ..*value };
+                let _ = world.plane.hash("FORWARD").unwrap().insert(*key, over, 2);
+            }
+            swept += sweeper.flows(&keys).unwrap();
+        }
+    });
+    let (opened, refused) = (opened.into_inner(), refused.into_inner());
+    assert!(swept > 500 && opened > 1000, "{swept} swept, {opened} opened, {refused} refused");
+    let live = world.consistent();
+    assert!(live <= 512);
+    // No port is lost: all 512 can be filled, and not one more.
+    let more =
+        (40_000..42_000).filter(|port| classify(program.as_fd(), &frame(*port), MARK).verdict == TCX_NEXT);
+    assert_eq!(live + more.count(), 512);
+    assert_eq!(world.consistent(), 512);
+}
+
+/// Without exhaustion no flow may be refused, however many CPUs ask at once.
+#[test]
+fn xdp_stress_nothing_is_refused_while_there_is_room() {
+    let mut world = World::sized(&aegis_node_agent::ebpf::MapSizes {
+        flows: 1 << 16,
+        blocks: 1024,
+        ..Default::default()
+    });
+    let slices: Vec<u16> = (4..104).collect();
+    for slice in &slices {
+        world.own(0, *slice, 1);
+    }
+    world.allow(EGRESS, &slices);
+    let program = world.program("uplink_egress").try_clone_to_owned().unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let program = program.as_fd();
+            scope.spawn(move || {
+                for at in 0..FLOWS {
+                    let packet = Packet::tcp((POD, 1024 + thread * FLOWS + at), (ORIGIN, 443), SYN);
+                    assert_eq!(classify(program, &packet.frame(), MARK).verdict, TCX_NEXT, "{thread}/{at}");
+                }
+            });
+        }
+    });
+    assert_eq!(world.consistent(), usize::from(THREADS * FLOWS));
+    let used: u32 = world.entries::<BlockKey, BlockValue>("BLOCKS").iter().map(|(_, value)| value.used).sum();
+    assert_eq!(used, u32::from(THREADS * FLOWS));
+    assert_eq!(world.counted(), [("translated", 24_000), ("new_flow", 24_000)]);
+}

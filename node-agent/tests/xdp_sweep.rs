@@ -1,0 +1,172 @@
+//! `sweep`: what is over goes, everything else stays.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is what unwrap is for")]
+
+mod support;
+
+use aegis_common::*;
+use std::net::Ipv4Addr;
+use support::packet::{ACK, Packet, SYN};
+use support::*;
+
+/// Short ones, so that the machine need not have run for hours.
+const TIMEOUTS: Timeouts =
+    Timeouts { tcp_established: 20, tcp_transitory: 10, tcp_closed: 5, udp: 8, icmp: 3 };
+
+/// Opens a flow; its keys in FORWARD and REVERSE.
+fn open(world: &World, packet: &Packet) -> (FlowKey, FlowKey) {
+    let out = world.out(&packet.frame());
+    assert_eq!(out.verdict, TCX_NEXT);
+    let word = |at: usize| u16::from_be_bytes([out.frame[at], out.frame[at + 1]]);
+    let (protocol, pod) = (packet.protocol(), packet.source);
+    let frame = packet.frame();
+    let pod_word = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+    let (from, to, port) =
+        if protocol == 1 { (pod_word(38), 0, word(38)) } else { (pod_word(34), pod_word(36), word(34)) };
+    let origin = packet.destination;
+    (flow(protocol, (pod, from), (origin, to)), flow(protocol, (EGRESS, port), (origin, to)))
+}
+
+/// Sets when the last packets passed, and what was seen.
+fn set(world: &mut World, keys: &(FlowKey, FlowKey), out: (u32, u32), back: (u32, u32)) {
+    let forward = ForwardValue { last_seen: out.0, seen: out.1, ..world.forward(&keys.0).unwrap() };
+    let reverse = ReverseValue { last_seen: back.0, seen: back.1, ..world.reverse(&keys.1).unwrap() };
+    world.plane.hash("FORWARD").unwrap().insert(keys.0, forward, 0).unwrap();
+    world.plane.hash("REVERSE").unwrap().insert(keys.1, reverse, 0).unwrap();
+}
+
+fn sweep(world: &World, keys: &[FlowKey]) -> u32 {
+    world.plane.sweeper().unwrap().flows(keys).unwrap()
+}
+
+fn uptime_suffices() {
+    assert!(now() > 200, "the machine must run for 200 s before flows can have ended that long ago");
+}
+
+#[test]
+fn xdp_sweep_each_phase_has_its_time() {
+    uptime_suffices();
+    let mut world = World::new();
+    world.allocation(&[EGRESS], TIMEOUTS);
+    let tcp = Packet::tcp((POD, 40000), (ORIGIN, 443), SYN);
+    let both = SEEN_SYN | SEEN_ACK;
+    for (name, packet, out, back, limit) in [
+        ("SYN only", tcp.clone(), SEEN_SYN, 0, 10 + REST),
+        ("SYN-ACK not answered", tcp.clone(), SEEN_SYN, SEEN_SYN, 10 + REST),
+        ("established", tcp.clone(), both, both, 20 + REST),
+        ("FIN of the pod", tcp.clone(), both | SEEN_FIN, both, 10 + REST),
+        ("FIN of the origin", tcp.clone(), both, both | SEEN_FIN, 10 + REST),
+        ("FIN both ways", tcp.clone(), both | SEEN_FIN, both | SEEN_FIN, 5),
+        ("RST of the pod", tcp.clone(), both | SEEN_RST, both, 5),
+        ("RST of the origin", tcp, both, both | SEEN_RST, 5),
+        ("UDP", Packet::udp((POD, 5000), (ORIGIN, 53), b"x"), 0, 0, 8 + REST),
+        ("echo", Packet::echo(POD, ORIGIN, 7), 0, 0, 3 + REST),
+    ] {
+        let keys = open(&world, &packet);
+        world.counted();
+        // Two seconds within, so that a slow test does not fail.
+        set(&mut world, &keys, (now() + 2 - limit, out), (0, back));
+        assert_eq!(sweep(&world, &[keys.0]), 0, "{name}: within {limit} s");
+        set(&mut world, &keys, (0, out), (now() + 2 - limit, back));
+        assert_eq!(sweep(&world, &[keys.0]), 0, "{name}: the other direction keeps it too");
+        assert_eq!((world.consistent(), world.counted()), (1, vec![]), "{name}");
+        set(&mut world, &keys, (now() - limit - 1, out), (1, back));
+        assert_eq!(sweep(&world, &[keys.0]), 1, "{name}: after {limit} s");
+        assert_eq!((world.consistent(), world.counted()), (0, vec![("expired", 1)]), "{name}");
+        assert_eq!(world.reverse(&keys.1), None, "{name}");
+    }
+}
+
+#[test]
+fn xdp_sweep_looks_again() {
+    uptime_suffices();
+    let mut world = World::new();
+    world.allocation(&[EGRESS], TIMEOUTS);
+    // Idle when the agent looked, active when the program does.
+    for direction in ["out", "back"] {
+        let packet = Packet::udp((POD, 5000), (ORIGIN, 53), b"x");
+        let keys = open(&world, &packet);
+        set(&mut world, &keys, (1, 0), (1, 0));
+        match direction {
+            "out" => assert_eq!(world.out(&packet.frame()).verdict, TCX_NEXT),
+            _ => {
+                let reply = Packet::udp((ORIGIN, 53), (EGRESS, keys.1.local_port), b"y");
+                assert_eq!(world.back(&reply.frame()).0, XDP_PASS);
+            }
+        }
+        assert_eq!(sweep(&world, &[keys.0]), 0, "{direction}");
+        assert_eq!(world.consistent(), 1, "{direction}");
+    }
+    let strangers = [flow(6, (POD, 1), (ORIGIN, 1)), flow(17, (POD_2, 5000), (ORIGIN, 53))];
+    assert_eq!(sweep(&world, &strangers), 0, "keys without flow");
+    assert_eq!(sweep(&world, &[]), 0);
+}
+
+#[test]
+fn xdp_sweep_more_than_one_batch() {
+    uptime_suffices();
+    let mut world = World::new();
+    world.allocation(&[EGRESS], TIMEOUTS);
+    let count = 2 * SWEEP_BATCH + 5;
+    let flows: Vec<_> = (0..count)
+        .map(|at| open(&world, &Packet::udp((POD, 5000 + at as u16), (ORIGIN, 53), b"x")))
+        .collect();
+    // Every third goes on.
+    for keys in flows.iter().enumerate().filter(|(at, _)| at % 3 != 0).map(|(_, keys)| keys) {
+        set(&mut world, keys, (1, 0), (0, 0));
+    }
+    let candidates: Vec<_> = flows.iter().map(|keys| keys.0).collect();
+    let live = count.div_ceil(3);
+    assert_eq!(sweep(&world, &candidates) as usize, count - live);
+    assert_eq!(world.consistent(), live);
+    for (at, keys) in flows.iter().enumerate() {
+        assert_eq!(world.forward(&keys.0).is_some(), at % 3 == 0, "flow {at}");
+    }
+}
+
+#[test]
+fn xdp_sweep_what_follows() {
+    let mut world = World::new();
+    let syn = Packet::tcp((POD, 40000), (ORIGIN, 443), SYN);
+    let keys = open(&world, &syn);
+    set(&mut world, &keys, (1, SEEN_RST), (1, 0));
+    assert_eq!(sweep(&world, &[keys.0]), 1);
+    world.counted();
+    let late = Packet::tcp((ORIGIN, 443), (EGRESS, keys.1.local_port), ACK);
+    assert_eq!(world.back(&late.frame()).0, XDP_DROP);
+    assert_eq!(world.counted(), [("drop_no_flow", 1)], "a late reply");
+    let late = Packet::tcp((POD, 40000), (ORIGIN, 443), ACK);
+    assert_eq!(world.out(&late.frame()).verdict, TCX_REDIRECT);
+    assert_eq!(world.counted(), [("refusal_sent", 1), ("refuse_no_flow", 1)], "a late segment of the pod");
+    let again = open(&world, &syn);
+    assert_ne!(again.1.local_port, keys.1.local_port, "a new connection has a new port");
+}
+
+#[test]
+fn xdp_sweep_blocks() {
+    uptime_suffices();
+    let mut world = World::new();
+    let syn = Packet::tcp((POD, 40000), (ORIGIN, 443), SYN);
+    let keys = open(&world, &syn);
+    let egress = Ipv4Addr::from(keys.1.local.to_ne_bytes());
+    let key = block(6, (egress, keys.1.local_port), (ORIGIN, 443));
+    let idle = |world: &mut World, seconds| {
+        let value = BlockValue { last_used: now() - seconds, ..world.block(&key).unwrap() };
+        world.plane.hash("BLOCKS").unwrap().insert(key, value, 0).unwrap();
+    };
+    let sweep_blocks = |world: &World| world.plane.sweeper().unwrap().blocks(&[key]).unwrap();
+    idle(&mut world, BLOCK_IDLE + 10);
+    assert_eq!(sweep_blocks(&world), 0, "a port is in use");
+    assert_eq!(world.consistent(), 1);
+
+    set(&mut world, &keys, (1, SEEN_RST), (1, 0));
+    assert_eq!(sweep(&world, &[keys.0]), 1);
+    assert_eq!(sweep_blocks(&world), 0, "just used");
+    idle(&mut world, BLOCK_IDLE - 10);
+    assert_eq!(sweep_blocks(&world), 0, "used not long ago");
+    idle(&mut world, BLOCK_IDLE + 1);
+    assert_eq!(sweep_blocks(&world), 1, "idle");
+    assert_eq!(world.block(&key), None);
+    assert_eq!(sweep_blocks(&world), 0, "gone already");
+    open(&world, &syn);
+    assert_eq!(world.consistent(), 1, "made anew when needed");
+}
