@@ -1,0 +1,90 @@
+//! Talks to a pod from within its node: at once, and also while the API server is away.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::process::Command;
+
+use aegis_tests::cluster::{Cluster, Pod};
+use aegis_tests::lab::plan::Node;
+use aegis_tests::lab::{Lab, images};
+use anyhow::{Context, bail, ensure};
+use serde_json::{Value, json};
+
+/// A pod and the network namespace it lives in.
+#[derive(Clone)]
+pub struct Inside {
+    pub pod: Pod,
+    pub node: Node,
+    lab: Lab,
+    namespace: String,
+}
+
+impl Inside {
+    pub fn of(cluster: &Cluster, pod: Pod) -> anyhow::Result<Self> {
+        let lab = cluster.lab().context("needs the lab")?.clone();
+        let node = Node::named(pod.node())?;
+        let find = format!(
+            "for n in /run/netns/*; do nsenter --net=$n ip -o -4 addr show | grep -qF ' {}/' && echo $n; done; true",
+            pod.address()
+        );
+        let found = lab.exec(node, "sh", &["-c", &find])?;
+        let namespace = found.lines().next().context("the pod has no network namespace")?.to_owned();
+        Ok(Self { pod, node, lab, namespace })
+    }
+
+    /// As [`Pod::call`].
+    pub async fn call(&self, command: Value) -> anyhow::Result<Value> {
+        let mut probe = self.command(&images::probe_binary().display().to_string())?;
+        probe.args(["call", &command.to_string()]);
+        let output = tokio::task::spawn_blocking(move || probe.output()).await??;
+        ensure!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        let answer: Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("{command}: {}", String::from_utf8_lossy(&output.stdout)))?;
+        match answer.get("error") {
+            Some(error) => bail!("{}: {command}: {error}", self.pod.name()),
+            None => Ok(answer),
+        }
+    }
+
+    /// As [`Pod::open`].
+    pub async fn open(&self, name: &str, to: SocketAddrV4, count: usize) -> anyhow::Result<()> {
+        let answer = self.call(json!({"do": "open", "name": name, "to": to, "count": count})).await?;
+        ensure!(answer["opened"] == count, "{}: opened of {count}: {answer}", self.pod.name());
+        Ok(())
+    }
+
+    /// As [`Pod::exchange`].
+    pub async fn exchange(&self, name: &str, count: usize) -> anyhow::Result<()> {
+        let answer = self.call(json!({"do": "exchange", "name": name})).await?;
+        ensure!(answer["answered"] == count, "{}: answered of {count}: {answer}", self.pod.name());
+        Ok(())
+    }
+
+    /// As [`Pod::source`].
+    pub async fn source(&self, to: SocketAddrV4) -> anyhow::Result<Result<Ipv4Addr, String>> {
+        let answer = self.call(json!({"do": "connect", "to": to})).await?;
+        Ok(match answer["source"].as_str() {
+            Some(source) => Ok(*source.parse::<SocketAddrV4>()?.ip()),
+            None => Err(answer["failure"].as_str().unwrap_or("no failure named").to_owned()),
+        })
+    }
+
+    /// Starts to make connections without end, a few at a time.
+    pub async fn churn(&self, name: &str, to: SocketAddrV4) -> anyhow::Result<()> {
+        self.call(json!({"do": "churn", "name": name, "to": to, "parallel": 2, "pause_ms": 10}))
+            .await
+            .map(drop)
+    }
+
+    /// Ends [`Inside::churn`] and returns how many connections there were; none may have failed.
+    pub async fn unbroken_churn(&self, name: &str) -> anyhow::Result<u64> {
+        let end = self.call(json!({"do": "stop", "name": name})).await?;
+        ensure!(end["failed"] == json!({}), "{}: new connections failed: {end}", self.pod.name());
+        end["answered"].as_u64().filter(|count| *count > 0).with_context(|| format!("no connection: {end}"))
+    }
+
+    fn command(&self, program: &str) -> anyhow::Result<Command> {
+        let mut command = self.lab.command(self.node, "nsenter")?;
+        command.arg(format!("--net={}", self.namespace)).arg("--").arg(program);
+        Ok(command)
+    }
+}
