@@ -36,7 +36,7 @@ pub fn compile(packages: &[&str]) -> anyhow::Result<()> {
 
 /// The probe's image: sandbox of every pod, and what test pods run.
 pub fn probe() -> anyhow::Result<Archive> {
-    let file = ImageFile::read(&binary("aegis-probe"), "/probe")?;
+    let file = compiled("aegis-probe", "/probe")?;
     // Containerd starts a sandbox with the entry point alone; test pods replace it by a `command` of their own.
     let entrypoint = ["/probe", "pause"].map(str::to_owned).into();
     Image { repository: "aegis.test/aegis-probe".into(), entrypoint, files: vec![file] }.write(&folder())
@@ -45,7 +45,7 @@ pub fn probe() -> anyhow::Result<Archive> {
 /// The operator's and the agent's image.
 pub fn project() -> anyhow::Result<Images> {
     let image = |name: &str, more: Vec<ImageFile>| {
-        let mut files = vec![ImageFile::read(&binary(name), &format!("/{name}"))?];
+        let mut files = vec![compiled(name, &format!("/{name}"))?];
         files.extend(more);
         Image { repository: format!("aegis.test/{name}"), entrypoint: vec![format!("/{name}")], files }
             .write(&folder())
@@ -59,6 +59,17 @@ pub fn project() -> anyhow::Result<Images> {
 /// The probe on this machine, for origins and captures.
 pub fn probe_binary() -> PathBuf {
     binary("aegis-probe")
+}
+
+/// One of this checkout's binaries without its debug information, which is most of its size.
+fn compiled(name: &str, target: &str) -> anyhow::Result<ImageFile> {
+    let binary = binary(name);
+    anyhow::ensure!(binary.exists(), "{} is not compiled: run `make build`", binary.display());
+    let stripped = binary.with_extension(format!("{}.stripped", std::process::id()));
+    run("strip", &["--strip-debug", "-o", &stripped.display().to_string(), &binary.display().to_string()])?;
+    let file = ImageFile::read(&stripped, target);
+    std::fs::remove_file(&stripped)?;
+    file
 }
 
 /// A dynamic program of this machine with its loader and all libraries it names.
