@@ -106,3 +106,59 @@ pub struct FragmentValue {
     pub seen: u32,
 }
 map_type!(FragmentValue, 12);
+
+/// TCP flags (RFC 9293 section 3.1).
+pub const FIN: u8 = 1;
+/// Begins a connection.
+pub const SYN: u8 = 2;
+/// Ends a connection at once.
+pub const RST: u8 = 4;
+/// Acknowledges.
+pub const ACK: u8 = 16;
+
+/// What a direction has seen after a segment with these flags. A segment that goes on after an RST shows that the RST
+/// did not end the connection.
+#[inline(always)]
+pub fn seen_after(seen: u32, flags: u8) -> u32 {
+    let mut seen = seen;
+    if flags & RST != 0 {
+        return seen | SEEN_RST;
+    }
+    seen &= !SEEN_RST;
+    if flags & SYN != 0 {
+        // The direction begins anew: a FIN that came late from the connection before says nothing of this one.
+        seen = seen & !SEEN_FIN | SEEN_SYN;
+    } else if flags & ACK != 0 {
+        seen |= SEEN_ACK;
+    }
+    if flags & FIN != 0 {
+        seen |= SEEN_FIN;
+    }
+    seen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_segment_adds() {
+        let both = SEEN_SYN | SEEN_ACK;
+        for (before, flags, after) in [
+            (0, SYN, SEEN_SYN),
+            (0, SYN | ACK, SEEN_SYN),
+            (SEEN_SYN, ACK, both),
+            (both, FIN | ACK, both | SEEN_FIN),
+            (both, RST, both | SEEN_RST),
+            (both, RST | ACK, both | SEEN_RST),
+            (both | SEEN_RST, ACK, both),
+            (both | SEEN_FIN, ACK, both | SEEN_FIN),
+            (both | SEEN_FIN, RST, both | SEEN_FIN | SEEN_RST),
+            (both | SEEN_FIN, SYN | ACK, both),
+            (both | SEEN_FIN | SEEN_RST, SYN, both),
+            (0, 0, 0),
+        ] {
+            assert_eq!(seen_after(before, flags), after, "{before:#x} and flags {flags:#x}");
+        }
+    }
+}

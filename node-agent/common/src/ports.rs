@@ -52,3 +52,29 @@ map_type!(BlockValue, 288);
 
 /// Flag in [`BlockValue::used`]: the block is being removed; whoever sees it looks the block up again.
 pub const BLOCK_DEAD: u32 = 1 << 31;
+
+/// The words of a block that belong to slices (bit `s` = slice `s` of the block): bit `w` = word `w`.
+#[inline(always)]
+pub fn words_of(slices: u32) -> u32 {
+    // Spread eight bits four apart, then fill each group.
+    let mut spread = slices & 0xff;
+    spread = (spread | spread << 12) & 0x000f_000f;
+    spread = (spread | spread << 6) & 0x0303_0303;
+    spread = (spread | spread << 3) & 0x1111_1111;
+    spread * 15
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_slice_has_its_four_words() {
+        for slices in 0..=255u32 {
+            let expected =
+                (0..8).filter(|slice| slices >> slice & 1 != 0).map(|slice| 0xf << (slice * 4)).sum();
+            assert_eq!(words_of(slices), expected, "slices {slices:#010b}");
+        }
+        assert_eq!(words_of(0x100), 0);
+    }
+}

@@ -3,6 +3,7 @@
 //! They have their natural alignment, although in a frame they have not: BPF on the architectures that Aegis supports
 //! loads unaligned words, while a packed type would be read byte by byte.
 
+pub use aegis_common::{ACK, FIN, RST, SYN};
 use aya_ebpf::programs::TcContext;
 
 pub const ETH_LEN: usize = 14;
@@ -15,11 +16,6 @@ pub const ICMP: u8 = 1;
 pub const DF: u16 = 0x4000;
 pub const MF: u16 = 0x2000;
 pub const OFFSET: u16 = 0x1fff;
-
-pub const FIN: u8 = 1;
-pub const SYN: u8 = 2;
-pub const RST: u8 = 4;
-pub const ACK: u8 = 16;
 
 pub const ICMP_ECHO_REPLY: u8 = 0;
 pub const ICMP_UNREACHABLE: u8 = 3;
@@ -76,7 +72,6 @@ impl Ipv4 {
     pub fn is_first_fragment(&self) -> bool {
         u16::from_be(self.fragment) & (OFFSET | MF) == MF
     }
-
 }
 
 /// The first eight bytes of a transport header: ports, or type, code, checksum and identifier of ICMP.

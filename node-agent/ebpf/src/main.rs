@@ -12,12 +12,10 @@
 
 #[cfg(target_arch = "bpf")]
 mod atomics;
-#[cfg(target_arch = "bpf")]
+#[cfg(any(target_arch = "bpf", test))]
 mod checksum;
 #[cfg(target_arch = "bpf")]
 mod classify;
-#[cfg(target_arch = "bpf")]
-mod flows;
 #[cfg(target_arch = "bpf")]
 mod fragment;
 #[cfg(target_arch = "bpf")]
@@ -26,6 +24,8 @@ mod headers;
 mod icmp_out;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(any(target_arch = "bpf", test))]
+mod mss;
 #[cfg(target_arch = "bpf")]
 mod ports;
 #[cfg(target_arch = "bpf")]

@@ -291,14 +291,3 @@ fn find_or_make(key: &BlockKey) -> Option<*mut BlockValue> {
     let _ = BLOCKS.insert(key, &*fresh, u64::from(BPF_NOEXIST));
     BLOCKS.get_ptr_mut(key)
 }
-
-/// Four words for each slice.
-#[inline(always)]
-fn words_of(slices: u32) -> u32 {
-    // Spread eight bits four apart, then fill each group.
-    let mut spread = slices & 0xff;
-    spread = (spread | spread << 12) & 0x000f_000f;
-    spread = (spread | spread << 6) & 0x0303_0303;
-    spread = (spread | spread << 3) & 0x1111_1111;
-    spread * 15
-}

@@ -1,12 +1,11 @@
 //! Translating replies back to the pod.
 
 use crate::checksum::{apply, difference, difference16};
-use crate::flows::seen_after;
 use crate::headers::{self, ACK, ETH_LEN, Ipv4, SYN, Transport};
 use crate::maps::{self, REVERSE};
 use crate::steer::Inbound;
 use crate::xdp;
-use aegis_common::{Counter, FlowKey, ReverseValue};
+use aegis_common::{Counter, FlowKey, ReverseValue, seen_after};
 use aya_ebpf::programs::XdpContext;
 
 /// A packet of ours that an ICMP error quotes.

@@ -1,10 +1,9 @@
 //! `uplink_egress`: gives covered packets their egress address and port, and lets nothing else of them out.
 
-use crate::flows::seen_after;
 use crate::headers::{self, ACK, ETH_LEN, ETH_P_IP, Packet, SYN, Transport};
 use crate::maps::{self, ADDRESSES, FORWARD, FRAGMENTS_OUT, REVERSE};
 use crate::ports::{self, Claim};
-use crate::{icmp_out, refuse};
+use crate::{icmp_out, mss, refuse};
 use aegis_common::*;
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_NOEXIST};
@@ -302,37 +301,11 @@ pub fn rewrite_source(ctx: &TcContext, packet: &Packet, egress: u32) -> Result<(
 fn clamp_mss(ctx: &TcContext, packet: &Packet, limit: u16) {
     let start = packet.transport_offset;
     let Ok(offset_byte) = ctx.load::<u8>(start + 12) else { return };
-    let end = start + usize::from(offset_byte >> 4) * 4;
-    let mut at = start + 20;
-    let mut option = 0;
-    while option < 20 {
-        option += 1;
-        if at + 4 > end {
-            return;
-        }
-        let Ok(bytes) = ctx.load::<[u8; 4]>(at) else { return };
-        match bytes[0] {
-            0 => return,
-            1 => at += 1,
-            2 => {
-                let mss = u16::from_be_bytes([bytes[2], bytes[3]]);
-                if mss > limit {
-                    // The checksum adds 16-bit words counted from the header's start: at an odd place the two bytes
-                    // fall into different words.
-                    let odd = (at + 2 - start) & 1 != 0;
-                    let word =
-                        |value: u16| u64::from(if odd { value.swap_bytes().to_be() } else { value.to_be() });
-                    let _ = ctx.l4_csum_replace(start + 16, word(mss), word(limit), 2);
-                    let _ = ctx.store(at + 2, &limit.to_be(), 0);
-                }
-                return;
-            }
-            _ => {
-                if bytes[1] < 2 {
-                    return;
-                }
-                at += usize::from(bytes[1]);
-            }
-        }
+    let end = usize::from(offset_byte >> 4) * 4;
+    let Some(found) = mss::find(end, |at| ctx.load(start + at).ok()) else { return };
+    if found.value > limit {
+        let (old, new) = (mss::word(found.at, found.value), mss::word(found.at, limit));
+        let _ = ctx.l4_csum_replace(start + 16, u64::from(old), u64::from(new), 2);
+        let _ = ctx.store(start + found.at, &limit.to_be(), 0);
     }
 }

@@ -1,0 +1,129 @@
+//! What each program costs per packet, by `BPF_PROG_TEST_RUN`: `cargo run --release -p aegis-node-agent --example
+//! packet_cost` (as root).
+//!
+//! *each packet another flow*: one run per system call over random flows, so that caches are as cold as in life; what a
+//! frame costs that the program lets pass at once (ARP) is taken off. *same packet*: a million runs in a row, where
+//! the program leaves the packet as it was.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a tool for developers")]
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use aegis_common::*;
+use aegis_node_agent::ebpf::MapSizes;
+use aegis_node_agent::test_run;
+use std::net::Ipv4Addr;
+use std::os::fd::BorrowedFd;
+use support::packet::{ACK, Packet, SYN, ethernet};
+use support::*;
+
+/// Flows of the large table: these origins times these pod ports.
+const ORIGINS: u8 = 4;
+const PORTS: u16 = 25_000;
+const RUNS: usize = 20_000;
+const LOOP: u32 = 1_000_000;
+
+fn origin(at: u8) -> Ipv4Addr {
+    Ipv4Addr::new(198, 51, 100, 10 + at)
+}
+
+fn packet(flow: usize, flags: u8) -> Packet {
+    let origin = origin((flow % usize::from(ORIGINS)) as u8);
+    Packet::tcp((POD, 2000 + (flow / usize::from(ORIGINS)) as u16), (origin, 443), flags).with_payload(100)
+}
+
+/// Nanoseconds of one run on each of the frames.
+fn each(program: BorrowedFd<'_>, context: &[u8], frames: impl Iterator<Item = Vec<u8>>, verdict: u32) -> f64 {
+    let (mut total, mut count) = (0u64, 0u64);
+    for frame in frames {
+        let outcome = test_run::run(program, &frame, context, 1).unwrap();
+        assert_eq!(outcome.verdict, verdict);
+        total += u64::from(outcome.nanoseconds);
+        count += 1;
+    }
+    total as f64 / count as f64
+}
+
+fn main() {
+    let mut world = World::sized(&MapSizes { flows: 1 << 18, ..MapSizes::default() });
+    let slices: Vec<u16> = (4..=255).filter(|slice| *slice != SLICE_2).collect();
+    for slice in &slices {
+        world.own(0, *slice, 1);
+    }
+    world.allow(EGRESS, &slices);
+    let mut arp = ethernet([0xff; 6], [2; 6], &[0; 28]);
+    arp[12..14].copy_from_slice(&[8, 6]);
+
+    // One flow whose translation changes nothing, so that the same packet can run again and again.
+    let still = Packet::tcp((POD_2, 7), (ORIGIN, 443), ACK).with_payload(100);
+    let value = ForwardValue { egress: raw(POD_2), egress_port: 7, ..Default::default() };
+    world.plane.hash("FORWARD").unwrap().insert(flow(6, (POD_2, 7), (ORIGIN, 443)), value, 0).unwrap();
+    let still_back = Packet::tcp((ORIGIN, 443), (EGRESS, 2048), ACK).with_payload(100);
+    let value = ReverseValue { pod: raw(EGRESS), pod_port: 2048, ..Default::default() };
+    world.plane.hash("REVERSE").unwrap().insert(flow(6, (EGRESS, 2048), (ORIGIN, 443)), value, 0).unwrap();
+
+    let (tc, marked) = (context(0), context(MARK));
+    let arps = || std::iter::repeat_n(arp.clone(), RUNS);
+    let base_tc = each(world.program("uplink_egress"), &marked, arps(), TCX_NEXT);
+    let base_xdp = each(world.program("uplink_ingress"), &[], arps(), XDP_PASS);
+    let same = |name, context: &[u8], packet: &Packet| {
+        test_run::run(world.program(name), &packet.frame(), context, LOOP).unwrap().nanoseconds
+    };
+    let looped = [
+        same("pod_ingress", &tc, &still),
+        same("uplink_egress", &marked, &still),
+        same("uplink_ingress", &[], &still_back),
+    ];
+
+    let egress = world.program("uplink_egress");
+    let flows = usize::from(ORIGINS) * usize::from(PORTS);
+    let mut made = Vec::new();
+    let mut measure = |flows: usize| {
+        // The flows are opened by the program; how it translated them says what their replies look like.
+        let mut new = 0u64;
+        let first = made.len();
+        for at in first..flows {
+            let outcome = test_run::run(egress, &packet(at, SYN).frame(), &marked, 1).unwrap();
+            assert_eq!(outcome.verdict, TCX_NEXT);
+            made.push(u16::from_be_bytes([outcome.packet[34], outcome.packet[35]]));
+            new += u64::from(outcome.nanoseconds);
+        }
+        let new = new as f64 / (flows - first) as f64 - base_tc;
+        // A fixed walk over all flows without an order that caches could foresee.
+        let some: Vec<usize> = (0..RUNS).map(|at| at.wrapping_mul(2_654_435_761) % flows).collect();
+        let out = || some.iter().map(|at| packet(*at, ACK).frame());
+        let back = some.iter().map(|at| {
+            let packet = packet(*at, ACK);
+            Packet::tcp((packet.destination, 443), (EGRESS, made[*at]), ACK).with_payload(100).frame()
+        });
+        let other = some.iter().map(|at| {
+            let port = SLICE_2 << 8 | (at % 256) as u16;
+            Packet::tcp((packet(*at, ACK).destination, 443), (EGRESS, port), ACK).with_payload(100).frame()
+        });
+        let xdp = world.program("uplink_ingress");
+        [
+            each(world.program("pod_ingress"), &tc, out(), TCX_NEXT) - base_tc,
+            each(egress, &marked, out(), TCX_NEXT) - base_tc,
+            each(xdp, &[], back, XDP_PASS) - base_xdp,
+            each(xdp, &[], other, XDP_TX) - base_xdp,
+            new,
+        ]
+    };
+    let one = measure(1);
+    let many = measure(flows);
+
+    println!("nanoseconds per packet       same packet   each packet another flow");
+    println!("                                  1 flow     1 flow  {flows:>7} flows");
+    let names = [
+        "pod_ingress, covered",
+        "uplink_egress, established",
+        "uplink_ingress, reverse",
+        "uplink_ingress, steer",
+        "uplink_egress, new flow",
+    ];
+    for (at, name) in names.iter().enumerate() {
+        let same = looped.get(at).map_or("-".to_owned(), ToString::to_string);
+        let one = if at == 4 { "-".to_owned() } else { format!("{:.0}", one[at]) };
+        println!("{name:<28} {same:>11} {one:>10} {:>14.0}", many[at]);
+    }
+}
