@@ -1,5 +1,12 @@
 //! What covered traffic does on the wire: out, back, refused and forged, on three nodes that share one address.
 
 mod account;
+mod bulk;
+mod dedicated;
+mod entry;
+mod exhaustion;
 mod headline;
+mod icmp_errors;
+mod inbound;
 mod metrics;
+mod nftables;

@@ -1,0 +1,115 @@
+//! Much data, and large packets, over a steered path: the replies enter at a node that does not own the port, and
+//! the tunnel takes 36 of the 1,500 bytes.
+
+use std::time::Duration;
+
+use aegis_tests::cluster::{Cluster, Pod, wait_for};
+use aegis_tests::lab::Lab;
+use aegis_tests::lab::plan::{NODES, Node};
+use serde_json::json;
+
+use crate::account::Account;
+use crate::entry::Entry;
+use crate::metrics::Packets;
+
+/// Bytes each way.
+const BYTES: u64 = 200_000_000;
+/// Where the pod runs, and where replies enter.
+const OWNER: Node = NODES[0];
+const OTHER: Node = NODES[1];
+
+/// Offloads of the owner are off until the value's end.
+struct NoOffloads<'a>(&'a Lab);
+
+impl<'a> NoOffloads<'a> {
+    fn begin(lab: &'a Lab) -> anyhow::Result<Self> {
+        lab.set_offloads(OWNER, false)?;
+        Ok(Self(lab))
+    }
+}
+
+impl Drop for NoOffloads<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.set_offloads(OWNER, true) {
+            eprintln!("offloads stay off: {error:#}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn bulk_data_arrives_whole_over_a_steered_path() -> anyhow::Result<()> {
+    let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
+    let Some(lab) = cluster.lab() else { return Ok(()) };
+    let account = Account::create(&cluster, "bulk", "ports: {perNode: {min: 1}}").await?;
+    let pod = account.pod("bulk", &OWNER.name()).await?;
+    let _entry = Entry::at(lab, account.address, OTHER)?;
+    transfer(&cluster, &pod, "default offloads").await?;
+    let off = NoOffloads::begin(lab)?;
+    transfer(&cluster, &pod, "no offloads").await?;
+    drop(off);
+    account.end();
+    Ok(())
+}
+
+/// Sends and receives; the probe compares digests.
+async fn transfer(cluster: &Cluster, pod: &Pod, what: &str) -> anyhow::Result<()> {
+    let origin = cluster.origin(0)?;
+    for way in ["upload", "download"] {
+        let before = Packets::read(cluster).await?;
+        let answer = pod.call(json!({"do": way, "to": origin.port(0), "bytes": BYTES})).await?;
+        assert_eq!(answer["ok"], true, "{way}, {what}: {answer}");
+        let steered = Packets::read(cluster).await?.since(&before, &OTHER.name(), "steered");
+        println!("{way} of {BYTES} bytes, {what}: {} ms, {steered} packets steered", answer["ms"]);
+        let least = if way == "download" { BYTES / 1500 } else { 1 };
+        assert!(steered >= least, "{way}, {what}: only {steered} packets were steered");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn large_datagrams_pass_whole_or_in_fragments() -> anyhow::Result<()> {
+    let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
+    let Some(lab) = cluster.lab() else { return Ok(()) };
+    let account = Account::create(&cluster, "large", "ports: {perNode: {min: 1}}").await?;
+    let pod = account.pod("large", &OWNER.name()).await?;
+    let origin = cluster.origin(0)?;
+    for entry in NODES {
+        let _entry = Entry::at(lab, account.address, entry)?;
+        // 1,472 fills a packet that may not be fragmented on its way; the others come in fragments from the start.
+        for bytes in [1472, 2000, 8000] {
+            // The origin may still know the narrow path from before.
+            lab.command_in("o1", "ip").args(["route", "flush", "cache"]).status()?;
+            let before = Packets::read(&cluster).await?;
+            let ask = async || {
+                pod.call(json!({"do": "udp", "to": origin.port(0), "reply_bytes": bytes, "timeout_ms": 500}))
+                    .await
+            };
+            // Lost is what tells the origin that the path is narrow; an application asks again.
+            let what = format!("a reply of {bytes} bytes by {}", entry.name());
+            wait_for(&what, Duration::from_secs(10), async || {
+                Ok((ask().await?["received"] == bytes).then_some(()))
+            })
+            .await?;
+            let too_big = Packets::read(&cluster).await?.total_since(&before, "too_big");
+            assert_eq!(too_big > 0, entry != OWNER, "{what}: {too_big} packets were too big for the tunnel");
+            for _ in 0..10 {
+                let answer = ask().await?;
+                assert_eq!(answer["received"], bytes, "{what}, once the origin knows: {answer}");
+            }
+        }
+        for bytes in [1472, 2000, 8000] {
+            let answer = pod.call(json!({"do": "udp", "to": origin.port(0), "bytes": bytes})).await?;
+            let source = answer["source"].as_str().unwrap_or_default();
+            assert!(source.starts_with(&format!("{}:", account.address)), "{bytes} bytes out: {answer}");
+        }
+        // The echo comes back as large as it went.
+        wait_for("large echo replies", Duration::from_secs(10), async || {
+            let ping =
+                json!({"do": "ping", "to": origin.address(), "count": 5, "bytes": 2000, "timeout_ms": 500});
+            Ok((pod.call(ping).await?["received"] == 5).then_some(()))
+        })
+        .await?;
+    }
+    account.end();
+    Ok(())
+}

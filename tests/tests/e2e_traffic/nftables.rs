@@ -1,0 +1,110 @@
+//! Beside other rules of the node, and without our own.
+
+use std::time::{Duration, Instant};
+
+use aegis_tests::cluster::Cluster;
+use aegis_tests::lab::Lab;
+use aegis_tests::lab::plan::{NODES, Node};
+use serde_json::json;
+
+use crate::account::Account;
+use crate::entry::Entry;
+
+/// Where the pod runs, and where replies enter.
+const OWNER: Node = NODES[0];
+const OTHER: Node = NODES[1];
+/// How long the agent may take to put its table back.
+const BACK: Duration = Duration::from_secs(1);
+
+/// A firewall of the kind that CNIs install, until the value's end.
+struct Firewall<'a>(&'a Lab);
+
+impl<'a> Firewall<'a> {
+    fn install(lab: &'a Lab) -> anyhow::Result<Self> {
+        let rules = "table ip firewall {
+            chain forward {
+                type filter hook forward priority filter; policy drop;
+                ct state established,related accept;
+                iifname \"cni0\" ct state new accept;
+            }
+        }";
+        lab.exec(OWNER, "sh", &["-c", &format!("nft -f - <<'END'\n{rules}\nEND")])?;
+        Ok(Self(lab))
+    }
+}
+
+impl Drop for Firewall<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.exec(OWNER, "nft", &["delete", "table", "ip", "firewall"]) {
+            eprintln!("the firewall stays: {error:#}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_firewall_of_the_node_sees_ordinary_connections() -> anyhow::Result<()> {
+    let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
+    let Some(lab) = cluster.lab() else { return Ok(()) };
+    let account = Account::create(&cluster, "firewall", "ports: {perNode: {min: 1}}").await?;
+    let pod = account.pod("pod", &OWNER.name()).await?;
+    let origin = cluster.origin(0)?;
+    let inbound = json!({"do": "connect", "to": format!("{}:8080", pod.address()), "timeout_ms": 500});
+    assert_eq!(origin.call(inbound.clone()).await?["ok"], true);
+    pod.open("before", origin.port(0), 50).await?;
+    let firewall = Firewall::install(lab)?;
+    assert_eq!(origin.call(inbound).await?["failure"], "timeout", "the firewall does nothing");
+    for entry in [OWNER, OTHER] {
+        let _entry = Entry::at(lab, account.address, entry)?;
+        pod.exchange("before", 50).await?;
+        let name = entry.name();
+        pod.open(&name, origin.port(1), 50).await?;
+        pod.exchange(&name, 50).await?;
+        let udp = pod.call(json!({"do": "udp", "to": origin.port(0)})).await?;
+        assert_eq!(udp["ok"], true, "{udp}");
+        let ping = pod.call(json!({"do": "ping", "to": origin.address(), "count": 3})).await?;
+        assert_eq!(ping["received"], 3, "{ping}");
+        let closed = pod.call(json!({"do": "udp", "to": format!("{}:9", origin.address())})).await?;
+        assert_eq!(closed["failure"], "refused", "an error belongs to its connection: {closed}");
+    }
+    drop(firewall);
+    account.end();
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_our_table_nothing_leaks_until_the_agent_puts_it_back() -> anyhow::Result<()> {
+    let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
+    let Some(lab) = cluster.lab() else { return Ok(()) };
+    let account = Account::create(&cluster, "table", "ports: {perNode: {min: 8}}").await?;
+    let pod = account.pod("pod", &OWNER.name()).await?;
+    let origin = cluster.origin(0)?;
+    let mut capture = lab.capture(&["198.51.100.0/24"])?;
+    pod.call(json!({"do": "stream", "name": "old", "to": origin.port(0), "interval_ms": 2})).await?;
+    pod.call(json!({"do": "churn", "name": "new", "to": origin.port(1), "parallel": 4, "pause_ms": 2, "timeout_ms": 2500})).await?;
+    let whole = lab.exec(OWNER, "nft", &["list", "table", "ip", "aegis"])?.lines().count();
+    for verb in ["flush", "delete"] {
+        lab.exec(OWNER, "nft", &[verb, "table", "ip", "aegis"])?;
+        let gone = Instant::now();
+        loop {
+            // A table that is not there is an error.
+            let table = lab.exec(OWNER, "nft", &["list", "table", "ip", "aegis"]).unwrap_or_default();
+            if table.lines().count() >= whole {
+                break;
+            }
+            assert!(gone.elapsed() < BACK, "{verb}: the table is not back:\n{table}");
+        }
+        println!("{verb}: the table was back after {:?}", gone.elapsed());
+        // Flows that began meanwhile send again: long enough for a second and a third SYN.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let sources = capture.report()?.addresses();
+        assert_eq!(sources, [account.address].into(), "{verb}");
+        assert_eq!(pod.source(origin.port(2)).await?, Ok(account.address), "{verb}");
+    }
+    let stream = pod.call(json!({"do": "stop", "name": "old"})).await?;
+    let churn = pod.call(json!({"do": "stop", "name": "new"})).await?;
+    println!("stream: {stream}\nchurn: {churn}");
+    assert!(stream["received"].as_u64() > Some(500), "the sender was idle: {stream}");
+    assert!(churn["answered"].as_u64() > Some(100), "the opener was idle: {churn}");
+    account.end();
+    Ok(())
+}
