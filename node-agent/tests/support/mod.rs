@@ -1,6 +1,11 @@
 //! A node's data plane without a node: the real programs and maps, run packet by packet (`BPF_PROG_TEST_RUN`).
 #![allow(dead_code, reason = "each test binary uses a part of it")]
-#![allow(clippy::unwrap_used, reason = "in a test a failure is what unwrap is for")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "in a test a failure is what they are for"
+)]
 
 pub mod packet;
 

@@ -222,7 +222,7 @@ impl Packet {
                 bytes.extend(tcp.destination.to_be_bytes());
                 bytes.extend(tcp.sequence.to_be_bytes());
                 bytes.extend(tcp.acknowledged.to_be_bytes());
-                bytes.extend([((20 + tcp.options.len()) / 4 << 4) as u8, tcp.flags]);
+                bytes.extend([((20 + tcp.options.len()) / 4 * 16) as u8, tcp.flags]);
                 bytes.extend([0xfa, 0xf0, 0, 0, 0, 0]);
                 bytes.extend(&tcp.options);
                 bytes.extend(&tcp.payload);

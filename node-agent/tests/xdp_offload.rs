@@ -1,0 +1,157 @@
+//! The programs attached to devices, with what `BPF_PROG_TEST_RUN` cannot make: packets whose checksum is not computed
+//! yet, segments larger than the MTU, refusals that find their way back to a socket.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is what unwrap is for")]
+
+mod netns_support;
+mod support;
+
+use aegis_common::*;
+use netns_support::{Namespace, need_root};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+use support::*;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+struct Lab {
+    pod: Namespace,
+    origin: Namespace,
+    world: World,
+    _node: Namespace,
+}
+
+/// Pod, node and origin. `offload`: the pod leaves checksums and segmentation to its device. The node's uplink has
+/// neither, so that what leaves is complete and the origin checks it.
+fn lab(offload: bool) -> Lab {
+    need_root();
+    let (pod, node, origin) = (Namespace::new("pod"), Namespace::new("node"), Namespace::new("origin"));
+    node.link("pod0", &pod, "eth0");
+    node.link("eth0", &origin, "eth0");
+    pod.run(&format!("ip addr add {POD}/24 dev eth0; ip route add default via 10.244.1.1"));
+    node.run(&format!(
+        "ip addr add 10.244.1.1/24 dev pod0; ip addr add {NODE}/24 dev eth0; ip route add default via 10.0.0.9"
+    ));
+    origin.run(&format!(
+        "ip addr add 10.0.0.9/24 dev eth0; ip addr add {ORIGIN}/32 dev lo; ip route add {EGRESS}/32 via {NODE}"
+    ));
+    for namespace in [&node, &origin] {
+        namespace.run("ethtool -K eth0 tx off >/dev/null");
+    }
+    if !offload {
+        pod.run("ethtool -K eth0 tx off >/dev/null");
+    }
+    let mut world = World::new();
+    world
+        .plane
+        .array("PEERS")
+        .unwrap()
+        .set(1, PeerValue { address: raw(NODE), ..Default::default() }, 0)
+        .unwrap();
+    let index = |name: &'static str| node.enter(|| nix::net::if_::if_nametoindex(name).unwrap());
+    let (pod_device, uplink) = (index("pod0"), index("eth0"));
+    node.enter(|| {
+        world.plane.attach_uplink("eth0", uplink).unwrap();
+        world.plane.attach_pod_device("pod0", pod_device).unwrap();
+    });
+    Lab { pod, origin, world, _node: node }
+}
+
+/// Packets that a namespace dropped for a wrong checksum.
+fn checksum_errors(namespace: &Namespace) -> u64 {
+    let text = namespace.output("cat /proc/self/net/snmp");
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    lines
+        .chunks(2)
+        .flat_map(|pair| pair[0].iter().zip(&pair[1]))
+        .filter(|(name, _)| name.ends_with("InCsumErrors"))
+        .map(|(_, value)| value.parse::<u64>().unwrap())
+        .sum()
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at * 31 + at / 255) as u8).collect()
+}
+
+fn udp(lab: &Lab) {
+    let origin = lab.origin.enter(|| UdpSocket::bind((ORIGIN, 53)).unwrap());
+    let pod = lab.pod.enter(|| UdpSocket::bind((POD, 0)).unwrap());
+    for socket in [&origin, &pod] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    // 4,000 bytes go in fragments, both ways.
+    for length in [0, 1, 500, 1472, 4000] {
+        let (sent, mut got) = (pattern(length), vec![0; 5000]);
+        pod.send_to(&sent, (ORIGIN, 53)).unwrap();
+        let (count, from) = origin.recv_from(&mut got).unwrap();
+        assert_eq!((from.ip(), &got[..count]), (IpAddr::V4(EGRESS), &sent[..]), "{length} bytes out");
+        origin.send_to(&sent, from).unwrap();
+        let (count, from) = pod.recv_from(&mut got).unwrap();
+        assert_eq!((from, &got[..count]), (SocketAddr::from((ORIGIN, 53)), &sent[..]), "{length} bytes back");
+    }
+}
+
+fn bulk(lab: &Lab) {
+    let listener = lab.origin.enter(|| TcpListener::bind((ORIGIN, 443)).unwrap());
+    let data = pattern(8 << 20);
+    std::thread::scope(|scope| {
+        let server = scope.spawn(|| {
+            let (mut stream, from) = listener.accept().unwrap();
+            assert_eq!(from.ip(), IpAddr::V4(EGRESS));
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut got = Vec::new();
+            stream.read_to_end(&mut got).unwrap();
+            assert!(got == data, "what the origin got");
+            stream.write_all(&got).unwrap();
+        });
+        let mut stream =
+            lab.pod.enter(|| TcpStream::connect_timeout(&(ORIGIN, 443).into(), PATIENCE).unwrap());
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&data).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).unwrap();
+        assert!(got == data, "what the pod got");
+        server.join().unwrap();
+    });
+}
+
+fn refusals(lab: &Lab) {
+    let begun = Instant::now();
+    let error = lab.pod.enter(|| TcpStream::connect_timeout(&(DENIED, 443).into(), PATIENCE)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    for length in [0, 100, 1400] {
+        let socket = lab.pod.enter(|| UdpSocket::bind((POD, 0)).unwrap());
+        socket.connect((DENIED, 53)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.send(&pattern(length)).unwrap();
+        let error = socket.recv(&mut [0; 8]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::HostUnreachable, "{length} bytes");
+    }
+    assert!(begun.elapsed() < PATIENCE / 2, "refusals come at once");
+}
+
+fn everything(offload: bool) {
+    let mut lab = lab(offload);
+    udp(&lab);
+    bulk(&lab);
+    lab.pod.run(&format!("ping -c 1 -W 5 {ORIGIN} >/dev/null; ping -c 1 -W 5 -s 5000 {ORIGIN} >/dev/null"));
+    refusals(&lab);
+    for namespace in [&lab.pod, &lab.origin] {
+        assert_eq!(checksum_errors(namespace), 0, "checksum errors in {}", namespace.name);
+    }
+    lab.world.consistent();
+    let counted = lab.world.counted();
+    assert!(counted.contains(&("refusal_sent", 4)), "{counted:?}");
+    assert!(!counted.iter().any(|(label, _)| label.starts_with("drop_")), "{counted:?}");
+}
+
+#[test]
+fn xdp_offload_on() {
+    everything(true);
+}
+
+#[test]
+fn xdp_offload_off() {
+    everything(false);
+}
