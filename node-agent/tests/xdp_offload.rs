@@ -6,6 +6,7 @@ mod netns_support;
 mod support;
 
 use aegis_common::*;
+use aegis_node_agent::ebpf::MapSizes;
 use netns_support::{Namespace, need_root};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -24,6 +25,10 @@ struct Lab {
 /// Pod, node and origin. `offload`: the pod leaves checksums and segmentation to its device. The node's uplink has
 /// neither, so that what leaves is complete and the origin checks it.
 fn lab(offload: bool) -> Lab {
+    lab_with(offload, World::new)
+}
+
+fn lab_with(offload: bool, world: impl FnOnce() -> World) -> Lab {
     need_root();
     let (pod, node, origin) = (Namespace::new("pod"), Namespace::new("node"), Namespace::new("origin"));
     node.link("pod0", &pod, "eth0");
@@ -41,7 +46,7 @@ fn lab(offload: bool) -> Lab {
     if !offload {
         pod.run("ethtool -K eth0 tx off >/dev/null");
     }
-    let mut world = World::new();
+    let mut world = world();
     world
         .plane
         .array("PEERS")
@@ -154,4 +159,22 @@ fn xdp_offload_on() {
 #[test]
 fn xdp_offload_off() {
     everything(false);
+}
+
+/// Entries are allocated in softirq, where memory may be short for a moment: as many new flows as a pod can send in a
+/// row, each with a bitmap of its own, must all find room.
+#[test]
+fn xdp_offload_a_burst_of_new_flows() {
+    let sizes = MapSizes { flows: 1 << 17, blocks: 1 << 17, ..MapSizes::default() };
+    let mut lab = lab_with(true, || World::sized(&sizes));
+    let socket = lab.pod.enter(|| UdpSocket::bind((POD, 0)).unwrap());
+    for port in 1..=50_000 {
+        let _ = socket.send_to(b"x", (ORIGIN, port));
+    }
+    let counted = lab.world.counted();
+    assert!(!counted.iter().any(|(label, _)| label.starts_with("refuse_")), "{counted:?}");
+    // The devices' queues may have dropped some.
+    let made = counted.iter().find(|(label, _)| *label == "new_flow").map_or(0, |(_, count)| *count);
+    assert!(made > 10_000, "{counted:?}");
+    assert_eq!(lab.world.consistent() as u64, made);
 }
