@@ -42,17 +42,19 @@ async fn a_forged_egress_address_does_not_leave() -> anyhow::Result<()> {
     let port = own_port(&cluster, &account, "n1").await?;
     let forged = SocketAddrV4::new(account.address, port);
     let mut capture = lab.capture(&["198.51.100.0/24", "192.0.2.0/24"])?;
+    let before = Packets::settled(&cluster).await?;
     for pod in [&bound, &unbound] {
+        let mut sent = 0;
         for origin in [cluster.origin(0)?, cluster.origin(1)?] {
             for protocol in ["tcp", "tcp_ack", "udp", "icmp"] {
-                let before = Packets::read(&cluster).await?;
                 let forge = json!({"do": "forge", "from": forged, "to": origin.port(0), "protocol": protocol,
                                    "count": COUNT});
                 pod.call(forge).await?;
+                sent += COUNT;
                 let what = format!("{protocol} of {} to {} to be dropped", pod.name(), origin.address());
                 wait_for(&what, PATIENCE, async || {
                     let dropped = Packets::read(&cluster).await?.since(&before, pod.node(), "drop_forged");
-                    Ok((dropped == COUNT).then_some(()))
+                    Ok((dropped == sent).then_some(()))
                 })
                 .await?;
             }
@@ -80,7 +82,7 @@ async fn what_nobody_asked_for_reaches_no_pod_and_gets_no_answer() -> anyhow::Re
 
     for (to, reason) in [(live, "drop_no_flow"), (nobodys, "drop_no_owner"), (privileged, "drop_no_owner")] {
         for protocol in ["tcp", "tcp_ack", "udp"] {
-            let before = Packets::read(&cluster).await?;
+            let before = Packets::settled(&cluster).await?;
             let from = SocketAddrV4::new(stranger.address(), 20_000);
             stranger
                 .call(json!({"do": "forge", "from": from, "to": to, "protocol": protocol, "count": COUNT}))
@@ -100,13 +102,13 @@ async fn what_nobody_asked_for_reaches_no_pod_and_gets_no_answer() -> anyhow::Re
         assert_eq!(udp["failure"], "timeout", "{to}: {udp}");
     }
 
-    let before = Packets::read(&cluster).await?;
+    let before = Packets::settled(&cluster).await?;
     for identifier in [live.port(), nobodys.port(), 7] {
         let ping = json!({"do": "ping", "to": account.address, "identifier": identifier, "timeout_ms": 500});
         let ping = stranger.call(ping).await?;
         assert_eq!((&ping["received"], &ping["errors"]), (&json!(0), &json!([])), "{ping}");
     }
-    let after = Packets::read(&cluster).await?;
+    let after = Packets::settled(&cluster).await?;
     let dropped = ["drop_no_flow", "drop_no_owner"].map(|reason| after.total_since(&before, reason));
     assert_eq!(dropped.iter().sum::<u64>(), 3, "echo requests: {dropped:?}");
 

@@ -28,13 +28,13 @@ async fn a_full_address_refuses_at_once_and_recovers() -> anyhow::Result<()> {
     pod.open("held", origin.port(0), PORTS).await?;
     pod.exchange("held", PORTS).await?;
 
-    let before = Packets::read(&cluster).await?;
+    let before = Packets::settled(&cluster).await?;
     for _ in 0..5 {
         let refused = pod.call(json!({"do": "connect", "to": origin.port(0)})).await?;
         assert_eq!(refused["failure"], "refused", "{refused}");
         assert!(refused["ms"].as_f64().is_some_and(|ms| ms < AT_ONCE), "{refused}");
     }
-    let after = Packets::read(&cluster).await?;
+    let after = Packets::settled(&cluster).await?;
     assert_eq!(after.since(&before, pod.node(), "refuse_no_port"), 5);
     assert_eq!(pod.source(origin.port(1)).await?, Ok(account.address), "another port of the origin has room");
     pod.exchange("held", PORTS).await?;

@@ -22,7 +22,7 @@ async fn three_nodes_share_one_address_and_every_reply_finds_its_way() -> anyhow
     let origin = cluster.origin(0)?;
     origin.reset().await?;
     let mut capture = lab.capture(&["198.51.100.0/24"])?;
-    let before = Packets::read(&cluster).await?;
+    let before = Packets::settled(&cluster).await?;
 
     futures::future::try_join_all(pods.iter().map(async |pod| {
         pod.open("held", origin.port(0), HELD).await?;
@@ -41,7 +41,7 @@ async fn three_nodes_share_one_address_and_every_reply_finds_its_way() -> anyhow
     // All 3,000 are open now: each answers once more.
     futures::future::try_join_all(pods.iter().map(|pod| pod.exchange("held", HELD))).await?;
 
-    let after = Packets::read(&cluster).await?;
+    let after = Packets::settled(&cluster).await?;
     let report = capture.report()?;
     let summary = origin.summary().await?;
     let all = 3 * HELD as u64;

@@ -1,8 +1,9 @@
 //! The agents' packet counters, read as Prometheus reads them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use aegis_tests::cluster::Cluster;
+use aegis_tests::cluster::{Cluster, PATIENCE, wait_for};
 use aegis_tests::lab::NAMESPACE;
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Pod;
@@ -11,12 +12,29 @@ use kube::api::{Api, ListParams};
 /// Where an agent serves its metrics.
 const PORT: u16 = 9411;
 
+/// An agent reads its counters about once a second.
+const REFRESH: Duration = Duration::from_secs(2);
+
 /// Packets by node and reason, at one time.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Packets(BTreeMap<String, BTreeMap<String, u64>>);
 
 impl Packets {
-    /// Reads the counters of every node, through the API server.
+    /// Reads the counters of every node once all traffic before is in them: they have come to rest.
+    pub async fn settled(cluster: &Cluster) -> anyhow::Result<Self> {
+        let mut last = Self::read(cluster).await?;
+        wait_for("the counters to rest", PATIENCE, async || {
+            tokio::time::sleep(REFRESH).await;
+            let now = Self::read(cluster).await?;
+            let rest = now == last;
+            last = now;
+            Ok(rest.then_some(()))
+        })
+        .await?;
+        Ok(last)
+    }
+
+    /// Reads the counters of every node, through the API server. They may be a second old.
     pub async fn read(cluster: &Cluster) -> anyhow::Result<Self> {
         let client = cluster.client();
         let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
@@ -58,6 +76,10 @@ fn parse(text: &str) -> BTreeMap<String, u64> {
     let line = |line: &str| -> Option<(String, u64)> {
         let rest = line.strip_prefix("aegis_packets_total{reason=\"")?;
         let (reason, count) = rest.split_once("\"} ")?;
+        // The end of flows long after their traffic.
+        if reason == "expired" {
+            return None;
+        }
         Some((reason.to_owned(), count.parse().ok()?))
     };
     text.lines().filter_map(line).collect()
