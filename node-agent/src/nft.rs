@@ -5,6 +5,9 @@
 //! untouched, and flows of a deleted binding keep their address. Marked packets are exempt from the CNI's masquerade
 //! by an identity translation that comes before it.
 //!
+//! That is settled at the forward hook. Prerouting would be too early: with `bridge-nf-call-iptables`, which Kubernetes
+//! nodes usually have on, it runs on the bridge's port, before `pod_ingress` on the bridge itself.
+//!
 //! The guard is for what the programs cannot see: marked packets that leave through a device without program, and
 //! packets of new flows from a device to which `pod_ingress` is not attached yet.
 
@@ -96,8 +99,8 @@ pub fn render(rules: &Rules) -> String {
     ct mark {is_set} meta mark set meta mark {set_bit} return
     ct mark {is_clear} meta mark set meta mark {clear_bit}
   }}
-  chain prerouting {{
-    type filter hook prerouting priority mangle; policy accept;
+  chain forward {{
+    type filter hook forward priority mangle; policy accept;
     iifname @pod_devices goto decide
     ip saddr @pods goto decide
   }}
