@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=${AEGIS_TOOLS:-$HOME/.cache/aegis/tools}
 packages=(runc containernetworking-plugins nftables iptables iproute2 openssl ethtool tcpdump conntrack kmod procps
-  iputils-ping util-linux gcc binutils musl-tools libc6-dev llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev)
+  iputils-ping util-linux gcc musl-tools libc6-dev llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev)
 linker=0.13.0
 
 say() { printf '[setup %4d s] %s\n' "$SECONDS" "$*"; }

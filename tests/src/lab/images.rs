@@ -61,15 +61,9 @@ pub fn probe_binary() -> PathBuf {
     binary("aegis-probe")
 }
 
-/// One of this checkout's binaries without its debug information, which is most of its size.
+/// One of this checkout's static binaries.
 fn compiled(name: &str, target: &str) -> anyhow::Result<ImageFile> {
-    let binary = binary(name);
-    anyhow::ensure!(binary.exists(), "{} is not compiled: run `make build`", binary.display());
-    let stripped = binary.with_extension(format!("{}.stripped", std::process::id()));
-    run("strip", &["--strip-debug", "-o", &stripped.display().to_string(), &binary.display().to_string()])?;
-    let file = ImageFile::read(&stripped, target);
-    std::fs::remove_file(&stripped)?;
-    file
+    ImageFile::read(&binary(name), target).context("`make build` compiles it")
 }
 
 /// A dynamic program of this machine with its loader and all libraries it names.

@@ -69,7 +69,7 @@ pub async fn up(plan: &Plan) -> anyhow::Result<()> {
         progress.step("removing what is left of a lab");
     }
     cleanup::remove(plan)?;
-    let probe = images::probe().context("make the probe's image (`make build` compiles it)")?;
+    let probe = images::probe().context("make the probe's image")?;
 
     let directory = plan.state_dir();
     fs::create_dir_all(directory.join("log"))?;
