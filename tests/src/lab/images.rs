@@ -27,6 +27,17 @@ pub fn compile(packages: &[&str]) -> anyhow::Result<()> {
     for package in packages {
         cargo.args(["--package", package]);
     }
+    // What `cargo run` and `cargo test` tell their program about its package: some build scripts (ring's) watch these, so
+    // every change between here and a shell would compile half of the dependencies again.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"]
+            .iter()
+            .any(|it| name.starts_with(it))
+        {
+            cargo.env_remove(name);
+        }
+    }
     let status = cargo.status().context("run cargo")?;
     if !status.success() {
         bail!("cargo build of {} failed", packages.join(", "));
