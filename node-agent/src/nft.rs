@@ -8,6 +8,10 @@
 //! That is settled at the forward hook. Prerouting would be too early: with `bridge-nf-call-iptables`, which Kubernetes
 //! nodes usually have on, it runs on the bridge's port, before `pod_ingress` on the bridge itself.
 //!
+//! One kind of flow must not go on as it began: a covered one that began while the table was missing. The CNI has
+//! translated it, the uplink dropped it, and only conntrack keeps it. It has never had a reply, so what is covered now and
+//! belongs to a flow without reply keeps its mark, and the uplink goes on dropping it until conntrack forgets.
+//!
 //! The guard is for what the programs cannot see: marked packets that leave through a device without program, and
 //! packets of new flows from a device to which `pod_ingress` is not attached yet.
 
@@ -97,6 +101,7 @@ pub fn render(rules: &Rules) -> String {
     ct status & confirmed == 0 meta mark {is_set} ct mark set ct mark {set_bit} return
     ct status & confirmed == 0 ct mark set ct mark {clear_bit} return
     ct mark {is_set} meta mark set meta mark {set_bit} return
+    meta mark {is_set} ct status & seen-reply == 0 return
     ct mark {is_clear} meta mark set meta mark {clear_bit}
   }}
   chain forward {{
