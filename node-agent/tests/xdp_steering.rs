@@ -242,6 +242,25 @@ fn xdp_steering_fragments_where_home_is_owner() {
 }
 
 #[test]
+fn xdp_steering_fragments_of_a_datagram_long_gone() {
+    let mut world = World::new();
+    let fragments = datagram(7).fragments(1440);
+    // At the home, which would send it on, and at the owner, which would translate it.
+    for (name, at_owner, arrived) in [("home", false, XDP_TX), ("owner", true, XDP_PASS)] {
+        if at_owner {
+            become_other(&mut world);
+            reverse_entry(&mut world, 17, 53, 5000);
+        }
+        assert_eq!(world.back(&fragments[0]).0, arrived, "{name}");
+        world.age_fragments("FRAGMENTS_IN", 29);
+        assert_eq!(world.back(&fragments[1]).0, arrived, "{name}: while the rest is waited for");
+        world.counted();
+        world.age_fragments("FRAGMENTS_IN", 3);
+        dropped(&mut world, name, &fragments[2], &[("drop_fragment_in", 1)]);
+    }
+}
+
+#[test]
 fn xdp_steering_fragments_by_way_of_home() {
     let mut world = World::new();
     let packet = datagram(7);

@@ -329,6 +329,20 @@ fn xdp_uplink_egress_fragments() {
 }
 
 #[test]
+fn xdp_uplink_egress_fragments_of_a_datagram_long_gone() {
+    let mut world = World::new();
+    let packet = Packet::udp((POD, 5000), (ORIGIN, 53), b"").with_payload(4000).with_id(7).with_fragment(0);
+    let fragments = packet.fragments(1480);
+    assert_eq!(world.out(&fragments[0]).verdict, TCX_NEXT, "first");
+    world.age_fragments("FRAGMENTS_OUT", 29);
+    assert_eq!(world.out(&fragments[1]).verdict, TCX_NEXT, "while the rest is waited for");
+    world.counted();
+    world.age_fragments("FRAGMENTS_OUT", 3);
+    assert_eq!(world.out(&fragments[2]).verdict, TCX_DROP, "long gone");
+    assert_eq!(world.counted(), [("drop_fragment_out", 1)]);
+}
+
+#[test]
 fn xdp_uplink_egress_icmp_errors_of_a_pod() {
     let mut world = World::new();
     for (name, opens) in [

@@ -52,8 +52,7 @@ pub fn later(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Step {
             return tunnel::send(ctx, config, inbound, home, VNI_FRAGMENT);
         }
     }
-    // SAFETY: read at once.
-    let Some(first) = (unsafe { FRAGMENTS_IN.get(&key(inbound)) }) else {
+    let Some(first) = maps::first_fragment(&FRAGMENTS_IN, &key(inbound)) else {
         return Step::Drop(Counter::DropFragmentIn);
     };
     if first.address == 0 {

@@ -74,6 +74,22 @@ pub fn now() -> u32 {
     (unsafe { aya_ebpf::helpers::bpf_ktime_get_boot_ns() } / 1_000_000_000) as u32
 }
 
+/// Seconds for which a first fragment speaks for later ones: what Linux gives a datagram to become whole
+/// (`ipfrag_time`). After that the identification may be another datagram's, and the flow over.
+const FRAGMENT_LIFE: u32 = 30;
+
+/// What the first fragment of a datagram led to, `None` if it did not pass or is too long ago: an LRU map forgets only
+/// when it is full.
+#[inline(always)]
+pub fn first_fragment(
+    map: &LruHashMap<FragmentKey, FragmentValue>,
+    key: &FragmentKey,
+) -> Option<&'static FragmentValue> {
+    // SAFETY: the caller reads it at once. The map is a static, and its values stay readable until the program ends.
+    let first = unsafe { &*map.get_ptr(key)? };
+    (now().saturating_sub(first.seen) <= FRAGMENT_LIFE).then_some(first)
+}
+
 /// Class of a local pod, `None` while it is unknown.
 #[inline(always)]
 pub fn pod_class(config: &Config, address: u32) -> Option<u32> {

@@ -252,8 +252,7 @@ fn remember_fragment(packet: &Packet, egress: u32, port: u16) {
 /// The host stack fragments in order, so the first fragment has always passed before.
 #[inline(always)]
 fn later_fragment(ctx: &TcContext, packet: &Packet) -> Result<(), Stop> {
-    // SAFETY: read at once.
-    let Some(first) = (unsafe { FRAGMENTS_OUT.get(&fragment_key(packet)) }) else {
+    let Some(first) = maps::first_fragment(&FRAGMENTS_OUT, &fragment_key(packet)) else {
         return Err(Stop::Drop(Counter::DropFragmentOut));
     };
     rewrite_source(ctx, packet, first.address).map_err(|_| MALFORMED)

@@ -271,6 +271,16 @@ impl World {
         self.plane.hash("BLOCKS").unwrap().get(key, 0).ok()
     }
 
+    /// Makes what a fragment map remembers older.
+    pub fn age_fragments(&mut self, map: &'static str, seconds: u32) {
+        let entries: Vec<(FragmentKey, FragmentValue)> = self.entries(map);
+        assert!(!entries.is_empty(), "{map} remembers something");
+        for (key, value) in entries {
+            let value = FragmentValue { seen: value.seen - seconds, ..value };
+            self.plane.hash(map).unwrap().insert(key, value, 0).unwrap();
+        }
+    }
+
     /// All entries of a hash map.
     pub fn entries<K: aya::Pod, V: aya::Pod>(&self, map: &'static str) -> Vec<(K, V)> {
         let mut found = Vec::new();
