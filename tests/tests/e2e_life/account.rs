@@ -1,15 +1,17 @@
 //! One account with one address, as most tests need it.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use aegis_crds::{EgressAddress, EgressAllocation, ZoneBinding, type_};
-use aegis_tests::cluster::{Cluster, Namespace, Origin, PATIENCE, wait_for};
+use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, ZoneBinding, type_};
+use aegis_tests::cluster::{Cluster, Namespace, PATIENCE, wait_for};
 use aegis_tests::lab::capture::{Capture, Report};
 use aegis_tests::lab::plan::{NODES, Node};
-use anyhow::ensure;
+use anyhow::{Context, ensure};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::api::Api;
+use kube::api::{Api, DeleteParams, ListParams};
 
 use crate::inside::Inside;
 
@@ -28,23 +30,19 @@ pub struct Account {
 
 impl Account {
     /// Without a binding; every node holds `slices` slices when it returns.
-    pub async fn new(cluster: &Cluster, name: &str, address: Ipv4Addr, slices: u32) -> anyhow::Result<Self> {
+    pub async fn new(cluster: &Cluster, name: &str, slices: u32) -> anyhow::Result<Self> {
         let namespace = cluster.namespace(name).await?;
-        namespace
-            .apply(&format!(
-                "apiVersion: aegis.dev/v1alpha1\n\
-                 kind: AegisPrefix\n\
-                 metadata: {{name: {name}}}\n\
-                 spec: {{cidr: {address}/32, account: {name}}}\n\
-                 ---\n\
-                 apiVersion: aegis.dev/v1alpha1\n\
-                 kind: EgressAllocation\n\
-                 metadata: {{name: partners}}\n\
-                 spec: {{prefixes: [{name}], addresses: {{ipv4: 1}}, ports: {{perNode: {{min: {slices}}}}}}}\n",
-                name = namespace.name()
-            ))
-            .await?;
+        let address = free_address(cluster).await?;
+        // Short times, so that the address is soon free again once its pods are gone.
+        let spec = format!(
+            "{{prefixes: [{}], addresses: {{ipv4: 1}}, ports: {{perNode: {{min: {slices}}}}}, \
+             timeouts: {{tcpEstablishedSeconds: 600, tcpTransitorySeconds: 30, tcpClosedSeconds: 2, udpSeconds: 30}}}}",
+            namespace.name()
+        );
         let account = Self { namespace, address };
+        let name = account.namespace.name();
+        account.namespace.apply(&prefix(name, &format!("{address}/32"), name)).await?;
+        account.namespace.apply(&allocation("partners", &spec)).await?;
         account.programmed_allocation().await?;
         Ok(account)
     }
@@ -79,6 +77,17 @@ impl Account {
              spec:\n  allocationRef: {{name: partners}}\n  workloads: {{{workloads}}}\n  zone: {{{zone}}}\n  {more}\n"
         );
         self.namespace.apply(&binding).await.map(drop)
+    }
+
+    /// Ends the pods and waits for that, so that their last packets are not taken for another test's. What else there
+    /// is goes by itself.
+    pub async fn end(self) -> anyhow::Result<()> {
+        let pods: Api<Pod> = self.namespace.api();
+        pods.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+        wait_for("the end of the pods", PATIENCE, async || {
+            Ok(pods.list(&ListParams::default()).await?.items.is_empty().then_some(()))
+        })
+        .await
     }
 
     pub fn bindings(&self) -> Api<ZoneBinding> {
@@ -132,6 +141,35 @@ impl Account {
     }
 }
 
+/// An `AegisPrefix`.
+pub fn prefix(name: &str, cidr: &str, account: &str) -> String {
+    format!(
+        "apiVersion: aegis.dev/v1alpha1\nkind: AegisPrefix\nmetadata: {{name: {name}}}\n\
+         spec: {{cidr: {cidr}, account: {account}}}\n"
+    )
+}
+
+/// An `EgressAllocation`.
+pub fn allocation(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: aegis.dev/v1alpha1\nkind: EgressAllocation\nmetadata: {{name: {name}}}\nspec: {spec}\n"
+    )
+}
+
+/// An address that no prefix has: what failed before may still drain.
+pub async fn free_address(cluster: &Cluster) -> anyhow::Result<Ipv4Addr> {
+    let prefixes: Api<AegisPrefix> = Api::all(cluster.client());
+    let taken: BTreeSet<String> = prefixes
+        .list(&ListParams::default())
+        .await?
+        .items
+        .into_iter()
+        .map(|prefix| prefix.spec.cidr)
+        .collect();
+    let mut pool = (64..128).map(|last| Ipv4Addr::new(203, 0, 113, last));
+    pool.find(|address| !taken.contains(&format!("{address}/32"))).context("no address is free")
+}
+
 /// Whether a condition is true and about the present generation.
 pub fn holds(conditions: &[Condition], type_: &str, generation: Option<i64>) -> bool {
     conditions
@@ -145,11 +183,4 @@ pub fn only(capture: &mut Capture, address: Ipv4Addr) -> anyhow::Result<Report> 
     ensure!(report.addresses() == [address].into(), "not only {address} on the wire: {:#?}", report.sources);
     ensure!(report.shared == 0, "5-tuples from two nodes: {:?}", report.shared_flows);
     Ok(report)
-}
-
-/// When the origin last saw a connection from this source, in milliseconds since the Unix epoch.
-pub async fn last_connection(origin: &Origin, source: Ipv4Addr) -> anyhow::Result<u64> {
-    let records = origin.call(serde_json::json!({"do": "records", "source": source})).await?;
-    let all = records["tcp"].as_array().into_iter().flatten();
-    Ok(all.filter_map(|record| record["opened_ms"].as_u64()).max().unwrap_or(0))
 }
