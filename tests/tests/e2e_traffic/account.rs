@@ -6,7 +6,8 @@ use std::net::Ipv4Addr;
 use aegis_crds::{AegisPrefix, Condition, EgressAddress, EgressAllocation};
 use aegis_tests::cluster::{Cluster, Namespace, PATIENCE, Pod, wait_for};
 use anyhow::{Context, ensure};
-use kube::api::{Api, ListParams};
+use k8s_openapi::api::core::v1::Pod as PodObject;
+use kube::api::{Api, DeleteParams, ListParams};
 
 /// Name of the allocation and of the binding.
 const PARTNERS: &str = "partners";
@@ -77,9 +78,16 @@ spec:
         Ok(status.conditions.into_iter().find(|condition| condition.type_ == kind))
     }
 
-    /// Deletes all of it. Nobody waits for the address to come to rest (quarantine): the next test takes another.
-    pub fn end(self) {
-        drop(self.namespace);
+    /// Deletes all of it. Waits for the pods, so that the next test's captures have nothing of them, but not for the
+    /// address to come to rest (quarantine): the next test takes another.
+    pub async fn end(self) -> anyhow::Result<()> {
+        let pods: Api<PodObject> = self.namespace.api();
+        let everything = ListParams::default();
+        pods.delete_collection(&DeleteParams::default().grace_period(0), &everything).await?;
+        wait_for("the end of the pods", PATIENCE, async || {
+            Ok(pods.list(&everything).await?.items.is_empty().then_some(()))
+        })
+        .await
     }
 }
 

@@ -49,8 +49,7 @@ async fn bulk_data_arrives_whole_over_a_steered_path() -> anyhow::Result<()> {
     let off = NoOffloads::begin(lab)?;
     transfer(&cluster, &pod, "no offloads").await?;
     drop(off);
-    account.end();
-    Ok(())
+    account.end().await
 }
 
 /// Sends and receives; the probe compares digests.
@@ -110,6 +109,5 @@ async fn large_datagrams_pass_whole_or_in_fragments() -> anyhow::Result<()> {
         })
         .await?;
     }
-    account.end();
-    Ok(())
+    account.end().await
 }

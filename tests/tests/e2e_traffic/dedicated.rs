@@ -27,8 +27,7 @@ async fn what_is_not_covered_keeps_the_nodes_address() -> anyhow::Result<()> {
     assert_eq!(bound.source(inside).await?, Ok(account.address));
     assert_eq!(bound.source(outside).await?, Ok(node), "outside the zone");
     assert_eq!(unbound.source(inside).await?, Ok(node), "a pod without the label");
-    account.end();
-    Ok(())
+    account.end().await
 }
 
 #[tokio::test]
@@ -62,8 +61,7 @@ async fn a_forged_egress_address_does_not_leave() -> anyhow::Result<()> {
     }
     let sources = capture.report()?.addresses();
     assert!(!sources.contains(&account.address), "{sources:?}");
-    account.end();
-    Ok(())
+    account.end().await
 }
 
 #[tokio::test]
@@ -116,8 +114,7 @@ async fn what_nobody_asked_for_reaches_no_pod_and_gets_no_answer() -> anyhow::Re
     assert_eq!(report.sources.len(), 0, "something answered: {:?}", report.sources);
     let received = pod.call(json!({"do": "summary"})).await?;
     assert_eq!((&received["tcp"]["total"], &received["udp"]["total"]), (&json!(0), &json!(0)), "{received}");
-    account.end();
-    Ok(())
+    account.end().await
 }
 
 /// The first port of a node's first slice.

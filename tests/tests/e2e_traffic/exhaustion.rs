@@ -63,6 +63,5 @@ async fn a_full_address_refuses_at_once_and_recovers() -> anyhow::Result<()> {
         Ok(account.condition("CapacityLow").await?.filter(|low| low.status == "False"))
     })
     .await?;
-    account.end();
-    Ok(())
+    account.end().await
 }

@@ -67,6 +67,5 @@ async fn three_nodes_share_one_address_and_every_reply_finds_its_way() -> anyhow
     }
     let [steered, back] = ["steered", "reverse"].map(|reason| after.total_since(&before, reason));
     assert!(2 * steered >= back, "{steered} of {back} replies were steered");
-    account.end();
-    Ok(())
+    account.end().await
 }

@@ -46,8 +46,7 @@ async fn a_closed_port_is_refused_and_the_router_tells_when_time_is_over() -> an
         let back = Packets::settled(&cluster).await?.since(&before, &OWNER.name(), "reverse");
         assert_eq!(back, 3, "by {}", entry.name());
     }
-    account.end();
-    Ok(())
+    account.end().await
 }
 
 /// How many hops what the pod sends may take.

@@ -51,6 +51,5 @@ async fn inbound_connections_are_answered_from_the_address_they_came_to() -> any
 
     // Its own connections are dedicated all the while.
     assert_eq!(pod.source(origin.port(0)).await?, Ok(account.address));
-    account.end();
-    Ok(())
+    account.end().await
 }

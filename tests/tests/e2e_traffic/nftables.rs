@@ -67,8 +67,7 @@ async fn a_firewall_of_the_node_sees_ordinary_connections() -> anyhow::Result<()
         assert_eq!(closed["failure"], "refused", "an error belongs to its connection: {closed}");
     }
     drop(firewall);
-    account.end();
-    Ok(())
+    account.end().await
 }
 
 #[tokio::test]
@@ -105,6 +104,5 @@ async fn without_our_table_nothing_leaks_until_the_agent_puts_it_back() -> anyho
     println!("stream: {stream}\nchurn: {churn}");
     assert!(stream["received"].as_u64() > Some(500), "the sender was idle: {stream}");
     assert!(churn["answered"].as_u64() > Some(100), "the opener was idle: {churn}");
-    account.end();
-    Ok(())
+    account.end().await
 }
