@@ -5,6 +5,7 @@
 
 mod account;
 mod agents;
+mod api_outage;
 mod changes;
 mod deletion;
 mod first_packet;
