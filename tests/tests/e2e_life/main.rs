@@ -10,5 +10,6 @@ mod changes;
 mod deletion;
 mod first_packet;
 mod inside;
+mod latency;
 mod restart;
 mod unusable;
