@@ -43,6 +43,13 @@ pub struct Archive {
     pub path: PathBuf,
 }
 
+impl Archive {
+    /// The reference without its tag.
+    pub fn repository(&self) -> &str {
+        self.reference.rsplit_once(':').map_or(&self.reference, |(repository, _)| repository)
+    }
+}
+
 impl Image {
     /// Writes the image as `<name>-<tag>.tar` into a folder, unless it is there already.
     pub fn write(&self, folder: &Path) -> anyhow::Result<Archive> {

@@ -9,7 +9,7 @@ use kube::api::{Api, DeleteParams};
 
 use super::plan::{NODES, Node};
 use super::process::{Process, in_network, run};
-use super::{Lab, cgroup, cleanup, control_plane, images, node, start, topology};
+use super::{Lab, cgroup, cleanup, control_plane, node, start, topology};
 
 impl Lab {
     /// SIGKILL to the agent's container on a node; kubelet starts it again. Returns the id that was killed.
@@ -134,9 +134,8 @@ impl Lab {
         start::declare(&client, node).await?;
         node::join(self.plan(), node)?;
         start::wait_containerd_of(&state, node).await?;
-        node::import(self.init_of(node)?, &state.tools, &images::probe()?.path)?;
-        for image in self.installed_archives()? {
-            node::import(self.init_of(node)?, &state.tools, &image)?;
+        for archive in state.archives.values() {
+            node::import(self.init_of(node)?, &state.tools, archive)?;
         }
         start::wait_ready(&client, node, Duration::from_secs(60)).await
     }

@@ -1,6 +1,5 @@
 //! Installs Aegis the way a user does: images and the Helm chart.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use super::process::finish;
@@ -51,17 +50,8 @@ impl Lab {
         let images = images::project()?;
         for archive in [&images.operator, &images.agent] {
             progress.step(&format!("image {} on every node", archive.reference));
-            self.load_image(&archive.path)?;
+            self.load_image(archive)?;
         }
         Ok(Installed { operator: images.operator.reference, agent: images.agent.reference })
-    }
-
-    /// Archives of the images that belong on a node that comes back.
-    pub(super) fn installed_archives(&self) -> anyhow::Result<Vec<PathBuf>> {
-        match images::project() {
-            Ok(images) => Ok(vec![images.operator.path, images.agent.path]),
-            // Not compiled yet: then nothing is installed either.
-            Err(_) => Ok(Vec::new()),
-        }
     }
 }

@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use self::archive::Archive;
 pub use self::install::{Installed, NAMESPACE};
 use self::plan::{DEFAULT_INSTANCE, Node, Plan};
 use self::process::Process;
@@ -136,10 +137,12 @@ impl Lab {
         command
     }
 
-    /// Imports an image archive on every node that is there.
-    pub fn load_image(&self, archive: &Path) -> anyhow::Result<()> {
-        let state = self.state()?;
-        import_everywhere(&state, archive)
+    /// Imports an image archive on every node that is there, and later on those that come back.
+    pub fn load_image(&self, archive: &Archive) -> anyhow::Result<()> {
+        import_everywhere(&self.state()?, &archive.path)?;
+        self.change_state(|state| {
+            state.archives.insert(archive.repository().to_owned(), archive.path.clone());
+        })
     }
 
     /// Name and whether it runs, of every process the lab keeps.

@@ -78,7 +78,8 @@ pub async fn up(plan: &Plan) -> anyhow::Result<()> {
         complete: false,
         program: std::env::current_exe()?,
         tools,
-        pause_image: probe.reference,
+        pause_image: probe.reference.clone(),
+        archives: BTreeMap::from([(probe.repository().to_owned(), probe.path.clone())]),
         processes: BTreeMap::new(),
         nodes: BTreeMap::new(),
     };

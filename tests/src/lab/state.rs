@@ -22,6 +22,9 @@ pub struct State {
     pub tools: PathBuf,
     /// Reference of the pause image that the nodes' containerd is configured for.
     pub pause_image: String,
+    /// Archives of the images that every node has and that a node which comes back gets, by repository.
+    #[serde(default)]
+    pub archives: BTreeMap<String, PathBuf>,
     /// Processes of control plane and origins by name (`etcd`, `kube-apiserver`, `o1`, …).
     pub processes: BTreeMap<String, Process>,
     /// First process of each node that is there.
