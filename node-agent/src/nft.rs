@@ -9,8 +9,9 @@
 //! nodes usually have on, it runs on the bridge's port, before `pod_ingress` on the bridge itself.
 //!
 //! One kind of flow must not go on as it began: a covered one that began while the table was missing. The CNI has
-//! translated it, the uplink dropped it, and only conntrack keeps it. It has never had a reply, so what is covered now and
-//! belongs to a flow without reply keeps its mark, and the uplink goes on dropping it until conntrack forgets.
+//! translated it, the uplink dropped it, and only conntrack keeps it. It has never had a reply, and its conntrack mark lacks
+//! the "judged" bit that every flow's first packet gets here. What is covered and belongs to such a flow keeps its mark, and
+//! the uplink goes on dropping it until conntrack forgets.
 //!
 //! The guard is for what the programs cannot see: marked packets that leave through a device without program, and
 //! packets of new flows from a device to which `pod_ingress` is not attached yet.
@@ -74,6 +75,12 @@ fn set(text: &mut String, name: &str, form: &str, elements: &[String]) {
     text.push_str("; }\n");
 }
 
+/// The bit of a conntrack mark (not of a packet's) that says that the flow's first packet met the table: the one above
+/// the mark's, or below where there is none above.
+fn judged(mark: u32) -> u32 {
+    if mark << 1 != 0 { mark << 1 } else { mark >> 1 }
+}
+
 /// The whole transaction: whatever table there is goes, this one comes, in one commit.
 pub fn render(rules: &Rules) -> String {
     let mark = rules.mark;
@@ -81,6 +88,9 @@ pub fn render(rules: &Rules) -> String {
     let is_clear = format!("& {mark:#x} == 0");
     let set_bit = format!("| {mark:#x}");
     let clear_bit = format!("& {:#x}", !mark);
+    let judged = judged(mark);
+    let (judge_covered, judge_other) =
+        (format!("| {:#x}", mark | judged), format!("& {:#x} | {judged:#x}", !mark));
     let names =
         |devices: &BTreeSet<String>| devices.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>();
     let ranges = |ranges: &[Ipv4Net]| {
@@ -98,10 +108,10 @@ pub fn render(rules: &Rules) -> String {
     let _ = write!(
         text,
         "  chain decide {{
-    ct status & confirmed == 0 meta mark {is_set} ct mark set ct mark {set_bit} return
-    ct status & confirmed == 0 ct mark set ct mark {clear_bit} return
+    ct status & confirmed == 0 meta mark {is_set} ct mark set ct mark {judge_covered} return
+    ct status & confirmed == 0 ct mark set ct mark {judge_other} return
     ct mark {is_set} meta mark set meta mark {set_bit} return
-    meta mark {is_set} ct status & seen-reply == 0 return
+    meta mark {is_set} ct mark & {judged:#x} == 0 ct status & seen-reply == 0 return
     ct mark {is_clear} meta mark set meta mark {clear_bit}
   }}
   chain forward {{

@@ -122,17 +122,39 @@ fn only_new_covered_flows_keep_the_pods_address() {
 }
 
 #[test]
+fn a_flow_that_began_while_the_table_was_missing_does_not_get_out_afterwards() {
+    let mut lab = Lab::new();
+    // What the program at the uplink does, after conntrack: a marked packet with another source goes nowhere.
+    lab.node.run(&format!(
+        "nft \"table netdev leakguard {{ chain out {{ type filter hook egress device eth0 priority 0; \
+         meta mark and 0x1000 == 0x1000 ip saddr != {POD} drop; }}; }}\""
+    ));
+    let origin = lab.origin_socket();
+    lab.bind();
+    lab.node.run("nft delete table ip aegis");
+    let between = lab.pod_socket();
+    assert_eq!(source(&between, &origin, SHORT), None, "dropped by the guard while the table is missing");
+    assert_eq!(lab.ensure(&rules(), true), Outcome::Repaired);
+    assert_eq!(
+        source(&between, &origin, SHORT),
+        None,
+        "and its masquerade does not come into use afterwards"
+    );
+    assert_eq!(source(&lab.pod_socket(), &origin, LONG), Some(POD), "new flows are Aegis's again");
+}
+
+#[test]
 fn other_bits_of_both_marks_stay() {
     let lab = Lab::new();
     lab.node.run("nft \"table ip other { chain pre { type filter hook prerouting priority -310; meta mark set 0x24; }; \
         chain post { type filter hook postrouting priority 300; meta mark 0x1024 counter; meta mark 0x24 counter; }; \
         chain early { type filter hook prerouting priority -160; ct mark set 0x8; }; \
-        chain late { type filter hook postrouting priority 301; ct mark 0x1008 counter; ct mark 0x8 counter; }; }\"");
+        chain late { type filter hook postrouting priority 301; ct mark 0x3008 counter; ct mark 0x2008 counter; }; }\"");
     lab.bind();
     let origin = lab.origin_socket();
     assert_eq!(source(&lab.pod_socket(), &origin, LONG), Some(POD));
     let counted = lab.node.output("nft list table ip other");
-    for line in ["meta mark 0x00001024 counter packets 1", "ct mark 0x00001008 counter packets 1"] {
+    for line in ["meta mark 0x00001024 counter packets 1", "ct mark 0x00003008 counter packets 1"] {
         assert!(counted.contains(line), "{line} in {counted}");
     }
 }
