@@ -20,7 +20,9 @@ pub fn build(plan: &Plan, link: Link) -> anyhow::Result<()> {
     let mut root = vec![format!("netns add {router}"), format!("netns add {cp}")];
     let mut lines = vec![
         "link set lo up".to_owned(),
-        "link add lan type bridge".to_owned(),
+        // A bridge without an address of its own takes the lowest of its ports', and another one when that port goes:
+        // nodes would then send to a gateway that is nobody.
+        "link add lan address 02:00:0a:63:00:fe type bridge".to_owned(),
         format!("addr add {ROUTER}/{} dev lan", LAN.prefix_len()),
         "link set lan up".to_owned(),
         format!("link add cp type veth peer name eth0 netns {cp}"),
