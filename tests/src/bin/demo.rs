@@ -6,13 +6,13 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aegis_crds::{EgressAddress, EgressAllocation};
 use aegis_tests::cluster::{Cluster, Metrics, Origin, PATIENCE, Pod, Summaries, wait_for};
 use aegis_tests::lab::capture::Report;
 use aegis_tests::lab::plan::NODES;
-use aegis_tests::lab::{Lab, images};
+use aegis_tests::lab::{Lab, images, node_init};
 use anyhow::bail;
 use clap::Parser;
 use kube::Api;
@@ -34,6 +34,10 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    if let Err(error) = node_init::run_if_asked() {
+        eprintln!("{error:#}");
+        return ExitCode::FAILURE;
+    }
     let arguments = Arguments::parse();
     let begin = Instant::now();
     let outcome = run(&arguments).await;
@@ -79,6 +83,8 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
     traffic(&pods, &origins, arguments.connections).await?;
 
+    // The agents count ports once a second.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
     let after = all_metrics(&cluster).await?;
     let summaries = [origins[0].summary().await?, origins[1].summary().await?];
     let report = capture.report()?;

@@ -14,6 +14,16 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::node::{CONTAINERD, FILES, FOLDERS, START_KUBELET};
 
+/// Becomes a node's first process if this program was started as one, by `PROGRAM node-init NAME DATA TOOLS ADDRESS`: every
+/// program that starts a lab calls this before anything else.
+pub fn run_if_asked() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["node-init", name, data, tools, address] => run(name, data.as_ref(), tools.as_ref(), address),
+        _ => Ok(()),
+    }
+}
+
 /// Runs a node until it is killed.
 pub fn run(name: &str, data: &Path, tools: &Path, address: &str) -> anyhow::Result<()> {
     arrange_mounts(data)?;
