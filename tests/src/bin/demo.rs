@@ -83,9 +83,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
     traffic(&pods, &origins, arguments.connections).await?;
 
-    // The agents count ports once a second.
-    tokio::time::sleep(Duration::from_millis(2500)).await;
-    let after = all_metrics(&cluster).await?;
+    let after = counted_metrics(&cluster, arguments.connections * pods.len() * origins.len()).await?;
     let summaries = [origins[0].summary().await?, origins[1].summary().await?];
     let report = capture.report()?;
     print_nodes(&cluster, egress, &before, &after).await?;
@@ -129,6 +127,20 @@ async fn all_metrics(cluster: &Cluster) -> anyhow::Result<Vec<Metrics>> {
         async move { cluster.agent_metrics(&node.name()).await }
     }))
     .await
+}
+
+/// The metrics once every port that is held has been counted (agents count every second or so), or after ten seconds as they
+/// are then.
+async fn counted_metrics(cluster: &Cluster, held: usize) -> anyhow::Result<Vec<Metrics>> {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let all = all_metrics(cluster).await?;
+        let ports: f64 = all.iter().map(|metrics| metrics.sum("aegis_ports_in_use", &[])).sum();
+        if ports >= held as f64 || Instant::now() > end {
+            return Ok(all);
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
 }
 
 /// Packets counted between two scrapes.
