@@ -107,7 +107,10 @@ impl Lab {
 
     /// Ends a node like a power cut: processes and namespace vanish, the Node object stays.
     pub fn destroy_node(&self, node: Node) -> anyhow::Result<()> {
-        self.init_of(node)?.kill()?;
+        let init = self.init_of(node)?;
+        // First the link: processes and programs do not end at one instant, and nothing may be sent in between.
+        topology::unplug(self.plan(), node)?;
+        init.kill()?;
         let group = node::cgroup(self.plan(), node);
         for process in cgroup::processes(&group)? {
             process.kill()?;

@@ -158,6 +158,11 @@ pub fn restore(plan: &Plan, node: Node) -> anyhow::Result<()> {
     batch(Some(&plan.namespace("router")), &[format!("link set {} master lan", node.name())])
 }
 
+/// Removes a node's link, both ends of it.
+pub fn unplug(plan: &Plan, node: Node) -> anyhow::Result<()> {
+    batch(Some(&plan.namespace("router")), &[format!("link del {}", node.name())])
+}
+
 /// Sets kernel parameters of a part's network namespace; keys are paths below /proc/sys.
 fn sysctl(plan: &Plan, part: &str, values: &[(&str, &str)]) -> anyhow::Result<()> {
     in_network(&namespace_path(&plan.namespace(part)), || {

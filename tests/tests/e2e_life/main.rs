@@ -11,5 +11,6 @@ mod deletion;
 mod first_packet;
 mod inside;
 mod latency;
+mod lost_nodes;
 mod restart;
 mod unusable;
