@@ -56,7 +56,8 @@ fn main() {
 
     // One flow whose translation changes nothing, so that the same packet can run again and again.
     let still = Packet::tcp((POD_2, 7), (ORIGIN, 443), ACK).with_payload(100);
-    let value = ForwardValue { egress: raw(POD_2), egress_port: 7, ..Default::default() };
+    let value =
+        ForwardValue { egress: raw(POD_2), egress_port: 7, incarnation: INCARNATION, ..Default::default() };
     world.plane.hash("FORWARD").unwrap().insert(flow(6, (POD_2, 7), (ORIGIN, 443)), value, 0).unwrap();
     let still_back = Packet::tcp((ORIGIN, 443), (EGRESS, 2048), ACK).with_payload(100);
     let value = ReverseValue { pod: raw(EGRESS), pod_port: 2048, ..Default::default() };

@@ -348,7 +348,7 @@ impl Controller {
         let unprogrammed =
             self.plane.is_none() || self.devices.pods.values().any(|d| !pods.contains(&d.name));
         let known = wanted.filter(|_| unprogrammed).map(|wanted| &wanted.policy.pods).into_iter().flatten();
-        let uncovered = known.filter(|(_, class)| **class == 0).map(|(pod, _)| Ipv4Net::from(*pod)).collect();
+        let uncovered = known.filter(|(_, pod)| pod.class == 0).map(|(pod, _)| Ipv4Net::from(*pod)).collect();
         if wanted.is_none() && self.plane.is_none() {
             // Nothing is known: whatever table there is, is better than what could be made up.
             return;

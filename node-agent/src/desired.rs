@@ -4,7 +4,7 @@ use crate::args::UnknownPods;
 use crate::objects::{Allocation, NodeRecord};
 use aegis_common::{
     ACTION_ALLOCATE, ACTION_DENY, ACTION_PASS, ADDRESSES_PER_ALLOCATION, DESTINATION_INTERNAL,
-    MAX_POD_RANGES, TUNNEL_OVERHEAD, Timeouts,
+    MAX_POD_RANGES, PodValue, TUNNEL_OVERHEAD, Timeouts, incarnation,
 };
 use aegis_core::model::{Address, AllocationName, State};
 use aegis_core::policy::{self, Action, Binding, BindingName, Destination, Pod, PolicyInputs};
@@ -137,8 +137,8 @@ pub struct UsableAllocation {
 /// The policy with allocations by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// Class of each local pod.
-    pub pods: BTreeMap<Ipv4Addr, u32>,
+    /// Local pods by address.
+    pub pods: BTreeMap<Ipv4Addr, PodValue>,
     /// Class of destinations.
     pub destinations: BTreeMap<(Ipv4Addr, u8), u32>,
     /// Class of ports.
@@ -230,7 +230,7 @@ pub fn desired(inputs: &Inputs) -> Desired {
         allocations,
         covered_pods: u32::try_from(covered_pods).unwrap_or(u32::MAX),
         policy: Policy {
-            pods: compiled.pods,
+            pods: pods(&compiled.pods, &inputs.pods),
             destinations: compiled
                 .destinations
                 .iter()
@@ -252,6 +252,22 @@ pub fn desired(inputs: &Inputs) -> Desired {
         bindings: compiled.bindings,
         covered: compiled.covered,
     }
+}
+
+/// Class and incarnation of each address; no two pods have the same one.
+fn pods(classes: &BTreeMap<Ipv4Addr, u32>, pods: &[Pod]) -> BTreeMap<Ipv4Addr, PodValue> {
+    let owners = pods.iter().filter(|pod| !pod.host_network).flat_map(|pod| {
+        let incarnation = incarnation(&pod.uid);
+        pod.addresses.iter().map(move |address| (*address, incarnation))
+    });
+    let owners: BTreeMap<Ipv4Addr, u32> = owners.collect();
+    classes
+        .iter()
+        .map(|(address, class)| {
+            let incarnation = owners.get(address).copied().unwrap_or_default();
+            (*address, PodValue { class: *class, incarnation })
+        })
+        .collect()
 }
 
 fn verdict(action: Action) -> Verdict {

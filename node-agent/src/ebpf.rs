@@ -79,6 +79,9 @@ pub enum EbpfError {
         /// Why.
         source: aya::maps::MapError,
     },
+    /// Connections of a pod that is gone can't be removed.
+    #[error("cannot remove connections from conntrack: {0}")]
+    Conntrack(#[source] io::Error),
     /// The object lacks a program or map, or it has another type.
     #[error("the eBPF object has no usable {0}")]
     Missing(&'static str),
@@ -274,6 +277,12 @@ impl Dataplane {
     pub fn program_fd(&self, name: &'static str) -> Result<&ProgramFd, EbpfError> {
         let program = self.object.program(name).ok_or(EbpfError::Missing(name))?;
         program.fd().map_err(|source| EbpfError::Program { program: name, source })
+    }
+
+    /// Instructions that the verifier followed until it accepted each program; its limit is a million.
+    pub fn verified(&self) -> Vec<(&str, u32)> {
+        let count = |program: &aya::programs::Program| program.info().ok()?.verified_instruction_count();
+        self.object.programs().filter_map(|(name, program)| Some((name, count(program)?))).collect()
     }
 
     /// What removes flows and blocks that are over; works in another thread too.

@@ -2,6 +2,7 @@
 
 use crate::apply::{Attached, Plane, PlaneError};
 use crate::args::Args;
+use crate::conntrack;
 use crate::ebpf::{Dataplane, EbpfError, MapSizes, Mode, SweepProgram};
 use crate::network::{Device, Network};
 use crate::observed::{Homes, NO_ALLOCATION, Observed, from_map, to_map};
@@ -74,7 +75,7 @@ impl Kernel {
     fn read_policy(&self, observed: &mut Observed) -> Result<(), PlaneError> {
         let generations = &mut observed.generations;
         self.for_each("PODS", |key: &PodKey, value: &PodValue| {
-            generations.entry(key.generation).or_default().pods.insert(from_map(key.address), value.class);
+            generations.entry(key.generation).or_default().pods.insert(from_map(key.address), *value);
         })?;
         self.for_each("DESTINATIONS", |key: &Key<DestinationKey>, value: &DestinationValue| {
             let (data, length) = (key.data(), key.prefix_len().saturating_sub(32));
@@ -146,8 +147,11 @@ impl Kernel {
                 self.hash::<u32, HoldingValue>("HOLDINGS", to_map(address), None)
             }
             Op::SetAllocation { index, value } => self.array("ALLOCATIONS", index, value),
-            Op::SetPod { generation, address, class } => {
-                self.hash("PODS", PodKey { generation, address: to_map(address) }, Some(PodValue { class }))
+            Op::SetPod { generation, address, value } => {
+                self.hash("PODS", PodKey { generation, address: to_map(address) }, Some(value))
+            }
+            Op::ForgetConnections { address } => {
+                conntrack::forget(address).map(drop).map_err(EbpfError::Conntrack)
             }
             Op::RemovePod { generation, address } => {
                 self.hash::<_, PodValue>("PODS", PodKey { generation, address: to_map(address) }, None)
@@ -322,6 +326,8 @@ impl Plane for Kernel {
             forward: fd("FORWARD")?,
             blocks: fd("BLOCKS")?,
             allocations: fd("ALLOCATIONS")?,
+            config: fd("CONFIG")?,
+            pods: fd("PODS")?,
             program: self.dataplane.sweeper().map_err(|error| failed(&error))?,
         };
         Sweeper::start(tables).map_err(|error| failed(&error))
@@ -359,7 +365,24 @@ struct Kept {
     forward: OwnedFd,
     blocks: OwnedFd,
     allocations: OwnedFd,
+    config: OwnedFd,
+    pods: OwnedFd,
     program: SweepProgram,
+}
+
+impl Kept {
+    /// The pods of the live policy, by address. (Should it be switched right now: the program looks again.)
+    fn pods(&self) -> io::Result<BTreeMap<u32, PodValue>> {
+        let mut generation = 0;
+        sweep::for_each(self.config.as_fd(), |_: &u32, config: &Config| generation = config.generation)?;
+        let mut pods = BTreeMap::new();
+        sweep::for_each(self.pods.as_fd(), |key: &PodKey, value: &PodValue| {
+            if key.generation == generation {
+                pods.insert(key.address, *value);
+            }
+        })?;
+        Ok(pods)
+    }
 }
 
 /// Whether a flow could be over, judged without what the other direction saw: a reset from there would make the limit
@@ -379,11 +402,15 @@ impl Tables for Kept {
                 timeouts.insert(*index, value.timeouts);
             }
         })?;
+        let pods = self.pods()?;
+        let abandoned = |key: &FlowKey, flow: &ForwardValue| {
+            pods.get(&key.local).is_none_or(|pod| pod.incarnation != flow.incarnation)
+        };
         let mut over = Vec::new();
         sweep::for_each(self.forward.as_fd(), |key: &FlowKey, value: &ForwardValue| {
             usage.flows += 1;
             let limits = timeouts.get(&u32::from(value.allocation)).copied().unwrap_or_default();
-            if candidate(key, value, &limits, now) {
+            if candidate(key, value, &limits, now) || abandoned(key, value) {
                 over.push(*key);
             }
         })?;

@@ -7,7 +7,7 @@
 //! | which pod an address belongs to | [`identity`], [`cni`] |
 //! | what the data plane should hold | [`desired`] (rules of policy: `aegis_core::policy`) |
 //! | in which order it is written | [`ops`] |
-//! | devices, next hops, nftables | [`network`], [`uplink`], [`neighbour`], [`nft`] |
+//! | devices, next hops, nftables, conntrack | [`network`], [`uplink`], [`neighbour`], [`nft`], [`conntrack`] |
 //! | how maps are read and written | [`apply`], [`kernel`] (programs: `node-agent/ebpf`) |
 //! | how flows end, how ports are counted | [`sweep`], [`demand`] |
 //! | what is reported | [`status`], [`metrics`], [`server`] |
@@ -16,6 +16,7 @@
 pub mod apply;
 pub mod args;
 pub mod cni;
+pub mod conntrack;
 pub mod controller;
 pub mod demand;
 pub mod desired;

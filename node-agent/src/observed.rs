@@ -5,8 +5,8 @@
 
 use crate::ops::Op;
 use aegis_common::{
-    AddressValue, AllocationValue, Config, HOMES_PER_ADDRESS, HoldingValue, PeerValue, SLOTS_PER_ADDRESS,
-    SlotValue, VerdictValue,
+    AddressValue, AllocationValue, Config, HOMES_PER_ADDRESS, HoldingValue, PeerValue, PodValue,
+    SLOTS_PER_ADDRESS, SlotValue, VerdictValue,
 };
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -32,7 +32,7 @@ pub type VerdictEntry = (u32, u32, u32);
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Generation {
     /// `PODS`.
-    pub pods: BTreeMap<Ipv4Addr, u32>,
+    pub pods: BTreeMap<Ipv4Addr, PodValue>,
     /// `DESTINATIONS`.
     pub destinations: BTreeMap<DestinationEntry, u32>,
     /// `PORTS`.
@@ -123,9 +123,10 @@ impl Observed {
             Op::SetAllocation { index, value } => {
                 set_or_clear(&mut self.allocations, index, value, value == NO_ALLOCATION);
             }
-            Op::SetPod { generation, address, class } => {
-                self.generation(generation).pods.insert(address, class);
+            Op::SetPod { generation, address, value } => {
+                self.generation(generation).pods.insert(address, value);
             }
+            Op::ForgetConnections { .. } => {}
             Op::RemovePod { generation, address } => {
                 self.generation(generation).pods.remove(&address);
             }

@@ -14,13 +14,13 @@ use crate::desired::{Desired, EgressAddress, PeerLink};
 use crate::observed::{DestinationEntry, Homes, Observed, PortEntry, VerdictEntry, from_map, to_map};
 use aegis_common::{
     AddressValue, AllocationValue, Config, HoldingValue, MAX_ADDRESSES, MAX_PEERS, MAX_POD_RANGES,
-    PEER_SAME_L2, PeerValue, PodRange, SlotValue, VerdictValue,
+    PEER_SAME_L2, PeerValue, PodRange, PodValue, SlotValue, VerdictValue,
 };
 use aegis_core::model::AllocationName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-/// One write to one map.
+/// One write to one map, or to conntrack.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[expect(missing_docs, reason = "fields are named for the map's keys and values")]
 pub enum Op {
@@ -47,9 +47,11 @@ pub enum Op {
     /// Writes `ALLOCATIONS`.
     SetAllocation { index: u32, value: AllocationValue },
     /// Writes `PODS`.
-    SetPod { generation: u32, address: Ipv4Addr, class: u32 },
+    SetPod { generation: u32, address: Ipv4Addr, value: PodValue },
     /// Removes from `PODS`.
     RemovePod { generation: u32, address: Ipv4Addr },
+    /// Removes a gone pod's connections from conntrack: the next pod with its address is to be judged anew.
+    ForgetConnections { address: Ipv4Addr },
     /// Writes `DESTINATIONS`.
     SetDestination { generation: u32, destination: DestinationEntry, class: u32 },
     /// Removes from `DESTINATIONS`.

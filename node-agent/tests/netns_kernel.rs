@@ -36,6 +36,11 @@ impl Bpffs {
         Bpffs(path)
     }
 
+    /// A path below the agent's pins.
+    fn folder(&self, path: &str) -> PathBuf {
+        self.0.join(format!("aegis/v{}", aegis_common::SCHEMA)).join(path)
+    }
+
     fn open(&self) -> Box<dyn Plane> {
         let root = self.0.join("aegis");
         let sizes = ["--max-flows", "16384", "--max-blocks", "1024"];
@@ -189,7 +194,7 @@ fn devices_get_their_programs_when_they_come_and_lose_them_when_they_go() {
         drop(plane);
         let mut plane = bpffs.open();
         assert_eq!(attach(plane.as_mut()).pods, ["cni0".to_owned()].into());
-        let pins = || std::fs::read_dir(bpffs.0.join("aegis/v1/links")).unwrap().count();
+        let pins = || std::fs::read_dir(bpffs.folder("links")).unwrap().count();
         assert_eq!(pins(), 3);
 
         router.run("ip addr add 192.0.2.254/24 dev eth0; ping -c 1 -W 5 192.0.2.1 >/dev/null");
@@ -209,20 +214,22 @@ fn devices_get_their_programs_when_they_come_and_lose_them_when_they_go() {
 fn a_scan_finds_every_entry_of_a_map_larger_than_one_batch() {
     let bpffs = Bpffs::new("scan");
     drop(bpffs.open());
-    let path = bpffs.0.join("aegis/v1/maps/FORWARD");
+    let path = bpffs.folder("maps/FORWARD");
     let map = aya::maps::Map::HashMap(aya::maps::MapData::from_pin(&path).unwrap());
     let mut flows: aya::maps::HashMap<_, aegis_common::FlowKey, aegis_common::ForwardValue> =
         map.try_into().unwrap();
     for number in 0..10_000u32 {
         let key = aegis_common::FlowKey { local: number, protocol: 6, ..Default::default() };
-        flows.insert(key, aegis_common::ForwardValue { created: number, ..Default::default() }, 0).unwrap();
+        flows
+            .insert(key, aegis_common::ForwardValue { incarnation: number, ..Default::default() }, 0)
+            .unwrap();
     }
     let map = aya::maps::MapData::from_pin(&path).unwrap();
     let mut seen = BTreeSet::new();
     aegis_node_agent::sweep::for_each(
         std::os::fd::AsFd::as_fd(map.fd()),
         |key: &aegis_common::FlowKey, value: &aegis_common::ForwardValue| {
-            assert_eq!(key.local, value.created);
+            assert_eq!(key.local, value.incarnation);
             assert!(seen.insert(key.local), "twice");
         },
     )

@@ -4,6 +4,7 @@
 
 mod netns_support;
 
+use aegis_node_agent::conntrack;
 use aegis_node_agent::nft::{self, Firewall, Outcome, Rules};
 use netns_support::{Namespace, need_root};
 use std::io::{Read, Write};
@@ -119,6 +120,32 @@ fn only_new_covered_flows_keep_the_pods_address() {
     lab.unbind();
     assert_eq!(source(&covered, &origin, LONG), Some(POD), "a flow of a deleted binding keeps its address");
     assert_eq!(source(&lab.pod_socket(), &origin, LONG), Some(NODE));
+}
+
+#[test]
+fn the_next_pod_with_an_address_is_judged_anew() {
+    let lab = Lab::new();
+    let origin = lab.origin_socket();
+    let bound = |port| lab.pod.enter(move || UdpSocket::bind((POD, port)).unwrap());
+    let port = {
+        let gone = lab.pod_socket();
+        assert_eq!(source(&gone, &origin, LONG), Some(NODE), "the first pod is not covered");
+        gone.local_addr().unwrap().port()
+    };
+    // A port of its own choice, as syslog senders and the like have.
+    lab.bind();
+    let next = bound(port);
+    assert_eq!(source(&next, &origin, LONG), Some(NODE), "conntrack takes the next pod for the first");
+    let others = lab.node.enter(|| conntrack::forget(Ipv4Addr::new(10, 244, 1, 3)).unwrap());
+    assert_eq!(others, 0, "connections of other addresses stay");
+    let forgotten = lab.node.enter(|| conntrack::forget(POD).unwrap());
+    assert!(forgotten >= 1);
+    assert_eq!(source(&next, &origin, LONG), Some(POD), "covered from its first packet");
+    drop(next);
+    lab.unbind();
+    assert_eq!(source(&bound(port), &origin, LONG), Some(POD));
+    lab.node.enter(|| conntrack::forget(POD).unwrap());
+    assert_eq!(source(&bound(port), &origin, LONG), Some(NODE), "and the other way round");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! would make are made here, on the same contents.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is what unwrap is for")]
 
-use aegis_common::{ACTION_ALLOCATE, ACTION_DENY, DESTINATION_INTERNAL};
+use aegis_common::{ACTION_ALLOCATE, ACTION_DENY, DESTINATION_INTERNAL, PodValue};
 use aegis_core::model::{Address, AllocationName, Holding, State};
 use aegis_core::policy::{Binding, BindingName, Pod, Workloads};
 use aegis_core::slice::SliceSet;
@@ -171,13 +171,13 @@ fn fate(maps: &Observed, pod: Ipv4Addr, destination: Ipv4Addr) -> Fate {
     if best == Some(DESTINATION_INTERNAL) {
         return Fate::Pass;
     }
-    let Some(class) = live.pods.get(&pod) else {
+    let Some(named) = live.pods.get(&pod) else {
         let config = maps.config;
         let ranges = &config.pod_ranges[..config.pod_range_count as usize];
         let inside = ranges.iter().any(|range| to_map(pod) & range.mask == range.network);
         return if config.hold_unknown == 1 && inside { Fate::Held } else { Fate::Pass };
     };
-    let Some(verdict) = best.and_then(|best| live.verdicts.get(&(*class, best, 0))) else {
+    let Some(verdict) = best.and_then(|best| live.verdicts.get(&(named.class, best, 0))) else {
         return Fate::Pass;
     };
     match verdict.action {
@@ -215,7 +215,7 @@ fn own_what_is_allowed(maps: &Observed) -> Result<(), TestCaseError> {
 }
 
 fn policy_of(wanted: &Desired, pod: Ipv4Addr, destination: Ipv4Addr) -> Option<AllocationName> {
-    let class = wanted.policy.pods.get(&pod)?;
+    let class = wanted.policy.pods.get(&pod)?.class;
     let best = wanted
         .policy
         .destinations
@@ -224,7 +224,7 @@ fn policy_of(wanted: &Desired, pod: Ipv4Addr, destination: Ipv4Addr) -> Option<A
             ipnet::Ipv4Net::new(*network, *length).unwrap().contains(&destination)
         })
         .max_by_key(|((_, length), _)| *length)?;
-    wanted.policy.verdicts.get(&(*class, *best.1, 0))?.allocation.clone()
+    wanted.policy.verdicts.get(&(class, *best.1, 0))?.allocation.clone()
 }
 
 /// Steps through one change and checks every state in between.
@@ -368,7 +368,40 @@ fn a_new_pod_of_a_known_class_is_a_single_write() {
     world.pods.push((4, 0));
     let change = transition(&desired(&world.inputs(1)), &maps, &known);
     let address = Ipv4Addr::new(10, 244, 0, 4);
-    assert_eq!(change.ops, [Op::SetPod { generation: maps.config.generation, address, class: 1 }]);
+    let value = wanted(&world).policy.pods[&address];
+    assert_eq!((value.class, value.incarnation), (1, aegis_common::incarnation("4")));
+    assert_eq!(change.ops, [Op::SetPod { generation: maps.config.generation, address, value }]);
+}
+
+fn wanted(world: &World) -> Desired {
+    desired(&world.inputs(1))
+}
+
+#[test]
+fn an_address_changes_hands_by_way_of_nobody() {
+    let (maps, known) = after(&simple(), 1);
+    let address = Ipv4Addr::new(10, 244, 0, 2);
+    let mut inputs = simple().inputs(1);
+    inputs.pods.iter_mut().filter(|pod| pod.addresses == [address]).for_each(|pod| pod.uid = "next".into());
+    let value = PodValue { class: 1, incarnation: aegis_common::incarnation("next") };
+    let generation = maps.config.generation;
+    let change = transition(&desired(&inputs), &maps, &known);
+    assert_eq!(
+        change.ops,
+        [
+            Op::RemovePod { generation, address },
+            Op::ForgetConnections { address },
+            Op::SetPod { generation, address, value }
+        ]
+    );
+    // The same where a new policy comes with it.
+    inputs.bindings[0].cidrs = vec!["198.51.100.0/25".parse().unwrap()];
+    let ops = transition(&desired(&inputs), &maps, &known).ops;
+    let at = |wanted: Op| ops.iter().position(|op| *op == wanted).unwrap();
+    let gone = at(Op::RemovePod { generation, address });
+    let forgotten = at(Op::ForgetConnections { address });
+    let named = at(Op::SetPod { generation: generation + 1, address, value });
+    assert!(gone < forgotten && forgotten < named, "{ops:?}");
 }
 
 #[test]
@@ -420,7 +453,11 @@ fn leftovers_of_a_crash_between_two_generations_are_removed() {
     let (mut maps, known) = after(&simple(), 1);
     let clean = maps.clone();
     let generation = maps.config.generation + 1;
-    maps.apply(&Op::SetPod { generation, address: Ipv4Addr::new(10, 244, 0, 9), class: 3 });
+    maps.apply(&Op::SetPod {
+        generation,
+        address: Ipv4Addr::new(10, 244, 0, 9),
+        value: PodValue { class: 3, incarnation: 1 },
+    });
     maps.apply(&Op::SetDestination { generation, destination: (Ipv4Addr::UNSPECIFIED, 0), class: 9 });
     transition(&desired(&simple().inputs(1)), &maps, &known).ops.iter().for_each(|op| maps.apply(op));
     assert_eq!(maps, clean);

@@ -132,8 +132,22 @@ fn xdp_pod_ingress_switches_the_generation_in_one_store() {
 fn xdp_pod_ingress_a_live_flow_stays_covered() {
     let mut world = World::new();
     let key = flow(6, (POD, 40000), (ELSEWHERE, 443));
-    world.plane.hash("FORWARD").unwrap().insert(key, ForwardValue::default(), 0).unwrap();
+    let value = ForwardValue { incarnation: INCARNATION, ..Default::default() };
+    world.plane.hash("FORWARD").unwrap().insert(key, value, 0).unwrap();
     check(&mut world, &covered("a flow from before the binding lost it", syn(POD, ELSEWHERE, 443)));
     check(&mut world, &passes("another port is none of it", syn(POD, ELSEWHERE, 444)));
     check(&mut world, &passes("nor is another pod", syn(POD_2, ELSEWHERE, 443)));
+}
+
+#[test]
+fn xdp_pod_ingress_a_flow_of_an_earlier_pod_covers_nothing() {
+    let mut world = World::new();
+    let frame = syn(POD, ORIGIN, 443);
+    assert_eq!(world.out(&frame).verdict, TCX_NEXT);
+    world.counted();
+    let later = Packet::tcp((POD, 40000), (ORIGIN, 443), ACK).frame();
+    check(&mut world, &covered("the pod that opened it", later.clone()));
+    // A class of its own, towards which no verdict leads.
+    world.next_pod(POD, 9);
+    check(&mut world, &passes("the next pod with its address", later));
 }

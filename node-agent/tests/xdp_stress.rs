@@ -99,3 +99,15 @@ fn xdp_stress_nothing_is_refused_while_there_is_room() {
     assert_eq!(used, u32::from(THREADS * FLOWS));
     assert_eq!(world.counted(), [("translated", 24_000), ("new_flow", 24_000)]);
 }
+
+/// Other kernels' verifiers follow more or fewer ways through the same program: there must be room.
+#[test]
+fn xdp_programs_are_far_from_the_verifiers_limit() {
+    let world = World::new();
+    let verified = world.plane.verified();
+    println!("instructions that the verifier followed: {verified:?}");
+    assert_eq!(verified.len(), 4);
+    for (program, instructions) in verified {
+        assert!(instructions < 250_000, "{program}: {instructions} of 1,000,000");
+    }
+}

@@ -170,3 +170,34 @@ fn xdp_sweep_blocks() {
     open(&world, &syn);
     assert_eq!(world.consistent(), 1, "made anew when needed");
 }
+
+#[test]
+fn xdp_sweep_flows_of_a_pod_that_is_gone_take_nothing_in_and_end_after_a_rest() {
+    uptime_suffices();
+    for gone in ["nobody has the address", "another pod has the address"] {
+        let mut world = World::new();
+        let packet = Packet::tcp((POD, 40000), (ORIGIN, 443), SYN);
+        let keys = open(&world, &packet);
+        let both = SEEN_SYN | SEEN_ACK;
+        set(&mut world, &keys, (now(), both), (now(), both));
+        let reply = Packet::tcp((ORIGIN, 443), (EGRESS, keys.1.local_port), ACK).frame();
+        assert_eq!(sweep(&world, &[keys.0]), 0);
+        assert_eq!(world.back(&reply).0, XDP_PASS, "the pod lives");
+        match gone {
+            "nobody has the address" => world.remove_pod(POD),
+            _ => world.next_pod(POD, 1),
+        }
+        world.counted();
+        assert_eq!(sweep(&world, &[keys.0]), 0, "{gone}: the port rests");
+        assert_eq!(world.back(&reply).0, XDP_DROP, "{gone}");
+        let left = Packet::tcp((EGRESS, keys.1.local_port), (ORIGIN, 443), SYN);
+        let quote = Packet::error(ORIGIN, &left, 3, 1, 8);
+        assert_eq!(world.back(&quote.frame()).0, XDP_DROP, "{gone}: nor an error");
+        assert_eq!(world.counted(), [("drop_no_flow", 2)], "{gone}");
+        // However long the origin goes on.
+        let old = now() - REST - 1;
+        set(&mut world, &keys, (old, both), (now(), both));
+        assert_eq!(sweep(&world, &[keys.0]), 1, "{gone}: after the rest");
+        assert_eq!(world.consistent(), 0, "{gone}");
+    }
+}

@@ -66,7 +66,7 @@ fn xdp_uplink_egress_enters_the_flow_into_all_tables() {
     let before = now();
     let port = translated(&mut world, "SYN", &syn(), true);
     let forward = world.forward(&flow(6, (POD, 40000), (ORIGIN, 443))).unwrap();
-    assert!(forward.created >= before && forward.last_seen == forward.created);
+    assert!(forward.last_seen >= before);
     let expected = ForwardValue {
         egress: raw(EGRESS),
         egress_port: port,
@@ -74,7 +74,7 @@ fn xdp_uplink_egress_enters_the_flow_into_all_tables() {
         seen: SEEN_SYN,
         binding: 3,
         last_seen: forward.last_seen,
-        created: forward.created,
+        incarnation: INCARNATION,
     };
     assert_eq!(forward, expected);
     let reverse = world.reverse(&flow(6, (EGRESS, port), (ORIGIN, 443))).unwrap();
@@ -383,4 +383,42 @@ fn xdp_uplink_egress_icmp_errors_of_a_pod() {
     let later = Packet::udp((ORIGIN, 53), (POD, 5000), b"").with_payload(40).with_fragment(3 | DF);
     let later = Packet::error(POD, &later, 3, 1, 8);
     dropped(&mut world, "quotes a later fragment", &later.frame(), Counter::RefuseNoFlow);
+}
+
+#[test]
+fn xdp_uplink_egress_the_next_pod_with_an_address_inherits_no_flow() {
+    let mut world = World::new();
+    world.second_account();
+    let packets = [
+        ("TCP", syn(), flow(6, (POD, 40000), (ORIGIN, 443))),
+        ("UDP", Packet::udp((POD, 5000), (ORIGIN, 53), b"question"), flow(17, (POD, 5000), (ORIGIN, 53))),
+        ("echo", Packet::echo(POD, ORIGIN, 77), flow(1, (POD, 77), (ORIGIN, 0))),
+    ];
+    for (name, packet, key) in &packets {
+        translated(&mut world, name, packet, true);
+        assert_eq!(world.forward(key).unwrap().egress, raw(EGRESS), "{name}");
+    }
+    world.next_pod(POD, 2);
+    world.counted();
+    let late = Packet::tcp((POD, 40000), (ORIGIN, 443), ACK);
+    assert_eq!(world.out(&late.frame()).verdict, TCX_REDIRECT, "no flow of this pod's");
+    assert_eq!(world.counted(), [("refusal_sent", 1), ("refuse_no_flow", 1)]);
+    for (name, packet, key) in &packets {
+        assert_eq!(world.out(&packet.frame()).verdict, TCX_NEXT, "{name}");
+        let flow = world.forward(key).unwrap();
+        assert_eq!((flow.egress, flow.incarnation), (raw(EGRESS_2), INCARNATION + 1), "{name}");
+    }
+    assert_eq!(world.consistent(), packets.len(), "what the earlier pod had is given back");
+}
+
+#[test]
+fn xdp_uplink_egress_the_last_packets_of_a_pod_that_is_gone_leave() {
+    let mut world = World::new();
+    let port = translated(&mut world, "SYN", &syn(), true);
+    world.remove_pod(POD);
+    let fin = Packet::tcp((POD, 40000), (ORIGIN, 443), FIN | ACK);
+    assert_eq!(translated(&mut world, "FIN", &fin, false), port);
+    let new = Packet::tcp((POD, 40001), (ORIGIN, 443), SYN);
+    assert_eq!(world.out(&new.frame()).verdict, TCX_REDIRECT, "nobody opens anything any more");
+    assert_eq!(world.counted(), [("refusal_sent", 1), ("refuse_unavailable", 1)]);
 }

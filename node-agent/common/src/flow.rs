@@ -39,8 +39,9 @@ pub struct ForwardValue {
     pub allocation: u16,
     /// Second of the last packet out.
     pub last_seen: u32,
-    /// Second at which the flow was made.
-    pub created: u32,
+    /// [`PodValue::incarnation`](crate::PodValue::incarnation) of the pod that made the flow. A later pod with the same
+    /// address has no part in it.
+    pub incarnation: u32,
     /// What was seen in this direction: [`SEEN_SYN`] and the others.
     pub seen: u32,
     /// Index of the binding that made the flow (see `VerdictValue::binding`).
@@ -52,7 +53,7 @@ map_type!(ForwardValue, 24);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReverseValue {
-    /// Pod's address.
+    /// Pod's address; 0 once the pod is gone: the port rests, and nothing is taken to the next pod with that address.
     pub pod: u32,
     /// Pod's port (or identifier).
     pub pod_port: u16,

@@ -22,8 +22,23 @@ map_type!(PodKey, 8);
 pub struct PodValue {
     /// Class of the pod: pods to which the same rules apply share one. 0 = not covered by anything.
     pub class: u32,
+    /// Which of the pods that have had this address it is (see [`incarnation`]).
+    pub incarnation: u32,
 }
-map_type!(PodValue, 4);
+map_type!(PodValue, 8);
+
+/// What tells a pod from those that had its address before: a digest of its UID (FNV-1a), the same after a restart of
+/// the agent. A flow belongs to a pod only if it carries the pod's own.
+pub const fn incarnation(uid: &str) -> u32 {
+    let bytes = uid.as_bytes();
+    let mut digest = 0x811c_9dc5u32;
+    let mut at = 0;
+    while at < bytes.len() {
+        digest = (digest ^ bytes[at] as u32).wrapping_mul(0x0100_0193);
+        at += 1;
+    }
+    digest
+}
 
 /// Data of the LPM key of `DESTINATIONS`: the prefix length counts the 32 bits of the generation too.
 #[repr(C)]

@@ -6,7 +6,7 @@
 
 use crate::headers::{self, ETH_P_IP, Packet};
 use crate::maps::{self, ADDRESSES, FORWARD};
-use aegis_common::{Config, Counter, DESTINATION_INTERNAL, FlowKey};
+use aegis_common::{Config, Counter, DESTINATION_INTERNAL, FlowKey, PodValue};
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
 use aya_ebpf::programs::TcContext;
 
@@ -26,9 +26,9 @@ pub fn run(ctx: &TcContext) -> i32 {
         maps::count(Counter::DropForged, bytes);
         return TCX_DROP;
     }
-    let covered = match maps::pod_class(config, source) {
-        Some(0) => false,
-        Some(class) => match covered(ctx, config, &packet, class) {
+    let covered = match maps::pod(config, source) {
+        Some(pod) if pod.class == 0 => false,
+        Some(pod) => match covered(ctx, config, &packet, &pod) {
             Some(covered) => covered,
             None => {
                 maps::count(Counter::DropMalformedOut, bytes);
@@ -53,11 +53,11 @@ pub fn run(ctx: &TcContext) -> i32 {
 
 /// Whether the packet belongs to a flow of ours, or would begin one. `None` if it can't be parsed.
 #[inline(always)]
-fn covered(ctx: &TcContext, config: &Config, packet: &Packet, class: u32) -> Option<bool> {
+fn covered(ctx: &TcContext, config: &Config, packet: &Packet, pod: &PodValue) -> Option<bool> {
     let (source, destination, protocol) = (packet.ip.source, packet.ip.destination, packet.ip.protocol);
     if packet.ip.is_later_fragment() {
         // conntrack reassembles before it looks at the mark, and takes the first fragment's.
-        return Some(maps::verdict(config, class, destination, protocol, maps::NO_PORT).is_some());
+        return Some(maps::verdict(config, pod.class, destination, protocol, maps::NO_PORT).is_some());
     }
     let (mut local_port, mut remote_port, mut port) = (0, 0, maps::NO_PORT);
     if protocol == headers::TCP || protocol == headers::UDP {
@@ -69,9 +69,9 @@ fn covered(ctx: &TcContext, config: &Config, packet: &Packet, class: u32) -> Opt
         local_port = packet.transport(ctx)?.icmp_id();
     }
     let key = FlowKey { local: source, remote: destination, local_port, remote_port, protocol, pad: [0; 3] };
-    // SAFETY: only presence matters.
-    if unsafe { FORWARD.get(&key) }.is_some() {
+    // SAFETY: read at once.
+    if unsafe { FORWARD.get(&key) }.is_some_and(|flow| flow.incarnation == pod.incarnation) {
         return Some(true);
     }
-    Some(maps::verdict(config, class, destination, protocol, port).is_some())
+    Some(maps::verdict(config, pod.class, destination, protocol, port).is_some())
 }

@@ -3,15 +3,15 @@
 
 use crate::headers::{self, Ipv4, Packet, Transport};
 use crate::maps::FORWARD;
-use crate::snat::{Stop, rewrite_source};
-use aegis_common::{Counter, FlowKey};
+use crate::snat::{Stop, belongs, rewrite_source};
+use aegis_common::{Counter, FlowKey, ForwardValue, PodValue};
 use aya_ebpf::programs::TcContext;
 
 const MALFORMED: Stop = Stop::Drop(Counter::DropMalformedOut);
 
 /// Translates the error if it is about a live flow.
 #[inline(always)]
-pub fn translate(ctx: &TcContext, packet: &Packet) -> Result<(), Stop> {
+pub fn translate(ctx: &TcContext, packet: &Packet, pod: &Option<PodValue>) -> Result<(), Stop> {
     let icmp = packet.transport_offset;
     let quoted = icmp + 8;
     let ip: Ipv4 = ctx.load(quoted).map_err(|_| MALFORMED)?;
@@ -32,7 +32,10 @@ pub fn translate(ctx: &TcContext, packet: &Packet) -> Result<(), Stop> {
     };
     // SAFETY: read at once.
     let flow = unsafe { FORWARD.get(&key) };
-    let Some(flow) = flow.filter(|_| ip.destination == packet.ip.source && !ip.is_later_fragment()) else {
+    let about_it = |flow: &&ForwardValue| {
+        belongs(flow, pod) && ip.destination == packet.ip.source && !ip.is_later_fragment()
+    };
+    let Some(flow) = flow.filter(about_it) else {
         return Err(Stop::Drop(Counter::RefuseNoFlow));
     };
     let (egress, port) = (flow.egress, flow.egress_port);

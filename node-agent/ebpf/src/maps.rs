@@ -90,12 +90,12 @@ pub fn first_fragment(
     (now().saturating_sub(first.seen) <= FRAGMENT_LIFE).then_some(first)
 }
 
-/// Class of a local pod, `None` while it is unknown.
+/// A local pod, `None` while it is unknown.
 #[inline(always)]
-pub fn pod_class(config: &Config, address: u32) -> Option<u32> {
+pub fn pod(config: &Config, address: u32) -> Option<PodValue> {
     let key = PodKey { generation: config.generation, address };
-    // SAFETY: the value is read at once, 4 aligned bytes.
-    unsafe { PODS.get(&key) }.map(|pod| pod.class)
+    // SAFETY: copied at once. An address changes hands by way of being unknown, so the halves always fit together.
+    unsafe { PODS.get(&key) }.copied()
 }
 
 /// Whether the address lies in a range from which this node's pods get theirs.

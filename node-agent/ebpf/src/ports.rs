@@ -100,13 +100,14 @@ unsafe extern "C" fn step(index: u64, claim: *mut c_void) -> i64 {
     while attempt < 3 {
         attempt += 1;
         match take(&key, slices) {
-            Taken::Port(port) if enter(claim, &key, port) => return 1,
-            Taken::Full => return 0,
+            ALL_TAKEN => return 0,
             // Another block may exist already, and have room.
-            Taken::NoBlock => {
+            NO_BLOCK => {
                 claim.outcome = NO_ROOM;
                 return 0;
             }
+            LOST => (),
+            port if enter(claim, &key, port as u16) => return 1,
             _ => (),
         }
     }
@@ -143,36 +144,39 @@ fn enter(claim: &mut Claim, block: &BlockKey, port: u16) -> bool {
     }
 }
 
-/// What came of taking a port.
-enum Taken {
-    Port(u16),
-    /// No port of these slices is free.
-    Full,
-    /// There is no bitmap, and no room for one.
-    NoBlock,
-    /// Too many races lost, or the bitmap is just being removed: worth another try.
-    Lost,
-}
+/// In place of a port: no port of these slices is free.
+const ALL_TAKEN: u32 = 1 << 16;
+/// There is no bitmap, and no room for one.
+const NO_BLOCK: u32 = 2 << 16;
+/// Too many races lost, or the bitmap is just being removed: worth another try.
+const LOST: u32 = 3 << 16;
 
 /// Takes a free port of the given slices (bit s = slice s of the block).
-#[inline(always)]
-fn take(key: &BlockKey, slices: u32) -> Taken {
-    let (Some(config), Some(block)) = (maps::config(), find_or_make(key)) else { return Taken::NoBlock };
+///
+/// A global function in the verifier's sense, like [`give_back`]: it is verified once by itself, not once more for each
+/// state in which it is called. That is the difference between a load of milliseconds and one that exceeds the
+/// verifier's limit.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn take(key: *const BlockKey, slices: u32) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's key.
+    let Some(key) = (unsafe { key.as_ref() }) else { return NO_BLOCK };
+    let (Some(config), Some(block)) = (maps::config(), find_or_make(key)) else { return NO_BLOCK };
     // SAFETY: map values stay readable until the program ends; should this one be reused for another block
     // meanwhile, the check of its key below undoes what was done.
     let value = unsafe { &mut *block };
     if atomics::fetch_add(&raw mut value.used, 1) & BLOCK_DEAD != 0 {
         // Not taken back: nobody reads the count of a dead block, and the memory may be another's by now.
-        return Taken::Lost;
+        return LOST;
     }
     let words = words_of(slices);
     let mut attempt = 0;
-    let mut outcome = Taken::Lost;
+    let mut outcome = LOST;
     while attempt < ATTEMPTS {
         attempt += 1;
         let place = search(value, words);
         if place == NO_PLACE {
-            outcome = Taken::Full;
+            outcome = ALL_TAKEN;
             break;
         }
         let at = (place >> 6) as usize & (WORDS_PER_BLOCK - 1);
@@ -192,7 +196,7 @@ fn take(key: &BlockKey, slices: u32) -> Taken {
         value.last_used = maps::now();
         let slice = u32::from(key.block) << 3 | place >> 8;
         let low = port_of_place(place as u8, permutation_key(config.seed, key, slice));
-        return Taken::Port((slice << 8) as u16 | u16::from(low));
+        return slice << 8 | u32::from(low);
     }
     atomics::fetch_add(&raw mut value.used, u32::MAX);
     outcome
@@ -254,8 +258,18 @@ fn note_full(value: &mut BlockValue, at: usize) {
 /// Gives a port back.
 #[inline(always)]
 pub fn release(key: &BlockKey, port: u16) {
-    let Some(config) = maps::config() else { return };
-    let Some(block) = BLOCKS.get_ptr_mut(key) else { return };
+    give_back(key, u32::from(port));
+}
+
+/// See [`take`] for why this is a function of its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn give_back(key: *const BlockKey, port: u32) -> u32 {
+    // SAFETY: as in `take`.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let port = port as u16;
+    let Some(config) = maps::config() else { return 0 };
+    let Some(block) = BLOCKS.get_ptr_mut(key) else { return 0 };
     // SAFETY: as in `take`; the sweeper, the only one to remove blocks, does not run beside itself, and a block with a
     // port in use is not removed.
     let value = unsafe { &mut *block };
@@ -269,6 +283,7 @@ pub fn release(key: &BlockKey, port: u16) {
         atomics::fetch_add(&raw mut value.used, u32::MAX);
         value.last_used = maps::now();
     }
+    0
 }
 
 #[inline(always)]

@@ -85,6 +85,9 @@ pub fn translate(ctx: &XdpContext, inbound: &Inbound) -> Result<(), Counter> {
     // SAFETY: map values stay readable until the program ends.
     let flow = unsafe { &mut *flow };
     let (pod, pod_port) = (flow.pod, flow.pod_port);
+    if pod == 0 {
+        return Err(Counter::DropNoFlow);
+    }
     let change = difference(inbound.ip.destination, pod) + difference16(local_port.to_be(), pod_port.to_be());
     match inbound.ip.protocol {
         headers::TCP => {
@@ -129,6 +132,9 @@ fn error(ctx: &XdpContext, inbound: &Inbound) -> Result<(), Counter> {
     // SAFETY: read at once.
     let flow = unsafe { REVERSE.get(&quoted.key) }.ok_or(Counter::DropNoFlow)?;
     let (pod, pod_port, port) = (flow.pod, flow.pod_port, quoted.key.local_port);
+    if pod == 0 {
+        return Err(Counter::DropNoFlow);
+    }
     let start = inbound.transport_offset + 8;
     let ip = xdp::at::<Ipv4>(ctx, start).ok_or(malformed)?;
     // The quoted header sums to the same before and after, so the ICMP checksum only notices the port.

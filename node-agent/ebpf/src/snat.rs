@@ -60,8 +60,8 @@ const MALFORMED: Stop = Stop::Drop(Counter::DropMalformedOut);
 #[inline(always)]
 fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<(), Stop> {
     let (source, protocol) = (packet.ip.source, packet.ip.protocol);
-    let class = maps::pod_class(config, source);
-    if class.is_none() && !maps::in_pod_range(config, source) {
+    let pod = maps::pod(config, source);
+    if pod.is_none() && !maps::in_pod_range(config, source) {
         return Err(Stop::Drop(Counter::DropLeak));
     }
     if packet.ip.is_later_fragment() {
@@ -76,7 +76,7 @@ fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<(), St
         headers::ICMP => {
             let transport = packet.transport(ctx).ok_or(MALFORMED)?;
             if headers::is_icmp_error(transport.icmp_type()) {
-                return icmp_out::translate(ctx, packet);
+                return icmp_out::translate(ctx, packet, &pod);
             }
             (transport, 0)
         }
@@ -85,8 +85,8 @@ fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<(), St
     let key = key(packet, &transport);
     let (egress, port) = match FORWARD.get_ptr_mut(&key) {
         // SAFETY: map values stay readable until the program ends.
-        Some(flow) => touch(unsafe { &mut *flow }, &key, flags),
-        None => {
+        Some(flow) if belongs(unsafe { &*flow }, &pod) => touch(unsafe { &mut *flow }, &key, flags),
+        other => {
             let opens = match protocol {
                 headers::TCP => flags & (SYN | ACK) == SYN,
                 headers::UDP => true,
@@ -95,7 +95,11 @@ fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<(), St
             if !opens {
                 return Err(Stop::Refuse(Counter::RefuseNoFlow));
             }
-            open(config, class.unwrap_or(0), &key, flags)?
+            if let Some(flow) = other {
+                // SAFETY: as above.
+                remove(&key, unsafe { &*flow });
+            }
+            open(config, pod.unwrap_or_default(), &key, flags)?
         }
     };
     if packet.ip.is_first_fragment() {
@@ -121,6 +125,22 @@ fn key(packet: &Packet, transport: &Transport) -> FlowKey {
         protocol: packet.ip.protocol,
         pad: [0; 3],
     }
+}
+
+/// Whether a flow was made by this pod, not by an earlier one with its address. Of an address that nobody has named (its
+/// pod is just gone) the flow is the last one's.
+#[inline(always)]
+pub fn belongs(flow: &ForwardValue, pod: &Option<PodValue>) -> bool {
+    pod.is_none_or(|pod| pod.incarnation == flow.incarnation)
+}
+
+/// Ends a flow and gives its port back.
+#[inline(always)]
+pub fn remove(key: &FlowKey, flow: &ForwardValue) {
+    let (egress, port) = (flow.egress, flow.egress_port);
+    let _ = REVERSE.remove(&reverse_key(key, egress, port));
+    let _ = FORWARD.remove(key);
+    ports::release(&block_key(key, egress, port), port);
 }
 
 /// Notes a packet of a flow that exists.
@@ -163,10 +183,10 @@ pub fn reverse_key(key: &FlowKey, egress: u32, egress_port: u16) -> FlowKey {
 
 /// Makes a new flow.
 #[inline(always)]
-fn open(config: &Config, class: u32, key: &FlowKey, flags: u8) -> Result<(u32, u16), Stop> {
+fn open(config: &Config, pod: PodValue, key: &FlowKey, flags: u8) -> Result<(u32, u16), Stop> {
     let unavailable = Stop::Refuse(Counter::RefuseUnavailable);
     let port = if key.protocol == headers::ICMP { maps::NO_PORT } else { u32::from(key.remote_port) };
-    let verdict = maps::verdict(config, class, key.remote, key.protocol, port);
+    let verdict = maps::verdict(config, pod.class, key.remote, key.protocol, port);
     let Some(verdict) = verdict.filter(|verdict| verdict.action == ACTION_ALLOCATE) else {
         return Err(unavailable);
     };
@@ -202,7 +222,7 @@ fn open(config: &Config, class: u32, key: &FlowKey, flags: u8) -> Result<(u32, u
         egress_port,
         allocation: verdict.allocation,
         last_seen: now,
-        created: now,
+        incarnation: pod.incarnation,
         seen,
         binding: verdict.binding,
     };

@@ -6,8 +6,7 @@
 
 use crate::atomics;
 use crate::maps::{self, ALLOCATIONS, BLOCKS, FORWARD, REVERSE};
-use crate::ports;
-use crate::snat::{block_key, reverse_key};
+use crate::snat::{remove, reverse_key};
 use crate::xdp;
 use aegis_common::*;
 use aya_ebpf::programs::XdpContext;
@@ -48,16 +47,41 @@ fn flow(key: FlowKey, now: u32) -> bool {
     // SAFETY: copied at once.
     let reverse = (unsafe { REVERSE.get(&reverse_key) }).copied().unwrap_or_default();
     let Some(allocation) = ALLOCATIONS.get(u32::from(forward.allocation)) else { return false };
-    if !expired(key.protocol, &forward, &reverse, &allocation.timeouts, now) {
+    let over = if abandoned(&key, &forward) {
+        bury(&reverse_key);
+        now.saturating_sub(forward.last_seen) > REST
+    } else {
+        false
+    };
+    if !over && !expired(key.protocol, &forward, &reverse, &allocation.timeouts, now) {
         return false;
     }
     // A packet that comes right now makes the flow anew, with another port: after this much silence that is what
     // the origin expects as well.
-    let _ = REVERSE.remove(&reverse_key);
-    let _ = FORWARD.remove(&key);
-    ports::release(&block_key(&key, forward.egress, forward.egress_port), forward.egress_port);
+    remove(&key, &forward);
     maps::count(Counter::Expired, 0);
     true
+}
+
+/// Whether the pod that made the flow is gone.
+#[inline(always)]
+fn abandoned(key: &FlowKey, forward: &ForwardValue) -> bool {
+    let Some(config) = maps::config() else { return false };
+    let generation = config.generation;
+    match maps::pod(config, key.local) {
+        Some(pod) => pod.incarnation != forward.incarnation,
+        // Or the policy was switched between the two look-ups, and its pods are gone with it.
+        // SAFETY: an aligned word in a map's value, which the agent may be writing.
+        None => (unsafe { (&raw const config.generation).read_volatile() }) == generation,
+    }
+}
+
+/// What arrives for the flow from now on is dropped: the next pod with the address has not asked for it.
+#[inline(always)]
+fn bury(key: &FlowKey) {
+    let Some(flow) = REVERSE.get_ptr_mut(key) else { return };
+    // SAFETY: an aligned word in a map's value, which stays readable until the program ends.
+    unsafe { (&raw mut (*flow).pod).write_volatile(0) };
 }
 
 /// Removes a block without ports in use.

@@ -3,7 +3,7 @@
 use super::{Builder, Op};
 use crate::desired::Policy;
 use crate::observed::Generation;
-use aegis_common::{ACTION_DENY, VerdictValue};
+use aegis_common::{ACTION_DENY, PodValue, VerdictValue};
 use aegis_core::model::AllocationName;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -16,7 +16,7 @@ impl Builder<'_> {
     ) {
         let observed = self.observed;
         let number = observed.config.generation;
-        let live = observed.live();
+        let mut live = observed.live();
         let wanted = number_policy(&self.desired.policy, numbers);
         let same_rules = live.destinations == wanted.destinations
             && live.ports == wanted.ports
@@ -28,14 +28,19 @@ impl Builder<'_> {
                 self.remove_generation(*generation, contents);
             }
         }
+        // An address goes from one pod to the next by way of nobody: neither inherits anything of the other.
+        let stays = |address: &Ipv4Addr, pod: &PodValue| {
+            wanted.pods.get(address).is_some_and(|next| next.incarnation == pod.incarnation)
+        };
+        for (address, _) in live.pods.extract_if(.., |address, pod| !stays(address, pod)) {
+            self.push(Op::RemovePod { generation: number, address });
+            self.push(Op::ForgetConnections { address });
+        }
         if same_rules {
-            for (address, _) in live.pods.iter().filter(|(address, _)| !wanted.pods.contains_key(address)) {
-                self.push(Op::RemovePod { generation: number, address: *address });
-            }
-            for (address, class) in
-                wanted.pods.iter().filter(|(address, class)| live.pods.get(address) != Some(class))
+            for (address, pod) in
+                wanted.pods.iter().filter(|(address, pod)| live.pods.get(address) != Some(pod))
             {
-                self.push(Op::SetPod { generation: number, address: *address, class: *class });
+                self.push(Op::SetPod { generation: number, address: *address, value: *pod });
             }
         } else {
             self.write_generation(next, &wanted);
@@ -63,8 +68,8 @@ impl Builder<'_> {
         for (destination, class) in &contents.destinations {
             self.push(Op::SetDestination { generation, destination: *destination, class: *class });
         }
-        for (address, class) in &contents.pods {
-            self.push(Op::SetPod { generation, address: *address, class: *class });
+        for (address, pod) in &contents.pods {
+            self.push(Op::SetPod { generation, address: *address, value: *pod });
         }
     }
 

@@ -174,8 +174,34 @@ impl World {
     }
 
     pub fn pod_class(&mut self, generation: u32, pod: Ipv4Addr, class: u32) {
-        let key = PodKey { generation, address: raw(pod) };
-        self.plane.hash("PODS").unwrap().insert(key, PodValue { class }, 0).unwrap();
+        self.set_pod(generation, pod, PodValue { class, incarnation: INCARNATION });
+    }
+
+    fn set_pod(&mut self, generation: u32, pod: Ipv4Addr, value: PodValue) {
+        self.plane.hash("PODS").unwrap().insert(PodKey { generation, address: raw(pod) }, value, 0).unwrap();
+    }
+
+    /// The next pod with an address, of a class.
+    pub fn next_pod(&mut self, pod: Ipv4Addr, class: u32) {
+        self.set_pod(1, pod, PodValue { class, incarnation: INCARNATION + 1 });
+    }
+
+    /// Nobody has the address any more.
+    pub fn remove_pod(&mut self, pod: Ipv4Addr) {
+        let key = PodKey { generation: 1, address: raw(pod) };
+        self.plane.hash::<_, PodValue>("PODS").unwrap().remove(&key).unwrap();
+    }
+
+    /// Makes the origin's packets from pods of class 2 leave from [`EGRESS_2`].
+    pub fn second_account(&mut self) {
+        let mut value = AllocationValue { count: 1, timeouts: Timeouts::default(), ..Default::default() };
+        value.addresses[0] = raw(EGRESS_2);
+        self.plane.array("ALLOCATIONS").unwrap().set(1, value, 0).unwrap();
+        let key = VerdictKey { generation: 1, pod_class: 2, destination_class: 1, port_class: 0 };
+        let value = VerdictValue { action: ACTION_ALLOCATE, allocation: 1, binding: 4 };
+        for port_class in [0, 1] {
+            self.plane.hash("VERDICTS").unwrap().insert(VerdictKey { port_class, ..key }, value, 0).unwrap();
+        }
     }
 
     pub fn set_config(&mut self, config: &Config) {
@@ -342,6 +368,8 @@ pub fn context(mark: u32) -> Vec<u8> {
 }
 
 pub const SEED: u32 = 0x5eed_0001;
+/// Which of the pods that have had its address each pod is.
+pub const INCARNATION: u32 = 7;
 
 /// The standard settings.
 pub fn config() -> Config {

@@ -1,0 +1,184 @@
+//! Forgetting the connections of a pod that is gone.
+//!
+//! Conntrack gives later packets of a connection the judgement of its first one. A pod that gets the address, and by
+//! chance the port, of an earlier pod would inherit that pod's: leave with the node's address though a binding covers
+//! it, or be refused though none does.
+
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+/// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET`, and `..._DELETE`.
+const GET: u16 = 0x101;
+const DELETE: u16 = 0x102;
+const REQUEST: u16 = 0x1;
+const ACKNOWLEDGE: u16 = 0x4;
+const DUMP: u16 = 0x300;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+
+/// Attributes (`linux/netfilter/nfnetlink_conntrack.h`).
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_ID: u16 = 12;
+const CTA_ZONE: u16 = 18;
+const CTA_FILTER: u16 = 25;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_FILTER_ORIG_FLAGS: u16 = 1;
+const CTA_FILTER_REPLY_FLAGS: u16 = 2;
+/// Only the source address of the tuple counts.
+const FLAG_IP_SRC: u32 = 1;
+const NESTED: u16 = 0x8000;
+const TYPE_MASK: u16 = 0x3fff;
+
+/// Bytes of `nlmsghdr` and `nfgenmsg`.
+const MESSAGE_HEADER: usize = 16;
+const FAMILY_HEADER: usize = 4;
+/// Longest time that one answer may take.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Removes every connection that was opened from this address. Gives how many there were.
+///
+/// The kernel filters (Linux 5.8); since it cannot remove by such a filter before 6.11, each is removed by itself.
+pub fn forget(address: Ipv4Addr) -> io::Result<usize> {
+    let socket = connect()?;
+    let found = list(&socket, address)?;
+    let mut removed = 0;
+    for identity in &found {
+        send(&socket, DELETE, REQUEST | ACKNOWLEDGE, identity)?;
+        match acknowledged(&socket) {
+            Ok(()) => removed += 1,
+            // It ended by itself meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(removed)
+}
+
+fn connect() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    // SAFETY: the descriptor is the socket's, which outlives the call.
+    let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
+    let seconds = i64::try_from(TIMEOUT.as_secs()).unwrap_or(1);
+    let timeout = nix::sys::time::TimeVal::new(seconds, 0);
+    nix::sys::socket::setsockopt(&fd, nix::sys::socket::sockopt::ReceiveTimeout, &timeout)?;
+    Ok(socket)
+}
+
+/// What names each connection: its original tuple, its number and its zone, as the kernel wrote them.
+fn list(socket: &Socket, address: Ipv4Addr) -> io::Result<Vec<Vec<u8>>> {
+    let source = attribute(CTA_IP_V4_SRC, &address.octets());
+    let tuple = attribute(CTA_TUPLE_ORIG | NESTED, &attribute(CTA_TUPLE_IP | NESTED, &source));
+    let flags = [
+        attribute(CTA_FILTER_ORIG_FLAGS, &FLAG_IP_SRC.to_ne_bytes()),
+        attribute(CTA_FILTER_REPLY_FLAGS, &0u32.to_ne_bytes()),
+    ];
+    let filter = attribute(CTA_FILTER | NESTED, &flags.concat());
+    send(socket, GET, REQUEST | DUMP, &[tuple, filter].concat())?;
+    let mut found = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        for message in messages(&datagram) {
+            match message.kind {
+                NLMSG_DONE => return Ok(found),
+                NLMSG_ERROR => message.error()?,
+                _ => {
+                    let named = attributes(message.body.get(FAMILY_HEADER..).unwrap_or_default())
+                        .filter(|(kind, _)| [CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE].contains(kind));
+                    found.push(named.flat_map(|(_, whole)| whole.iter().copied()).collect());
+                }
+            }
+        }
+    }
+}
+
+fn acknowledged(socket: &Socket) -> io::Result<()> {
+    let (datagram, _) = socket.recv_from_full()?;
+    messages(&datagram).filter(|message| message.kind == NLMSG_ERROR).try_for_each(|message| message.error())
+}
+
+fn send(socket: &Socket, kind: u16, flags: u16, attributes: &[u8]) -> io::Result<()> {
+    let length = MESSAGE_HEADER + FAMILY_HEADER + attributes.len();
+    let mut message = Vec::with_capacity(length);
+    message.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    // Sequence and port number: the socket has one question open at a time.
+    message.extend([0; 8]);
+    // Family, version, resource.
+    message.extend([libc::AF_INET as u8, 0, 0, 0]);
+    message.extend(attributes);
+    socket.send(&message, 0).map(drop)
+}
+
+/// One attribute, padded to four bytes.
+fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + payload.len()).unwrap_or(u16::MAX);
+    let mut whole = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    whole.extend(payload);
+    whole.resize(whole.len().next_multiple_of(4), 0);
+    whole
+}
+
+struct Message<'a> {
+    kind: u16,
+    body: &'a [u8],
+}
+
+impl Message<'_> {
+    /// What an `NLMSG_ERROR` says; 0 is an acknowledgement.
+    fn error(&self) -> io::Result<()> {
+        let code = self.body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
+        if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) }
+    }
+}
+
+/// The messages of a datagram.
+fn messages(mut rest: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(*rest.first_chunk()?) as usize;
+        let kind = u16::from_ne_bytes(rest.get(4..6)?.try_into().ok()?);
+        let body = rest.get(MESSAGE_HEADER..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(Message { kind, body })
+    })
+}
+
+/// Kind of each attribute, and the whole of it with header and padding.
+fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
+        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?) & TYPE_MASK;
+        let whole = rest.get(..length.next_multiple_of(4).min(rest.len())).filter(|_| length >= 4)?;
+        rest = &rest[whole.len()..];
+        Some((kind, whole))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_read_as_they_are_written() {
+        let written = [attribute(CTA_ID, &[1, 2, 3, 4]), attribute(CTA_ZONE, &[5, 6]), attribute(7, &[])];
+        let bytes = written.concat();
+        let read: Vec<(u16, Vec<u8>)> =
+            attributes(&bytes).map(|(kind, whole)| (kind, whole.to_vec())).collect();
+        let expected: Vec<(u16, Vec<u8>)> = [CTA_ID, CTA_ZONE, 7].into_iter().zip(written).collect();
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn what_is_cut_short_ends_the_reading() {
+        let whole = attribute(CTA_ID, &[1, 2, 3, 4]);
+        assert_eq!(attributes(&whole[..3]).count(), 0);
+        assert_eq!(attributes(&[0, 0, 1, 0]).count(), 0, "a length of nothing");
+        assert_eq!(messages(&[200, 0, 0, 0, 3, 0, 0, 0]).count(), 0);
+    }
+}
