@@ -70,9 +70,10 @@ suite "lab starts" lab up
 if [ -f /run/aegis-lab/$AEGIS_LAB/kubeconfig ]; then
   integration lab aegis-tests lab --test-threads=1
   if compgen -G "tests/tests/e2e_*" >/dev/null; then
-    suite "Aegis is installed" lab install
-    # e2e_life (restarts, outages, lost nodes) joins once it has passed as a whole: `cargo test -p aegis-tests --test e2e_life`.
-    integration "end to end" aegis-tests e2e_traffic --test-threads=1
+    # Ports rest two minutes between two nodes, which a test of an allocation's end would have to wait for.
+    suite "Aegis is installed" lab install --set operator.quarantineSeconds=5
+    integration "traffic end to end" aegis-tests e2e_traffic --test-threads=1
+    integration "life end to end" aegis-tests e2e_life --test-threads=1
   fi
 fi
 suite "lab ends" lab down

@@ -11,7 +11,7 @@ use crate::kernel;
 use crate::metrics::Metrics;
 use crate::neighbour::{self, Resolver};
 use crate::network::{self, Network};
-use crate::nft::{self, Firewall, Outcome, Rules};
+use crate::nft::{Firewall, Outcome, Rules};
 use crate::observed::{Observed, from_map};
 use crate::ops::{self, Known, Op};
 use crate::snapshot::{self, Local};
@@ -377,7 +377,7 @@ impl Controller {
         if urgent && self.signals.table.load(Ordering::Acquire) {
             self.signals.wake.notify_one();
         }
-        let outcome = self.firewall.ensure(&nft::render(&rules), check || self.table.is_err()).await;
+        let outcome = self.firewall.ensure(&rules, check || self.table.is_err()).await;
         match outcome {
             Ok(outcome) => {
                 if outcome == Outcome::Repaired {

@@ -19,6 +19,7 @@ use aya::maps::lpm_trie::Key;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 /// The programs of one node, with what is attached where.
 pub struct Kernel {
@@ -150,6 +151,10 @@ impl Kernel {
             Op::SetPod { generation, address, value } => {
                 self.hash("PODS", PodKey { generation, address: to_map(address) }, Some(value))
             }
+            Op::Settle => {
+                settle();
+                Ok(())
+            }
             Op::ForgetConnections { address } => {
                 conntrack::forget(address).map(drop).map_err(EbpfError::Conntrack)
             }
@@ -178,6 +183,16 @@ impl Kernel {
                 self.hash::<_, VerdictValue>("VERDICTS", verdict_key(generation, verdict), None)
             }
         }
+    }
+}
+
+/// Waits for an RCU grace period: programs run within read-side sections.
+fn settle() {
+    // SAFETY: no pointers. MEMBARRIER_CMD_GLOBAL waits for a grace period (`synchronize_rcu`).
+    let waited = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) } == 0;
+    if !waited {
+        // Not to be had (with `nohz_full`, for example): no packet is in a program for as long as this.
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 

@@ -67,13 +67,22 @@ pub struct Rules {
     pub uncovered: Vec<Ipv4Net>,
 }
 
-fn set(text: &mut String, name: &str, form: &str, elements: &[String]) {
-    let _ = write!(text, "  set {name} {{ {form}");
-    if !elements.is_empty() {
-        let _ = write!(text, "; elements = {{ {} }}", elements.join(", "));
-    }
-    text.push_str("; }\n");
-}
+/// Named sets of the table: name and type.
+const SETS: [(&str, &str); 4] = [
+    ("pod_devices", "type ifname"),
+    ("held", "type ipv4_addr; flags interval"),
+    ("internal", "type ipv4_addr; flags interval"),
+    ("uncovered", "type ipv4_addr; flags interval"),
+];
+
+/// Chains of the table: name and hook.
+const CHAINS: [(&str, &str); 5] = [
+    ("decide", ""),
+    ("outside", ""),
+    ("forward", "type filter hook forward priority mangle; policy accept;"),
+    ("guard", "type filter hook forward priority filter - 10; policy accept;"),
+    ("postrouting", "type nat hook postrouting priority srcnat - 10; policy accept;"),
+];
 
 /// The bit of a conntrack mark (not of a packet's) that says that the flow's first packet met the table: the one above
 /// the mark's, or below where there is none above.
@@ -81,70 +90,121 @@ fn judged(mark: u32) -> u32 {
     if mark << 1 != 0 { mark << 1 } else { mark >> 1 }
 }
 
-/// The whole transaction: whatever table there is goes, this one comes, in one commit.
-pub fn render(rules: &Rules) -> String {
+/// The table: elements of [`SETS`] and rules of [`CHAINS`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Table {
+    sets: [BTreeSet<String>; SETS.len()],
+    chains: [Vec<String>; CHAINS.len()],
+}
+
+impl Table {
+    fn new(rules: &Rules) -> Table {
+        let quoted = |devices: &BTreeSet<String>| devices.iter().map(|name| format!("\"{name}\"")).collect();
+        let ranges = |ranges: &[Ipv4Net]| -> BTreeSet<String> {
+            Ipv4Net::aggregate(&ranges.to_vec()).iter().map(ToString::to_string).collect()
+        };
+        let held = if rules.hold { ranges(&rules.pods) } else { BTreeSet::new() };
+        Table {
+            sets: [quoted(&rules.pod_devices), held, ranges(&rules.internal), ranges(&rules.uncovered)],
+            chains: chains(rules, &ranges(&rules.pods)),
+        }
+    }
+
+    /// Everything, whatever a table of this name holds. Its chains stay hooked: a packet meets the old rules or the new.
+    fn whole(&self) -> String {
+        let mut script = format!("table ip {TABLE} {{\n");
+        for (name, form) in SETS {
+            let _ = writeln!(script, "  set {name} {{ {form}; }}");
+        }
+        for (name, hook) in CHAINS {
+            let _ = writeln!(script, "  chain {name} {{ {hook} }}");
+        }
+        let _ = writeln!(script, "}}\nflush table ip {TABLE}");
+        for ((name, _), elements) in SETS.iter().zip(&self.sets) {
+            let _ = writeln!(script, "flush set ip {TABLE} {name}");
+            change_elements(&mut script, "add", name, elements.iter());
+        }
+        for ((name, _), rules) in CHAINS.iter().zip(&self.chains) {
+            add_rules(&mut script, name, rules);
+        }
+        script
+    }
+
+    /// What differs from a table that is there.
+    fn since(&self, before: &Table) -> String {
+        let mut script = String::new();
+        for ((name, _), (old, new)) in SETS.iter().zip(before.sets.iter().zip(&self.sets)) {
+            change_elements(&mut script, "delete", name, old.difference(new));
+            change_elements(&mut script, "add", name, new.difference(old));
+        }
+        for ((name, _), (old, new)) in CHAINS.iter().zip(before.chains.iter().zip(&self.chains)) {
+            if old != new {
+                let _ = writeln!(script, "flush chain ip {TABLE} {name}");
+                add_rules(&mut script, name, new);
+            }
+        }
+        script
+    }
+}
+
+fn change_elements<'a>(
+    script: &mut String,
+    verb: &str,
+    set: &str,
+    elements: impl Iterator<Item = &'a String>,
+) {
+    let elements: Vec<&str> = elements.map(String::as_str).collect();
+    if !elements.is_empty() {
+        let _ = writeln!(script, "{verb} element ip {TABLE} {set} {{ {} }}", elements.join(", "));
+    }
+}
+
+fn add_rules(script: &mut String, chain: &str, rules: &[String]) {
+    for rule in rules {
+        let _ = writeln!(script, "add rule ip {TABLE} {chain} {rule}");
+    }
+}
+
+/// Rules of [`CHAINS`].
+///
+/// What every covered packet must match stands in the rules themselves, not in sets: while a transaction is being
+/// committed, a look-up in a set may find nothing for some microseconds, and a connection whose first packet missed the
+/// identity translation in that time has the CNI's for good.
+fn chains(rules: &Rules, pods: &BTreeSet<String>) -> [Vec<String>; CHAINS.len()] {
     let mark = rules.mark;
+    let judged = judged(mark);
     let is_set = format!("& {mark:#x} == {mark:#x}");
     let is_clear = format!("& {mark:#x} == 0");
-    let set_bit = format!("| {mark:#x}");
-    let clear_bit = format!("& {:#x}", !mark);
-    let judged = judged(mark);
     let (judge_covered, judge_other) =
         (format!("| {:#x}", mark | judged), format!("& {:#x} | {judged:#x}", !mark));
-    let names =
-        |devices: &BTreeSet<String>| devices.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>();
-    let ranges = |ranges: &[Ipv4Net]| {
-        Ipv4Net::aggregate(&ranges.to_vec()).iter().map(ToString::to_string).collect::<Vec<_>>()
-    };
-    let pods = ranges(&rules.pods);
-    let inside: BTreeSet<String> = rules.uplinks.union(&rules.pod_devices).cloned().collect();
-
-    let mut text = format!("table ip {TABLE}\ndelete table ip {TABLE}\ntable ip {TABLE} {{\n");
-    set(&mut text, "pods", "type ipv4_addr; flags interval", &pods);
-    set(&mut text, "internal", "type ipv4_addr; flags interval", &ranges(&rules.internal));
-    set(&mut text, "uncovered", "type ipv4_addr; flags interval", &ranges(&rules.uncovered));
-    set(&mut text, "pod_devices", "type ifname", &names(&rules.pod_devices));
-    set(&mut text, "programmed", "type ifname", &names(&inside));
-    let _ = write!(
-        text,
-        "  chain decide {{
-    ct status & confirmed == 0 meta mark {is_set} ct mark set ct mark {judge_covered} return
-    ct status & confirmed == 0 ct mark set ct mark {judge_other} return
-    ct mark {is_set} meta mark set meta mark {set_bit} return
-    meta mark {is_set} ct mark & {judged:#x} == 0 ct status & seen-reply == 0 return
-    ct mark {is_clear} meta mark set meta mark {clear_bit}
-  }}
-  chain forward {{
-    type filter hook forward priority mangle; policy accept;
-    iifname @pod_devices goto decide
-    ip saddr @pods goto decide
-  }}
-  chain guard {{
-    type filter hook forward priority filter - 10; policy accept;
-    meta mark {is_set} oifname != @programmed counter drop
-"
-    );
-    if rules.hold {
-        text.push_str("    ip saddr @uncovered accept\n");
-        text.push_str(
-            "    ip saddr @pods iifname != @pod_devices ip daddr != @internal ct state new counter drop\n",
-        );
-    }
-    text.push_str("  }\n");
-    if !pods.is_empty() {
-        let identity: Vec<String> = pods.iter().map(|range| format!("{range} : {range}")).collect();
-        let _ = write!(
-            text,
-            "  chain postrouting {{
-    type nat hook postrouting priority srcnat - 10; policy accept;
-    meta mark {is_set} snat ip prefix to ip saddr map {{ {} }}
-  }}
-",
-            identity.join(", ")
-        );
-    }
-    text.push_str("}\n");
-    text
+    let decide = vec![
+        format!("ct status & confirmed == 0 meta mark {is_set} ct mark set ct mark {judge_covered} return"),
+        format!("ct status & confirmed == 0 ct mark set ct mark {judge_other} return"),
+        format!("ct mark {is_set} meta mark set meta mark | {mark:#x} return"),
+        format!("meta mark {is_set} ct mark & {judged:#x} == 0 ct status & seen-reply == 0 return"),
+        format!("ct mark {is_clear} meta mark set meta mark & {:#x}", !mark),
+    ];
+    let programmed = rules.uplinks.iter().chain(&rules.pod_devices);
+    let outside = programmed
+        .map(|device| format!("oifname \"{device}\" return"))
+        .chain(["counter drop".to_owned()])
+        .collect();
+    let forward = pods
+        .iter()
+        .map(|range| format!("ip saddr {range} goto decide"))
+        // Pods whose address is in none of the ranges.
+        .chain(["iifname @pod_devices goto decide".to_owned()])
+        .collect();
+    let guard = vec![
+        format!("meta mark {is_set} jump outside"),
+        "ip saddr @uncovered accept".to_owned(),
+        "ip saddr @held iifname != @pod_devices ip daddr != @internal ct state new counter drop".to_owned(),
+    ];
+    let postrouting = pods
+        .iter()
+        .map(|range| format!("meta mark {is_set} ip saddr {range} snat ip prefix to {range}"))
+        .collect();
+    [decide, outside, forward, guard, postrouting]
 }
 
 /// What [`Firewall::ensure`] did.
@@ -163,7 +223,7 @@ pub enum Outcome {
 pub struct Firewall {
     nft: PathBuf,
     /// What was written last, and how nft lists it.
-    written: Option<(String, String)>,
+    written: Option<(Table, String)>,
 }
 
 impl Firewall {
@@ -172,26 +232,48 @@ impl Firewall {
         Firewall { nft, written: None }
     }
 
-    /// Writes the table unless it is there already. Whether somebody else has changed it is looked at only with `check`.
-    pub async fn ensure(&mut self, wanted: &str, check: bool) -> Result<Outcome, NftError> {
-        let mut outcome = Outcome::Written;
-        if let Some((written, listing)) = &self.written
-            && written == wanted
-        {
-            if !check {
+    /// Writes what differs. Whether somebody else has changed the table is looked at only with `check`.
+    pub async fn ensure(&mut self, rules: &Rules, check: bool) -> Result<Outcome, NftError> {
+        let wanted = Table::new(rules);
+        let standing = self.written.take();
+        let intact = match &standing {
+            Some((_, listing)) if check => match self.list().await {
+                Ok(now) => now == *listing,
+                Err(NftError::Refused(_)) => false,
+                Err(error) => return Err(error),
+            },
+            _ => true,
+        };
+        match standing {
+            Some(standing) if intact && standing.0 == wanted => {
+                self.written = Some(standing);
                 return Ok(Outcome::Unchanged);
             }
-            match self.list().await {
-                Ok(now) if now == *listing => return Ok(Outcome::Unchanged),
-                Ok(_) | Err(NftError::Refused(_)) => outcome = Outcome::Repaired,
-                Err(error) => return Err(error),
-            }
+            Some((before, _)) if intact => match self.write(&wanted.since(&before)).await {
+                // It is not what it was: somebody else was here.
+                Err(NftError::Refused(_)) => self.write_whole(&wanted).await?,
+                written => written?,
+            },
+            _ => self.write_whole(&wanted).await?,
         }
-        self.written = None;
-        self.run(&["-f", "-"], wanted).await?;
-        let listing = self.list().await?;
-        self.written = Some((wanted.to_owned(), listing));
-        Ok(outcome)
+        self.written = Some((wanted, self.list().await?));
+        Ok(if intact { Outcome::Written } else { Outcome::Repaired })
+    }
+
+    async fn write_whole(&self, wanted: &Table) -> Result<(), NftError> {
+        let script = wanted.whole();
+        match self.write(&script).await {
+            // A table of our name with a chain or set of another kind.
+            Err(NftError::Refused(reason)) => {
+                tracing::warn!(reason, "the nftables table cannot be changed in place; making it anew");
+                self.write(&format!("table ip {TABLE}\ndelete table ip {TABLE}\n{script}")).await
+            }
+            written => written,
+        }
+    }
+
+    async fn write(&self, script: &str) -> Result<(), NftError> {
+        self.run(&["-f", "-"], script).await.map(drop)
     }
 
     /// The table without what changes by itself (the guard's counters).

@@ -126,7 +126,7 @@ impl Observed {
             Op::SetPod { generation, address, value } => {
                 self.generation(generation).pods.insert(address, value);
             }
-            Op::ForgetConnections { .. } => {}
+            Op::ForgetConnections { .. } | Op::Settle => {}
             Op::RemovePod { generation, address } => {
                 self.generation(generation).pods.remove(&address);
             }

@@ -2,7 +2,8 @@
 //!
 //! 1. What policy stands on grows: peers, slots, addresses, holdings, allocations.
 //! 2. The policy: a whole new generation is written beside the live one, then one store of `CONFIG` makes it live.
-//!    If nothing but pods differs, single writes to the live generation do.
+//!    If nothing but pods differs, single writes to the live generation do. The old generation goes when every packet
+//!    that was being judged by it is through.
 //! 3. What policy no longer stands on shrinks, in the reverse order.
 //!
 //! Within a step a slot is owned before it may be used for new flows, and loses that right before it loses its owner.
@@ -20,7 +21,7 @@ use aegis_core::model::AllocationName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-/// One write to one map, or to conntrack.
+/// One write to one map, or one other step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[expect(missing_docs, reason = "fields are named for the map's keys and values")]
 pub enum Op {
@@ -34,6 +35,8 @@ pub enum Op {
     UnindexPeer { address: Ipv4Addr },
     /// Writes `SLOTS`.
     SetSlot { index: u32, slice: u8, value: SlotValue },
+    /// Waits until every packet that may have met what was there before is through. What is no longer looked up may go.
+    Settle,
     /// Writes the 16 `HOMES` of an address.
     SetHomes { index: u32, homes: Homes },
     /// Writes `ADDRESSES`.

@@ -13,8 +13,6 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::Api;
 use kube::core::DeserializeGuard;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -22,7 +20,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -273,7 +271,8 @@ async fn keep<K, T>(
 {
     let kind = K::kind(&()).into_owned();
     let api: Api<DeserializeGuard<K>> = Api::all(client);
-    let mut events = std::pin::pin!(watcher::watcher(api, config).backoff(Capped::default()));
+    let mut events = std::pin::pin!(watcher::watcher(api, config));
+    let mut pause = Pause::default();
     let convert = |guard: DeserializeGuard<K>| {
         let key = (guard.namespace().unwrap_or_default(), guard.name_any());
         let object = guard.0.map_err(|invalid| invalid.error).and_then(|object| read(&object));
@@ -289,35 +288,47 @@ async fn keep<K, T>(
         (key, object)
     };
     while let Some(event) = events.next().await {
-        let mut cluster = shared.lock();
-        let table = table(&mut cluster);
-        let changed = match event {
-            Ok(event) => {
-                // `Init` is only the intention to list.
-                let connected = !matches!(event, Event::Init) && table.error.take().is_some();
-                if connected {
-                    tracing::info!(kind, "watch works again");
-                }
-                connected | table.handle(map(event, convert))
+        let wait = match &event {
+            // `Init` is only the intention to list.
+            Ok(Event::Init) => None,
+            Ok(_) => {
+                pause.reset();
+                None
             }
-            Err(watcher::Error::InitialListFailed(kube::Error::Api(status)))
-                if status.code == 404 && need == Need::IfServed =>
-            {
-                !std::mem::replace(&mut table.listed, true)
-            }
-            Err(error) => {
-                let reason = error.to_string();
-                let changed = table.error.as_ref() != Some(&reason);
-                if changed {
-                    tracing::warn!(kind, reason, "watch failed; what is known stays in force");
-                    table.error = Some(reason);
+            Err(error) => Some(pause.after(error)),
+        };
+        let changed = {
+            let mut cluster = shared.lock();
+            let table = table(&mut cluster);
+            match event {
+                Ok(event) => {
+                    let connected = !matches!(event, Event::Init) && table.error.take().is_some();
+                    if connected {
+                        tracing::info!(kind, "watch works again");
+                    }
+                    connected | table.handle(map(event, convert))
                 }
-                changed
+                Err(watcher::Error::InitialListFailed(kube::Error::Api(status)))
+                    if status.code == 404 && need == Need::IfServed =>
+                {
+                    !std::mem::replace(&mut table.listed, true)
+                }
+                Err(error) => {
+                    let reason = error.to_string();
+                    let changed = table.error.as_ref() != Some(&reason);
+                    if changed {
+                        tracing::warn!(kind, reason, "watch failed; what is known stays in force");
+                        table.error = Some(reason);
+                    }
+                    changed
+                }
             }
         };
-        drop(cluster);
         if changed {
             shared.changed.notify_one();
+        }
+        if let Some(wait) = wait {
+            tokio::time::sleep(wait).await;
         }
     }
 }
@@ -332,29 +343,33 @@ fn map<A, B>(event: Event<A>, convert: impl Fn(A) -> B) -> Event<B> {
     }
 }
 
-/// Doubles from 0.2 s to 3 s. Every attempt to list counts as a success for the stream, so it starts anew only when
-/// there was no failure for a while.
+/// Pause before the next attempt: 0.2 s, doubling up to 3 s while the server does not answer.
 #[derive(Debug, Default)]
-struct Capped {
+struct Pause {
     step: u32,
-    last: Option<Instant>,
 }
 
-impl Iterator for Capped {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
+impl Pause {
+    fn after(&mut self, error: &watcher::Error) -> Duration {
+        if expired(error) {
+            // It answers again, and only wants to be asked for everything.
+            self.step = 0;
+        }
         self.step = (self.step + 1).min(5);
-        self.last = Some(Instant::now());
-        Some((Duration::from_millis(100) * 2u32.pow(self.step)).min(Duration::from_secs(3)))
+        (Duration::from_millis(100) * 2u32.pow(self.step)).min(Duration::from_secs(3))
+    }
+
+    fn reset(&mut self) {
+        self.step = 0;
     }
 }
 
-impl Backoff for Capped {
-    fn reset(&mut self) {
-        if self.last.is_some_and(|last| last.elapsed() > Duration::from_secs(10)) {
-            *self = Capped::default();
-        }
+/// Whether the server no longer knows the version from which the watch was to go on (410).
+fn expired(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::WatchError(status) => status.code == 410,
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 410,
+        _ => false,
     }
 }
 
@@ -408,10 +423,19 @@ mod tests {
         assert!(table.handle(Event::Apply(object("a", 2))));
     }
 
+    fn failure(code: u16) -> watcher::Error {
+        let status = kube::core::Status { code, ..Default::default() };
+        watcher::Error::WatchError(Box::new(status))
+    }
+
     #[test]
-    fn the_back_off_never_exceeds_three_seconds() {
-        let waits: Vec<Duration> = Capped::default().take(8).collect();
-        assert_eq!(waits[0], Duration::from_millis(200));
-        assert_eq!(waits.iter().max(), Some(&Duration::from_secs(3)));
+    fn the_pause_grows_to_three_seconds_and_is_short_once_the_server_answers() {
+        let mut pause = Pause::default();
+        let waits: Vec<u128> = (0..7).map(|_| pause.after(&failure(500)).as_millis()).collect();
+        assert_eq!(waits, [200, 400, 800, 1600, 3000, 3000, 3000]);
+        assert_eq!(pause.after(&failure(410)).as_millis(), 200);
+        pause.after(&failure(500));
+        pause.reset();
+        assert_eq!(pause.after(&failure(500)).as_millis(), 200);
     }
 }

@@ -23,6 +23,8 @@ struct Lab {
     origin: Namespace,
     runtime: tokio::runtime::Runtime,
     firewall: Firewall,
+    /// Calls nft in the node.
+    wrapper: std::path::PathBuf,
 }
 
 fn rules() -> Rules {
@@ -59,13 +61,14 @@ impl Lab {
             .unwrap();
         netns_support::run(&format!("chmod +x {}", wrapper.display()));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let mut lab = Lab { pod, node, origin, runtime, firewall: Firewall::new(wrapper) };
+        let firewall = Firewall::new(wrapper.clone());
+        let mut lab = Lab { pod, node, origin, runtime, firewall, wrapper };
         assert_eq!(lab.ensure(&rules(), false), Outcome::Written);
         lab
     }
 
     fn ensure(&mut self, rules: &Rules, check: bool) -> Outcome {
-        self.runtime.block_on(self.firewall.ensure(&nft::render(rules), check)).unwrap()
+        self.runtime.block_on(self.firewall.ensure(rules, check)).unwrap()
     }
 
     /// What `pod_ingress` would do for a binding of the pod to the origin.
@@ -90,7 +93,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(std::env::temp_dir().join(format!("{}-nft", self.node.name)));
+        let _ = std::fs::remove_file(&self.wrapper);
     }
 }
 
@@ -247,6 +250,59 @@ fn new_flows_of_a_device_without_program_are_held_while_something_is_covered() {
     assert_eq!(source(&lab.pod_socket(), &origin, LONG), Some(NODE), "known to be uncovered");
     lab.ensure(&Rules { hold: false, ..unprogrammed }, false);
     assert_eq!(source(&lab.pod_socket(), &origin, LONG), Some(NODE), "nothing is covered");
+}
+
+/// The hook is never empty: no connection begins without being judged, however often the table changes.
+#[test]
+fn a_table_that_changes_judges_every_connection() {
+    let mut lab = Lab::new();
+    lab.bind();
+    let origin = lab.origin_socket();
+    let to = origin.local_addr().unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let sockets = scope.spawn(|| {
+            lab.pod.enter(|| {
+                let mut count = 0;
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    UdpSocket::bind((POD, 0)).unwrap().send_to(b"x", to).unwrap();
+                    count += 1;
+                }
+                count
+            })
+        });
+        for turn in 0..200 {
+            let internal = (0..turn % 5).map(|net| format!("10.{net}.0.0/16").parse().unwrap()).collect();
+            let uplinks = ["eth0", "eth1"].into_iter().take(1 + turn % 2).map(str::to_owned).collect();
+            let rules = Rules { hold: turn % 2 == 0, internal, uplinks, ..rules() };
+            // An agent that starts writes everything.
+            if turn % 8 == 0 {
+                lab.firewall = Firewall::new(lab.wrapper.clone());
+            }
+            let outcome = lab.runtime.block_on(lab.firewall.ensure(&rules, false)).unwrap();
+            assert_ne!(outcome, Outcome::Repaired);
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(sockets.join().unwrap() > 1000);
+    });
+    let count = |what: &str| {
+        let listed =
+            lab.node.output(&format!("conntrack -L -p udp {what} 2>/dev/null | grep -c src={POD} || true"));
+        listed.trim().parse::<u32>().unwrap()
+    };
+    assert_eq!(count(&format!("--mark {:#x}", 0x3000)), count(""), "all are judged, and covered");
+    assert_eq!(count(&format!("--reply-dst {NODE}")), 0, "and none has the CNI's translation");
+}
+
+#[test]
+fn a_table_with_chains_of_another_kind_is_replaced() {
+    let mut lab = Lab::new();
+    lab.node.run(
+        "nft delete table ip aegis; nft \"table ip aegis { set pods { type inet_service; }; chain forward { type filter hook input priority 5; }; }\"",
+    );
+    assert_eq!(lab.ensure(&rules(), true), Outcome::Repaired);
+    lab.bind();
+    assert_eq!(source(&lab.pod_socket(), &lab.origin_socket(), LONG), Some(POD));
 }
 
 #[test]

@@ -449,6 +449,26 @@ fn an_address_without_object_keeps_its_flows_and_goes_when_they_have_ended() {
 }
 
 #[test]
+fn an_old_policy_goes_only_when_no_packet_is_judged_by_it_any_more() {
+    let (maps, known) = after(&simple(), 1);
+    let mut inputs = simple().inputs(1);
+    inputs.bindings[0].cidrs = vec!["198.51.100.0/25".parse().unwrap()];
+    let ops = transition(&desired(&inputs), &maps, &known).ops;
+    let old = maps.config.generation;
+    let switch =
+        ops.iter().position(|op| matches!(op, Op::SetConfig(config) if config.generation != old)).unwrap();
+    let settle = ops.iter().position(|op| *op == Op::Settle).unwrap();
+    let removal = ops
+        .iter()
+        .position(|op| {
+            matches!(op, Op::RemovePod { generation, .. } | Op::RemoveDestination { generation, .. }
+                | Op::RemovePort { generation, .. } | Op::RemoveVerdict { generation, .. } if *generation == old)
+        })
+        .unwrap();
+    assert!(switch < settle && settle < removal, "{ops:?}");
+}
+
+#[test]
 fn leftovers_of_a_crash_between_two_generations_are_removed() {
     let (mut maps, known) = after(&simple(), 1);
     let clean = maps.clone();

@@ -6,7 +6,7 @@
 
 use crate::headers::{self, ETH_P_IP, Packet};
 use crate::maps::{self, ADDRESSES, FORWARD};
-use aegis_common::{Config, Counter, DESTINATION_INTERNAL, FlowKey, PodValue};
+use aegis_common::{Counter, DESTINATION_INTERNAL, FlowKey, PodValue};
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
 use aya_ebpf::programs::TcContext;
 
@@ -26,9 +26,10 @@ pub fn run(ctx: &TcContext) -> i32 {
         maps::count(Counter::DropForged, bytes);
         return TCX_DROP;
     }
-    let covered = match maps::pod(config, source) {
+    let generation = maps::generation(config);
+    let covered = match maps::pod(generation, source) {
         Some(pod) if pod.class == 0 => false,
-        Some(pod) => match covered(ctx, config, &packet, &pod) {
+        Some(pod) => match covered(ctx, generation, &packet, &pod) {
             Some(covered) => covered,
             None => {
                 maps::count(Counter::DropMalformedOut, bytes);
@@ -38,7 +39,7 @@ pub fn run(ctx: &TcContext) -> i32 {
         None => {
             let held = config.hold_unknown != 0
                 && maps::in_pod_range(config, source)
-                && maps::destination_class(config, destination) != Some(DESTINATION_INTERNAL);
+                && maps::destination_class(generation, destination) != Some(DESTINATION_INTERNAL);
             if held {
                 maps::count(Counter::DropUnknownPod, bytes);
                 return TCX_DROP;
@@ -53,11 +54,11 @@ pub fn run(ctx: &TcContext) -> i32 {
 
 /// Whether the packet belongs to a flow of ours, or would begin one. `None` if it can't be parsed.
 #[inline(always)]
-fn covered(ctx: &TcContext, config: &Config, packet: &Packet, pod: &PodValue) -> Option<bool> {
+fn covered(ctx: &TcContext, generation: u32, packet: &Packet, pod: &PodValue) -> Option<bool> {
     let (source, destination, protocol) = (packet.ip.source, packet.ip.destination, packet.ip.protocol);
     if packet.ip.is_later_fragment() {
         // conntrack reassembles before it looks at the mark, and takes the first fragment's.
-        return Some(maps::verdict(config, pod.class, destination, protocol, maps::NO_PORT).is_some());
+        return Some(maps::verdict(generation, pod.class, destination, protocol, maps::NO_PORT).is_some());
     }
     let (mut local_port, mut remote_port, mut port) = (0, 0, maps::NO_PORT);
     if protocol == headers::TCP || protocol == headers::UDP {
@@ -73,5 +74,5 @@ fn covered(ctx: &TcContext, config: &Config, packet: &Packet, pod: &PodValue) ->
     if unsafe { FORWARD.get(&key) }.is_some_and(|flow| flow.incarnation == pod.incarnation) {
         return Some(true);
     }
-    Some(maps::verdict(config, pod.class, destination, protocol, port).is_some())
+    Some(maps::verdict(generation, pod.class, destination, protocol, port).is_some())
 }

@@ -90,10 +90,18 @@ pub fn first_fragment(
     (now().saturating_sub(first.seen) <= FRAGMENT_LIFE).then_some(first)
 }
 
+/// Generation of the policy. A packet is judged by one generation from beginning to end, so a program reads it once; the
+/// agent removes a generation only when no program can have read it any more.
+#[inline(always)]
+pub fn generation(config: &Config) -> u32 {
+    // SAFETY: an aligned word in a map's value, which the agent may be writing.
+    unsafe { (&raw const config.generation).read_volatile() }
+}
+
 /// A local pod, `None` while it is unknown.
 #[inline(always)]
-pub fn pod(config: &Config, address: u32) -> Option<PodValue> {
-    let key = PodKey { generation: config.generation, address };
+pub fn pod(generation: u32, address: u32) -> Option<PodValue> {
+    let key = PodKey { generation, address };
     // SAFETY: copied at once. An address changes hands by way of being unknown, so the halves always fit together.
     unsafe { PODS.get(&key) }.copied()
 }
@@ -114,8 +122,8 @@ pub fn in_pod_range(config: &Config, address: u32) -> bool {
 
 /// Class of a destination, `None` if no binding names it.
 #[inline(always)]
-pub fn destination_class(config: &Config, address: u32) -> Option<u32> {
-    let key = Key::new(64, DestinationKey { generation: config.generation, address });
+pub fn destination_class(generation: u32, address: u32) -> Option<u32> {
+    let key = Key::new(64, DestinationKey { generation, address });
     DESTINATIONS.get(&key).map(|destination| destination.class)
 }
 
@@ -126,25 +134,25 @@ pub const NO_PORT: u32 = u32::MAX;
 /// What is to happen to packets of a pod class towards a destination; `None` = not covered.
 #[inline(always)]
 pub fn verdict(
-    config: &Config,
+    generation: u32,
     pod_class: u32,
     remote: u32,
     protocol: u8,
     port: u32,
 ) -> Option<VerdictValue> {
-    let destination_class = destination_class(config, remote)?;
+    let destination_class = destination_class(generation, remote)?;
     if destination_class == DESTINATION_INTERNAL {
         return None;
     }
     let mut port_class = 0;
     if port != NO_PORT {
         let port = (port as u16).to_be();
-        let key = PortKey { generation: config.generation, protocol: u16::from(protocol), port };
+        let key = PortKey { generation, protocol: u16::from(protocol), port };
         if let Some(class) = PORTS.get(&Key::new(64, key)) {
             port_class = *class;
         }
     }
-    let key = VerdictKey { generation: config.generation, pod_class, destination_class, port_class };
+    let key = VerdictKey { generation, pod_class, destination_class, port_class };
     // SAFETY: verdicts of a live generation are not changed.
     let verdict = unsafe { VERDICTS.get(&key) }?;
     (verdict.action != ACTION_PASS).then_some(*verdict)

@@ -60,7 +60,8 @@ const MALFORMED: Stop = Stop::Drop(Counter::DropMalformedOut);
 #[inline(always)]
 fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<(), Stop> {
     let (source, protocol) = (packet.ip.source, packet.ip.protocol);
-    let pod = maps::pod(config, source);
+    let generation = maps::generation(config);
+    let pod = maps::pod(generation, source);
     if pod.is_none() && !maps::in_pod_range(config, source) {
         return Err(Stop::Drop(Counter::DropLeak));
     }
@@ -99,7 +100,7 @@ fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<(), St
                 // SAFETY: as above.
                 remove(&key, unsafe { &*flow });
             }
-            open(config, pod.unwrap_or_default(), &key, flags)?
+            open(generation, pod.unwrap_or_default(), &key, flags)?
         }
     };
     if packet.ip.is_first_fragment() {
@@ -183,10 +184,10 @@ pub fn reverse_key(key: &FlowKey, egress: u32, egress_port: u16) -> FlowKey {
 
 /// Makes a new flow.
 #[inline(always)]
-fn open(config: &Config, pod: PodValue, key: &FlowKey, flags: u8) -> Result<(u32, u16), Stop> {
+fn open(generation: u32, pod: PodValue, key: &FlowKey, flags: u8) -> Result<(u32, u16), Stop> {
     let unavailable = Stop::Refuse(Counter::RefuseUnavailable);
     let port = if key.protocol == headers::ICMP { maps::NO_PORT } else { u32::from(key.remote_port) };
-    let verdict = maps::verdict(config, pod.class, key.remote, key.protocol, port);
+    let verdict = maps::verdict(generation, pod.class, key.remote, key.protocol, port);
     let Some(verdict) = verdict.filter(|verdict| verdict.action == ACTION_ALLOCATE) else {
         return Err(unavailable);
     };

@@ -67,12 +67,11 @@ fn flow(key: FlowKey, now: u32) -> bool {
 #[inline(always)]
 fn abandoned(key: &FlowKey, forward: &ForwardValue) -> bool {
     let Some(config) = maps::config() else { return false };
-    let generation = config.generation;
-    match maps::pod(config, key.local) {
+    let generation = maps::generation(config);
+    match maps::pod(generation, key.local) {
         Some(pod) => pod.incarnation != forward.incarnation,
         // Or the policy was switched between the two look-ups, and its pods are gone with it.
-        // SAFETY: an aligned word in a map's value, which the agent may be writing.
-        None => (unsafe { (&raw const config.generation).read_volatile() }) == generation,
+        None => maps::generation(config) == generation,
     }
 }
 

@@ -54,6 +54,7 @@ impl Builder<'_> {
             self.push(Op::SetConfig(config));
         }
         if !same_rules {
+            self.push(Op::Settle);
             self.remove_generation(number, &live);
         }
     }
