@@ -37,7 +37,7 @@ pub struct EgressAllocationSpec {
     #[serde(default, skip_serializing_if = "AddressRequest::is_default")]
     pub addresses: AddressRequest,
     /// Where traffic may leave from: at most four sets of nodes. Without sites every node may hold slices. Pods on
-    /// other nodes have nothing to leave from.
+    /// other nodes leave through these, the nearest ones first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]

@@ -40,7 +40,7 @@ pub struct ZoneBindingSpec {
     pub workloads: Workloads,
     /// Which destinations.
     pub zone: Zone,
-    /// What happens to new flows while the node has nothing to leave from (no address, or no slice on this node).
+    /// What happens to new flows while there is nothing to leave from (no address, or no slice on any node).
     /// `Drop` refuses them. `UseNodeAddress` lets them leave with the node's address.
     #[serde(default)]
     pub when_unavailable: WhenUnavailable,

@@ -14,6 +14,7 @@ use crate::network::{self, Network};
 use crate::nft::{Firewall, Outcome, Rules};
 use crate::observed::{Observed, from_map};
 use crate::ops::{self, Known, Op};
+use crate::probe::Prober;
 use crate::snapshot::{self, Local};
 use crate::status::Pending;
 use crate::sweep::{Sweeper, Usage};
@@ -53,6 +54,8 @@ pub struct Signals {
     pub cni: AtomicBool,
     /// The nftables table.
     pub table: AtomicBool,
+    /// Gateways that have begun or ceased to answer.
+    pub gateways: AtomicBool,
     wake: Notify,
 }
 
@@ -79,6 +82,7 @@ pub struct Controller {
     metrics: Metrics,
     netlink: rtnetlink::Handle,
     report: watch::Sender<Pending>,
+    prober: Prober,
     born: Instant,
 
     network: Result<Network, String>,
@@ -135,6 +139,7 @@ impl Controller {
             metrics,
             netlink,
             report,
+            prober: Prober::default(),
             born: now,
             network: Err("not read yet".to_owned()),
             cni: Vec::new(),
@@ -164,6 +169,11 @@ impl Controller {
         }
     }
 
+    /// What is to be run beside the controller for it to know which gateways answer.
+    pub fn prober(&self) -> Prober {
+        self.prober.clone()
+    }
+
     /// Turns until the future that this is gets dropped.
     pub async fn run(mut self) {
         for flag in [&self.signals.network, &self.signals.cni] {
@@ -185,6 +195,7 @@ impl Controller {
         let started = Instant::now();
         self.look_at_network().await;
         self.look_at_cni();
+        self.dirty |= Signals::take(&self.signals.gateways);
         self.open_plane(started);
 
         let mut inputs = match (&self.inputs, self.dirty) {
@@ -207,6 +218,10 @@ impl Controller {
         let usage = self.sweeper.as_ref().map(Sweeper::usage).unwrap_or_default();
         self.write(wanted.as_ref(), &inputs, &usage, started);
         self.keep_peers_resolved(&inputs);
+        if let Some(wanted) = &wanted {
+            let gateways = wanted.allocations.values().flat_map(|allocation| &allocation.gateways);
+            self.prober.watch(&gateways.copied().collect());
+        }
         self.tell(&inputs, &usage, synced);
     }
 
@@ -303,6 +318,7 @@ impl Controller {
             cni: &self.cni,
             network: self.network.as_ref().ok(),
             uplink_mtu: self.devices.uplink_mtu(),
+            silent: self.prober.silent(),
         };
         snapshot::inputs(&self.args, &cluster, &local, &mut self.tunnels)
     }

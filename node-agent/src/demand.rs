@@ -180,7 +180,13 @@ mod tests {
             addresses: addresses.iter().map(|address| (*address, held())).collect(),
             allocations: [(
                 name(),
-                UsableAllocation { addresses: addresses.to_vec(), timeouts: Default::default() },
+                UsableAllocation {
+                    addresses: addresses.to_vec(),
+                    gateways: Vec::new(),
+                    near: 0,
+                    name: A,
+                    timeouts: Default::default(),
+                },
             )]
             .into(),
             ..Desired::default()

@@ -2,10 +2,12 @@
 
 use crate::args::UnknownPods;
 use crate::objects::{Allocation, NodeRecord};
+use crate::probe::Answer;
 use aegis_common::{
     ACTION_ALLOCATE, ACTION_DENY, ACTION_PASS, ADDRESSES_PER_ALLOCATION, DESTINATION_INTERNAL,
     MAX_POD_RANGES, PodValue, TUNNEL_OVERHEAD, Timeouts, incarnation,
 };
+use aegis_core::gateway::{self, Place};
 use aegis_core::model::{Address, AllocationName, State};
 use aegis_core::policy::{self, Action, Binding, BindingName, Destination, Pod, PolicyInputs};
 use aegis_core::slice::SliceSet;
@@ -48,6 +50,8 @@ pub struct Inputs {
     pub refusals_per_second: u32,
     /// What happens to addresses that nobody has named yet.
     pub unknown_pods: UnknownPods,
+    /// Gateways that do not answer, by tunnel address.
+    pub silent: BTreeMap<Ipv4Addr, Answer>,
 }
 
 /// The way to a peer.
@@ -68,6 +72,8 @@ pub struct Desired {
     pub settings: Settings,
     /// Tunnel addresses of all nodes, this one included, with the way to them where it is known.
     pub peers: BTreeMap<Ipv4Addr, Option<PeerLink>>,
+    /// Those of them that are gateways and do not answer.
+    pub silent: BTreeMap<Ipv4Addr, Answer>,
     /// Egress addresses.
     pub addresses: BTreeMap<Ipv4Addr, EgressAddress>,
     /// Allocations that can be used here.
@@ -104,6 +110,8 @@ pub struct Settings {
 /// An egress address as this node should know it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EgressAddress {
+    /// Allocation that it is dedicated to.
+    pub allocation: Option<AllocationName>,
     /// Epoch of the object.
     pub epoch: i64,
     /// Owner of each slice that has one.
@@ -125,11 +133,17 @@ pub struct Owner {
     pub epoch: u32,
 }
 
-/// An allocation with slices on this node.
+/// An allocation with slices on this node, or on others through which it can send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsableAllocation {
     /// Addresses in which this node may open flows, sorted.
     pub addresses: Vec<Ipv4Addr>,
+    /// Without any such address: tunnel addresses of the nodes to send through, best first.
+    pub gateways: Vec<Ipv4Addr>,
+    /// How many of the gateways are nearer than the rest.
+    pub near: usize,
+    /// One of the allocation's addresses, by which gateways know it.
+    pub name: Ipv4Addr,
     /// Time-outs.
     pub timeouts: Timeouts,
 }
@@ -226,6 +240,7 @@ pub fn desired(inputs: &Inputs) -> Desired {
             pod_ranges: inputs.pod_ranges.iter().copied().take(MAX_POD_RANGES).collect(),
         },
         peers: peers(inputs),
+        silent: inputs.silent.clone(),
         addresses,
         allocations,
         covered_pods: u32::try_from(covered_pods).unwrap_or(u32::MAX),
@@ -306,7 +321,11 @@ fn peers(inputs: &Inputs) -> BTreeMap<Ipv4Addr, Option<PeerLink>> {
 }
 
 fn egress_address(inputs: &Inputs, object: &Address) -> EgressAddress {
-    let mut address = EgressAddress { epoch: object.epoch, ..EgressAddress::default() };
+    let mut address = EgressAddress {
+        allocation: Some(object.allocation.clone()),
+        epoch: object.epoch,
+        ..EgressAddress::default()
+    };
     for holding in &object.holdings {
         let own = holding.node == inputs.node;
         let slices = SliceSet::range(holding.first, holding.last);
@@ -330,21 +349,46 @@ fn usable_allocations(
     inputs: &Inputs,
     addresses: &BTreeMap<Ipv4Addr, EgressAddress>,
 ) -> BTreeMap<AllocationName, UsableAllocation> {
-    let mut usable: BTreeMap<AllocationName, UsableAllocation> = BTreeMap::new();
-    for (address, object) in &inputs.addresses {
-        if addresses.get(address).is_none_or(|own| own.allowed.is_empty()) {
-            continue;
-        }
-        let timeouts = inputs.allocations.get(&object.allocation).map(|allocation| allocation.timeouts);
-        let entry = usable.entry(object.allocation.clone()).or_insert_with(|| UsableAllocation {
-            addresses: Vec::new(),
-            timeouts: timeouts.unwrap_or_default(),
-        });
-        if entry.addresses.len() < ADDRESSES_PER_ALLOCATION {
-            entry.addresses.push(*address);
-        }
+    let mut objects: BTreeMap<&AllocationName, Vec<&Address>> = BTreeMap::new();
+    for object in inputs.addresses.values() {
+        objects.entry(&object.allocation).or_default().push(object);
     }
-    usable
+    let allocation = |(name, objects): (&AllocationName, Vec<&Address>)| {
+        let may_open =
+            |object: &&&Address| addresses.get(&object.address).is_some_and(|own| !own.allowed.is_empty());
+        let own: Vec<Ipv4Addr> = objects
+            .iter()
+            .filter(may_open)
+            .map(|object| object.address)
+            .take(ADDRESSES_PER_ALLOCATION)
+            .collect();
+        let (gateways, near) = if own.is_empty() { gateways(inputs, &objects) } else { (Vec::new(), 0) };
+        let usable = !own.is_empty() || !gateways.is_empty();
+        let timeouts = inputs.allocations.get(name).map(|allocation| allocation.timeouts);
+        let allocation = UsableAllocation {
+            addresses: own,
+            gateways,
+            near,
+            name: objects.first()?.address,
+            timeouts: timeouts.unwrap_or_default(),
+        };
+        usable.then_some((name.clone(), allocation))
+    };
+    objects.into_iter().filter_map(allocation).collect()
+}
+
+/// Tunnel addresses of the nodes to send through, and how many of them are near.
+fn gateways(inputs: &Inputs, objects: &[&Address]) -> (Vec<Ipv4Addr>, usize) {
+    let place = |node: &str| inputs.nodes.get(node).map(|node| node.place.clone()).unwrap_or_default();
+    let holders: BTreeMap<&str, Place> = objects
+        .iter()
+        .flat_map(|object| &object.holdings)
+        .filter(|holding| holding.state == State::Held && tunnel_of(inputs, &holding.node).is_some())
+        .map(|holding| (holding.node.as_str(), place(&holding.node)))
+        .collect();
+    let chosen = gateway::choose(&inputs.node, &place(&inputs.node), &holders);
+    let addresses = chosen.nodes.iter().filter_map(|node| tunnel_of(inputs, node));
+    (addresses.collect(), chosen.near)
 }
 
 #[cfg(test)]
@@ -460,9 +504,29 @@ mod tests {
             assert_eq!(wanted.covered_pods, 1);
             wanted.policy.verdicts.into_values().map(|verdict| verdict.action).collect::<Vec<_>>()
         };
-        assert_eq!(verdicts(&[(4, 4, "far", State::Held)]), [ACTION_DENY]);
+        assert_eq!(verdicts(&[(4, 4, "far", State::Held)]), [ACTION_ALLOCATE], "through a gateway");
+        assert_eq!(verdicts(&[(4, 4, "far", State::Draining)]), [ACTION_DENY]);
+        assert_eq!(verdicts(&[(4, 4, "lost", State::Held)]), [ACTION_DENY], "nobody knows where it is");
         assert_eq!(verdicts(&[(4, 4, "own", State::Draining)]), [ACTION_DENY]);
         assert_eq!(verdicts(&[(4, 4, "own", State::Held)]), [ACTION_ALLOCATE]);
+    }
+
+    #[test]
+    fn gateways_are_for_those_who_hold_nothing() {
+        let through = |holdings: &[(u8, u8, &str, State)]| {
+            let usable = desired(&inputs(holdings)).allocations.remove(&name()).unwrap();
+            (usable.addresses, usable.gateways, usable.near, usable.name)
+        };
+        assert_eq!(through(&[(4, 4, "far", State::Held)]), (vec![], vec![FAR], 1, EGRESS));
+        assert_eq!(
+            through(&[(4, 4, "far", State::Held), (5, 5, "own", State::Held)]),
+            (vec![EGRESS], vec![], 0, EGRESS)
+        );
+        assert_eq!(
+            through(&[(4, 4, "far", State::Held), (5, 5, "own", State::Draining)]),
+            (vec![], vec![FAR], 1, EGRESS),
+            "what drains opens nothing any more"
+        );
     }
 
     #[test]

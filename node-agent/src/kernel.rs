@@ -419,7 +419,7 @@ impl Tables for Kept {
         })?;
         let pods = self.pods()?;
         let abandoned = |key: &FlowKey, flow: &ForwardValue| {
-            pods.get(&key.local).is_none_or(|pod| pod.incarnation != flow.incarnation)
+            !flow.is_guest(key) && pods.get(&key.local).is_none_or(|pod| pod.incarnation != flow.incarnation)
         };
         let mut over = Vec::new();
         sweep::for_each(self.forward.as_fd(), |key: &FlowKey, value: &ForwardValue| {

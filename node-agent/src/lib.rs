@@ -8,6 +8,7 @@
 //! | what the data plane should hold | [`desired`] (rules of policy: `aegis_core::policy`) |
 //! | in which order it is written | [`ops`] |
 //! | devices, next hops, nftables, conntrack | [`network`], [`uplink`], [`neighbour`], [`nft`], [`conntrack`] |
+//! | whether gateways answer | [`probe`] |
 //! | how maps are read and written | [`apply`], [`kernel`] (programs: `node-agent/ebpf`) |
 //! | how flows end, how ports are counted | [`sweep`], [`demand`] |
 //! | what is reported | [`status`], [`metrics`], [`server`] |
@@ -31,6 +32,7 @@ pub mod nft;
 pub mod objects;
 pub mod observed;
 pub mod ops;
+pub mod probe;
 pub mod server;
 pub mod snapshot;
 pub mod status;

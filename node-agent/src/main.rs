@@ -74,11 +74,21 @@ async fn run(args: Args) -> anyhow::Result<()> {
         }
     });
 
+    let tunnel_port = args.tunnel_port;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(node = args.node_name, version = env!("CARGO_PKG_VERSION"), "started");
     let open = Box::new(aegis_node_agent::kernel::open);
+    let probed = Arc::clone(&signals);
     let controller = Controller::new(args, open, shared, signals, metrics, netlink, report);
+    let prober = controller.prober();
+    tokio::spawn(async move {
+        loop {
+            let error = prober.run(tunnel_port, || probed.set(|signals| &signals.gateways)).await;
+            tracing::error!(%error, "cannot probe gateways; trying again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
     // Nothing is undone at the end: what is pinned goes on without the agent.
     tokio::select! {
         () = controller.run() => {}

@@ -31,6 +31,8 @@ pub struct Snapshot {
     pub generation: u32,
     /// Local pods that a binding covers, and all.
     pub pods: (u64, u64),
+    /// Gateways that do not answer.
+    pub silent_gateways: usize,
     /// Watches that do not work.
     pub watch_errors: u64,
     /// Objects that cannot be read.
@@ -65,6 +67,7 @@ impl Default for Snapshot {
             fill: BTreeMap::new(),
             generation: 0,
             pods: (0, 0),
+            silent_gateways: 0,
             watch_errors: 0,
             invalid_objects: 0,
             stale_addresses: 0,
@@ -233,6 +236,12 @@ impl Collector for Encoder {
         gauge(e, "policy_generation", "Generation of the policy in force", f64::from(now.generation))?;
         gauge(e, "covered_pods", "Pods of this node that a binding covers", now.pods.0 as f64)?;
         gauge(e, "known_pods", "Addresses of pods of this node", now.pods.1 as f64)?;
+        gauge(
+            e,
+            "silent_gateways",
+            "Nodes through which this one sends that do not answer its probes",
+            now.silent_gateways as f64,
+        )?;
         gauge(
             e,
             "invalid_objects",

@@ -1,6 +1,7 @@
 //! API objects as the plain data that rules work on.
 
 use aegis_common::Timeouts;
+use aegis_core::gateway::Place;
 use aegis_core::model::{Address, AllocationName, Holding, Seconds, State};
 use aegis_core::policy::{Binding, BindingName, Expression, Operator, PortRange, Workloads};
 use aegis_crds::{
@@ -64,6 +65,8 @@ pub struct NodeRecord {
     pub pod_ranges: Vec<Ipv4Net>,
     /// Internal addresses.
     pub addresses: Vec<Ipv4Addr>,
+    /// Where it is.
+    pub place: Place,
 }
 
 /// What the agent needs of an allocation.
@@ -117,7 +120,13 @@ pub fn node(node: &Node) -> NodeRecord {
             .filter(|address| address.type_ == "InternalIP")
             .filter_map(|address| address.address.parse().ok())
             .collect(),
+        place: place(node),
     }
+}
+
+fn place(node: &Node) -> Place {
+    let label = |name: &str| text(node.metadata.labels.as_ref().and_then(|labels| labels.get(name)));
+    Place { zone: label("topology.kubernetes.io/zone"), region: label("topology.kubernetes.io/region") }
 }
 
 /// Reads a ServiceCIDR; only IPv4.

@@ -88,6 +88,10 @@ pub const NO_ALLOCATION: AllocationValue = AllocationValue {
         udp: 0,
         icmp: 0,
     },
+    name: 0,
+    gateway_count: 0,
+    near_count: 0,
+    gateways: [0; aegis_common::GATEWAYS_PER_ALLOCATION],
 };
 
 impl Observed {

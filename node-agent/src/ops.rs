@@ -13,9 +13,10 @@ mod policy;
 
 use crate::desired::{Desired, EgressAddress, PeerLink};
 use crate::observed::{DestinationEntry, Homes, Observed, PortEntry, VerdictEntry, from_map, to_map};
+use crate::probe::Answer;
 use aegis_common::{
-    AddressValue, AllocationValue, Config, HoldingValue, MAX_ADDRESSES, MAX_PEERS, MAX_POD_RANGES,
-    PEER_SAME_L2, PeerValue, PodRange, PodValue, SlotValue, VerdictValue,
+    AddressValue, AllocationValue, Config, HoldingValue, MAX_ADDRESSES, MAX_PEERS, MAX_POD_RANGES, PEER_LOST,
+    PEER_SAME_L2, PEER_SILENT, PeerValue, PodRange, PodValue, SlotValue, VerdictValue,
 };
 use aegis_core::model::AllocationName;
 use std::collections::{BTreeMap, BTreeSet};
@@ -99,7 +100,8 @@ pub fn transition(desired: &Desired, observed: &Observed, known: &Known) -> Tran
     let peers = builder.grow_peers();
     builder.write_base_config(&peers);
     let kept = builder.grow_addresses(&peers);
-    let numbers = builder.grow_allocations(&kept);
+    let numbers = builder.grow_allocations(&kept, &peers);
+    builder.name_allocations(&kept, &numbers);
     builder.write_policy(&peers, &numbers);
     builder.shrink_allocations(&numbers);
     builder.shrink_addresses(&kept);
@@ -127,7 +129,7 @@ impl Builder<'_> {
 
     /// Gives every peer an index that stays the same for as long as the peer is wanted.
     fn grow_peers(&mut self) -> BTreeMap<Ipv4Addr, u32> {
-        let observed = self.observed;
+        let (observed, desired) = (self.observed, self.desired);
         let mut free = free_numbers(1, MAX_PEERS, |index| observed.peers.contains_key(&index));
         let mut numbers = BTreeMap::new();
         for (address, link) in &self.desired.peers {
@@ -143,8 +145,12 @@ impl Builder<'_> {
             let value = match link {
                 Some(link) => peer_value(*address, link),
                 // Not resolved at the moment: what was known last is a better guess than nothing.
-                None => PeerValue { address: to_map(*address), ..current },
+                None => {
+                    let flags = current.flags & PEER_SAME_L2;
+                    PeerValue { address: to_map(*address), flags, ..current }
+                }
             };
+            let value = PeerValue { flags: value.flags | silence(desired.silent.get(address)), ..value };
             if current != value {
                 self.plan.ops.push(Op::SetPeer { index, value });
             }
@@ -218,7 +224,7 @@ impl Builder<'_> {
             numbers.insert(*address, index);
             self.grow_address(*address, index, wanted, holding, peers);
             if existing.is_none() {
-                self.push(Op::SetAddress { address: *address, value: AddressValue { index, flags: 0 } });
+                self.push(Op::SetAddress { address: *address, value: AddressValue { index, allocation: 0 } });
             }
             let allowed = wanted.allowed.words();
             let value = HoldingValue { allowed, epoch: u64::try_from(wanted.epoch).unwrap_or(0) };
@@ -308,10 +314,12 @@ impl Builder<'_> {
     fn shrink_peers(&mut self, numbers: &BTreeMap<Ipv4Addr, u32>) {
         let mut after = self.observed.clone();
         self.plan.ops.iter().for_each(|op| after.apply(op));
+        let gateways = after.allocations.values().flat_map(|entry| entry.gateways).map(u32::from);
         let used: BTreeSet<u32> = after
             .slots
             .values()
             .map(|slot| slot.peer)
+            .chain(gateways)
             .chain(after.homes.values().flatten().copied())
             .chain(numbers.values().copied())
             .chain([after.config.own_peer])
@@ -329,11 +337,20 @@ impl Builder<'_> {
     }
 }
 
+fn silence(answer: Option<&Answer>) -> u16 {
+    match answer {
+        None | Some(Answer::Prompt) => 0,
+        Some(Answer::Silent) => PEER_SILENT,
+        Some(Answer::Lost) => PEER_SILENT | PEER_LOST,
+    }
+}
+
 /// Ways to peers that have changed, for the time during which nothing else is known: after a start while the API
 /// server cannot be reached, what is pinned stays in force but must follow the network.
 pub fn refresh_peers(observed: &Observed, links: &BTreeMap<Ipv4Addr, PeerLink>) -> Vec<Op> {
     let changed = |(index, peer): (&u32, &PeerValue)| {
         let value = peer_value(from_map(peer.address), links.get(&from_map(peer.address))?);
+        let value = PeerValue { flags: value.flags | peer.flags & (PEER_SILENT | PEER_LOST), ..value };
         (value != *peer).then_some(Op::SetPeer { index: *index, value })
     };
     observed.peers.iter().filter_map(changed).collect()

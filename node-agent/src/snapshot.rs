@@ -7,6 +7,7 @@ use crate::identity;
 use crate::neighbour;
 use crate::network::Network;
 use crate::objects::PodRecord;
+use crate::probe::Answer;
 use crate::watch::Cluster;
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
@@ -25,6 +26,8 @@ pub struct Local<'a> {
     pub network: Option<&'a Network>,
     /// Smallest MTU of the uplinks.
     pub uplink_mtu: Option<u32>,
+    /// Gateways that do not answer.
+    pub silent: BTreeMap<Ipv4Addr, Answer>,
 }
 
 /// Puts the inputs together. `tunnels` remembers where nodes were when they told it last: an `EgressNode` that is gone
@@ -68,5 +71,6 @@ pub fn inputs(
         tunnel_port: args.tunnel_port,
         refusals_per_second: args.refusals_per_second,
         unknown_pods: args.unknown_pods,
+        silent: local.silent.clone(),
     }
 }

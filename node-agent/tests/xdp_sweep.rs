@@ -27,7 +27,7 @@ fn open(world: &World, packet: &Packet) -> (FlowKey, FlowKey) {
 }
 
 /// Sets when the last packets passed, and what was seen.
-fn set(world: &mut World, keys: &(FlowKey, FlowKey), out: (u32, u32), back: (u32, u32)) {
+fn set(world: &mut World, keys: &(FlowKey, FlowKey), out: (u32, u16), back: (u32, u16)) {
     let forward = ForwardValue { last_seen: out.0, seen: out.1, ..world.forward(&keys.0).unwrap() };
     let reverse = ReverseValue { last_seen: back.0, seen: back.1, ..world.reverse(&keys.1).unwrap() };
     world.plane.hash("FORWARD").unwrap().insert(keys.0, forward, 0).unwrap();

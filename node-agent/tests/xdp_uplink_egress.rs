@@ -75,10 +75,11 @@ fn xdp_uplink_egress_enters_the_flow_into_all_tables() {
         binding: 3,
         last_seen: forward.last_seen,
         incarnation: INCARNATION,
+        peer: 0,
     };
     assert_eq!(forward, expected);
     let reverse = world.reverse(&flow(6, (EGRESS, port), (ORIGIN, 443))).unwrap();
-    assert_eq!(reverse, ReverseValue { pod: raw(POD), pod_port: 40000, pad: 0, last_seen: 0, seen: 0 });
+    assert_eq!(reverse, ReverseValue { pod: raw(POD), pod_port: 40000, ..Default::default() });
     let block = world.block(&block(6, (EGRESS, port), (ORIGIN, 443))).unwrap();
     assert_eq!((block.used, block.high, block.full), (1, 1, 0));
     assert_eq!(world.consistent(), 1);

@@ -55,5 +55,16 @@ map_type!(PodRange, 8);
 pub const VNI_STEER: u32 = 0xae9150;
 /// The packet is a fragment that is to meet the others of its datagram here.
 pub const VNI_FRAGMENT: u32 = 0xae9151;
+/// A packet of another node's pod, for this node to translate and send on. Carries [`OPTION_ALLOCATION`].
+pub const VNI_GATEWAY: u32 = 0xae9152;
+/// A packet for a pod of this node, which the sender has translated back.
+pub const VNI_RETURN: u32 = 0xae9153;
+/// To be sent back as it is: does the receiver's data plane work?
+pub const VNI_PROBE: u32 = 0xae9154;
 /// Bytes that encapsulation adds: IPv4 20, UDP 8, Geneve 8.
 pub const TUNNEL_OVERHEAD: u32 = 36;
+/// The same on the way to a gateway: an option more.
+pub const GATEWAY_OVERHEAD: u32 = TUNNEL_OVERHEAD + 8;
+/// First word of the option that names the allocation by one of its egress addresses, which follows (RFC 8926 section
+/// 3.5): class 0xff91 (experimental), type 1 with the critical bit, one word of data. In network byte order.
+pub const OPTION_ALLOCATION: u32 = 0xff91_8101u32.to_be();

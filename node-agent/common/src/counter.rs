@@ -44,6 +44,16 @@ counters! {
     Steered = "steered",
     /// In: packets received from another node through the tunnel.
     SteeredHere = "steered_here",
+    /// Out: packets sent to a gateway, since this node has no slice to send from.
+    ToGateway = "to_gateway",
+    /// Gateway: packets of other nodes' pods that were translated and sent on.
+    Guest = "guest",
+    /// Gateway: packets sent back to the node whose pod they are for.
+    Returned = "returned",
+    /// In: packets for a pod of this node that a gateway has translated back.
+    FromGateway = "from_gateway",
+    /// Probes of other nodes that were answered.
+    Probed = "probed",
     /// In: packets answered with "fragmentation needed", since they do not fit into the tunnel.
     TooBig = "too_big",
     /// Refusals that were answered to the pod (RST or ICMP).
@@ -54,6 +64,10 @@ counters! {
     RefuseUnavailable = "refuse_unavailable",
     /// Refused: a TCP segment that opens nothing and belongs to no flow.
     RefuseNoFlow = "refuse_no_flow",
+    /// Refused: the gateway of the flow is lost.
+    RefuseGatewayLost = "refuse_gateway_lost",
+    /// Out: packets answered with "fragmentation needed", since they do not fit into the tunnel to the gateway.
+    TooBigOut = "too_big_out",
     /// Refused: a protocol that has no ports to share.
     RefuseProtocol = "refuse_protocol",
     /// New flow refused: a flow table is full.

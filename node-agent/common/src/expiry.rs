@@ -26,7 +26,7 @@ pub enum Phase {
 
 /// Phase of a flow, from what both directions saw (RFC 5382 section 5, RFC 7857 section 2).
 #[inline(always)]
-pub fn phase(protocol: u8, out: u32, back: u32) -> Phase {
+pub fn phase(protocol: u8, out: u16, back: u16) -> Phase {
     match protocol {
         TCP if (out | back) & SEEN_RST != 0 => Phase::Closed,
         TCP if out & back & SEEN_FIN != 0 => Phase::Closed,
@@ -63,7 +63,7 @@ pub fn expired(
 mod tests {
     use super::*;
 
-    fn flow(out: u32, back: u32, last: u32) -> (ForwardValue, ReverseValue) {
+    fn flow(out: u16, back: u16, last: u32) -> (ForwardValue, ReverseValue) {
         let forward = ForwardValue { seen: out, last_seen: last, ..Default::default() };
         (forward, ReverseValue { seen: back, last_seen: last / 2, ..Default::default() })
     }

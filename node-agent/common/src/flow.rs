@@ -31,9 +31,9 @@ map_type!(FlowKey, 16);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ForwardValue {
-    /// Egress address of the flow.
+    /// Egress address of the flow; the pod's own where another node translates it.
     pub egress: u32,
-    /// Egress port (or identifier) of the flow.
+    /// Egress port (or identifier) of the flow; the pod's own where another node translates it.
     pub egress_port: u16,
     /// Index into `ALLOCATIONS`, for the time-outs.
     pub allocation: u16,
@@ -43,11 +43,22 @@ pub struct ForwardValue {
     /// address has no part in it.
     pub incarnation: u32,
     /// What was seen in this direction: [`SEEN_SYN`] and the others.
-    pub seen: u32,
+    pub seen: u16,
+    /// Index into `PEERS` of the other node that takes part: the gateway through which the flow leaves, or, on the
+    /// gateway, the node whose pod it is of. 0 = none.
+    pub peer: u16,
     /// Index of the binding that made the flow (see `VerdictValue::binding`).
     pub binding: u32,
 }
 map_type!(ForwardValue, 24);
+
+impl ForwardValue {
+    /// Whether the flow is translated here for a pod of another node.
+    #[inline(always)]
+    pub fn is_guest(&self, key: &FlowKey) -> bool {
+        self.peer != 0 && self.egress != key.local
+    }
+}
 
 /// Value of `REVERSE`.
 #[repr(C)]
@@ -57,23 +68,25 @@ pub struct ReverseValue {
     pub pod: u32,
     /// Pod's port (or identifier).
     pub pod_port: u16,
-    /// Zero.
-    pub pad: u16,
+    /// Index into `PEERS` of the node on which the pod is; 0 = this one.
+    pub peer: u16,
     /// Second of the last packet in; 0 while the origin has not answered.
     pub last_seen: u32,
     /// What was seen in this direction: [`SEEN_SYN`] and the others.
-    pub seen: u32,
+    pub seen: u16,
+    /// Zero.
+    pub pad: u16,
 }
 map_type!(ReverseValue, 16);
 
 /// A TCP SYN passed in this direction.
-pub const SEEN_SYN: u32 = 1;
+pub const SEEN_SYN: u16 = 1;
 /// A TCP segment without SYN (so, one that acknowledges) passed in this direction.
-pub const SEEN_ACK: u32 = 2;
+pub const SEEN_ACK: u16 = 2;
 /// A TCP FIN passed in this direction.
-pub const SEEN_FIN: u32 = 4;
+pub const SEEN_FIN: u16 = 4;
 /// A TCP RST passed in this direction.
-pub const SEEN_RST: u32 = 8;
+pub const SEEN_RST: u16 = 8;
 
 /// Key of `FRAGMENTS_OUT` and `FRAGMENTS_IN` (LRU hashes: they hold no NAT state, only hints that live for the
 /// time a datagram is under way).
@@ -101,8 +114,8 @@ pub struct FragmentValue {
     pub address: u32,
     /// Egress port of the datagram, for steering.
     pub port: u16,
-    /// Zero.
-    pub pad: u16,
+    /// Index into `PEERS` of the node to which the datagram goes on; 0 = none.
+    pub peer: u16,
     /// Second at which the first fragment passed.
     pub seen: u32,
 }
@@ -120,7 +133,7 @@ pub const ACK: u8 = 16;
 /// What a direction has seen after a segment with these flags. A segment that goes on after an RST shows that the RST
 /// did not end the connection.
 #[inline(always)]
-pub fn seen_after(seen: u32, flags: u8) -> u32 {
+pub fn seen_after(seen: u16, flags: u8) -> u16 {
     let mut seen = seen;
     if flags & RST != 0 {
         return seen | SEEN_RST;

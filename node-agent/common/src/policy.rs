@@ -115,6 +115,8 @@ pub const ACTION_DENY: u16 = 2;
 
 /// Addresses one allocation can use on one node.
 pub const ADDRESSES_PER_ALLOCATION: usize = 16;
+/// Gateways among which the flows of one allocation are spread.
+pub const GATEWAYS_PER_ALLOCATION: usize = 16;
 /// Allocations one data plane can know at a time.
 pub const MAX_ALLOCATIONS: u32 = 1024;
 
@@ -128,8 +130,16 @@ pub struct AllocationValue {
     pub count: u32,
     /// Time-outs of the allocation's flows.
     pub timeouts: Timeouts,
+    /// One of the allocation's egress addresses, by which gateways know it.
+    pub name: u32,
+    /// How many of `gateways` are set. They count while `count` is 0: this node has nothing to send from by itself.
+    pub gateway_count: u16,
+    /// How many of them, from the front, are nearer than the rest: the rest is for when none of these answers.
+    pub near_count: u16,
+    /// Nodes that hold slices, as indices into `PEERS`, one of which each flow leaves through.
+    pub gateways: [u16; GATEWAYS_PER_ALLOCATION],
 }
-map_type!(AllocationValue, 88);
+map_type!(AllocationValue, 128);
 
 /// Seconds without a packet after which a flow's port may be used again (RFC 5382, RFC 4787, RFC 5508, RFC 7857).
 #[repr(C)]

@@ -22,8 +22,8 @@ pub struct AddressValue {
     /// Index of the address: its slots are `SLOTS[index << 8 | port >> 8]`, its fragment homes
     /// `HOMES[index << 4 | hash & 15]`.
     pub index: u32,
-    /// Reserved for announcement and kind flags; zero.
-    pub flags: u32,
+    /// 1 + index into `ALLOCATIONS` of the allocation that it is dedicated to; 0 while this node has no entry for that.
+    pub allocation: u32,
 }
 map_type!(AddressValue, 8);
 
@@ -56,6 +56,10 @@ map_type!(PeerValue, 16);
 
 /// The peer is on the same layer 2 as the uplink, its own MAC being the next hop.
 pub const PEER_SAME_L2: u16 = 1;
+/// As a gateway the peer has not answered the last probes: new flows take another.
+pub const PEER_SILENT: u16 = 2;
+/// It has not answered for so long that its flows are given up.
+pub const PEER_LOST: u16 = 4;
 
 /// Value of `HOMES` (array; index: `AddressValue::index << 4 | hash & 15`): the peer at which all fragments of a
 /// datagram meet. Every node derives the same list from the same `EgressAddress`. 0 = nobody.

@@ -3,7 +3,7 @@
 
 use crate::maps::{self, FRAGMENTS_IN, HOMES, REVERSE};
 use crate::reverse;
-use crate::steer::{Inbound, Step, owner};
+use crate::steer::{self, Inbound, Step, owner};
 use crate::tunnel::{self, Arrival};
 use aegis_common::*;
 use aya_ebpf::bindings::BPF_ANY;
@@ -11,7 +11,7 @@ use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::programs::XdpContext;
 
 #[inline(always)]
-fn key(inbound: &Inbound) -> FragmentKey {
+pub fn key(inbound: &Inbound) -> FragmentKey {
     FragmentKey {
         source: inbound.ip.source,
         destination: inbound.ip.destination,
@@ -37,8 +37,8 @@ pub fn first(ctx: &XdpContext, config: &Config, inbound: &Inbound, port: u16) ->
             return Some(tunnel::send(ctx, config, inbound, home, VNI_FRAGMENT));
         }
     }
-    let pod = pod_of(ctx, inbound).unwrap_or(0);
-    let value = FragmentValue { address: pod, port, pad: 0, seen: maps::now() };
+    let (pod, peer) = pod_of(ctx, inbound).unwrap_or((0, 0));
+    let value = FragmentValue { address: pod, port, peer, seen: maps::now() };
     let _ = FRAGMENTS_IN.insert(&key(inbound), &value, u64::from(BPF_ANY));
     None
 }
@@ -58,7 +58,12 @@ pub fn later(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Step {
     if first.address == 0 {
         return forward(ctx, config, inbound, first.port);
     }
-    match reverse::destination(ctx, inbound, first.address) {
+    let (pod, peer) = (first.address, first.peer);
+    if peer != 0 && u32::from(inbound.ip.total_length()) > config.tunnel_mtu {
+        return Step::Drop(Counter::DropTooBig);
+    }
+    match reverse::destination(ctx, inbound, pod) {
+        Some(()) if peer != 0 => steer::to_pod_elsewhere(ctx, config, inbound, peer),
         Some(()) => {
             maps::count(Counter::Reverse, u32::from(inbound.ip.total_length()));
             Step::Done(XDP_PASS)
@@ -77,10 +82,10 @@ fn forward(ctx: &XdpContext, config: &Config, inbound: &Inbound, port: u16) -> S
     tunnel::send(ctx, config, inbound, owner, VNI_STEER)
 }
 
-/// The pod whose flow a first fragment belongs to, if that flow is this node's.
+/// The pod whose flow a first fragment belongs to and the node it is on, if the flow is translated here.
 #[inline(always)]
-fn pod_of(ctx: &XdpContext, inbound: &Inbound) -> Option<u32> {
+fn pod_of(ctx: &XdpContext, inbound: &Inbound) -> Option<(u32, u16)> {
     let key = reverse::key(ctx, inbound)?;
     // SAFETY: read at once.
-    unsafe { REVERSE.get(&key) }.map(|flow| flow.pod)
+    unsafe { REVERSE.get(&key) }.map(|flow| (flow.pod, flow.peer))
 }

@@ -11,6 +11,8 @@
 #![cfg_attr(target_arch = "bpf", allow(internal_features))]
 
 #[cfg(target_arch = "bpf")]
+mod answer;
+#[cfg(target_arch = "bpf")]
 mod atomics;
 #[cfg(any(target_arch = "bpf", test))]
 mod checksum;
@@ -18,6 +20,8 @@ mod checksum;
 mod classify;
 #[cfg(target_arch = "bpf")]
 mod fragment;
+#[cfg(target_arch = "bpf")]
+mod guest;
 #[cfg(target_arch = "bpf")]
 mod headers;
 #[cfg(target_arch = "bpf")]
@@ -31,7 +35,11 @@ mod ports;
 #[cfg(target_arch = "bpf")]
 mod refuse;
 #[cfg(target_arch = "bpf")]
+mod returned;
+#[cfg(target_arch = "bpf")]
 mod reverse;
+#[cfg(target_arch = "bpf")]
+mod route;
 #[cfg(target_arch = "bpf")]
 mod snat;
 #[cfg(target_arch = "bpf")]
@@ -40,6 +48,8 @@ mod steer;
 mod sweep;
 #[cfg(target_arch = "bpf")]
 mod tunnel;
+#[cfg(target_arch = "bpf")]
+mod via;
 #[cfg(target_arch = "bpf")]
 mod xdp;
 

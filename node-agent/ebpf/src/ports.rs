@@ -34,7 +34,9 @@ pub struct Claim {
     /// Out: the egress port.
     pub egress_port: u32,
     /// In: protocol number.
-    pub protocol: u32,
+    pub protocol: u16,
+    /// In: index into `PEERS` of the pod's node; 0 = this one.
+    pub peer: u16,
     /// Out: what came of it.
     pub outcome: u32,
 }
@@ -125,7 +127,8 @@ fn enter(claim: &mut Claim, block: &BlockKey, port: u16) -> bool {
         protocol: block.protocol,
         pad: [0; 3],
     };
-    let value = ReverseValue { pod: claim.pod, pod_port: claim.pod_port, pad: 0, last_seen: 0, seen: 0 };
+    let value =
+        ReverseValue { pod: claim.pod, pod_port: claim.pod_port, peer: claim.peer, ..Default::default() };
     match REVERSE.insert(&key, &value, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
             claim.egress = block.egress;

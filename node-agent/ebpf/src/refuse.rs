@@ -6,6 +6,7 @@
 use crate::checksum::fold;
 use crate::headers::{self, ACK, ETH_LEN, FIN, Packet, RST, SYN};
 use crate::maps::{self, LIMITER};
+use crate::via;
 use aegis_common::{Config, Counter};
 use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::bindings::tcx_action_base::TCX_DROP;
@@ -24,8 +25,8 @@ pub fn answer(ctx: &TcContext, config: &Config, packet: &Packet, reason: Counter
         return TCX_DROP;
     }
     let made = match packet.ip.protocol {
-        headers::TCP => reset(ctx, packet),
-        _ => unreachable(ctx, packet, reason),
+        headers::TCP if !matches!(reason, Counter::TooBigOut) => reset(ctx, packet),
+        _ => unreachable(ctx, config, packet, reason),
     };
     if made.is_none() {
         return TCX_DROP;
@@ -39,7 +40,7 @@ pub fn answer(ctx: &TcContext, config: &Config, packet: &Packet, reason: Counter
 
 /// Whether this CPU may answer once more in this second.
 #[inline(always)]
-fn allowed(config: &Config) -> bool {
+pub fn allowed(config: &Config) -> bool {
     let Some(limiter) = LIMITER.get_ptr_mut(0) else { return false };
     // SAFETY: a per-CPU value.
     let limiter = unsafe { &mut *limiter };
@@ -94,7 +95,7 @@ fn reset(ctx: &TcContext, packet: &Packet) -> Option<()> {
 
 /// Makes the packet an ICMP "destination unreachable" about itself, as if the origin had sent it.
 #[inline(always)]
-fn unreachable(ctx: &TcContext, packet: &Packet, reason: Counter) -> Option<()> {
+fn unreachable(ctx: &TcContext, config: &Config, packet: &Packet, reason: Counter) -> Option<()> {
     if packet.transport_offset != ETH_LEN + 20 || packet.ip.is_later_fragment() {
         return None;
     }
@@ -105,11 +106,6 @@ fn unreachable(ctx: &TcContext, packet: &Packet, reason: Counter) -> Option<()> 
             return None;
         }
     }
-    // Host unreachable for want of a port; administratively prohibited (RFC 1812 section 5.2.7.1) otherwise.
-    let code = match reason {
-        Counter::RefuseNoPort | Counter::RefuseTableFull => 1,
-        _ => 13,
-    };
     let quoted: [u16; QUOTED / 2] = ctx.load(ETH_LEN).ok()?;
     let mut reply = Reply {
         version_length: 0x45,
@@ -122,9 +118,9 @@ fn unreachable(ctx: &TcContext, packet: &Packet, reason: Counter) -> Option<()> 
         ip_checksum: 0,
         addresses: [packet.ip.destination, packet.ip.source],
         kind: headers::ICMP_UNREACHABLE,
-        code,
+        code: code(reason),
         checksum: 0,
-        unused: 0,
+        mtu: if matches!(reason, Counter::TooBigOut) { via::limit(config).to_be() } else { 0 },
         quoted,
     };
     // SAFETY: `Reply` is 56 bytes without padding, so it can be read as 28 words of 16 bits.
@@ -148,6 +144,17 @@ fn unreachable(ctx: &TcContext, packet: &Packet, reason: Counter) -> Option<()> 
     swap_ethernet(ctx).ok()
 }
 
+/// Code of "destination unreachable": host unreachable for want of a port, fragmentation needed, administratively
+/// prohibited (RFC 1812 section 5.2.7.1) otherwise.
+#[inline(always)]
+pub fn code(reason: Counter) -> u8 {
+    match reason {
+        Counter::RefuseNoPort | Counter::RefuseTableFull => 1,
+        Counter::TooBigOut => 4,
+        _ => 13,
+    }
+}
+
 /// IPv4 and ICMP headers with the quoted packet.
 #[repr(C)]
 struct Reply {
@@ -163,7 +170,8 @@ struct Reply {
     kind: u8,
     code: u8,
     checksum: u16,
-    unused: u32,
+    /// For code 4, in the lower half (RFC 1191).
+    mtu: u32,
     quoted: [u16; QUOTED / 2],
 }
 const _: () = assert!(size_of::<Reply>() == 56);

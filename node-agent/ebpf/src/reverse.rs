@@ -5,7 +5,7 @@ use crate::headers::{self, ACK, ETH_LEN, Ipv4, SYN, Transport};
 use crate::maps::{self, REVERSE};
 use crate::steer::Inbound;
 use crate::xdp;
-use aegis_common::{Counter, FlowKey, ReverseValue, seen_after};
+use aegis_common::{Config, Counter, FlowKey, ReverseValue, seen_after};
 use aya_ebpf::programs::XdpContext;
 
 /// A packet of ours that an ICMP error quotes.
@@ -69,15 +69,34 @@ fn key_of(inbound: &Inbound, transport: &Transport) -> FlowKey {
     }
 }
 
-/// Translates a packet whose egress port is this node's, if a live flow asked for it.
+/// In place of a node: the packet is dropped, and counted.
+pub const DROPPED: u32 = 1 << 16;
+/// It does not fit into the tunnel to the pod's node, and is left as it is.
+pub const TOO_BIG: u32 = 2 << 16;
+
+/// Translates a packet whose egress port is this node's, if a live flow asked for it. Gives the node of the pod as index
+/// into `PEERS` (0 = this one), or [`DROPPED`] or [`TOO_BIG`]. (Not a `Result`: its unset half would be spilled to the
+/// stack uninitialised, which the verifier refuses.)
 #[inline(always)]
-pub fn translate(ctx: &XdpContext, inbound: &Inbound) -> Result<(), Counter> {
+pub fn translate(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> u32 {
+    match rewrite(ctx, config, inbound) {
+        Ok(peer) => u32::from(peer),
+        Err(Counter::TooBig) => TOO_BIG,
+        Err(reason) => {
+            maps::count(reason, u32::from(inbound.ip.total_length()));
+            DROPPED
+        }
+    }
+}
+
+#[inline(always)]
+fn rewrite(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u16, Counter> {
     let malformed = Counter::DropMalformedIn;
     let offset = inbound.transport_offset;
     // SAFETY: within the frame.
     let transport = unsafe { *xdp::at::<Transport>(ctx, offset).ok_or(malformed)? };
     if inbound.ip.protocol == headers::ICMP && transport.icmp_type() != headers::ICMP_ECHO_REPLY {
-        return error(ctx, inbound);
+        return error(ctx, config, inbound);
     }
     let key = key_of(inbound, &transport);
     let local_port = key.local_port;
@@ -85,9 +104,8 @@ pub fn translate(ctx: &XdpContext, inbound: &Inbound) -> Result<(), Counter> {
     // SAFETY: map values stay readable until the program ends.
     let flow = unsafe { &mut *flow };
     let (pod, pod_port) = (flow.pod, flow.pod_port);
-    if pod == 0 {
-        return Err(Counter::DropNoFlow);
-    }
+    let peer = flow.peer;
+    may_go_on(config, inbound, pod, peer)?;
     let change = difference(inbound.ip.destination, pod) + difference16(local_port.to_be(), pod_port.to_be());
     match inbound.ip.protocol {
         headers::TCP => {
@@ -121,20 +139,32 @@ pub fn translate(ctx: &XdpContext, inbound: &Inbound) -> Result<(), Counter> {
             replace_word(ctx, offset + 4, pod_port.to_be()).ok_or(malformed)?;
         }
     }
-    destination(ctx, inbound, pod).ok_or(malformed)
+    destination(ctx, inbound, pod).ok_or(malformed)?;
+    Ok(peer)
+}
+
+/// Whether the packet can be taken to the pod.
+#[inline(always)]
+fn may_go_on(config: &Config, inbound: &Inbound, pod: u32, peer: u16) -> Result<(), Counter> {
+    if pod == 0 {
+        return Err(Counter::DropNoFlow);
+    }
+    if peer != 0 && u32::from(inbound.ip.total_length()) > config.tunnel_mtu {
+        return Err(Counter::TooBig);
+    }
+    Ok(())
 }
 
 /// An ICMP error about a packet of ours: the pod must see itself as the sender of what is quoted (RFC 5508 REQ-4).
 #[inline(always)]
-fn error(ctx: &XdpContext, inbound: &Inbound) -> Result<(), Counter> {
+fn error(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u16, Counter> {
     let malformed = Counter::DropMalformedIn;
     let quoted = quoted(ctx, inbound).ok_or(malformed)?;
     // SAFETY: read at once.
     let flow = unsafe { REVERSE.get(&quoted.key) }.ok_or(Counter::DropNoFlow)?;
     let (pod, pod_port, port) = (flow.pod, flow.pod_port, quoted.key.local_port);
-    if pod == 0 {
-        return Err(Counter::DropNoFlow);
-    }
+    let peer = flow.peer;
+    may_go_on(config, inbound, pod, peer)?;
     let start = inbound.transport_offset + 8;
     let ip = xdp::at::<Ipv4>(ctx, start).ok_or(malformed)?;
     // The quoted header sums to the same before and after, so the ICMP checksum only notices the port.
@@ -150,12 +180,13 @@ fn error(ctx: &XdpContext, inbound: &Inbound) -> Result<(), Counter> {
     replace_word(ctx, at, pod_port.to_be()).ok_or(malformed)?;
     let change = difference16(port.to_be(), pod_port.to_be());
     replace_checksum(ctx, inbound.transport_offset + 2, change).ok_or(malformed)?;
-    destination(ctx, inbound, pod).ok_or(malformed)
+    destination(ctx, inbound, pod).ok_or(malformed)?;
+    Ok(peer)
 }
 
 /// Notes a packet in.
 #[inline(always)]
-fn touch(flow: &mut ReverseValue, seen: u32) {
+pub fn touch(flow: &mut ReverseValue, seen: u16) {
     let now = maps::now();
     if flow.last_seen != now {
         flow.last_seen = now;
@@ -178,7 +209,7 @@ pub fn destination(ctx: &XdpContext, inbound: &Inbound, pod: u32) -> Option<()> 
 }
 
 #[inline(always)]
-fn replace_word(ctx: &XdpContext, offset: usize, word: u16) -> Option<()> {
+pub fn replace_word(ctx: &XdpContext, offset: usize, word: u16) -> Option<()> {
     let place = xdp::at::<u16>(ctx, offset)?;
     // SAFETY: within the frame; BPF has no alignment demands on packet memory here.
     unsafe { place.write_unaligned(word) };
@@ -186,7 +217,7 @@ fn replace_word(ctx: &XdpContext, offset: usize, word: u16) -> Option<()> {
 }
 
 #[inline(always)]
-fn replace_checksum(ctx: &XdpContext, offset: usize, change: u32) -> Option<()> {
+pub fn replace_checksum(ctx: &XdpContext, offset: usize, change: u32) -> Option<()> {
     let place = xdp::at::<u16>(ctx, offset)?;
     // SAFETY: within the frame.
     unsafe { place.write_unaligned(apply(place.read_unaligned(), change)) };

@@ -1,12 +1,12 @@
 //! `uplink_egress`: gives covered packets their egress address and port, and lets nothing else of them out.
 
-use crate::headers::{self, ACK, ETH_LEN, ETH_P_IP, Packet, SYN, Transport};
+use crate::headers::{self, ACK, ETH_LEN, ETH_P_IP, Ipv4, Packet, SYN, Transport};
 use crate::maps::{self, ADDRESSES, FORWARD, FRAGMENTS_OUT, REVERSE};
 use crate::ports::{self, Claim};
-use crate::{icmp_out, mss, refuse};
+use crate::{icmp_out, mss, refuse, via};
 use aegis_common::*;
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
-use aya_ebpf::bindings::{BPF_ANY, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_NOEXIST};
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_NOEXIST};
 use aya_ebpf::programs::TcContext;
 
 /// Why a packet does not pass.
@@ -40,9 +40,11 @@ pub fn run(ctx: &TcContext) -> i32 {
         return TCX_DROP;
     }
     match translate(ctx, config, &packet) {
-        Ok(()) => {
-            maps::count(Counter::Translated, bytes);
-            TCX_NEXT
+        Ok(verdict) => {
+            if verdict == TCX_NEXT {
+                maps::count(Counter::Translated, bytes);
+            }
+            verdict
         }
         Err(Stop::Drop(reason)) => {
             maps::count(reason, bytes);
@@ -58,7 +60,7 @@ pub fn run(ctx: &TcContext) -> i32 {
 const MALFORMED: Stop = Stop::Drop(Counter::DropMalformedOut);
 
 #[inline(always)]
-fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<(), Stop> {
+fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<i32, Stop> {
     let (source, protocol) = (packet.ip.source, packet.ip.protocol);
     let generation = maps::generation(config);
     let pod = maps::pod(generation, source);
@@ -66,7 +68,7 @@ fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<(), St
         return Err(Stop::Drop(Counter::DropLeak));
     }
     if packet.ip.is_later_fragment() {
-        return later_fragment(ctx, packet);
+        return later_fragment(ctx, config, packet);
     }
     let (transport, flags) = match protocol {
         headers::TCP => {
@@ -77,16 +79,21 @@ fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<(), St
         headers::ICMP => {
             let transport = packet.transport(ctx).ok_or(MALFORMED)?;
             if headers::is_icmp_error(transport.icmp_type()) {
-                return icmp_out::translate(ctx, packet, &pod);
+                return icmp_out::translate(ctx, packet, &pod).map(|()| TCX_NEXT);
             }
             (transport, 0)
         }
         _ => return Err(Stop::Refuse(Counter::RefuseProtocol)),
     };
-    let key = key(packet, &transport);
-    let (egress, port) = match FORWARD.get_ptr_mut(&key) {
+    let key = key(&packet.ip, &transport);
+    let flow = match FORWARD.get_ptr_mut(&key) {
         // SAFETY: map values stay readable until the program ends.
-        Some(flow) if belongs(unsafe { &*flow }, &pod) => touch(unsafe { &mut *flow }, &key, flags),
+        Some(flow) if belongs(unsafe { &*flow }, &pod) && goes_on(unsafe { &*flow }, &key, flags)? => {
+            // SAFETY: as above.
+            let flow = unsafe { &mut *flow };
+            touch(flow, &key, flags);
+            *flow
+        }
         other => {
             let opens = match protocol {
                 headers::TCP => flags & (SYN | ACK) == SYN,
@@ -103,27 +110,40 @@ fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<(), St
             open(generation, pod.unwrap_or_default(), &key, flags)?
         }
     };
+    let (egress, port) = (flow.egress, flow.egress_port);
     if packet.ip.is_first_fragment() {
-        remember_fragment(packet, egress, port);
+        let value = FragmentValue { address: egress, port, peer: flow.peer, seen: maps::now() };
+        let _ = FRAGMENTS_OUT.insert(&fragment_key(&packet.ip), &value, u64::from(BPF_ANY));
     }
     if protocol == headers::TCP && flags & SYN != 0 && config.mss != 0 {
-        clamp_mss(ctx, packet, config.mss as u16);
+        clamp_mss(ctx.skb.skb, packet.transport_offset as u32, config.mss);
     }
-    rewrite(ctx, packet, &transport, egress, port).map_err(|_| MALFORMED)
+    if flow.peer != 0 {
+        return via::send(ctx, config, packet, Some(&transport), flow.peer, flow.allocation);
+    }
+    rewrite(ctx, packet, &transport, egress, port).map_err(|_| MALFORMED)?;
+    Ok(TCX_NEXT)
 }
 
+/// Whether a flow can go on as it is: always, unless its gateway has failed.
 #[inline(always)]
-fn key(packet: &Packet, transport: &Transport) -> FlowKey {
-    let (local_port, remote_port) = match packet.ip.protocol {
+fn goes_on(flow: &ForwardValue, key: &FlowKey, flags: u8) -> Result<bool, Stop> {
+    if flow.peer == 0 { Ok(true) } else { via::keeps(flow, key, flags) }
+}
+
+/// Key in `FORWARD` of the flow of a packet from a pod.
+#[inline(always)]
+pub fn key(ip: &Ipv4, transport: &Transport) -> FlowKey {
+    let (local_port, remote_port) = match ip.protocol {
         headers::ICMP => (transport.icmp_id(), 0),
         _ => (transport.source_port(), transport.destination_port()),
     };
     FlowKey {
-        local: packet.ip.source,
-        remote: packet.ip.destination,
+        local: ip.source,
+        remote: ip.destination,
         local_port,
         remote_port,
-        protocol: packet.ip.protocol,
+        protocol: ip.protocol,
         pad: [0; 3],
     }
 }
@@ -138,15 +158,25 @@ pub fn belongs(flow: &ForwardValue, pod: &Option<PodValue>) -> bool {
 /// Ends a flow and gives its port back.
 #[inline(always)]
 pub fn remove(key: &FlowKey, flow: &ForwardValue) {
-    let (egress, port) = (flow.egress, flow.egress_port);
+    end(key, flow.egress, u32::from(flow.egress_port));
+}
+
+/// A function of its own for the verifier's sake, like `take` in `ports`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn end(key: *const FlowKey, egress: u32, port: u32) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's key.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let port = port as u16;
     let _ = REVERSE.remove(&reverse_key(key, egress, port));
     let _ = FORWARD.remove(key);
     ports::release(&block_key(key, egress, port), port);
+    0
 }
 
 /// Notes a packet of a flow that exists.
 #[inline(always)]
-fn touch(flow: &mut ForwardValue, key: &FlowKey, flags: u8) -> (u32, u16) {
+pub fn touch(flow: &mut ForwardValue, key: &FlowKey, flags: u8) {
     let now = maps::now();
     // Written only when it changes: the line stays shared between CPUs.
     if flow.last_seen != now {
@@ -161,7 +191,6 @@ fn touch(flow: &mut ForwardValue, key: &FlowKey, flags: u8) -> (u32, u16) {
             flow.seen = seen;
         }
     }
-    (flow.egress, flow.egress_port)
 }
 
 /// Forgets what a connection saw that has ended, by whichever side, when the pod uses its port for a new one.
@@ -182,20 +211,39 @@ pub fn reverse_key(key: &FlowKey, egress: u32, egress_port: u16) -> FlowKey {
     FlowKey { local: egress, local_port: egress_port, ..*key }
 }
 
-/// Makes a new flow.
+/// Makes a new flow: from a port of this node, or through a gateway where it has none.
 #[inline(always)]
-fn open(generation: u32, pod: PodValue, key: &FlowKey, flags: u8) -> Result<(u32, u16), Stop> {
+fn open(generation: u32, pod: PodValue, key: &FlowKey, flags: u8) -> Result<ForwardValue, Stop> {
     let unavailable = Stop::Refuse(Counter::RefuseUnavailable);
     let port = if key.protocol == headers::ICMP { maps::NO_PORT } else { u32::from(key.remote_port) };
     let verdict = maps::verdict(generation, pod.class, key.remote, key.protocol, port);
     let Some(verdict) = verdict.filter(|verdict| verdict.action == ACTION_ALLOCATE) else {
         return Err(unavailable);
     };
-    let allocation = u32::from(verdict.allocation);
-    match maps::ALLOCATIONS.get(allocation) {
-        Some(allocation) if allocation.count > 0 => (),
-        _ => return Err(unavailable),
+    let number = u32::from(verdict.allocation);
+    let Some(allocation) = maps::ALLOCATIONS.get(number) else { return Err(unavailable) };
+    let fresh = fresh(key, number, flags);
+    let flow = ForwardValue { incarnation: pod.incarnation, binding: verdict.binding, ..fresh };
+    if allocation.count == 0 {
+        return via::open(key, flow);
     }
+    claim(key, number, 0, flow)
+}
+
+/// A flow of which one packet is known, before it has a way.
+#[inline(always)]
+pub fn fresh(key: &FlowKey, allocation: u32, flags: u8) -> ForwardValue {
+    ForwardValue {
+        allocation: allocation as u16,
+        last_seen: maps::now(),
+        seen: if key.protocol == headers::TCP { seen_after(0, flags) } else { 0 },
+        ..Default::default()
+    }
+}
+
+/// Takes a port for a new flow of a pod on the node `peer` (0 = this one) and enters it.
+#[inline(always)]
+pub fn claim(key: &FlowKey, allocation: u32, peer: u16, flow: ForwardValue) -> Result<ForwardValue, Stop> {
     let mut claim = Claim {
         pod: key.local,
         remote: key.remote,
@@ -205,38 +253,29 @@ fn open(generation: u32, pod: PodValue, key: &FlowKey, flags: u8) -> Result<(u32
         start: mix(key.remote ^ u32::from(key.remote_port)),
         egress: 0,
         egress_port: 0,
-        protocol: u32::from(key.protocol),
+        protocol: u16::from(key.protocol),
+        peer,
         outcome: ports::UNAVAILABLE,
     };
     ports::claim(&mut claim);
     match claim.outcome {
         ports::TAKEN => (),
-        ports::UNAVAILABLE => return Err(unavailable),
+        ports::UNAVAILABLE => return Err(Stop::Refuse(Counter::RefuseUnavailable)),
         ports::NO_ROOM => return Err(Stop::Refuse(Counter::RefuseTableFull)),
         _ => return Err(Stop::Refuse(Counter::RefuseNoPort)),
     }
     let (egress, egress_port) = (claim.egress, claim.egress_port as u16);
-    let now = maps::now();
-    let seen = if key.protocol == headers::TCP { seen_after(0, flags) } else { 0 };
-    let flow = ForwardValue {
-        egress,
-        egress_port,
-        allocation: verdict.allocation,
-        last_seen: now,
-        incarnation: pod.incarnation,
-        seen,
-        binding: verdict.binding,
-    };
+    let flow = ForwardValue { egress, egress_port, ..flow };
     if FORWARD.insert(key, &flow, u64::from(BPF_NOEXIST)).is_ok() {
         maps::count(Counter::NewFlow, 0);
-        return Ok((egress, egress_port));
+        return Ok(flow);
     }
     // Another CPU made the same flow first, or there is no room: undo, in the reverse order.
     let _ = REVERSE.remove(&reverse_key(key, egress, egress_port));
     ports::release(&block_key(key, egress, egress_port), egress_port);
-    // SAFETY: read at once.
+    // SAFETY: copied at once.
     match unsafe { FORWARD.get(key) } {
-        Some(winner) => Ok((winner.egress, winner.egress_port)),
+        Some(winner) => Ok(*winner),
         None => Err(Stop::Refuse(Counter::RefuseTableFull)),
     }
 }
@@ -253,30 +292,30 @@ pub fn block_key(key: &FlowKey, egress: u32, egress_port: u16) -> BlockKey {
     }
 }
 
+/// Key of a datagram from a pod.
 #[inline(always)]
-fn fragment_key(packet: &Packet) -> FragmentKey {
+pub fn fragment_key(ip: &Ipv4) -> FragmentKey {
     FragmentKey {
-        source: packet.ip.source,
-        destination: packet.ip.destination,
-        id: u16::from_be(packet.ip.id),
-        protocol: packet.ip.protocol,
+        source: ip.source,
+        destination: ip.destination,
+        id: u16::from_be(ip.id),
+        protocol: ip.protocol,
         pad: 0,
     }
 }
 
-#[inline(always)]
-fn remember_fragment(packet: &Packet, egress: u32, port: u16) {
-    let value = FragmentValue { address: egress, port, pad: 0, seen: maps::now() };
-    let _ = FRAGMENTS_OUT.insert(&fragment_key(packet), &value, u64::from(BPF_ANY));
-}
-
 /// The host stack fragments in order, so the first fragment has always passed before.
 #[inline(always)]
-fn later_fragment(ctx: &TcContext, packet: &Packet) -> Result<(), Stop> {
-    let Some(first) = maps::first_fragment(&FRAGMENTS_OUT, &fragment_key(packet)) else {
+fn later_fragment(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<i32, Stop> {
+    let Some(first) = maps::first_fragment(&FRAGMENTS_OUT, &fragment_key(&packet.ip)) else {
         return Err(Stop::Drop(Counter::DropFragmentOut));
     };
-    rewrite_source(ctx, packet, first.address).map_err(|_| MALFORMED)
+    if first.peer != 0 {
+        // The gateway asks for no allocation here: it goes by the first fragment too.
+        return via::send(ctx, config, packet, None, first.peer, 0);
+    }
+    rewrite_source(ctx, packet, first.address).map_err(|_| MALFORMED)?;
+    Ok(TCX_NEXT)
 }
 
 /// Writes source address and port, with all checksums.
@@ -316,16 +355,19 @@ pub fn rewrite_source(ctx: &TcContext, packet: &Packet, egress: u32) -> Result<(
     ctx.store(ETH_LEN + 12, &egress, 0)
 }
 
-/// Lowers the MSS option of a SYN, so that what the origin sends fits into the tunnel (RFC 9293 section 3.7.1).
-#[inline(always)]
-fn clamp_mss(ctx: &TcContext, packet: &Packet, limit: u16) {
-    let start = packet.transport_offset;
-    let Ok(offset_byte) = ctx.load::<u8>(start + 12) else { return };
+/// Lowers the MSS option of a SYN, so that what the origin sends fits into the tunnel (RFC 9293 section 3.7.1). A function
+/// of its own for the verifier's sake, like `take` in `ports`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn clamp_mss(skb: *mut __sk_buff, start: u32, limit: u32) -> u32 {
+    let (ctx, start, limit) = (TcContext::new(skb), start as usize, limit as u16);
+    let Ok(offset_byte) = ctx.load::<u8>(start + 12) else { return 0 };
     let end = usize::from(offset_byte >> 4) * 4;
-    let Some(found) = mss::find(end, |at| ctx.load(start + at).ok()) else { return };
+    let Some(found) = mss::find(end, |at| ctx.load(start + at).ok()) else { return 0 };
     if found.value > limit {
         let (old, new) = (mss::word(found.at, found.value), mss::word(found.at, limit));
         let _ = ctx.l4_csum_replace(start + 16, u64::from(old), u64::from(new), 2);
         let _ = ctx.store(start + found.at, &limit.to_be(), 0);
     }
+    0
 }

@@ -1,12 +1,14 @@
 //! `uplink_ingress`: whose reply is this?
 
 use crate::fragment;
+use crate::guest;
 use crate::headers::{self, ETH_LEN, ETH_P_IP, Ethernet, Ipv4, Transport};
 use crate::maps::{self, ADDRESSES, SLOTS};
+use crate::returned;
 use crate::reverse;
-use crate::tunnel::{self, Arrival};
+use crate::tunnel::{self, Arrival, Outer, Received};
 use crate::xdp;
-use aegis_common::{Config, Counter, FIRST_SLICE, SLOTS_PER_ADDRESS, VNI_STEER};
+use aegis_common::{Config, Counter, FIRST_SLICE, SLOTS_PER_ADDRESS, VNI_RETURN, VNI_STEER};
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::programs::XdpContext;
 
@@ -32,29 +34,34 @@ pub struct Inbound {
 pub fn run(ctx: &XdpContext) -> u32 {
     let Some(config) = maps::config() else { return XDP_PASS };
     let Some(ip) = ipv4(ctx) else { return XDP_PASS };
-    let arrival = if ip.destination == config.tunnel_address {
+    let wire = Received { arrival: Arrival::Wire, peer: 0, name: 0 };
+    let received = if ip.destination == config.tunnel_address {
         match tunnel::receive(ctx, config, &ip) {
-            Ok(Some(arrival)) => arrival,
-            Ok(None) => return XDP_PASS,
+            Ok(Outer::Inner(received)) => received,
+            Ok(Outer::Foreign) => return XDP_PASS,
+            Ok(Outer::Answered(verdict)) => return verdict,
             Err(reason) => {
                 maps::count(reason, u32::from(ip.total_length()));
                 return XDP_DROP;
             }
         }
     } else {
-        Arrival::Wire
+        wire
     };
+    let arrival = received.arrival;
     let Some(ip) = ipv4(ctx) else {
         maps::count(Counter::DropMalformedIn, 0);
         return XDP_DROP;
     };
     // SAFETY: read at once.
-    let Some(address) = (unsafe { ADDRESSES.get(&ip.destination) }) else {
-        if arrival == Arrival::Wire {
-            return XDP_PASS;
+    let address = match unsafe { ADDRESSES.get(&ip.destination) } {
+        Some(address) => address.index,
+        None if arrival == Arrival::Wire => return XDP_PASS,
+        None if arrival == Arrival::Guest || arrival == Arrival::Returned => 0,
+        None => {
+            maps::count(Counter::DropNotOwner, u32::from(ip.total_length()));
+            return XDP_DROP;
         }
-        maps::count(Counter::DropNotOwner, u32::from(ip.total_length()));
-        return XDP_DROP;
     };
     let bytes = u32::from(ip.total_length());
     let step = match ip.header_length() {
@@ -62,8 +69,12 @@ pub fn run(ctx: &XdpContext) -> u32 {
             if usize::from(ip.total_length()) >= length
                 && ETH_LEN + usize::from(ip.total_length()) <= xdp::length(ctx) =>
         {
-            let inbound = Inbound { ip, transport_offset: ETH_LEN + length, address: address.index, arrival };
-            handle(ctx, config, &inbound)
+            let inbound = Inbound { ip, transport_offset: ETH_LEN + length, address, arrival };
+            match arrival {
+                Arrival::Guest => guest::run(ctx, config, &ip, inbound.transport_offset, &received),
+                Arrival::Returned => returned::run(ctx, &inbound),
+                _ => handle(ctx, config, &inbound),
+            }
         }
         _ => Step::Drop(Counter::DropMalformedIn),
     };
@@ -138,12 +149,14 @@ pub fn to_owner(ctx: &XdpContext, config: &Config, inbound: &Inbound, port: u16)
         return Step::Drop(Counter::DropNoOwner);
     }
     if owner == config.own_peer {
-        return match reverse::translate(ctx, inbound) {
-            Ok(()) => {
+        return match reverse::translate(ctx, config, inbound) {
+            0 => {
                 maps::count(Counter::Reverse, u32::from(inbound.ip.total_length()));
                 Step::Done(XDP_PASS)
             }
-            Err(reason) => Step::Drop(reason),
+            reverse::DROPPED => Step::Done(XDP_DROP),
+            reverse::TOO_BIG => tunnel::too_big(ctx, config, inbound),
+            peer => to_pod_elsewhere(ctx, config, inbound, peer as u16),
         };
     }
     // A steered packet is never steered again: two nodes whose tables disagree would play ping-pong.
@@ -151,6 +164,12 @@ pub fn to_owner(ctx: &XdpContext, config: &Config, inbound: &Inbound, port: u16)
         return Step::Drop(Counter::DropNotOwner);
     }
     tunnel::send(ctx, config, inbound, owner, VNI_STEER)
+}
+
+/// Sends a packet, translated back, to the node of its pod.
+#[inline(always)]
+pub fn to_pod_elsewhere(ctx: &XdpContext, config: &Config, inbound: &Inbound, peer: u16) -> Step {
+    tunnel::send(ctx, config, inbound, u32::from(peer), VNI_RETURN)
 }
 
 /// The peer that owns a port of an address; 0 = nobody.

@@ -66,6 +66,10 @@ fn flow(key: FlowKey, now: u32) -> bool {
 /// Whether the pod that made the flow is gone.
 #[inline(always)]
 fn abandoned(key: &FlowKey, forward: &ForwardValue) -> bool {
+    if forward.is_guest(key) {
+        // Its node judges.
+        return false;
+    }
     let Some(config) = maps::config() else { return false };
     let generation = maps::generation(config);
     match maps::pod(generation, key.local) {

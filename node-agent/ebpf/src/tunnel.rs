@@ -1,22 +1,26 @@
 //! The tunnel between nodes: Geneve (RFC 8926) over IPv4, the inner packet without an Ethernet header, so that it costs
 //! 36 bytes. The network identifier says what the receiver is to do.
 
+use crate::answer;
 use crate::checksum::fold;
 use crate::headers::{self, DF, ETH_LEN, ETH_P_IP, Ethernet, Ipv4, Transport};
 use crate::maps::{self, PEER_INDEX, PEERS};
+use crate::route::{self, Way};
 use crate::steer::{Inbound, Step};
 use crate::xdp;
-use aegis_common::{Config, Counter, PeerValue, TUNNEL_OVERHEAD, VNI_FRAGMENT, VNI_STEER, mix};
-use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
+use aegis_common::{
+    Config, Counter, GATEWAY_OVERHEAD, OPTION_ALLOCATION, PeerValue, TUNNEL_OVERHEAD, VNI_FRAGMENT,
+    VNI_GATEWAY, VNI_PROBE, VNI_RETURN, VNI_STEER, mix,
+};
 use aya_ebpf::bindings::xdp_action::XDP_TX;
-use aya_ebpf::helpers::{bpf_fib_lookup, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
+use aya_ebpf::helpers::bpf_xdp_adjust_head;
 use aya_ebpf::programs::XdpContext;
 
 const OVERHEAD: usize = TUNNEL_OVERHEAD as usize;
 /// Flow source ports of the outer UDP header, so that the underlay spreads flows (RFC 8926 section 3.3).
 const FIRST_SOURCE_PORT: u16 = 0xc000;
-const AF_INET: u8 = 2;
+/// ICMP code of "destination unreachable" (RFC 792).
+const FRAGMENTATION_NEEDED: u8 = 4;
 
 /// How a packet got here.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,12 +31,35 @@ pub enum Arrival {
     Steered,
     /// From another node, since this is where fragments of the datagram meet.
     Fragment,
+    /// From another node, whose pod's packet it is to send on.
+    Guest,
+    /// From another node, for a pod of this one.
+    Returned,
+}
+
+/// A packet that came through the tunnel.
+pub struct Received {
+    pub arrival: Arrival,
+    /// Index of the sender in `PEERS`.
+    pub peer: u32,
+    /// For [`Arrival::Guest`]: the egress address that names the allocation.
+    pub name: u32,
+}
+
+/// What there is to do with a packet for this node's tunnel address.
+pub enum Outer {
+    /// Not one of ours.
+    Foreign,
+    /// Decapsulated.
+    Inner(Received),
+    /// Already answered.
+    Answered(u32),
 }
 
 /// UDP and Geneve headers.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Geneve {
+pub struct Geneve {
     source_port: u16,
     destination_port: u16,
     length: u16,
@@ -44,45 +71,111 @@ struct Geneve {
     vni: u32,
 }
 
-/// Takes the outer headers off a packet for this node's tunnel. `None`: not one of ours.
+impl Geneve {
+    /// For a UDP datagram of `length` bytes. Arguments are in host order.
+    #[inline(always)]
+    pub fn new(source_port: u16, destination_port: u16, length: u16, vni: u32) -> Geneve {
+        Geneve {
+            source_port: source_port.to_be(),
+            destination_port: destination_port.to_be(),
+            length: length.to_be(),
+            // None: the inner packet has its own (RFC 8926 section 3.3).
+            checksum: 0,
+            version_options: options(vni),
+            // "Critical options present" is for the receiver to see where there are options (section 3.4).
+            flags: if options(vni) == 0 { 0 } else { 0x40 },
+            protocol: ETH_P_IP,
+            vni: (vni << 8).to_be(),
+        }
+    }
+}
+
+/// Words of options that go with a network identifier.
 #[inline(always)]
-pub fn receive(ctx: &XdpContext, config: &Config, ip: &Ipv4) -> Result<Option<Arrival>, Counter> {
+fn options(vni: u32) -> u8 {
+    if vni == VNI_GATEWAY { (GATEWAY_OVERHEAD - TUNNEL_OVERHEAD) as u8 / 4 } else { 0 }
+}
+
+/// Takes the outer headers off a packet for this node's tunnel.
+#[inline(always)]
+pub fn receive(ctx: &XdpContext, config: &Config, ip: &Ipv4) -> Result<Outer, Counter> {
     if ip.protocol != headers::UDP
         || ip.version_length != 0x45
         || ip.is_later_fragment()
         || ip.is_first_fragment()
     {
-        return Ok(None);
+        return Ok(Outer::Foreign);
     }
-    let Some(geneve) = xdp::at::<Geneve>(ctx, ETH_LEN + 20) else { return Ok(None) };
+    let Some(geneve) = xdp::at::<Geneve>(ctx, ETH_LEN + 20) else { return Ok(Outer::Foreign) };
     // SAFETY: within the frame.
     let geneve = unsafe { *geneve };
-    let ours = u32::from(u16::from_be(geneve.destination_port)) == config.tunnel_port
-        && geneve.version_options == 0
-        && geneve.protocol == ETH_P_IP;
+    let ours =
+        u32::from(u16::from_be(geneve.destination_port)) == config.tunnel_port && geneve.protocol == ETH_P_IP;
     if !ours {
-        return Ok(None);
+        return Ok(Outer::Foreign);
     }
-    let arrival = match u32::from_be(geneve.vni) >> 8 {
+    let vni = u32::from_be(geneve.vni) >> 8;
+    let arrival = match vni {
         VNI_STEER => Arrival::Steered,
         VNI_FRAGMENT => Arrival::Fragment,
-        _ => return Ok(None),
+        VNI_RETURN => Arrival::Returned,
+        VNI_GATEWAY => Arrival::Guest,
+        VNI_PROBE => Arrival::Wire,
+        _ => return Ok(Outer::Foreign),
     };
-    // SAFETY: only presence matters.
-    if unsafe { PEER_INDEX.get(&ip.source) }.is_none() {
+    if geneve.version_options != options(vni) {
+        return Ok(Outer::Foreign);
+    }
+    // SAFETY: read at once.
+    let Some(peer) = (unsafe { PEER_INDEX.get(&ip.source) }).copied() else {
         return Err(Counter::DropNotPeer);
+    };
+    if vni == VNI_PROBE {
+        return answer_probe(ctx).ok_or(Counter::DropMalformedIn).map(Outer::Answered);
+    }
+    let mut name = 0;
+    let mut overhead = OVERHEAD;
+    if arrival == Arrival::Guest {
+        let option = xdp::at::<[u32; 2]>(ctx, ETH_LEN + OVERHEAD).ok_or(Counter::DropMalformedIn)?;
+        // SAFETY: within the frame.
+        let [kind, value] = unsafe { option.read_unaligned() };
+        if kind != OPTION_ALLOCATION {
+            return Err(Counter::DropMalformedIn);
+        }
+        name = value;
+        overhead = GATEWAY_OVERHEAD as usize;
     }
     // SAFETY: within the frame, which `ipv4` has read already.
     let ethernet = unsafe { *xdp::at::<Ethernet>(ctx, 0).ok_or(Counter::DropMalformedIn)? };
     // SAFETY: the context is valid; all pointers into the frame are made anew below.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, OVERHEAD as i32) } != 0 {
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, overhead as i32) } != 0 {
         return Err(Counter::DropMalformedIn);
     }
     let place = xdp::at::<Ethernet>(ctx, 0).ok_or(Counter::DropMalformedIn)?;
     // SAFETY: within the frame.
     unsafe { *place = ethernet };
-    maps::count(Counter::SteeredHere, u32::from(ip.total_length()));
-    Ok(Some(arrival))
+    if arrival == Arrival::Steered || arrival == Arrival::Fragment {
+        maps::count(Counter::SteeredHere, u32::from(ip.total_length()));
+    }
+    Ok(Outer::Inner(Received { arrival, peer, name }))
+}
+
+/// Sends a probe back where it came from: to the port of the agent that asks, so that it goes up the stack there.
+#[inline(always)]
+fn answer_probe(ctx: &XdpContext) -> Option<u32> {
+    let ethernet = xdp::at::<Ethernet>(ctx, 0)?;
+    let ip = xdp::at::<Ipv4>(ctx, ETH_LEN)?;
+    let geneve = xdp::at::<Geneve>(ctx, ETH_LEN + 20)?;
+    // SAFETY: within the frame. Checksums do not notice what changes places.
+    unsafe {
+        *ethernet =
+            Ethernet { destination: (*ethernet).source, source: (*ethernet).destination, kind: ETH_P_IP };
+        ((*ip).source, (*ip).destination) = ((*ip).destination, (*ip).source);
+        ((*geneve).source_port, (*geneve).destination_port) =
+            ((*geneve).destination_port, (*geneve).source_port);
+    }
+    maps::count(Counter::Probed, 0);
+    Some(XDP_TX)
 }
 
 /// Sends the packet to a peer.
@@ -100,7 +193,7 @@ pub fn send(ctx: &XdpContext, config: &Config, inbound: &Inbound, peer: u32, vni
         Some(ethernet) => unsafe { *ethernet },
         None => return Step::Drop(Counter::DropMalformedIn),
     };
-    let hash = flow_hash(ctx, inbound);
+    let from = flow_port(ctx, inbound);
     // SAFETY: the context is valid; all pointers into the frame are made anew below.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(OVERHEAD as i32)) } != 0 {
         return Step::Drop(Counter::DropNoNeighbour);
@@ -109,27 +202,19 @@ pub fn send(ctx: &XdpContext, config: &Config, inbound: &Inbound, peer: u32, vni
     else {
         return Step::Drop(Counter::DropMalformedIn);
     };
-    let outer = outer_header(config, peer, length + OVERHEAD as u16);
+    let outer = encapsulation(config.tunnel_address, peer.address, length + OVERHEAD as u16);
     // SAFETY: within the frame.
     unsafe {
         *ip = outer;
-        *geneve = Geneve {
-            source_port: (FIRST_SOURCE_PORT | hash as u16 & 0x3fff).to_be(),
-            destination_port: (config.tunnel_port as u16).to_be(),
-            length: (length + 16).to_be(),
-            // None: the inner packet has its own (RFC 8926 section 3.3).
-            checksum: 0,
-            version_options: 0,
-            flags: 0,
-            protocol: ETH_P_IP,
-            vni: (vni << 8).to_be(),
-        };
+        *geneve = Geneve::new(from, config.tunnel_port as u16, length + 16, vni);
     }
-    transmit(ctx, config, peer, &ethernet, u32::from(length))
+    let reason = if vni == VNI_RETURN { Counter::Returned } else { Counter::Steered };
+    transmit(ctx, config, peer, &ethernet, reason, u32::from(length))
 }
 
+/// The outer IP header of a packet of `length` bytes.
 #[inline(always)]
-fn outer_header(config: &Config, peer: &PeerValue, length: u16) -> Ipv4 {
+pub fn encapsulation(source: u32, destination: u32, length: u16) -> Ipv4 {
     let mut ip = Ipv4 {
         version_length: 0x45,
         tos: 0,
@@ -139,8 +224,8 @@ fn outer_header(config: &Config, peer: &PeerValue, length: u16) -> Ipv4 {
         ttl: 64,
         protocol: headers::UDP,
         checksum: 0,
-        source: config.tunnel_address,
-        destination: peer.address,
+        source,
+        destination,
     };
     let sum = u32::from(u16::from_ne_bytes([0x45, 0]))
         + u32::from(ip.total_length)
@@ -154,8 +239,14 @@ fn outer_header(config: &Config, peer: &PeerValue, length: u16) -> Ipv4 {
     ip
 }
 
+/// Source port of the outer UDP header.
 #[inline(always)]
-fn flow_hash(ctx: &XdpContext, inbound: &Inbound) -> u32 {
+pub fn source_port(source: u32, destination: u32, ports: u32) -> u16 {
+    FIRST_SOURCE_PORT | mix(mix(source ^ destination.rotate_left(16)) ^ ports) as u16 & 0x3fff
+}
+
+#[inline(always)]
+fn flow_port(ctx: &XdpContext, inbound: &Inbound) -> u16 {
     let ports = match xdp::at::<Transport>(ctx, inbound.transport_offset) {
         // Later fragments have no ports, so none of a datagram's fragments uses them.
         // SAFETY: within the frame.
@@ -164,38 +255,30 @@ fn flow_hash(ctx: &XdpContext, inbound: &Inbound) -> u32 {
         },
         _ => 0,
     };
-    mix(mix(inbound.ip.source ^ inbound.ip.destination.rotate_left(16)) ^ ports)
+    source_port(inbound.ip.source, inbound.ip.destination, ports)
 }
 
 /// Gives the encapsulated frame its Ethernet header and sends it.
 #[inline(always)]
-fn transmit(ctx: &XdpContext, config: &Config, peer: &PeerValue, old: &Ethernet, bytes: u32) -> Step {
+fn transmit(
+    ctx: &XdpContext,
+    config: &Config,
+    peer: &PeerValue,
+    old: &Ethernet,
+    reason: Counter,
+    bytes: u32,
+) -> Step {
     let ingress = ctx.ingress_ifindex() as u32;
-    let (mut destination, mut source, mut ifindex) = (peer.mac, old.destination, peer.ifindex);
-    if peer.mac == [0; 6] || ifindex != ingress {
-        // SAFETY: all-zero is a valid value of this plain C structure.
-        let mut fib: FibLookup = unsafe { core::mem::zeroed() };
-        fib.family = AF_INET;
-        fib.l4_protocol = headers::UDP;
-        fib.ifindex = ingress;
-        fib.__bindgen_anon_3.ipv4_src = config.tunnel_address;
-        fib.__bindgen_anon_4.ipv4_dst = peer.address;
-        let size = size_of::<FibLookup>() as i32;
-        // SAFETY: context and structure are valid for the call.
-        if unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut fib, size, 0) } != 0 {
-            return Step::Drop(Counter::DropNoNeighbour);
+    let way = if peer.mac == [0; 6] || peer.ifindex != ingress {
+        match route::find(ctx, headers::UDP, config.tunnel_address, peer.address) {
+            Some(way) => way,
+            None => return Step::Drop(Counter::DropNoNeighbour),
         }
-        (destination, source, ifindex) = (fib.dmac, fib.smac, fib.ifindex);
-    }
-    let Some(ethernet) = xdp::at::<Ethernet>(ctx, 0) else { return Step::Drop(Counter::DropMalformedIn) };
-    // SAFETY: within the frame.
-    unsafe { *ethernet = Ethernet { destination, source, kind: ETH_P_IP } };
-    maps::count(Counter::Steered, bytes);
-    if ifindex == ingress {
-        return Step::Done(XDP_TX);
-    }
-    // SAFETY: plain arguments.
-    Step::Done(unsafe { bpf_redirect(ifindex, 0) } as u32)
+    } else {
+        Way { destination: peer.mac, source: old.destination, ifindex: ingress }
+    };
+    maps::count(reason, bytes);
+    route::leave(ctx, &way)
 }
 
 /// Answers "fragmentation needed" (RFC 1191): Ethernet, IPv4, ICMP and the quoted start of the packet.
@@ -203,9 +286,7 @@ fn transmit(ctx: &XdpContext, config: &Config, peer: &PeerValue, old: &Ethernet,
 /// Also when "don't fragment" is not set: XDP can't make two packets of one, and an origin that sends a large datagram
 /// in fragments of its link's MTU, which are never marked so, would otherwise not learn that they do not arrive.
 #[inline(always)]
-fn too_big(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Step {
-    const QUOTED: usize = 28;
-    const REPLY: usize = 28 + QUOTED;
+pub fn too_big(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Step {
     let failed = Step::Drop(Counter::DropTooBig);
     // Without ports in it nobody could tell what the answer is about; an error is never answered by an error
     // (RFC 1122 section 3.2.2).
@@ -217,47 +298,14 @@ fn too_big(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Step {
         Some(ethernet) => unsafe { *ethernet },
         None => return failed,
     };
-    let shrink = (ETH_LEN + QUOTED) as i32 - xdp::length(ctx) as i32;
-    // SAFETY: the context is valid; all pointers into the frame are made anew below.
-    if shrink > 0 || unsafe { bpf_xdp_adjust_tail(ctx.ctx, shrink) } != 0 {
+    if answer::unreachable(ctx, &inbound.ip, FRAGMENTATION_NEEDED, config.tunnel_mtu as u16).is_none() {
         return failed;
     }
-    // SAFETY: as above.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -28) } != 0 {
-        return failed;
-    }
-    let Some(frame) = xdp::at::<TooBig>(ctx, 0) else { return failed };
+    let Some(place) = xdp::at::<Ethernet>(ctx, 0) else { return failed };
     // SAFETY: within the frame.
-    let frame = unsafe { &mut *frame };
-    frame.ethernet = Ethernet { destination: ethernet.source, source: ethernet.destination, kind: ETH_P_IP };
-    frame.ip = Ipv4 {
-        version_length: 0x45,
-        tos: 0,
-        total_length: (REPLY as u16).to_be(),
-        id: 0,
-        fragment: DF.to_be(),
-        ttl: 64,
-        protocol: headers::ICMP,
-        checksum: 0,
-        source: inbound.ip.destination,
-        destination: inbound.ip.source,
-    };
-    frame.icmp =
-        [u16::from_ne_bytes([headers::ICMP_UNREACHABLE, 4]), 0, 0, (config.tunnel_mtu as u16).to_be()];
-    let Some(words) = xdp::at::<[u16; REPLY / 2]>(ctx, ETH_LEN) else { return failed };
-    let (mut header, mut message, mut at) = (0u32, 0u32, 0);
-    while at < REPLY / 2 {
-        // SAFETY: within the frame.
-        let word = u32::from(unsafe { (*words)[at] });
-        if at < 10 {
-            header += word;
-        } else {
-            message += word;
-        }
-        at += 1;
+    unsafe {
+        *place = Ethernet { destination: ethernet.source, source: ethernet.destination, kind: ETH_P_IP };
     }
-    frame.ip.checksum = !fold(header);
-    frame.icmp[1] = !fold(message);
     maps::count(Counter::TooBig, u32::from(inbound.ip.total_length()));
     Step::Done(XDP_TX)
 }
@@ -268,12 +316,4 @@ fn is_error(ctx: &XdpContext, inbound: &Inbound) -> bool {
     let Some(transport) = xdp::at::<Transport>(ctx, inbound.transport_offset) else { return true };
     // SAFETY: within the frame.
     inbound.ip.protocol == headers::ICMP && headers::is_icmp_error(unsafe { (*transport).icmp_type() })
-}
-
-/// What goes before the quoted packet.
-#[repr(C, packed)]
-struct TooBig {
-    ethernet: Ethernet,
-    ip: Ipv4,
-    icmp: [u16; 4],
 }

@@ -194,6 +194,7 @@ impl Controller {
                 u64::from(wanted.covered_pods),
                 inputs.pods.iter().map(|pod| pod.addresses.len() as u64).sum(),
             ),
+            silent_gateways: inputs.silent.len(),
             watch_errors,
             invalid_objects,
             stale_addresses: count(self.stale.len()),

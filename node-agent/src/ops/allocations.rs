@@ -2,7 +2,9 @@
 
 use super::{Builder, Op, free_numbers};
 use crate::observed::{NO_ALLOCATION, from_map, to_map};
-use aegis_common::{ACTION_ALLOCATE, ADDRESSES_PER_ALLOCATION, AllocationValue, MAX_ALLOCATIONS};
+use aegis_common::{
+    ACTION_ALLOCATE, ADDRESSES_PER_ALLOCATION, AddressValue, AllocationValue, MAX_ALLOCATIONS,
+};
 use aegis_core::model::AllocationName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -13,6 +15,7 @@ impl Builder<'_> {
     pub(super) fn grow_allocations(
         &mut self,
         kept: &BTreeMap<Ipv4Addr, u32>,
+        peers: &BTreeMap<Ipv4Addr, u32>,
     ) -> BTreeMap<AllocationName, u32> {
         let observed = self.observed;
         let mut owner: BTreeMap<u32, u32> = BTreeMap::new();
@@ -30,7 +33,10 @@ impl Builder<'_> {
             .collect();
         let taken = |index: u32| {
             referenced.contains(&index)
-                || observed.allocations.get(&index).is_some_and(|entry| entry.count != 0)
+                || observed
+                    .allocations
+                    .get(&index)
+                    .is_some_and(|entry| entry.count != 0 || entry.gateway_count != 0)
         };
         // Entries never used come first: flows of an allocation that ended still have their time-outs in theirs.
         let unused = free_numbers(0, MAX_ALLOCATIONS, |index| {
@@ -68,7 +74,18 @@ impl Builder<'_> {
             claimed.insert(index);
             numbers.insert(name.clone(), index);
             let current = observed.allocations.get(&index).copied().unwrap_or(NO_ALLOCATION);
-            let mut value = AllocationValue { addresses: [0; _], count: 0, timeouts: wanted.timeouts };
+            let mut value = AllocationValue {
+                timeouts: wanted.timeouts,
+                name: to_map(wanted.name),
+                near_count: wanted.near as u16,
+                ..NO_ALLOCATION
+            };
+            let gateways =
+                wanted.gateways.iter().filter_map(|gateway| u16::try_from(*peers.get(gateway)?).ok());
+            for (slot, gateway) in value.gateways.iter_mut().zip(gateways) {
+                *slot = gateway;
+                value.gateway_count += 1;
+            }
             for (slot, address) in value.addresses.iter_mut().zip(&addresses) {
                 *slot = *address;
                 value.count += 1;
@@ -77,6 +94,7 @@ impl Builder<'_> {
                 growth.push((index, current, value));
             }
         }
+        self.unname_allocations(kept, &numbers);
         // An address that moves between allocations leaves the one before it joins the other.
         for (index, current, value) in &growth {
             let shrunk = common(current, value);
@@ -101,6 +119,44 @@ impl Builder<'_> {
         numbers
     }
 
+    /// Addresses must not name an entry that is about to become another allocation's.
+    fn unname_allocations(
+        &mut self,
+        kept: &BTreeMap<Ipv4Addr, u32>,
+        numbers: &BTreeMap<AllocationName, u32>,
+    ) {
+        for (address, index) in kept {
+            let now = self.observed.addresses.get(address).map_or(0, |value| value.allocation);
+            if now != 0 && now != self.number_of(address, numbers) {
+                let value = AddressValue { index: *index, allocation: 0 };
+                self.push(Op::SetAddress { address: *address, value });
+            }
+        }
+    }
+
+    /// Tells the programs which allocation each address is of, once its entry is there.
+    pub(super) fn name_allocations(
+        &mut self,
+        kept: &BTreeMap<Ipv4Addr, u32>,
+        numbers: &BTreeMap<AllocationName, u32>,
+    ) {
+        for (address, index) in kept {
+            let now = self.observed.addresses.get(address).map_or(0, |value| value.allocation);
+            let allocation = self.number_of(address, numbers);
+            if allocation != 0 && now != allocation {
+                let value = AddressValue { index: *index, allocation };
+                self.push(Op::SetAddress { address: *address, value });
+            }
+        }
+    }
+
+    /// 1 + number of the allocation that an address is of; 0 = it has none.
+    fn number_of(&self, address: &Ipv4Addr, numbers: &BTreeMap<AllocationName, u32>) -> u32 {
+        let object = self.desired.addresses.get(address);
+        let number = object.and_then(|object| numbers.get(object.allocation.as_ref()?));
+        number.map_or(0, |number| number + 1)
+    }
+
     pub(super) fn shrink_allocations(&mut self, numbers: &BTreeMap<AllocationName, u32>) {
         let used: BTreeSet<u32> = numbers.values().copied().collect();
         for (index, entry) in &self.observed.allocations {
@@ -110,7 +166,7 @@ impl Builder<'_> {
                 entry.addresses[..count].iter().any(|address| self.plan.stale.contains(&from_map(*address)));
             let already =
                 self.plan.ops.iter().any(|op| matches!(op, Op::SetAllocation { index: i, .. } if i == index));
-            if used.contains(index) || stale || already || count == 0 {
+            if used.contains(index) || stale || already || (count == 0 && entry.gateway_count == 0) {
                 continue;
             }
             let value = AllocationValue { timeouts: entry.timeouts, ..NO_ALLOCATION };

@@ -2,6 +2,7 @@
 //! therefore send every fragment of a datagram to the same home, which knows the ports once the first one is there.
 
 use crate::model::{Address, State};
+use crate::rendezvous::weight;
 use std::collections::BTreeSet;
 
 /// Homes of an address; a datagram's home is chosen by the low four bits of a hash of its identity.
@@ -18,20 +19,11 @@ pub fn fragment_homes(address: &Address) -> Vec<String> {
         .map(|holding| holding.node.as_str())
         .collect();
     (0..HOMES as u8)
-        .filter_map(|home| senders.iter().max_by_key(|node| (weight(address, home, node), **node)))
+        .filter_map(|home| {
+            let rank =
+                |node: &str| weight(address.address.octets().into_iter().chain([home]).chain(node.bytes()));
+            senders.iter().max_by_key(|node| (rank(node), **node))
+        })
         .map(|node| (*node).to_owned())
         .collect()
-}
-
-/// FNV-1a over address, home and name, then the finalizer of MurmurHash3, without which names that differ in their
-/// last letter only would weigh nearly the same.
-fn weight(address: &Address, home: u8, node: &str) -> u64 {
-    let bytes = address.address.octets().into_iter().chain([home]).chain(node.bytes());
-    let mut hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    for factor in [0xff51_afd7_ed55_8ccd, 0xc4ce_b9fe_1a85_ec53] {
-        hash = (hash ^ (hash >> 33)).wrapping_mul(factor);
-    }
-    hash ^ (hash >> 33)
 }

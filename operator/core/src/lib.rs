@@ -12,16 +12,19 @@
 //! | what conditions say | `plan::outcomes` |
 //! | what a plan must never do | `audit` |
 //! | which pod's packets are covered by which binding | `policy` |
+//! | through whom a node without slices sends | `gateway` |
 #![forbid(unsafe_code)]
 
 pub mod audit;
 pub mod diff;
 pub mod fragment;
+pub mod gateway;
 pub mod model;
 pub mod plan;
 pub mod policy;
 mod prefix;
 pub mod reason;
+mod rendezvous;
 pub mod selector;
 pub mod slice;
 

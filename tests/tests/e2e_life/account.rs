@@ -31,12 +31,17 @@ pub struct Account {
 impl Account {
     /// Without a binding; every node holds `slices` slices when it returns.
     pub async fn new(cluster: &Cluster, name: &str, slices: u32) -> anyhow::Result<Self> {
+        Self::with(cluster, name, slices, "").await
+    }
+
+    /// The same with further fields of the allocation's specification: every node that may hold slices does.
+    pub async fn with(cluster: &Cluster, name: &str, slices: u32, more: &str) -> anyhow::Result<Self> {
         let namespace = cluster.namespace(name).await?;
         let address = free_address(cluster).await?;
         // Short times, so that the address is soon free again once its pods are gone.
         let spec = format!(
             "{{prefixes: [{}], addresses: {{ipv4: 1}}, ports: {{perNode: {{min: {slices}}}}}, \
-             timeouts: {{tcpEstablishedSeconds: 600, tcpTransitorySeconds: 30, tcpClosedSeconds: 2, udpSeconds: 30}}}}",
+             timeouts: {{tcpEstablishedSeconds: 600, tcpTransitorySeconds: 30, tcpClosedSeconds: 2, udpSeconds: 30}}, {more}}}",
             namespace.name()
         );
         let account = Self { namespace, address };

@@ -9,6 +9,7 @@ mod api_outage;
 mod changes;
 mod deletion;
 mod first_packet;
+mod gateways;
 mod inside;
 mod latency;
 mod lost_nodes;

@@ -1,0 +1,72 @@
+//! On the node of a pod whose flow leaves through a gateway: what comes back.
+
+use crate::headers::{self, Ipv4};
+use crate::maps::{self, FRAGMENTS_IN, REVERSE};
+use crate::reverse;
+use crate::steer::{Inbound, Step};
+use crate::xdp;
+use aegis_common::*;
+use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::bindings::xdp_action::XDP_PASS;
+use aya_ebpf::programs::XdpContext;
+
+/// Takes a packet in if a live flow of a pod of this node asked for it.
+#[inline(always)]
+pub fn run(ctx: &XdpContext, inbound: &Inbound) -> Step {
+    let ip = &inbound.ip;
+    if ip.is_later_fragment() {
+        return match maps::first_fragment(&FRAGMENTS_IN, &crate::fragment::key(inbound)) {
+            Some(first) if first.address == ip.destination => pass(ip),
+            _ => Step::Drop(Counter::DropFragmentIn),
+        };
+    }
+    let Some(key) = key(ctx, inbound) else { return Step::Drop(Counter::DropMalformedIn) };
+    let flow = REVERSE.get_ptr_mut(&key);
+    let Some(flow) = flow else { return Step::Drop(Counter::DropNoFlow) };
+    // SAFETY: map values stay readable until the program ends.
+    let flow = unsafe { &mut *flow };
+    // Only flows that leave through a gateway are entered under the pod's own address; a buried one takes nothing in.
+    if flow.pod != ip.destination {
+        return Step::Drop(Counter::DropNoFlow);
+    }
+    let seen = match ip.protocol {
+        headers::TCP => match xdp::at::<[u8; 20]>(ctx, inbound.transport_offset) {
+            // SAFETY: within the frame.
+            Some(header) => seen_after(flow.seen, unsafe { (*header)[13] }),
+            None => return Step::Drop(Counter::DropMalformedIn),
+        },
+        _ => flow.seen,
+    };
+    // An error about the flow says nothing of its life (RFC 5508 section 4).
+    if key.protocol == ip.protocol {
+        reverse::touch(flow, seen);
+    }
+    if ip.is_first_fragment() {
+        let value =
+            FragmentValue { address: ip.destination, port: key.local_port, peer: 0, seen: maps::now() };
+        let _ = FRAGMENTS_IN.insert(&crate::fragment::key(inbound), &value, u64::from(BPF_ANY));
+    }
+    pass(ip)
+}
+
+#[inline(always)]
+fn pass(ip: &Ipv4) -> Step {
+    maps::count(Counter::FromGateway, u32::from(ip.total_length()));
+    Step::Done(XDP_PASS)
+}
+
+/// Key of the flow that the packet, or the one that it quotes, belongs to.
+#[inline(always)]
+fn key(ctx: &XdpContext, inbound: &Inbound) -> Option<FlowKey> {
+    if inbound.ip.protocol == headers::ICMP {
+        // SAFETY: within the frame.
+        let kind = unsafe { (*xdp::at::<headers::Transport>(ctx, inbound.transport_offset)?).icmp_type() };
+        if headers::is_icmp_error(kind) {
+            return reverse::quoted(ctx, inbound).map(|quoted| quoted.key);
+        }
+        if kind != headers::ICMP_ECHO_REPLY {
+            return None;
+        }
+    }
+    reverse::key(ctx, inbound)
+}

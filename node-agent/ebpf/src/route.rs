@@ -1,0 +1,51 @@
+//! The way out of the node for a frame in XDP.
+
+use crate::headers::{ETH_P_IP, Ethernet};
+use crate::steer::Step;
+use crate::xdp;
+use aegis_common::Counter;
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
+use aya_ebpf::bindings::xdp_action::XDP_TX;
+use aya_ebpf::helpers::{bpf_fib_lookup, bpf_redirect};
+use aya_ebpf::programs::XdpContext;
+
+const AF_INET: u8 = 2;
+
+/// Next hop of a frame.
+pub struct Way {
+    pub destination: [u8; 6],
+    pub source: [u8; 6],
+    pub ifindex: u32,
+}
+
+/// The kernel's way for a packet with these addresses; `None` if there is no route or the neighbour is not resolved.
+#[inline(always)]
+pub fn find(ctx: &XdpContext, protocol: u8, source: u32, destination: u32) -> Option<Way> {
+    // SAFETY: all-zero is a valid value of this plain C structure.
+    let mut fib: FibLookup = unsafe { core::mem::zeroed() };
+    fib.family = AF_INET;
+    fib.l4_protocol = protocol;
+    fib.ifindex = ctx.ingress_ifindex() as u32;
+    fib.__bindgen_anon_3.ipv4_src = source;
+    fib.__bindgen_anon_4.ipv4_dst = destination;
+    let size = size_of::<FibLookup>() as i32;
+    // SAFETY: context and structure are valid for the call.
+    if unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut fib, size, 0) } != 0 {
+        return None;
+    }
+    Some(Way { destination: fib.dmac, source: fib.smac, ifindex: fib.ifindex })
+}
+
+/// Gives the frame its Ethernet header and sends it.
+#[inline(always)]
+pub fn leave(ctx: &XdpContext, way: &Way) -> Step {
+    let Some(ethernet) = xdp::at::<Ethernet>(ctx, 0) else { return Step::Drop(Counter::DropMalformedIn) };
+    // SAFETY: within the frame.
+    unsafe { *ethernet = Ethernet { destination: way.destination, source: way.source, kind: ETH_P_IP } };
+    if way.ifindex == ctx.ingress_ifindex() as u32 {
+        return Step::Done(XDP_TX);
+    }
+    // SAFETY: plain arguments.
+    Step::Done(unsafe { bpf_redirect(way.ifindex, 0) } as u32)
+}
