@@ -280,7 +280,7 @@ fn pods(classes: &BTreeMap<Ipv4Addr, u32>, pods: &[Pod]) -> BTreeMap<Ipv4Addr, P
         .iter()
         .map(|(address, class)| {
             let incarnation = owners.get(address).copied().unwrap_or_default();
-            (*address, PodValue { class: *class, incarnation })
+            (*address, PodValue { class: *class, incarnation, ..PodValue::default() })
         })
         .collect()
 }

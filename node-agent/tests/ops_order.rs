@@ -383,7 +383,7 @@ fn an_address_changes_hands_by_way_of_nobody() {
     let address = Ipv4Addr::new(10, 244, 0, 2);
     let mut inputs = simple().inputs(1);
     inputs.pods.iter_mut().filter(|pod| pod.addresses == [address]).for_each(|pod| pod.uid = "next".into());
-    let value = PodValue { class: 1, incarnation: aegis_common::incarnation("next") };
+    let value = PodValue { class: 1, incarnation: aegis_common::incarnation("next"), ..PodValue::default() };
     let generation = maps.config.generation;
     let change = transition(&desired(&inputs), &maps, &known);
     assert_eq!(
@@ -476,7 +476,7 @@ fn leftovers_of_a_crash_between_two_generations_are_removed() {
     maps.apply(&Op::SetPod {
         generation,
         address: Ipv4Addr::new(10, 244, 0, 9),
-        value: PodValue { class: 3, incarnation: 1 },
+        value: PodValue { class: 3, incarnation: 1, ..PodValue::default() },
     });
     maps.apply(&Op::SetDestination { generation, destination: (Ipv4Addr::UNSPECIFIED, 0), class: 9 });
     transition(&desired(&simple().inputs(1)), &maps, &known).ops.iter().for_each(|op| maps.apply(op));

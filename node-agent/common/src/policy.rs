@@ -24,8 +24,13 @@ pub struct PodValue {
     pub class: u32,
     /// Which of the pods that have had this address it is (see [`incarnation`]).
     pub incarnation: u32,
+    /// MAC of the pod's device, as the CNI told it: a packet with another one is a later pod's, of which the agent does not
+    /// know yet. All zero = nobody told, and it is not compared.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub pad: u16,
 }
-map_type!(PodValue, 8);
+map_type!(PodValue, 16);
 
 /// What tells a pod from those that had its address before: a digest of its UID (FNV-1a), the same after a restart of
 /// the agent. A flow belongs to a pod only if it carries the pod's own.

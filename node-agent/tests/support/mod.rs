@@ -174,7 +174,7 @@ impl World {
     }
 
     pub fn pod_class(&mut self, generation: u32, pod: Ipv4Addr, class: u32) {
-        self.set_pod(generation, pod, PodValue { class, incarnation: INCARNATION });
+        self.set_pod(generation, pod, PodValue { class, incarnation: INCARNATION, ..PodValue::default() });
     }
 
     fn set_pod(&mut self, generation: u32, pod: Ipv4Addr, value: PodValue) {
@@ -183,7 +183,7 @@ impl World {
 
     /// The next pod with an address, of a class.
     pub fn next_pod(&mut self, pod: Ipv4Addr, class: u32) {
-        self.set_pod(1, pod, PodValue { class, incarnation: INCARNATION + 1 });
+        self.set_pod(1, pod, PodValue { class, incarnation: INCARNATION + 1, ..PodValue::default() });
     }
 
     /// Nobody has the address any more.
