@@ -92,6 +92,7 @@ pub const NO_ALLOCATION: AllocationValue = AllocationValue {
     gateway_count: 0,
     near_count: 0,
     gateways: [0; aegis_common::GATEWAYS_PER_ALLOCATION],
+    identity: 0,
 };
 
 impl Observed {

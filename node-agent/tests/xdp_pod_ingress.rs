@@ -151,3 +151,17 @@ fn xdp_pod_ingress_a_flow_of_an_earlier_pod_covers_nothing() {
     world.next_pod(POD, 9);
     check(&mut world, &passes("the next pod with its address", later));
 }
+
+#[test]
+fn xdp_pod_ingress_a_pod_whose_rules_have_no_room_opens_nothing_outside() {
+    let mut world = World::new();
+    world.pod_class(1, POD, POD_REFUSED);
+    let inside = Ipv4Addr::new(10, 244, 2, 9);
+    for (destination, covered) in [(ORIGIN, true), (ELSEWHERE, true), (inside, false)] {
+        let out = world.pod(&syn(POD, destination, 443), 0);
+        assert_eq!((out.verdict, out.mark & MARK != 0), (TCX_NEXT, covered), "{destination}");
+    }
+    world.counted();
+    world.out(&syn(POD, ELSEWHERE, 443));
+    assert_eq!(world.counted(), [("refusal_sent", 1), ("refuse_unavailable", 1)]);
+}

@@ -20,7 +20,7 @@ map_type!(PodKey, 8);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PodValue {
-    /// Class of the pod: pods to which the same rules apply share one. 0 = not covered by anything.
+    /// Class of the pod: pods to which the same rules apply share one. 0 = not covered by anything; [`POD_REFUSED`].
     pub class: u32,
     /// Which of the pods that have had this address it is (see [`incarnation`]).
     pub incarnation: u32,
@@ -31,6 +31,13 @@ pub struct PodValue {
     pub pad: u16,
 }
 map_type!(PodValue, 16);
+
+/// Class of covered pods whose rules find no room in the tables: whatever they open towards the outside is refused.
+pub const POD_REFUSED: u32 = u32::MAX;
+
+/// [`PodValue::mac`] of an address whose pod is gone while conntrack still knows its connections: no device has this one
+/// (it is the broadcast address), so whoever sends from there is a stranger.
+pub const MAC_LEAVING: [u8; 6] = [0xff; 6];
 
 /// What tells a pod from those that had its address before: a digest of its UID (FNV-1a), the same after a restart of
 /// the agent. A flow belongs to a pod only if it carries the pod's own.
@@ -143,8 +150,11 @@ pub struct AllocationValue {
     pub near_count: u16,
     /// Nodes that hold slices, as indices into `PEERS`, one of which each flow leaves through.
     pub gateways: [u16; GATEWAYS_PER_ALLOCATION],
+    /// Digest of the allocation's namespace and name, by which the agent finds its entry again; programs do not read it. 0
+    /// = the entry was never used.
+    pub identity: u64,
 }
-map_type!(AllocationValue, 128);
+map_type!(AllocationValue, 136);
 
 /// Seconds without a packet after which a flow's port may be used again (RFC 5382, RFC 4787, RFC 5508, RFC 7857).
 #[repr(C)]

@@ -140,10 +140,14 @@ pub fn verdict(
     protocol: u8,
     port: u32,
 ) -> Option<VerdictValue> {
-    let destination_class = destination_class(generation, remote)?;
-    if destination_class == DESTINATION_INTERNAL {
+    let destination_class = destination_class(generation, remote);
+    if destination_class == Some(DESTINATION_INTERNAL) {
         return None;
     }
+    if pod_class == POD_REFUSED {
+        return Some(VerdictValue { action: ACTION_DENY, allocation: 0, binding: 0 });
+    }
+    let destination_class = destination_class?;
     let mut port_class = 0;
     if port != NO_PORT {
         let port = (port as u16).to_be();
