@@ -1,47 +1,44 @@
 //! The event loop: whatever happened, look at everything, compute what should hold, write the difference, report.
 
+mod plane;
 mod report;
+mod table;
 
-use crate::apply::{self, Attached, Plane, PlaneError};
+pub use plane::Open;
+
+use crate::apply::{self, Attached};
 use crate::args::Args;
 use crate::cni::{self, CniResult};
 use crate::demand::Meter;
 use crate::desired::{self, Desired, Inputs};
-use crate::kernel;
 use crate::metrics::Metrics;
 use crate::neighbour::{self, Resolver};
 use crate::network::{self, Network};
-use crate::nft::{Firewall, Outcome, Rules};
+use crate::nft::Rules;
 use crate::observed::{Observed, from_map};
 use crate::ops::{self, Known, Op};
 use crate::probe::Prober;
 use crate::snapshot::{self, Local};
 use crate::status::Pending;
-use crate::sweep::{Sweeper, Usage};
+use crate::sweep::Usage;
 use crate::uplink::{self, Devices};
 use crate::watch::Shared;
 use aegis_common::DESTINATION_INTERNAL;
 use aegis_core::policy::Binding;
 use ipnet::Ipv4Net;
+use plane::Pinned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use table::TableKeeper;
 use tokio::sync::{Notify, watch};
 
 /// Events that come within this time are dealt with at once.
 const DEBOUNCE: Duration = Duration::from_millis(10);
 /// Longest time between two turns.
 const TICK: Duration = Duration::from_secs(1);
-/// Time after which the maps are read again, in case somebody else wrote to them.
-const READ_AGAIN: Duration = Duration::from_secs(60);
-/// Pause between two attempts to load the programs.
-const LOAD_AGAIN: Duration = Duration::from_secs(3);
-/// Pause between two looks at the nftables table without a notification.
-const LOOK_AT_TABLE: Duration = Duration::from_secs(5);
-/// Longest time for which writes put off a look at the nftables table.
-const WRITES_FIRST: Duration = Duration::from_millis(300);
 /// A scan counts for what was written this long before it began: no packet is under way in the programs for longer.
 const SETTLED: Duration = Duration::from_secs(1);
 
@@ -71,9 +68,6 @@ impl Signals {
     }
 }
 
-/// Loads the data plane, or finds it pinned.
-pub type Open = Box<dyn Fn(&Args) -> Result<Box<dyn Plane>, PlaneError> + Send>;
-
 /// The controller of one node.
 pub struct Controller {
     args: Args,
@@ -87,17 +81,9 @@ pub struct Controller {
 
     network: Result<Network, String>,
     cni: Vec<CniResult>,
-    open: Open,
-    plane: Option<Box<dyn Plane>>,
-    /// Why there is no plane, and when to try again.
-    load: (String, Instant),
-    sweeper: Option<Sweeper>,
-    read_at: Instant,
-    observed: Observed,
+    pinned: Pinned,
     known: Known,
-    firewall: Firewall,
-    table: Result<(), String>,
-    table_seen: Instant,
+    table: TableKeeper,
     resolver: Resolver,
     meter: Meter,
     tunnels: BTreeMap<String, Ipv4Addr>,
@@ -115,7 +101,6 @@ pub struct Controller {
     inputs: Option<Arc<Inputs>>,
     dirty: bool,
     counts: (u64, u64),
-    repairs: u64,
 }
 
 impl Controller {
@@ -131,9 +116,9 @@ impl Controller {
     ) -> Controller {
         let now = Instant::now();
         Controller {
-            firewall: Firewall::new(args.nft.clone()),
+            table: TableKeeper::new(args.nft.clone(), now),
+            pinned: Pinned::new(open, now),
             args,
-            open,
             shared,
             signals,
             metrics,
@@ -143,14 +128,7 @@ impl Controller {
             born: now,
             network: Err("not read yet".to_owned()),
             cni: Vec::new(),
-            plane: None,
-            load: ("not loaded yet".to_owned(), now),
-            sweeper: None,
-            read_at: now,
-            observed: Observed::default(),
             known: Known::default(),
-            table: Err("not written yet".to_owned()),
-            table_seen: now,
             resolver: Resolver::default(),
             meter: Meter::default(),
             tunnels: BTreeMap::new(),
@@ -165,7 +143,6 @@ impl Controller {
             inputs: None,
             dirty: true,
             counts: (0, 0),
-            repairs: 0,
         }
     }
 
@@ -184,7 +161,7 @@ impl Controller {
             tokio::select! {
                 () = self.shared.changed() => self.dirty = true,
                 () = self.signals.wake.notified() => {}
-                () = scanned(&mut self.sweeper) => {}
+                () = self.pinned.scanned() => {}
                 () = tokio::time::sleep(TICK) => continue,
             }
             tokio::time::sleep(DEBOUNCE).await;
@@ -196,7 +173,7 @@ impl Controller {
         self.look_at_network().await;
         self.look_at_cni();
         self.dirty |= Signals::take(&self.signals.gateways);
-        self.open_plane(started);
+        self.open(started);
 
         let mut inputs = match (&self.inputs, self.dirty) {
             (Some(inputs), false) => Arc::clone(inputs),
@@ -215,7 +192,7 @@ impl Controller {
             _ => Some(Arc::new(desired::desired(&inputs))),
         };
         self.keep_table(wanted.as_deref(), &inputs).await;
-        let usage = self.sweeper.as_ref().map(Sweeper::usage).unwrap_or_default();
+        let usage = self.pinned.usage();
         self.write(wanted.as_ref(), &inputs, &usage, started);
         self.keep_peers_resolved(&inputs);
         if let Some(wanted) = &wanted {
@@ -252,57 +229,17 @@ impl Controller {
         }
     }
 
-    /// Loads the programs, or finds them pinned, and reads what the maps hold.
-    fn open_plane(&mut self, now: Instant) {
-        if self.plane.is_none() && now >= self.load.1 {
-            match tokio::task::block_in_place(|| (self.open)(&self.args)) {
-                Ok(plane) => {
-                    tracing::info!("data plane loaded");
-                    self.plane = Some(plane);
-                    self.dirty = true;
-                    self.read_at = now;
-                }
-                Err(error) => {
-                    if self.load.0 != error.to_string() {
-                        tracing::error!(%error, "cannot load the data plane; trying again");
-                    }
-                    self.load = (error.to_string(), now + LOAD_AGAIN);
-                }
-            }
-        }
-        let Some(plane) = &mut self.plane else { return };
-        if self.write_error.is_none() && now < self.read_at {
-            return;
-        }
-        match tokio::task::block_in_place(|| plane.read()) {
-            Ok(observed) => {
-                self.dirty |= observed != self.observed;
-                self.observed = observed;
-                self.read_at = now + READ_AGAIN;
-                for address in self.observed.holdings.keys() {
-                    self.held_since.entry(*address).or_insert(now);
-                }
-            }
-            Err(error) => {
-                tracing::error!(%error, "cannot read the maps");
-                self.plane = None;
-                self.sweeper = None;
-                self.load = (error.to_string(), now + LOAD_AGAIN);
-                return;
-            }
-        }
-        if self.sweeper.is_none() {
-            match plane.sweeper() {
-                Ok(sweeper) => self.sweeper = Some(sweeper),
-                Err(error) => tracing::error!(%error, "cannot start the sweeper"),
-            }
+    fn open(&mut self, now: Instant) {
+        self.dirty |= self.pinned.open(&self.args, self.write_error.is_some(), now);
+        for address in self.pinned.observed.holdings.keys() {
+            self.held_since.entry(*address).or_insert(now);
         }
     }
 
     /// What is known now. Before everything has been listed, what the data plane remembers stands in.
     fn inputs(&mut self) -> Inputs {
         let cluster = self.shared.lock();
-        let config = self.observed.config;
+        let config = self.pinned.observed.config;
         let own = cluster.nodes.objects.get(&(String::new(), self.args.node_name.clone()));
         let tunnel_address = own.and_then(|node| node.addresses.first().copied());
         let remembered = (config.tunnel_address != 0).then(|| from_map(config.tunnel_address));
@@ -314,7 +251,7 @@ impl Controller {
         };
         let local = Local {
             tunnel_address,
-            pod_ranges: pod_ranges.unwrap_or_else(|| remembered_ranges(&self.observed)),
+            pod_ranges: pod_ranges.unwrap_or_else(|| remembered_ranges(&self.pinned.observed)),
             cni: &self.cni,
             network: self.network.as_ref().ok(),
             uplink_mtu: self.devices.uplink_mtu(),
@@ -337,7 +274,7 @@ impl Controller {
 
     /// Attaches programs to devices that lack them: uplinks first, since pods' packets are marked for them.
     fn attach(&mut self) {
-        let (Some(plane), Ok(network)) = (&mut self.plane, &self.network) else { return };
+        let (Some(plane), Ok(network)) = (&mut self.pinned.plane, &self.network) else { return };
         let errors = plane.attach(&self.devices, &network.devices.keys().copied().collect());
         for (device, error) in &errors {
             if self.attach_errors.get(device) != Some(error) {
@@ -348,29 +285,27 @@ impl Controller {
     }
 
     fn attached(&self) -> Attached {
-        match (&self.plane, &self.network) {
-            (Some(plane), _) => plane.attached(),
-            (None, Ok(network)) => kernel::pinned(&self.args, network),
-            (None, Err(_)) => Attached::default(),
-        }
+        self.pinned.attached(&self.args, self.network.as_ref().ok())
     }
 
     async fn keep_table(&mut self, wanted: Option<&Desired>, inputs: &Inputs) {
         let (hold, internal) = match wanted {
             Some(wanted) => (wanted.settings.hold_unknown, desired::internal(inputs)),
-            None => (self.observed.config.hold_unknown == 1, remembered_internal(&self.observed)),
+            None => {
+                (self.pinned.observed.config.hold_unknown == 1, remembered_internal(&self.pinned.observed))
+            }
         };
         let Attached { uplinks, pods } = self.attached();
         let unprogrammed =
-            self.plane.is_none() || self.devices.pods.values().any(|d| !pods.contains(&d.name));
+            self.pinned.plane.is_none() || self.devices.pods.values().any(|d| !pods.contains(&d.name));
         let known = wanted.filter(|_| unprogrammed).map(|wanted| &wanted.policy.pods).into_iter().flatten();
         let uncovered = known.filter(|(_, pod)| pod.class == 0).map(|(pod, _)| Ipv4Net::from(*pod)).collect();
-        if wanted.is_none() && self.plane.is_none() {
+        if wanted.is_none() && self.pinned.plane.is_none() {
             // Nothing is known: whatever table there is, is better than what could be made up.
             return;
         }
-        let mark = if wanted.is_none() && self.observed.config.mark != 0 {
-            self.observed.config.mark
+        let mark = if wanted.is_none() && self.pinned.observed.config.mark != 0 {
+            self.pinned.observed.config.mark
         } else {
             self.args.mark
         };
@@ -383,45 +318,21 @@ impl Controller {
             internal,
             uncovered,
         };
-        // A look at the table takes longer than most writes: those that wait go first, for a short while.
-        let urgent = self.dirty && self.table_seen.elapsed() < WRITES_FIRST && self.table.is_ok();
-        let check =
-            !urgent && (Signals::take(&self.signals.table) || self.table_seen.elapsed() >= LOOK_AT_TABLE);
-        if check {
-            self.table_seen = Instant::now();
-        }
-        if urgent && self.signals.table.load(Ordering::Acquire) {
-            self.signals.wake.notify_one();
-        }
-        let outcome = self.firewall.ensure(&rules, check || self.table.is_err()).await;
-        match outcome {
-            Ok(outcome) => {
-                if outcome == Outcome::Repaired {
-                    self.repairs += 1;
-                    tracing::warn!("the nftables table had been changed or removed; it is back");
-                }
-                self.table = Ok(());
-            }
-            Err(error) => {
-                let error = error.to_string();
-                if self.table != Err(error.clone()) {
-                    tracing::error!(error, "cannot write the nftables table");
-                }
-                self.table = Err(error);
-            }
-        }
+        self.table.keep(&rules, self.dirty, &self.signals).await;
     }
 
     /// Brings the data plane to what is wanted.
     fn write(&mut self, wanted: Option<&Arc<Desired>>, inputs: &Inputs, usage: &Usage, started: Instant) {
         self.update_idle(wanted.map(Arc::as_ref), usage);
-        let Some(plane) = &mut self.plane else { return };
+        let Some(plane) = &mut self.pinned.plane else { return };
         let Some(wanted) = wanted else {
             let ops = ops::refresh_peers(
-                &self.observed,
-                &inputs_links(inputs, &self.network, &self.observed, &self.args),
+                &self.pinned.observed,
+                &inputs_links(inputs, &self.network, &self.pinned.observed, &self.args),
             );
-            if let Err(error) = apply::apply(plane.as_mut(), &ops, &mut self.observed, &mut self.counts) {
+            if let Err(error) =
+                apply::apply(plane.as_mut(), &ops, &mut self.pinned.observed, &mut self.counts)
+            {
                 tracing::error!(%error, "cannot write");
             }
             return;
@@ -430,17 +341,20 @@ impl Controller {
             return;
         }
         // Before the first policy goes live, what carries it out must be there.
-        let first = self.observed.config.generation == 0;
-        if first && (self.table.is_err() || !self.attach_errors.is_empty() || self.devices.uplinks.is_empty())
+        let first = self.pinned.observed.config.generation == 0;
+        if first
+            && (self.table.state.is_err()
+                || !self.attach_errors.is_empty()
+                || self.devices.uplinks.is_empty())
         {
             return;
         }
-        let change = ops::transition(wanted, &self.observed, &self.known);
+        let change = ops::transition(wanted, &self.pinned.observed, &self.known);
         for address in change.stale.difference(&self.stale) {
             tracing::warn!(%address, "its object is older than what the data plane has; it is not followed");
         }
         let result = tokio::task::block_in_place(|| {
-            apply::apply(plane.as_mut(), &change.ops, &mut self.observed, &mut self.counts)
+            apply::apply(plane.as_mut(), &change.ops, &mut self.pinned.observed, &mut self.counts)
         });
         let now = Instant::now();
         for op in &change.ops {
@@ -448,7 +362,7 @@ impl Controller {
                 self.held_since.insert(*address, now);
             }
         }
-        self.held_since.retain(|address, _| self.observed.holdings.contains_key(address));
+        self.held_since.retain(|address, _| self.pinned.observed.holdings.contains_key(address));
         (self.stale, self.orphaned, self.full) = (change.stale, change.orphaned, change.full);
         match result {
             Ok(()) => {
@@ -456,7 +370,7 @@ impl Controller {
                     let milliseconds = started.elapsed().as_secs_f64() * 1000.0;
                     tracing::info!(
                         writes = change.ops.len(),
-                        generation = self.observed.config.generation,
+                        generation = self.pinned.observed.config.generation,
                         milliseconds,
                         "data plane follows"
                     );
@@ -479,6 +393,7 @@ impl Controller {
     fn update_idle(&mut self, wanted: Option<&Desired>, usage: &Usage) {
         let Some(wanted) = wanted else { return };
         let idle: BTreeSet<Ipv4Addr> = self
+            .pinned
             .observed
             .addresses
             .keys()
@@ -497,6 +412,7 @@ impl Controller {
 
     fn keep_peers_resolved(&mut self, inputs: &Inputs) {
         let peers: Vec<Ipv4Addr> = self
+            .pinned
             .observed
             .peer_index
             .keys()
@@ -536,12 +452,4 @@ fn inputs_links(
 ) -> BTreeMap<Ipv4Addr, desired::PeerLink> {
     let peers = observed.peer_index.keys().copied().filter(|peer| Some(*peer) != inputs.tunnel_address);
     network.as_ref().map(|network| neighbour::links(network, peers, args.tunnel_only)).unwrap_or_default()
-}
-
-/// Resolves when there was another scan.
-async fn scanned(sweeper: &mut Option<Sweeper>) {
-    match sweeper {
-        Some(sweeper) => sweeper.changed().await,
-        None => std::future::pending().await,
-    }
 }

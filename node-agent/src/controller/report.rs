@@ -19,7 +19,8 @@ use std::time::Instant;
 impl Controller {
     fn drained(&self, wanted: &Desired, usage: &Usage) -> BTreeMap<Ipv4Addr, SliceSet> {
         let programmed = |address: &Ipv4Addr, epoch: i64| {
-            self.observed
+            self.pinned
+                .observed
                 .holdings
                 .get(address)
                 .is_some_and(|holding| holding.epoch == u64::try_from(epoch).unwrap_or(0))
@@ -47,7 +48,7 @@ impl Controller {
             Some((wanted, bindings)) => (Arc::clone(wanted), bindings.clone()),
             None => (nothing, Vec::new()),
         };
-        let counters = self.plane.as_ref().and_then(|plane| plane.counters().ok()).unwrap_or_default();
+        let counters = self.pinned.plane.as_ref().and_then(|plane| plane.counters().ok()).unwrap_or_default();
         let refusals = counters.get(Counter::RefuseNoPort as usize).copied().unwrap_or_default().packets;
         let needed: BTreeSet<AllocationName> = bindings
             .iter()
@@ -67,7 +68,7 @@ impl Controller {
             tunnel_address: inputs.tunnel_address,
             uplinks: uplinks.collect(),
             desired: &wanted,
-            observed: &self.observed,
+            observed: &self.pinned.observed,
             bindings: &bindings,
             wants: &wants,
             drained: &drained,
@@ -96,8 +97,11 @@ impl Controller {
 
     fn ready(&self, inputs: &Inputs, synced: bool) -> Result<(), NotReady> {
         let not = |reason, message: String| Err(NotReady { reason, message });
-        if self.plane.is_none() {
-            return not(reason::LOAD_FAILED, format!("cannot load the eBPF programs: {}", self.load.0));
+        if self.pinned.plane.is_none() {
+            return not(
+                reason::LOAD_FAILED,
+                format!("cannot load the eBPF programs: {}", self.pinned.failure),
+            );
         }
         if let Err(error) = &self.network {
             return not(reason::NETWORK_UNKNOWN, format!("cannot read the node's network: {error}"));
@@ -131,7 +135,7 @@ impl Controller {
         if let Some((device, error)) = self.attach_errors.first_key_value() {
             return not(reason::ATTACH_FAILED, format!("{device}: {error}"));
         }
-        if let Err(error) = &self.table {
+        if let Err(error) = &self.table.state {
             return not(
                 reason::NFT_MISSING,
                 format!("covered traffic is held until the table can be written: {error}"),
@@ -160,16 +164,19 @@ impl Controller {
             let cluster = self.shared.lock();
             (cluster.errors().len() as u64, cluster.invalid().len() as u64)
         };
-        let live = self.observed.generations.get(&self.observed.config.generation);
+        let live = self.pinned.observed.generations.get(&self.pinned.observed.config.generation);
         let count = |entries: usize| entries as u64;
         let mut tables = BTreeMap::from([
             ("flows", (usage.flows, u64::from(self.args.max_flows))),
             ("blocks", (usage.blocks, u64::from(self.args.max_blocks))),
-            ("addresses", (count(self.observed.addresses.len()), aegis_common::MAX_ADDRESSES.into())),
-            ("peers", (count(self.observed.peers.len()), aegis_common::MAX_PEERS.into())),
-            ("allocations", (count(self.observed.allocations.len()), aegis_common::MAX_ALLOCATIONS.into())),
+            ("addresses", (count(self.pinned.observed.addresses.len()), aegis_common::MAX_ADDRESSES.into())),
+            ("peers", (count(self.pinned.observed.peers.len()), aegis_common::MAX_PEERS.into())),
+            (
+                "allocations",
+                (count(self.pinned.observed.allocations.len()), aegis_common::MAX_ALLOCATIONS.into()),
+            ),
         ]);
-        if let (Some(live), Some(plane)) = (live, &self.plane) {
+        if let (Some(live), Some(plane)) = (live, &self.pinned.plane) {
             tables.extend(plane.policy_sizes().into_iter().map(|(name, size)| {
                 let used = match name {
                     "pods" => live.pods.len(),
@@ -189,7 +196,7 @@ impl Controller {
                 .iter()
                 .map(|(name, want)| ((name.account.clone(), name.name.clone()), want.fill_percent))
                 .collect(),
-            generation: self.observed.config.generation,
+            generation: self.pinned.observed.config.generation,
             pods: (
                 u64::from(wanted.covered_pods),
                 inputs.pods.iter().map(|pod| pod.addresses.len() as u64).sum(),
@@ -199,9 +206,9 @@ impl Controller {
             invalid_objects,
             stale_addresses: count(self.stale.len()),
             orphaned_addresses: count(self.orphaned.len()),
-            holding_unknown: self.observed.config.hold_unknown == 1,
+            holding_unknown: self.pinned.observed.config.hold_unknown == 1,
             xdp_tx_errors: self.xdp_tx_errors(),
-            nft_repairs: self.repairs,
+            nft_repairs: self.table.repairs,
             writes: self.counts,
             scan_seconds: usage.scan.as_secs_f64(),
             ready,

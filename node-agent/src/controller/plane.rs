@@ -1,0 +1,117 @@
+//! The pinned data plane: opened, read back, and opened anew when it cannot be read.
+
+use crate::apply::{Attached, Plane, PlaneError};
+use crate::args::Args;
+use crate::kernel;
+use crate::network::Network;
+use crate::observed::Observed;
+use crate::sweep::{Sweeper, Usage};
+use std::time::{Duration, Instant};
+
+/// Time after which the maps are read again, in case somebody else wrote to them.
+const READ_AGAIN: Duration = Duration::from_secs(60);
+/// Pause between two attempts to load the programs.
+const LOAD_AGAIN: Duration = Duration::from_secs(3);
+
+/// Loads the data plane, or finds it pinned.
+pub type Open = Box<dyn Fn(&Args) -> Result<Box<dyn Plane>, PlaneError> + Send>;
+
+/// The data plane, with what its maps hold.
+pub(super) struct Pinned {
+    open: Open,
+    pub plane: Option<Box<dyn Plane>>,
+    /// Why there is no plane.
+    pub failure: String,
+    open_at: Instant,
+    read_at: Instant,
+    pub observed: Observed,
+    pub sweeper: Option<Sweeper>,
+}
+
+impl Pinned {
+    pub fn new(open: Open, now: Instant) -> Pinned {
+        Pinned {
+            open,
+            plane: None,
+            failure: "not loaded yet".to_owned(),
+            open_at: now,
+            read_at: now,
+            observed: Observed::default(),
+            sweeper: None,
+        }
+    }
+
+    /// Loads the programs, or finds them pinned, and reads what the maps hold: when it is time to, or at once where
+    /// `doubted`. True if there is something new.
+    pub fn open(&mut self, args: &Args, doubted: bool, now: Instant) -> bool {
+        let mut new = false;
+        if self.plane.is_none() && now >= self.open_at {
+            match tokio::task::block_in_place(|| (self.open)(args)) {
+                Ok(plane) => {
+                    tracing::info!("data plane loaded");
+                    self.plane = Some(plane);
+                    self.read_at = now;
+                    new = true;
+                }
+                Err(error) => {
+                    if self.failure != error.to_string() {
+                        tracing::error!(%error, "cannot load the data plane; trying again");
+                    }
+                    self.fail(&error, now);
+                }
+            }
+        }
+        let Some(plane) = &mut self.plane else { return new };
+        if !doubted && now < self.read_at {
+            return new;
+        }
+        match tokio::task::block_in_place(|| plane.read()) {
+            Ok(observed) => {
+                new |= observed != self.observed;
+                self.observed = observed;
+                self.read_at = now + READ_AGAIN;
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot read the maps");
+                self.fail(&error, now);
+                return new;
+            }
+        }
+        if self.sweeper.is_none() {
+            match plane.sweeper() {
+                Ok(sweeper) => self.sweeper = Some(sweeper),
+                Err(error) => tracing::error!(%error, "cannot start the sweeper"),
+            }
+        }
+        new
+    }
+
+    fn fail(&mut self, error: &PlaneError, now: Instant) {
+        self.plane = None;
+        self.sweeper = None;
+        self.failure = error.to_string();
+        self.open_at = now + LOAD_AGAIN;
+    }
+
+    /// What has programs: programs of an earlier agent go on even if this one cannot load its own.
+    pub fn attached(&self, args: &Args, network: Option<&Network>) -> Attached {
+        match (&self.plane, network) {
+            (Some(plane), _) => plane.attached(),
+            (None, Some(network)) => kernel::pinned(args, network),
+            (None, None) => Attached::default(),
+        }
+    }
+
+    /// What the last scan found.
+    pub fn usage(&self) -> Usage {
+        self.sweeper.as_ref().map(Sweeper::usage).unwrap_or_default()
+    }
+
+    /// Resolves when there was another scan.
+    pub async fn scanned(&mut self) {
+        match &mut self.sweeper {
+            Some(sweeper) => sweeper.changed().await,
+            None => std::future::pending().await,
+        }
+    }
+}
