@@ -1,4 +1,5 @@
 # The project's commands; `make` lists them. Those that build or test run `setup` first, which is quick once done.
+# After a failure make itself adds a line; `.ci/run` is `make test` without it.
 SHELL := /bin/bash
 export AEGIS_TOOLS ?= $(HOME)/.cache/aegis/tools
 LAB := cargo run --quiet --package aegis-tests --bin aegis-lab --
@@ -20,13 +21,13 @@ lab: setup ## start the lab, install Aegis, and print how to use it
 	@$(LAB) install
 	@$(LAB) usage
 
-lab-down: ## end the lab and remove all it made
+lab-down: ## end the lab and remove all it made (demo and test end their own)
 	@$(LAB) down
 
 demo: setup ## one address on three nodes, shown with real traffic
 	@cargo run --quiet --package aegis-tests --bin demo
 
-test: setup ## every suite; the last line is "N passed, N failed"
+test: ## set up, then every suite; the last line is "N passed, N failed"
 	@tests/run.sh
 
 kind-test: ## the end-to-end tests on a kind cluster (needs Docker, kind, helm)

@@ -12,13 +12,13 @@ mod pod;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 pub use self::metrics::Metrics;
 pub use self::namespace::Namespace;
 pub use self::origin::{Origin, Summaries, Summary};
 pub use self::pod::{Pod, PodBuilder};
-use crate::lab::{Lab, images};
+use crate::lab::{self, Lab, images};
 
 /// How long things that should happen at once may take on a busy machine before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -33,7 +33,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// The cluster to test on: the one that `KUBECONFIG` names, else the running lab. `None`, after saying so on
-    /// standard error, if there is neither: the test is skipped.
+    /// standard error, if there is neither: the test is skipped. An error with `AEGIS_REQUIRE_LAB`, see [`lab::required`].
     pub async fn connect() -> anyhow::Result<Option<Self>> {
         let lab = Lab::attach();
         let kubeconfig: PathBuf = match (std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty()), &lab)
@@ -41,12 +41,14 @@ impl Cluster {
             (Some(path), _) => path.into(),
             (None, Some(lab)) => lab.kubeconfig(),
             (None, None) => {
+                ensure!(!lab::required(), "lab {:?} does not run", Lab::instance_name());
                 eprintln!("skipped: needs a cluster; set KUBECONFIG, or start the lab by `make lab`");
                 return Ok(None);
             }
         };
         // A kubeconfig of another cluster beside a running lab means the other cluster.
         let lab = lab.filter(|lab| kubeconfig == lab.kubeconfig());
+        ensure!(lab.is_some() || !lab::required(), "{} is not of the lab", kubeconfig.display());
         let probe_image = match (std::env::var("AEGIS_PROBE_IMAGE"), &lab) {
             (Ok(image), _) => image,
             (Err(_), Some(lab)) => lab.probe_image()?,

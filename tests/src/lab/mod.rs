@@ -29,7 +29,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use self::archive::Archive;
 pub use self::install::{Installed, NAMESPACE};
@@ -37,6 +37,12 @@ use self::plan::{DEFAULT_INSTANCE, Node, Plan};
 use self::process::Process;
 pub use self::start::client;
 use self::state::State;
+
+/// Whether a test that finds no lab must fail instead of being skipped: `tests/run.sh` sets `AEGIS_REQUIRE_LAB`, because it
+/// has started one.
+pub fn required() -> bool {
+    std::env::var_os("AEGIS_REQUIRE_LAB").is_some_and(|value| value != "0")
+}
 
 /// A running lab.
 #[derive(Clone, Debug)]
@@ -71,11 +77,14 @@ impl Lab {
         Ok(Self { plan })
     }
 
-    /// Ends a lab and removes everything it made, also what a crashed or half-made one left.
+    /// Ends a lab and removes everything it made, also what a crashed or half-made one left. An error if anything stays.
     pub fn down(instance: &str) -> anyhow::Result<()> {
         let plan = Plan::new(instance)?;
         let _lock = start::lock(&plan)?;
-        cleanup::remove(&plan)
+        cleanup::remove(&plan)?;
+        let left = cleanup::leftovers(&plan)?;
+        ensure!(left.is_empty(), "lab {instance:?} is down, but there is still {}", left.join("; "));
+        Ok(())
     }
 
     /// What is left of an instance that is down: nothing, unless something is wrong.

@@ -1,0 +1,62 @@
+# Runs suites and counts what they say. Sourced by run.sh, and by the test of it (tests/tests/scripts.rs).
+# shellcheck shell=bash
+passed=0 failed=0 broken=() absent=() running=
+log=$(mktemp)
+# Longest time of one suite in seconds, unless a call says otherwise: one that hangs must not eat the time of the others.
+limit=900
+
+# suite NAME COMMAND...: counts what cargo says; a command that says nothing is one test, a crash is one failure.
+suite() {
+  local name=$1 good bad begin=$SECONDS status=0 tee
+  shift
+  printf '\n=== %s\n' "$name"
+  exec 3> >(exec tee "$log")
+  tee=$!
+  # In the background, because a shell heeds a signal only while it waits; `timeout` passes it on to all that it started.
+  timeout --kill-after=20 "$limit" "$@" >&3 2>&1 3>&- </dev/null &
+  running=$!
+  exec 3>&-
+  # Without the shell's own word on a process that had to be killed.
+  { wait "$running" || status=$?; } 2>/dev/null
+  running=
+  wait "$tee"
+  [ "$status" -ne 124 ] && [ "$status" -ne 137 ] || printf '%s was ended after %d s\n' "$name" $((SECONDS - begin))
+  read -r good bad < <(awk '/^test result:/ { good += $4; bad += $6 } END { print good + 0, bad + 0 }' "$log")
+  if [ "$status" -ne 0 ] && [ "$bad" -eq 0 ]; then
+    bad=1
+  elif [ "$status" -eq 0 ] && [ $((good + bad)) -eq 0 ] && ! grep -q '^test result:' "$log"; then
+    good=1
+  fi
+  passed=$((passed + good)) failed=$((failed + bad))
+  [ "$bad" -eq 0 ] || broken+=("$name")
+  printf -- '--- %s: %d passed, %d failed, %d s\n' "$name" "$good" "$bad" $((SECONDS - begin))
+  [ "$bad" -eq 0 ]
+}
+
+# fail NAME: something that should have run did not.
+fail() {
+  failed=$((failed + 1)) broken+=("$1")
+}
+
+# conclude: what failed, and the closing line. For the EXIT trap: sets the exit code.
+conclude() {
+  trap - EXIT INT TERM HUP
+  if [ -n "$running" ]; then
+    kill "$running" 2>/dev/null
+    wait "$running"
+  fi
+  cleanup
+  rm -f "$log"
+  printf '\n'
+  [ ${#absent[@]} -eq 0 ] || printf 'not run: %s\n' "${absent[@]}"
+  [ ${#broken[@]} -eq 0 ] || printf 'failed: %s\n' "${broken[@]}"
+  printf '%d min %d s in all\n' $((SECONDS / 60)) $((SECONDS % 60))
+  printf '%d passed, %d failed\n' "$passed" "$failed"
+  exit $((failed > 0))
+}
+
+# What the sourcing script made and has to remove.
+cleanup() { :; }
+
+trap conclude EXIT
+trap 'fail "interrupted"; exit 1' INT TERM HUP

@@ -1,0 +1,107 @@
+//! What `tests/run.sh` says when things go wrong, and that it forgets no test.
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
+
+use aegis_tests::apiserver::repository;
+use aegis_tests::cluster::Cluster;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A shell in the repository that has all of its output in one stream.
+fn bash(script: &str) -> Command {
+    let mut command = Command::new("bash");
+    command.current_dir(repository()).args(["-c", &format!("exec 2>&1; {script}")]);
+    command
+}
+
+/// The output's lines, and whether it went well.
+fn run(command: &mut Command) -> (Vec<String>, bool) {
+    let output = command.output().expect("run bash");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    (text.lines().map(str::to_owned).collect(), output.status.success())
+}
+
+#[test]
+fn suites_are_counted_to_the_last_line() {
+    let suites = "suite good true; suite bad false; limit=1 suite hangs sleep 100
+                  suite counts echo 'test result: FAILED. 3 passed; 2 failed; 0 ignored'
+                  suite crashes sh -c 'echo test result: ok. 3 passed\\; 0 failed\\;; exit 1'
+                  fail forgotten";
+    let (lines, well) = run(&mut bash(&format!(". tests/suite.sh; {suites}")));
+    assert!(!well);
+    assert_eq!(lines.last().map(String::as_str), Some("7 passed, 6 failed"), "{lines:#?}");
+    for name in ["bad", "hangs", "counts", "crashes", "forgotten"] {
+        assert!(lines.contains(&format!("failed: {name}")), "{lines:#?}");
+    }
+    let (lines, well) = run(&mut bash(". tests/suite.sh; suite good true"));
+    assert!(well);
+    assert_eq!(lines.last().map(String::as_str), Some("1 passed, 0 failed"), "{lines:#?}");
+}
+
+#[test]
+fn an_interrupted_run_ends_what_it_started_and_still_counts() {
+    let begin = Instant::now();
+    let script = ". tests/suite.sh; suite good true; suite slow sleep 98765.4321";
+    let child = bash(script).stdout(Stdio::piped()).spawn().expect("run bash");
+    let sleeps = || {
+        let pgrep = Command::new("pgrep").args(["-f", "^sleep 98765.4321"]).stdout(Stdio::null()).status();
+        pgrep.expect("run pgrep").success()
+    };
+    while !sleeps() {
+        assert!(begin.elapsed() < Duration::from_secs(30), "the suite does not start");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // SAFETY: kill(2) takes no pointers; the child has not been waited for.
+    unsafe { libc::kill(child.id().cast_signed(), libc::SIGTERM) };
+    let output = child.wait_with_output().expect("wait");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!output.status.success());
+    assert_eq!(text.lines().last(), Some("1 passed, 1 failed"), "{text}");
+    assert!(!sleeps(), "the suite goes on");
+}
+
+#[test]
+fn a_setup_that_fails_is_a_failure_in_the_last_line() {
+    let folder = std::env::temp_dir().join(format!("aegis-scripts-{}", std::process::id()));
+    fs::create_dir_all(&folder).expect("make a folder");
+    let uname = folder.join("uname");
+    fs::write(&uname, "#!/bin/sh\necho abacus\n").expect("write");
+    fs::set_permissions(&uname, fs::Permissions::from_mode(0o755)).expect("set the mode");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let (lines, well) = run(bash(".ci/run").env("PATH", format!("{}:{path}", folder.display())));
+    fs::remove_dir_all(folder).expect("remove the folder");
+    assert!(!well);
+    assert!(lines.iter().any(|line| line.contains("an x86_64 machine")), "{lines:#?}");
+    assert_eq!(lines.last().map(String::as_str), Some("0 passed, 1 failed"), "{lines:#?}");
+}
+
+#[test]
+fn every_test_of_this_folder_is_in_a_suite() {
+    let script = fs::read_to_string(repository().join("tests/run.sh")).expect("read run.sh");
+    let prefixes: Vec<&str> = script
+        .lines()
+        .filter_map(|line| line.split_once(" aegis-tests ")?.1.split_ascii_whitespace().next())
+        .collect();
+    assert!(prefixes.len() > 4, "{prefixes:?}");
+    for entry in fs::read_dir(repository().join("tests/tests")).expect("list tests") {
+        let name = entry.expect("list tests").file_name().into_string().expect("UTF-8");
+        assert!(prefixes.iter().any(|prefix| name.starts_with(prefix)), "no suite of run.sh runs {name}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "the test below runs it"]
+async fn needs_a_lab() -> anyhow::Result<()> {
+    Cluster::connect().await.map(drop)
+}
+
+#[test]
+fn a_test_without_a_lab_is_skipped_unless_one_is_required() {
+    for (required, passes) in [("0", true), ("1", false)] {
+        let mut test = Command::new(std::env::current_exe().expect("this program"));
+        test.args(["--exact", "needs_a_lab", "--ignored"]).env_remove("KUBECONFIG");
+        let output = test.env("AEGIS_LAB", "nobody").env("AEGIS_REQUIRE_LAB", required).output();
+        assert_eq!(output.expect("run the test").status.success(), passes, "AEGIS_REQUIRE_LAB={required}");
+    }
+}
