@@ -4,9 +4,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=${AEGIS_TOOLS:-$HOME/.cache/aegis/tools}
-packages=(runc containernetworking-plugins nftables iptables iproute2 openssl ethtool tcpdump conntrack kmod procps
-  iputils-ping util-linux gcc musl-tools libc6-dev llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev)
+packages=(containernetworking-plugins nftables iptables iproute2 openssl ethtool tcpdump conntrack kmod procps
+  iputils-ping util-linux gcc g++ musl-tools libc6-dev llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev)
+# Docker's packages bring a runc of their own, which Debian's would push out.
+command -v runc >/dev/null || packages+=(runc)
 linker=0.13.0
+# Distributions switch this off in their Go: tests/tools says which Go it needs, and `go` fetches that.
+export GOTOOLCHAIN=auto
 
 say() { printf '[setup %4d s] %s\n' "$SECONDS" "$*"; }
 missing=()
@@ -18,7 +22,9 @@ need() { missing+=("$1"); }
 kernel=$(uname -r)
 printf '6.6\n%s\n' "${kernel%%-*}" | sort -CV || need "Linux 6.6 or newer (this is $kernel)"
 command -v apt-get >/dev/null || need "Debian or Ubuntu: packages are installed by apt-get"
-command -v go >/dev/null || need "Go 1.21 or newer: https://go.dev/dl (it fetches the version that tests/tools asks for)"
+go=$(go version 2>/dev/null | sed -n 's/^go version go\([0-9.]*\).*/\1/p' || true)
+[ -n "$go" ] && printf '1.21\n%s\n' "$go" | sort -CV ||
+  need "Go 1.21 or newer (this is ${go:-none}): https://go.dev/dl (it fetches the version that tests/tools asks for)"
 command -v rustup >/dev/null || need "Rust: curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y"
 if [ ${#missing[@]} -gt 0 ]; then
   echo "setup needs, and cannot install itself:" >&2
@@ -27,6 +33,27 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 # --- Debian packages ---
+# Ubuntu 24.04 has no LLVM 22; the LLVM project's own packages do.
+add_llvm() {
+  local release key=/etc/apt/keyrings/apt.llvm.org.asc
+  release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+  say "this distribution has no LLVM 22: adding the package source https://apt.llvm.org/$release"
+  apt-get install -y -qq --no-install-recommends ca-certificates curl >/dev/null
+  mkdir -p /etc/apt/keyrings
+  if curl -fsSL --max-time 60 https://apt.llvm.org/llvm-snapshot.gpg.key -o "$key"; then
+    echo "deb [signed-by=$key] https://apt.llvm.org/$release/ llvm-toolchain-$release-22 main" \
+      > /etc/apt/sources.list.d/aegis-llvm.list
+    apt-get update -qq || true
+  fi
+  apt-cache show llvm-22-dev >/dev/null 2>&1 && return
+  rm -f /etc/apt/sources.list.d/aegis-llvm.list "$key"
+  cat >&2 <<'MESSAGE'
+The BPF linker is built with LLVM 22. This distribution does not have it, and https://apt.llvm.org does not answer or has
+nothing for this release. Install llvm-22-dev and libpolly-22-dev from elsewhere, then run this again.
+MESSAGE
+  exit 1
+}
+
 absent=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || absent+=("$package")
@@ -35,21 +62,14 @@ if [ ${#absent[@]} -gt 0 ]; then
   say "apt-get install ${absent[*]}"
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -qq
-  if ! apt-cache show llvm-22-dev >/dev/null 2>&1; then
-    cat >&2 <<'MESSAGE'
-This distribution has no LLVM 22, which the BPF linker is built with. The LLVM project's packages have it:
-  apt-get install -y lsb-release wget software-properties-common gnupg
-  wget -qO /tmp/llvm.sh https://apt.llvm.org/llvm.sh && bash /tmp/llvm.sh 22
-Then run this again.
-MESSAGE
-    exit 1
-  fi
+  apt-cache show llvm-22-dev >/dev/null 2>&1 || add_llvm
   apt-get install -y -qq --no-install-recommends "${absent[@]}" >/dev/null
 fi
 
 # --- Rust: rust-toolchain.toml names version, components and targets ---
 root=$(RUSTUP_AUTO_INSTALL=0 rustc --print sysroot 2>/dev/null || true)
-if [ ! -d "$root/lib/rustlib/src/rust" ] || [ ! -d "$root/lib/rustlib/x86_64-unknown-linux-musl" ]; then
+if [ ! -d "$root/lib/rustlib/src/rust" ] || [ ! -d "$root/lib/rustlib/x86_64-unknown-linux-musl" ] ||
+  [ ! -x "$root/bin/cargo-clippy" ] || [ ! -x "$root/bin/rustfmt" ]; then
   say "Rust toolchain of rust-toolchain.toml"
   rustup toolchain install || rustup show
 fi
@@ -58,7 +78,7 @@ fi
 if ! "$tools/bpf-linker/bin/bpf-linker" --version 2>/dev/null | grep -qw "$linker"; then
   say "bpf-linker $linker (2 to 4 min)"
   LLVM_PREFIX=/usr/lib/llvm-22 LLVM_SYS_221_PREFIX=/usr/lib/llvm-22 \
-    cargo install "bpf-linker@$linker" --no-default-features --features llvm-22 --root "$tools/bpf-linker" --force
+    cargo install --locked "bpf-linker@$linker" --no-default-features --features llvm-22 --root "$tools/bpf-linker" --force
 fi
 
 # --- Kubernetes and what it stands on ---
