@@ -69,12 +69,12 @@ async fn bulk_data_arrives_whole_with_offloads_on_and_off() -> anyhow::Result<()
     let pod = namespace.pod("bulk").on("n1").start().await?;
     let origin = cluster.origin(0)?;
     let mut capture = lab.capture(&["198.51.100.0/24"])?;
-    for on in [true, false, true] {
-        lab.set_offloads(NODES[0], on)?;
+    for usual in [true, false, true] {
+        let _off = (!usual).then(|| lab.without_offloads(NODES[0])).transpose()?;
         for way in ["upload", "download"] {
             let answer = pod.call(json!({"do": way, "to": origin.port(0), "bytes": 100_000_000})).await?;
-            assert_eq!(answer["ok"], true, "{way}, offloads {on}: {answer}");
-            println!("{way} of 100 MB, offloads {on}: {} ms", answer["ms"]);
+            assert_eq!(answer["ok"], true, "{way}, usual offloads {usual}: {answer}");
+            println!("{way} of 100 MB, usual offloads {usual}: {} ms", answer["ms"]);
         }
     }
     let seen: u64 = capture.report()?.traffic.iter().map(|traffic| traffic.bytes).sum();
@@ -129,10 +129,9 @@ async fn the_routers_choice_of_node_can_be_set() -> anyhow::Result<()> {
     };
     assert_eq!(packets_to_nodes().await?.len(), 3, "ECMP uses every node");
     for node in NODES {
-        lab.pin(address, &[node])?;
+        let _entry = lab.entry(address, node)?;
         assert!(packets_to_nodes().await?.contains(&node.name()));
     }
-    lab.pin(address, &[])?;
     Ok(())
 }
 
@@ -170,9 +169,9 @@ async fn a_cut_link_carries_nothing_until_it_is_restored() -> anyhow::Result<()>
     let pod = namespace.pod("cut").on("n1").start().await?;
     let origin = cluster.origin(0)?;
     pod.call(json!({"do": "stream", "name": "s", "to": origin.port(0), "interval_ms": 10})).await?;
-    lab.cut_link(NODES[0])?;
+    let cut = lab.without_link(NODES[0])?;
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    lab.restore_link(NODES[0])?;
+    cut.now()?;
     wait_for("the pod to be reached again", Duration::from_secs(20), async || reached(&pod, &origin).await)
         .await?;
     let statistics = pod.call(json!({"do": "stop", "name": "s"})).await?;
@@ -195,9 +194,9 @@ async fn a_frozen_node_does_nothing_until_it_thaws() -> anyhow::Result<()> {
     let server = SocketAddrV4::new(pod.address(), 8080);
     let connect = json!({"do": "connect", "to": server, "timeout_ms": 500});
     assert_eq!(origin.call(connect.clone()).await?["ok"], true);
-    lab.freeze(NODES[1])?;
+    let node = lab.frozen(NODES[1])?;
     let frozen = origin.call(connect.clone()).await?;
-    lab.thaw(NODES[1])?;
+    node.now()?;
     assert_eq!(frozen["failure"], "timeout", "{frozen}");
     wait_for("the pod to be reached again", Duration::from_secs(20), async || reached(&pod, &origin).await)
         .await?;
@@ -213,8 +212,9 @@ async fn traffic_outlives_the_api_server() -> anyhow::Result<()> {
     let origin = cluster.origin(0)?;
     pod.open("held", origin.port(0), 50).await?;
     lab.stop_api_server()?;
-    assert!(pod.exchange("held", 50).await.is_err(), "commands to pods need the API server");
+    let without = pod.exchange("held", 50).await;
     lab.start_api_server().await?;
+    assert!(without.is_err(), "commands to pods need the API server");
     wait_for("exec to work again", Duration::from_secs(30), async || Ok(pod.exchange("held", 50).await.ok()))
         .await?;
     namespace.end().await

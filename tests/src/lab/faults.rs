@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Node as NodeObject;
 use kube::api::{Api, DeleteParams};
 
 use super::plan::{NODES, Node};
-use super::process::{Process, in_network, run};
+use super::process::Process;
 use super::{Lab, cgroup, cleanup, control_plane, node, start, topology};
 
 impl Lab {
@@ -44,11 +44,16 @@ impl Lab {
     }
 
     fn kill_program(&self, node: Node, program: &str) -> anyhow::Result<i32> {
+        let pid = self.only_program(node, program)?;
+        Process::of(pid)?.signal(libc::SIGKILL);
+        Ok(pid)
+    }
+
+    pub(super) fn only_program(&self, node: Node, program: &str) -> anyhow::Result<i32> {
         let pids = self.programs(node, program)?;
         let [pid] = pids[..] else {
             anyhow::bail!("{program} runs {} times on {}, not once", pids.len(), node.name());
         };
-        Process::of(pid)?.signal(libc::SIGKILL);
         Ok(pid)
     }
 
@@ -86,6 +91,7 @@ impl Lab {
     pub fn freeze(&self, node: Node) -> anyhow::Result<()> {
         topology::cut(self.plan(), node)?;
         cgroup::freeze(&node::cgroup(self.plan(), node), true)
+            .inspect_err(|_| drop(topology::restore(self.plan(), node)))
     }
 
     /// Undoes [`Lab::freeze`].
@@ -151,49 +157,5 @@ impl Lab {
     /// Spreads the egress range over these nodes.
     pub fn spread(&self, nodes: &[Node]) -> anyhow::Result<()> {
         topology::spread(self.plan(), nodes)
-    }
-
-    /// Switches checksum and segmentation offloads of a node's uplink, its pods' links and the pods' own ends.
-    pub fn set_offloads(&self, node: Node, on: bool) -> anyhow::Result<()> {
-        let value = if on { "on" } else { "off" };
-        let init = self.init_of(node)?;
-        let set = |namespace: &Path| -> anyhow::Result<()> {
-            in_network(namespace, || {
-                let links = run("ip", &["-o", "link", "show", "type", "veth"])?;
-                for device in veth_names(&links) {
-                    run("ethtool", &["-K", device, "tx", value, "tso", value, "gso", value, "gro", value])?;
-                }
-                Ok(())
-            })
-        };
-        set(&topology::namespace_path(&self.plan().namespace(&node.name())))?;
-        // Containerd keeps the pods' namespaces in the node's own /run.
-        let pods = format!("/proc/{}/root/run/netns", init.pid);
-        for entry in std::fs::read_dir(&pods).into_iter().flatten().flatten() {
-            set(&entry.path())?;
-        }
-        Ok(())
-    }
-}
-
-/// Device names in the output of `ip -o link`: `2: eth0@if5: <…`.
-fn veth_names(listing: &str) -> Vec<&str> {
-    let name = |line: &'_ str| -> Option<usize> { line.find(['@', ' ']) };
-    listing
-        .lines()
-        .filter_map(|line| line.split_once(": ").map(|(_, rest)| rest))
-        .map(|rest| &rest[..name(rest).unwrap_or(rest.len())])
-        .map(|device| device.trim_end_matches(':'))
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn device_names_are_found() {
-        let listing = "2: eth0@if5: <BROADCAST> mtu 1500\n7: veth12ab@if2: <UP> mtu 1500\n9: plain: <UP>\n";
-        assert_eq!(veth_names(listing), ["eth0", "veth12ab", "plain"]);
     }
 }

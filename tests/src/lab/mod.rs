@@ -17,12 +17,14 @@ pub mod images;
 mod install;
 mod node;
 pub mod node_init;
+mod offloads;
 mod pki;
 pub mod plan;
 mod process;
 mod start;
 mod state;
 mod topology;
+mod undo;
 mod xdp;
 
 use std::io::{BufRead, BufReader, Write};
@@ -37,6 +39,7 @@ use self::plan::{DEFAULT_INSTANCE, Node, Plan};
 use self::process::Process;
 pub use self::start::client;
 use self::state::State;
+pub use self::undo::Undo;
 
 /// Whether a test that finds no lab must fail instead of being skipped: `tests/run.sh` sets `AEGIS_REQUIRE_LAB`, because it
 /// has started one.

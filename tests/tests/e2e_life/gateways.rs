@@ -53,7 +53,7 @@ async fn a_node_outside_the_sites_sends_through_a_holder() -> anyhow::Result<()>
     }
     // Replies enter at each node, the holder translates them, and the pod's node takes them in.
     for entry in NODES {
-        lab.pin(account.address, &[entry])?;
+        let _entry = lab.entry(account.address, entry)?;
         for pod in &pods {
             pod.exchange("held", LIVE).await?;
             for way in ["download", "upload"] {
@@ -74,7 +74,6 @@ async fn a_node_outside_the_sites_sends_through_a_holder() -> anyhow::Result<()>
             }
         }
     }
-    lab.pin(account.address, &[])?;
     let tcp = origin.summary().await?.tcp;
     assert_eq!(tcp.twice, 0, "{tcp:?}");
     let report = only(&mut capture, account.address)?;
@@ -94,7 +93,7 @@ async fn a_gateway_that_fails_is_replaced_within_a_second() -> anyhow::Result<()
     let origin = cluster.origin(0)?;
     let pod = account.pod_on("through", outside, true).await?;
     // What comes back must not enter at the node that fails; a routing protocol sees to that.
-    lab.pin(account.address, &[outside])?;
+    let entry = lab.entry(account.address, outside)?;
     let mut capture = lab.capture(&[ZONE])?;
     let (mut moved, mut kept) = (Vec::new(), 0);
     for round in 0..FAILURES {
@@ -107,11 +106,11 @@ async fn a_gateway_that_fails_is_replaced_within_a_second() -> anyhow::Result<()
         pod.call(json!({"do": "churn", "name": "new", "to": origin.port(0), "parallel": 2, "pause_ms": 5, "timeout_ms": 400}))
             .await?;
         tokio::time::sleep(PROMPT).await;
-        lab.cut_link(fails)?;
+        let cut = lab.without_link(fails)?;
         tokio::time::sleep(3 * PROMPT).await;
         let gaps = gaps(&pod).await;
         let new = pod.call(json!({"do": "stop", "name": "new"})).await;
-        lab.restore_link(fails)?;
+        cut.now()?;
         for (gap, lost) in gaps? {
             // A flow of the other gateway loses nothing at all.
             if lost <= 1 {
@@ -127,7 +126,7 @@ async fn a_gateway_that_fails_is_replaced_within_a_second() -> anyhow::Result<()
         })
         .await?;
     }
-    lab.pin(account.address, &[])?;
+    entry.now()?;
     moved.sort_unstable();
     let quantile = |percent: usize| moved.get((moved.len() * percent).div_ceil(100).max(1) - 1);
     println!(

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use aegis_crds::{EgressAddress, HoldingState};
 use aegis_tests::cluster::{Cluster, PATIENCE, wait_for};
+use aegis_tests::lab::Undo;
 use aegis_tests::lab::plan::{NODES, Node};
 use anyhow::Context;
 
@@ -91,12 +92,9 @@ async fn a_link_that_is_cut_or_a_node_that_hangs_harms_no_other_node() -> anyhow
     let pods = live_pods(&account).await?;
     let mut capture = lab.capture(&[ZONE])?;
     for fault in ["cut", "freeze"] {
-        if fault == "cut" {
-            lab.cut_link(LOST)?
-        } else {
-            lab.freeze(LOST)?
-        }
+        let lost = if fault == "cut" { lab.without_link(LOST)? } else { lab.frozen(LOST)? };
         // What a routing protocol does once it notices.
+        let routes = Undo::by("the narrow route", || lab.spread(&NODES));
         lab.spread(&NODES[..2])?;
         let meanwhile = async {
             for pod in &pods[..2] {
@@ -111,14 +109,9 @@ async fn a_link_that_is_cut_or_a_node_that_hangs_harms_no_other_node() -> anyhow
             }
             anyhow::Ok(())
         };
-        let result = meanwhile.await;
-        if fault == "cut" {
-            lab.restore_link(LOST)?
-        } else {
-            lab.thaw(LOST)?
-        }
-        lab.spread(&NODES)?;
-        result?;
+        meanwhile.await?;
+        lost.now()?;
+        routes.now()?;
         // The node's own flows waited.
         unbroken(&pods).await?;
     }

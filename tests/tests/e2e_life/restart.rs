@@ -52,8 +52,8 @@ async fn a_pod_that_starts_without_an_agent_is_held_until_it_is_back() -> anyhow
     let known = account.pod_on("known", NODES[0], true).await?;
     known.open("held", origin.port(0), 100).await?;
     known.churn("new", origin.port(1)).await?;
-    agents::forbid(&cluster, lab, NODES[0]).await?;
     let away = async {
+        agents::forbid(&cluster, lab, NODES[0]).await?;
         origin.reset().await?;
         let mut capture = lab.capture(&[ZONE])?;
         let (to, port) = (origin.address().to_string(), origin.port(5).port().to_string());

@@ -1,15 +1,11 @@
 //! Much data, and large packets, over a steered path: the replies enter at a node that does not own the port, and
 //! the tunnel takes 36 of the 1,500 bytes.
 
-use std::time::Duration;
-
-use aegis_tests::cluster::{Cluster, Pod, wait_for};
-use aegis_tests::lab::Lab;
+use aegis_tests::cluster::{Cluster, PATIENCE, Pod, wait_for};
 use aegis_tests::lab::plan::{NODES, Node};
 use serde_json::json;
 
 use crate::account::Account;
-use crate::entry::Entry;
 use crate::metrics::Packets;
 
 /// Large replies asked for, one after another.
@@ -20,35 +16,17 @@ const BYTES: u64 = 200_000_000;
 const OWNER: Node = NODES[0];
 const OTHER: Node = NODES[1];
 
-/// Offloads of the owner are off until the value's end.
-struct NoOffloads<'a>(&'a Lab);
-
-impl<'a> NoOffloads<'a> {
-    fn begin(lab: &'a Lab) -> anyhow::Result<Self> {
-        lab.set_offloads(OWNER, false)?;
-        Ok(Self(lab))
-    }
-}
-
-impl Drop for NoOffloads<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.0.set_offloads(OWNER, true) {
-            eprintln!("offloads stay off: {error:#}");
-        }
-    }
-}
-
 #[tokio::test]
 async fn bulk_data_arrives_whole_over_a_steered_path() -> anyhow::Result<()> {
     let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
     let Some(lab) = cluster.lab() else { return Ok(()) };
     let account = Account::create(&cluster, "bulk", "ports: {perNode: {min: 1}}").await?;
     let pod = account.pod("bulk", &OWNER.name()).await?;
-    let _entry = Entry::at(lab, account.address, OTHER)?;
+    let _entry = lab.entry(account.address, OTHER)?;
     transfer(&cluster, &pod, "default offloads").await?;
-    let off = NoOffloads::begin(lab)?;
+    let off = lab.without_offloads(OWNER)?;
     transfer(&cluster, &pod, "no offloads").await?;
-    drop(off);
+    off.now()?;
     account.end().await
 }
 
@@ -75,7 +53,7 @@ async fn large_datagrams_pass_whole_or_in_fragments() -> anyhow::Result<()> {
     let pod = account.pod("large", &OWNER.name()).await?;
     let origin = cluster.origin(0)?;
     for entry in NODES {
-        let _entry = Entry::at(lab, account.address, entry)?;
+        let _entry = lab.entry(account.address, entry)?;
         // 1,472 fills a packet that may not be fragmented on its way; the others come in fragments from the start.
         for bytes in [1472, 2000, 8000] {
             // The origin may still know the narrow path from before.
@@ -83,7 +61,8 @@ async fn large_datagrams_pass_whole_or_in_fragments() -> anyhow::Result<()> {
             let before = Packets::settled(&cluster).await?;
             let mut lost = 0;
             for _ in 0..ASKED {
-                let ask = json!({"do": "udp", "to": origin.port(0), "reply_bytes": bytes, "timeout_ms": 500});
+                let ask =
+                    json!({"do": "udp", "to": origin.port(0), "reply_bytes": bytes, "timeout_ms": 3000});
                 lost += u64::from(pod.call(ask).await?["received"] != bytes);
             }
             let too_big = Packets::settled(&cluster).await?.total_since(&before, "too_big");
@@ -102,9 +81,9 @@ async fn large_datagrams_pass_whole_or_in_fragments() -> anyhow::Result<()> {
             assert!(source.starts_with(&format!("{}:", account.address)), "{bytes} bytes out: {answer}");
         }
         // The echo comes back as large as it went; the first may be too large.
-        wait_for("large echo replies", Duration::from_secs(10), async || {
+        wait_for("large echo replies", PATIENCE, async || {
             let ping =
-                json!({"do": "ping", "to": origin.address(), "count": 5, "bytes": 2000, "timeout_ms": 500});
+                json!({"do": "ping", "to": origin.address(), "count": 5, "bytes": 2000, "timeout_ms": 2000});
             Ok((pod.call(ping).await?["received"] == 5).then_some(()))
         })
         .await?;

@@ -9,7 +9,6 @@ use anyhow::Context;
 use serde_json::json;
 
 use crate::account::Account;
-use crate::entry::Entry;
 use crate::metrics::Packets;
 
 /// Where the pod runs.
@@ -25,7 +24,7 @@ async fn a_closed_port_is_refused_and_the_router_tells_when_time_is_over() -> an
     let closed = SocketAddrV4::new(origin.address(), 9);
     let namespace = network_namespace(lab, &pod)?;
     for entry in NODES {
-        let _entry = Entry::at(lab, account.address, entry)?;
+        let _entry = lab.entry(account.address, entry)?;
         let before = Packets::settled(&cluster).await?;
         let udp = pod.call(json!({"do": "udp", "to": closed})).await?;
         assert_eq!(udp["failure"], "refused", "by {}: {udp}", entry.name());

@@ -3,7 +3,6 @@
 mod account;
 mod bulk;
 mod dedicated;
-mod entry;
 mod exhaustion;
 mod headline;
 mod icmp_errors;

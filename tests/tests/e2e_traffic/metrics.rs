@@ -76,8 +76,8 @@ fn parse(text: &str) -> BTreeMap<String, u64> {
     let line = |line: &str| -> Option<(String, u64)> {
         let rest = line.strip_prefix("aegis_packets_total{reason=\"")?;
         let (reason, count) = rest.split_once("\"} ")?;
-        // The end of flows long after their traffic.
-        if reason == "expired" {
+        // The end of flows long after their traffic, and probes of gateways, which are sent for ever.
+        if ["expired", "probed"].contains(&reason) {
             return None;
         }
         Some((reason.to_owned(), count.parse().ok()?))
