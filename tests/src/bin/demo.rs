@@ -1,7 +1,8 @@
 //! `make demo`: one IPv4 address, used by three nodes at once, shown with real traffic.
 //!
 //! Starts the lab, installs the chart, applies `examples/quickstart.yaml`, opens connections from pods on all three nodes to
-//! both origins, and prints what the nodes, the origins and the wire saw. The last line is `demo: ok`, or what failed.
+//! both origins, and prints what the nodes, the origins and the wire saw. The last line is `demo: ok`, or what failed. Its lab
+//! is its own: one that is left from a killed run is removed first, and an interrupt ends it like success and failure do.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -13,21 +14,22 @@ use aegis_tests::cluster::{Cluster, Metrics, Origin, PATIENCE, Pod, Summaries, w
 use aegis_tests::lab::capture::Report;
 use aegis_tests::lab::plan::NODES;
 use aegis_tests::lab::{Lab, images, node_init};
-use anyhow::bail;
+use anyhow::{Context, anyhow, bail};
 use clap::Parser;
 use kube::Api;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Shows one address on three nodes.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
     /// Name of the lab.
-    #[arg(long, env = "AEGIS_LAB", default_value = "aegis-demo")]
+    #[arg(long, default_value = "aegis-demo")]
     instance: String,
     /// Connections that the pod on each node opens to each origin.
     #[arg(long, default_value_t = 1000)]
     connections: usize,
-    /// Leave the lab running.
+    /// Leave the lab running; the next demo removes it.
     #[arg(long)]
     keep: bool,
 }
@@ -40,26 +42,45 @@ async fn main() -> ExitCode {
     }
     let arguments = Arguments::parse();
     let begin = Instant::now();
-    let outcome = run(&arguments).await;
-    if !arguments.keep
-        && let Err(error) = Lab::down(&arguments.instance)
-    {
+    let outcome = tokio::select! {
+        biased;
+        signal = interrupted() => signal.and_then(|signal| Err(anyhow!("interrupted by {signal}"))),
+        outcome = run(&arguments) => outcome,
+    };
+    let ended = if arguments.keep { Ok(()) } else { Lab::down(&arguments.instance) };
+    if let Err(error) = &ended {
         eprintln!("the lab does not end: {error:#}");
     }
     println!("\n{:.0} s in all", begin.elapsed().as_secs_f64());
-    match outcome {
+    match outcome.and(ended.context("the lab does not end")) {
         Ok(()) => {
             println!("demo: ok");
             ExitCode::SUCCESS
         }
         Err(error) => {
-            println!("demo: failed: {error:#}");
+            println!("demo: failed: {}", one_line(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }
 }
 
+/// Ends when somebody wants the demo to end, with the signal's name.
+async fn interrupted() -> anyhow::Result<&'static str> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(tokio::select! {
+        _ = interrupt.recv() => "SIGINT",
+        _ = terminate.recv() => "SIGTERM",
+    })
+}
+
+/// What other programs say in many lines, in one: nothing may follow the demo's last line.
+fn one_line(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines.join(" | ")
+}
+
 async fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    Lab::down(&arguments.instance)?;
     images::compile(&["aegis-probe", "aegis-operator", "aegis-node-agent"])?;
     let lab = Lab::up(&arguments.instance).await?;
     lab.install(&[])?;
@@ -78,6 +99,9 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     };
     let pods = futures::future::try_join_all(NODES.map(|node| start(node.name()))).await?;
     let origins = [cluster.origin(0)?, cluster.origin(1)?];
+    for origin in &origins {
+        origin.reset().await?;
+    }
     let mut capture = lab.capture(&["198.51.100.0/24", "192.0.2.0/24"])?;
     let before = all_metrics(&cluster).await?;
 
@@ -234,4 +258,14 @@ fn judge(
         bail!("fewer than half of the replies were steered");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_error_stays_in_the_last_line() {
+        assert_eq!(one_line("helm: failed:\n\n  Error: no\n"), "helm: failed: | Error: no");
+    }
 }
