@@ -263,9 +263,14 @@ mod tests {
     /// The real server and the real client on loopback.
     #[tokio::test]
     async fn connections_are_held_exchanged_and_recorded() {
-        let port = 17_321;
-        let server = Server::default();
-        listener::start(port, &server.records).unwrap();
+        // A port that is free right now may be somebody else's a moment later; then another one will do.
+        let start = |_| {
+            let port = std::net::TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?.port();
+            let server = Server::default();
+            listener::start(port, &server.records).ok()?;
+            Some((port, server))
+        };
+        let (port, server) = (0..20).find_map(start).unwrap();
         let run = async |text: String| server.carry_out(serde_json::from_str(&text).unwrap()).await.unwrap();
         let to = format!("127.0.0.1:{port}");
         let opened = run(format!(r#"{{"do":"open","name":"g","to":"{to}","count":20}}"#)).await;
