@@ -41,6 +41,9 @@ if ! tests/setup.sh; then
   fail setup
   exit
 fi
+# What an earlier run left, if it was killed, is not this one's failure.
+tests/left.sh || true
+
 suite format cargo fmt --all --check
 suite clippy cargo clippy --workspace --all-targets -- -D warnings
 suite "neither root nor BPF linker" tests/bare.sh
@@ -59,7 +62,6 @@ integration documentation aegis-tests docs
 integration scripts aegis-tests scripts
 integration admission aegis-tests admit
 
-# What an earlier run left, if it was killed.
 suite "no earlier lab" "${lab[@]}" down
 lab_is_up=maybe
 if suite "lab starts" "${lab[@]}" up; then
@@ -73,3 +75,4 @@ fi
 if suite "lab ends and leaves nothing" "${lab[@]}" down; then
   lab_is_up=
 fi
+suite "tests leave nothing" tests/left.sh

@@ -105,3 +105,13 @@ fn a_test_without_a_lab_is_skipped_unless_one_is_required() {
         assert_eq!(output.expect("run the test").status.success(), passes, "AEGIS_REQUIRE_LAB={required}");
     }
 }
+
+#[test]
+fn what_a_killed_packet_test_left_is_found_and_removed() {
+    // No process has this number: it is beyond the greatest that the kernel gives.
+    let name = "aegis-scripts-4194305-0";
+    let make = format!("ip netns add {name}; tests/left.sh; first=$?; tests/left.sh; echo $first $?");
+    let (lines, _) = run(&mut bash(&make));
+    assert!(lines.iter().any(|line| line.contains(name)), "{lines:#?}");
+    assert_eq!(lines.last().map(String::as_str), Some("1 0"), "{lines:#?}");
+}

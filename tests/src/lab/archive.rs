@@ -1,11 +1,16 @@
 //! Container images as docker archives, made from files of this machine: no builder, no registry, no base image.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::Context;
 use serde_json::json;
 use sha2::{Digest, Sha256};
+
+/// How many archives of an image stay: what one build makes and another still uses.
+const KEPT: usize = 3;
 
 /// One file of an image.
 #[derive(Clone, Debug)]
@@ -67,6 +72,8 @@ impl Image {
         let name = self.repository.rsplit('/').next().unwrap_or(&self.repository);
         let path = folder.join(format!("{name}-{tag}.tar"));
         if path.exists() {
+            // In use again: see `superseded`.
+            fs::File::options().append(true).open(&path)?.set_modified(SystemTime::now())?;
             return Ok(Archive { reference, path });
         }
         fs::create_dir_all(folder)?;
@@ -99,6 +106,26 @@ impl Image {
     }
 }
 
+/// Which archives of a folder nobody needs any more: all but the latest few of each image, and those in use.
+pub fn superseded(folder: &Path, used: &BTreeSet<PathBuf>) -> Vec<PathBuf> {
+    let mut by_image: BTreeMap<String, Vec<(SystemTime, PathBuf)>> = BTreeMap::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let image = name.strip_suffix(".tar").and_then(|stem| stem.rsplit_once('-'));
+        if let (Some((image, _)), Ok(changed)) = (image, entry.metadata().and_then(|it| it.modified())) {
+            by_image.entry(image.to_owned()).or_default().push((changed, entry.path()));
+        }
+    }
+    by_image
+        .into_values()
+        .flat_map(|mut archives| {
+            archives.sort_by(|a, b| b.cmp(a));
+            archives.into_iter().skip(KEPT).map(|(_, path)| path)
+        })
+        .filter(|path| !used.contains(path))
+        .collect()
+}
+
 fn append(builder: &mut tar::Builder<Vec<u8>>, name: &str, contents: &[u8], mode: u32) -> anyhow::Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_size(contents.len() as u64);
@@ -113,8 +140,8 @@ fn digest(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::io::Read;
+    use std::time::Duration;
 
     use super::*;
 
@@ -169,5 +196,21 @@ mod tests {
         let mut reversed = image(b"one");
         reversed.files.reverse();
         assert_eq!(reversed.layer().unwrap(), image(b"one").layer().unwrap());
+    }
+
+    #[test]
+    fn old_archives_go_unless_they_are_used() {
+        let folder = std::env::temp_dir().join(format!("aegis-old-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = |name: &str| folder.join(format!("aegis-{name}.tar"));
+        for (age, name) in
+            ["agent-1", "agent-2", "agent-3", "agent-4", "agent-5", "probe-1"].iter().enumerate()
+        {
+            let file = fs::File::create(path(name)).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(60 * age as u64)).unwrap();
+        }
+        assert_eq!(superseded(&folder, &BTreeSet::new()), [path("agent-4"), path("agent-5")]);
+        assert_eq!(superseded(&folder, &[path("agent-5")].into()), [path("agent-4")]);
+        fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -126,15 +126,23 @@ pub fn freeze(group: &str, frozen: bool) -> anyhow::Result<()> {
     wait_frozen(folder, frozen)
 }
 
-fn wait_frozen(folder: &Path, frozen: bool) -> anyhow::Result<()> {
-    let wanted = |folder: &Path| match fs::read_to_string(folder.join("freezer.state")) {
+/// Whether a group is frozen.
+pub fn is_frozen(group: &str) -> bool {
+    hierarchies().is_ok_and(|all| all.iter().any(|hierarchy| has_state(&hierarchy.join(group), true)))
+}
+
+fn has_state(folder: &Path, frozen: bool) -> bool {
+    match fs::read_to_string(folder.join("freezer.state")) {
         Ok(state) => state.trim() == if frozen { "FROZEN" } else { "THAWED" },
         Err(_) => fs::read_to_string(folder.join("cgroup.events")).is_ok_and(|events| {
             events.lines().any(|line| line == if frozen { "frozen 1" } else { "frozen 0" })
         }),
-    };
+    }
+}
+
+fn wait_frozen(folder: &Path, frozen: bool) -> anyhow::Result<()> {
     let end = Instant::now() + Duration::from_secs(10);
-    while !wanted(folder) {
+    while !has_state(folder, frozen) {
         if Instant::now() > end {
             bail!("{} does not become {}", folder.display(), if frozen { "frozen" } else { "thawed" });
         }

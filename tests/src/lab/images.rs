@@ -6,8 +6,9 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
-use super::archive::{Archive, Image, ImageFile};
+use super::archive::{Archive, Image, ImageFile, superseded};
 use super::process::run;
+use super::state::State;
 
 /// Static binaries need no image below them.
 const TARGET: &str = "x86_64-unknown-linux-musl";
@@ -50,7 +51,19 @@ pub fn probe() -> anyhow::Result<Archive> {
     let file = compiled("aegis-probe", "/probe")?;
     // Containerd starts a sandbox with the entry point alone; test pods replace it by a `command` of their own.
     let entrypoint = ["/probe", "pause"].map(str::to_owned).into();
-    Image { repository: "aegis.test/aegis-probe".into(), entrypoint, files: vec![file] }.write(&folder())
+    let image = Image { repository: "aegis.test/aegis-probe".into(), entrypoint, files: vec![file] };
+    let archive = image.write(&folder())?;
+    prune()?;
+    Ok(archive)
+}
+
+/// Removes archives of earlier builds that no running lab needs for a node that comes back.
+fn prune() -> anyhow::Result<()> {
+    let used = State::all().into_iter().flat_map(|state| state.archives.into_values()).collect();
+    for path in superseded(&folder(), &used) {
+        std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// The operator's and the agent's image.
@@ -61,10 +74,12 @@ pub fn project() -> anyhow::Result<Images> {
         Image { repository: format!("aegis.test/{name}"), entrypoint: vec![format!("/{name}")], files }
             .write(&folder())
     };
-    Ok(Images {
+    let images = Images {
         operator: image("aegis-operator", Vec::new())?,
         agent: image("aegis-node-agent", with_libraries("nft")?)?,
-    })
+    };
+    prune()?;
+    Ok(images)
 }
 
 /// The probe on this machine, for origins and captures.

@@ -37,6 +37,8 @@ pub const ORIGINS: [Origin; 2] = [
 /// TCP and UDP ports on which the origins serve.
 pub const ORIGIN_PORTS: &str = "7000-7009";
 
+/// Folder with one folder for each lab that runs.
+pub const STATES: &str = "/run/aegis-lab";
 /// Link subnets to the root namespace are /30 of this range.
 const LINKS: Ipv4Addr = Ipv4Addr::new(10, 213, 0, 0);
 /// Number of /30 in the range of [`LINKS`] (a /16).
@@ -144,7 +146,7 @@ impl Plan {
 
     /// State, keys, kubeconfig, logs and sockets. Gone after a boot, like what it describes.
     pub fn state_dir(&self) -> PathBuf {
-        PathBuf::from("/run/aegis-lab").join(&self.instance)
+        PathBuf::from(STATES).join(&self.instance)
     }
 
     /// Bulk data (images, containers, volumes): needs a disk file system, which /run often is not.

@@ -15,8 +15,10 @@ use serde_json::json;
 use super::plan::{LINK_COUNT, Link, NODES, Node, ORIGIN_PORTS, ORIGINS, Plan};
 use super::process::{Daemon, run};
 use super::state::State;
-use super::{cleanup, control_plane, images, import_everywhere, node, pki, topology};
+use super::{cgroup, cleanup, control_plane, images, import_everywhere, node, pki, topology};
 
+/// How long the API server of a lab that runs may take to say so.
+const API_LIMIT: Duration = Duration::from_secs(10);
 const TOOLS: [&str; 10] = [
     "etcd",
     "kube-apiserver",
@@ -62,11 +64,11 @@ pub async fn up(plan: &Plan) -> anyhow::Result<()> {
     let tools = tools()?;
     let _lock = lock(plan)?;
     if let Some(state) = State::read(&plan.state_dir()) {
-        if state.complete && state.processes.values().chain(state.nodes.values()).all(|p| p.is_alive()) {
+        let Some(problem) = ill(plan, &state).await else {
             progress.step("the lab runs already");
             return Ok(());
-        }
-        progress.step("removing what is left of a lab");
+        };
+        progress.step(&format!("{problem}: removing what is left of a lab"));
     }
     cleanup::remove(plan)?;
     let probe = images::probe().context("make the probe's image")?;
@@ -149,6 +151,30 @@ pub async fn up(plan: &Plan) -> anyhow::Result<()> {
     state.write(&directory)?;
     progress.step(&format!("the lab {:?} is up", plan.instance()));
     Ok(())
+}
+
+/// What is wrong with a lab, if anything: what runs only in part, or with a fault, would make nobody happy.
+async fn ill(plan: &Plan, state: &State) -> Option<String> {
+    if !state.complete {
+        return Some("its start did not come to its end".to_owned());
+    }
+    let mut processes = state.processes.iter().chain(&state.nodes);
+    if let Some((name, _)) = processes.find(|(_, process)| !process.is_alive()) {
+        return Some(format!("{name} does not run"));
+    }
+    for node in NODES {
+        let name = node.name();
+        let healths = [
+            (!state.nodes.contains_key(&name), "is not there"),
+            (!topology::is_linked(plan, node), "has its link cut"),
+            (cgroup::is_frozen(&node::cgroup(plan, node)), "is frozen"),
+        ];
+        if let Some((_, problem)) = healths.iter().find(|(ill, _)| *ill) {
+            return Some(format!("{name} {problem}"));
+        }
+    }
+    let answer = async { wait_api(&client(&plan.state_dir().join("kubeconfig")).await?, API_LIMIT).await };
+    answer.await.err().map(|error| format!("{error:#}"))
 }
 
 /// Starts a node's first process and records it.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use super::plan::STATES;
 use super::process::Process;
 
 /// Contents of `state.json`.
@@ -35,6 +36,12 @@ impl State {
     /// Reads the state, if there is one.
     pub fn read(directory: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(file(directory)).ok()?).ok()
+    }
+
+    /// The states of all labs of this machine.
+    pub fn all() -> Vec<Self> {
+        let folders = fs::read_dir(STATES).into_iter().flatten().flatten();
+        folders.filter_map(|folder| Self::read(&folder.path())).collect()
     }
 
     /// Replaces the state on disk at once, so that a crash leaves the old or the new one.

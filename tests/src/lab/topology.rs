@@ -153,6 +153,13 @@ pub fn cut(plan: &Plan, node: Node) -> anyhow::Result<()> {
     batch(Some(&plan.namespace("router")), &[format!("link set {} nomaster", node.name())])
 }
 
+/// Whether a node's port is in the LAN.
+pub fn is_linked(plan: &Plan, node: Node) -> bool {
+    let router = plan.namespace("router");
+    run("ip", &["-n", &router, "-o", "link", "show", "dev", &node.name()])
+        .is_ok_and(|link| link.contains(" master lan "))
+}
+
 /// Undoes [`cut`].
 pub fn restore(plan: &Plan, node: Node) -> anyhow::Result<()> {
     batch(Some(&plan.namespace("router")), &[format!("link set {} master lan", node.name())])
