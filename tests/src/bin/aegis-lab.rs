@@ -2,10 +2,10 @@
 
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aegis_tests::lab::plan::{DEFAULT_INSTANCE, NODES, Node, ORIGINS};
-use aegis_tests::lab::{Lab, images, node_init};
+use aegis_tests::lab::{Lab, images, like_a_wire, node_init};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
@@ -75,6 +75,9 @@ enum Command {
         /// n1, n2, n3.
         nodes: Vec<String>,
     },
+    /// Make a veth of this machine that faces another cluster's node behave like a wire: XDP sends through it, checksums are
+    /// filled in (`tests/kind.sh` needs it).
+    Wire { device: String },
     /// First process of a node; the lab starts it.
     #[command(hide = true)]
     NodeInit { name: String, data: PathBuf, tools: PathBuf, address: String },
@@ -120,6 +123,7 @@ async fn main() -> anyhow::Result<()> {
     };
     match arguments.command {
         Command::NodeInit { name, data, tools, address } => node_init::run(&name, &data, &tools, &address),
+        Command::Wire { device } => like_a_wire(Path::new("/proc/self/ns/net"), &device),
         Command::Up { no_build } => {
             if !no_build {
                 images::compile(&["aegis-probe"])?;

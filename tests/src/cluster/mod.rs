@@ -13,6 +13,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Api, ListParams};
 
 pub use self::metrics::Metrics;
 pub use self::namespace::Namespace;
@@ -69,12 +71,27 @@ impl Cluster {
         self.client.clone()
     }
 
+    /// Whether it is the lab.
+    pub fn is_lab(&self) -> bool {
+        self.lab.is_some()
+    }
+
     /// The lab, or `None` after saying that the test is skipped.
     pub fn lab(&self) -> Option<&Lab> {
         if self.lab.is_none() {
             eprintln!("skipped: needs the lab");
         }
         self.lab.as_ref()
+    }
+
+    /// Names of the nodes, sorted.
+    pub async fn nodes(&self) -> anyhow::Result<Vec<String>> {
+        let nodes: Api<Node> = Api::all(self.client());
+        let listed = nodes.list(&ListParams::default()).await?;
+        let mut names: Vec<String> = listed.into_iter().filter_map(|node| node.metadata.name).collect();
+        names.sort();
+        ensure!(!names.is_empty(), "the cluster has no node");
+        Ok(names)
     }
 
     /// A new namespace with a name of its own. Its end, and the end of what was applied through it, is

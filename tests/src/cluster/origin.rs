@@ -55,7 +55,8 @@ pub struct Summaries {
 }
 
 impl Origin {
-    /// In the lab o1 and o2; elsewhere those that `AEGIS_ORIGINS=address@control-host:port,…` names.
+    /// In the lab o1 and o2; elsewhere those that `AEGIS_ORIGINS=address@control-host:port,…` names. A control socket of this
+    /// machine is given by its path.
     pub(super) fn find(lab: Option<&Lab>, index: usize) -> anyhow::Result<Self> {
         if let Some(lab) = lab {
             let origin = ORIGINS.get(index).context("the lab has two origins")?;
@@ -72,7 +73,11 @@ impl Origin {
             all.split(',').nth(index).with_context(|| format!("AEGIS_ORIGINS names no origin {index}"))?;
         let (address, control) =
             one.split_once('@').with_context(|| format!("{one:?} is no address@host:port"))?;
-        Ok(Self { address: address.trim().parse()?, control: Control::Tcp(control.trim().to_owned()) })
+        let control = match control.trim() {
+            path if path.starts_with('/') => Control::Unix(path.into()),
+            address => Control::Tcp(address.to_owned()),
+        };
+        Ok(Self { address: address.trim().parse()?, control })
     }
 
     /// Its address.

@@ -107,7 +107,8 @@ impl<'a> PodBuilder<'a> {
         api.create(&PostParams::default(), &object)
             .await
             .with_context(|| format!("create pod {}", self.name))?;
-        Ok(Pod { api, name: self.name, address: Ipv4Addr::UNSPECIFIED, node: String::new() })
+        let unknown = Ipv4Addr::UNSPECIFIED;
+        Ok(Pod { api, name: self.name, address: unknown, node: String::new(), host: unknown })
     }
 }
 
@@ -118,6 +119,7 @@ pub struct Pod {
     name: String,
     address: Ipv4Addr,
     node: String,
+    host: Ipv4Addr,
 }
 
 impl Pod {
@@ -136,6 +138,11 @@ impl Pod {
         &self.node
     }
 
+    /// Its node's address: the source of what nothing covers.
+    pub fn host(&self) -> Ipv4Addr {
+        self.host
+    }
+
     /// Waits until the pod is Ready.
     pub async fn wait_ready(mut self, limit: Duration) -> anyhow::Result<Self> {
         let what = format!("pod {} to be Ready", self.name);
@@ -147,8 +154,9 @@ impl Pod {
             Ok(ready.then_some(pod))
         });
         let object = ready.await?;
-        let address = object.status.and_then(|status| status.pod_ip).context("the pod has no address")?;
-        self.address = address.parse()?;
+        let status = object.status.unwrap_or_default();
+        self.address = status.pod_ip.context("the pod has no address")?.parse()?;
+        self.host = status.host_ip.context("the pod's node has no address")?.parse()?;
         self.node = object.spec.and_then(|spec| spec.node_name).context("the pod has no node")?;
         Ok(self)
     }

@@ -39,6 +39,7 @@ use self::plan::{DEFAULT_INSTANCE, Node, Plan};
 use self::process::Process;
 pub use self::start::client;
 use self::state::State;
+pub use self::topology::like_a_wire;
 pub use self::undo::Undo;
 
 /// Whether a test that finds no lab must fail instead of being skipped: `tests/run.sh` sets `AEGIS_REQUIRE_LAB`, because it

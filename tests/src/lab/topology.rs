@@ -1,7 +1,7 @@
 //! Namespaces, links and routes: written as `ip -batch` input by pure functions, then applied.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
@@ -101,10 +101,14 @@ pub fn build_node(plan: &Plan, node: Node) -> anyhow::Result<()> {
             ("net/ipv4/conf/eth0/send_redirects", "0"),
         ],
     )?;
-    // What leaves a veth has its checksum left to the device, and XDP cannot see that: the port that faces the uplink
-    // must fill it in, as a real wire's packets have it.
-    run("ip", &["netns", "exec", &plan.namespace("router"), "ethtool", "-K", &name, "tx", "off"])?;
-    super::xdp::attach_pass(&plan.namespace("router"), &name)
+    like_a_wire(&namespace_path(&plan.namespace("router")), &name)
+}
+
+/// Makes a veth that faces a node's uplink behave as a real network's port does.
+pub fn like_a_wire(network: &Path, port: &str) -> anyhow::Result<()> {
+    // What leaves a veth has its checksum left to the device, and XDP cannot see that: the port must fill it in.
+    in_network(network, || run("ethtool", &["-K", port, "tx", "off"]).map(drop))?;
+    super::xdp::attach_pass(network, port)
 }
 
 /// What is configured inside a node.

@@ -1,4 +1,4 @@
-//! An XDP program that passes everything, on the router's ports that face the nodes.
+//! An XDP program that passes everything, on the ports that face the nodes.
 //!
 //! A veth accepts what its peer sends by `XDP_TX` only if it has an XDP program itself. Without one every steered
 //! packet is lost, and only the driver's error counter shows it.
@@ -6,11 +6,11 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
 
 use anyhow::Context;
 
 use super::process::run;
-use super::topology::namespace_path;
 
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
@@ -42,9 +42,10 @@ struct PinAttributes {
     flags: u32,
 }
 
-/// Attaches the program to a device, in the driver. It stays until the device goes; nothing is left pinned.
-pub fn attach_pass(namespace: &str, device: &str) -> anyhow::Result<()> {
-    let network = std::fs::File::open(namespace_path(namespace))?;
+/// Attaches the program to a device of a network namespace, in the driver. It stays until the device goes; nothing is left
+/// pinned.
+pub fn attach_pass(network: &Path, device: &str) -> anyhow::Result<()> {
+    let network = std::fs::File::open(network)?;
     let device = device.to_owned();
     // A thread of its own, because it leaves the process's network and mount namespaces for good. The pin is only the
     // way to hand the program to `ip`: it lives in a bpffs that goes away with the thread's mount namespace.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, ZoneBinding, type_};
 use aegis_tests::cluster::{Cluster, Namespace, PATIENCE, wait_for};
 use aegis_tests::lab::capture::{Capture, Report};
-use aegis_tests::lab::plan::{NODES, Node};
+use aegis_tests::lab::plan::NODES;
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -17,7 +17,7 @@ use crate::inside::Inside;
 
 /// What a change of an object may take until new connections follow it.
 pub const PROMPT: Duration = Duration::from_secs(1);
-/// The range of the first origin, which every binding here covers.
+/// In the lab, the range of the first origin, which every binding here covers.
 pub const ZONE: &str = "198.51.100.0/24";
 /// Label of the pods that [`Account::bind`] binds.
 pub const BOUND: (&str, &str) = ("egress", "dedicated");
@@ -26,6 +26,8 @@ pub const BOUND: (&str, &str) = ("egress", "dedicated");
 pub struct Account {
     pub namespace: Namespace,
     pub address: Ipv4Addr,
+    /// What [`Account::bind`] covers: the first origin.
+    pub zone: String,
 }
 
 impl Account {
@@ -44,7 +46,8 @@ impl Account {
              timeouts: {{tcpEstablishedSeconds: 600, tcpTransitorySeconds: 30, tcpClosedSeconds: 2, udpSeconds: 30}}, {more}}}",
             namespace.name()
         );
-        let account = Self { namespace, address };
+        let zone = format!("{}/32", cluster.origin(0)?.address());
+        let account = Self { namespace, address, zone };
         let name = account.namespace.name();
         account.namespace.apply(&prefix(name, &format!("{address}/32"), name)).await?;
         account.namespace.apply(&allocation("partners", &spec)).await?;
@@ -52,9 +55,9 @@ impl Account {
         Ok(account)
     }
 
-    /// Applies the binding `partners`: pods with the label [`BOUND`], towards [`ZONE`].
+    /// Applies the binding `partners`: pods with the label [`BOUND`], towards the first origin.
     pub async fn bind(&self) -> anyhow::Result<()> {
-        self.apply_binding(&format!("{}: {}", BOUND.0, BOUND.1), ZONE, "").await
+        self.apply_binding(&format!("{}: {}", BOUND.0, BOUND.1), &self.zone, "").await
     }
 
     /// The same, and waits until every node enforces it.
@@ -135,12 +138,13 @@ impl Account {
 
     /// A bound pod on each node, to be talked to without the API server.
     pub async fn pods_on_all_nodes(&self, name: &str) -> anyhow::Result<Vec<Inside>> {
-        futures::future::try_join_all(NODES.map(|node| self.pod_on(name, node, true))).await
+        futures::future::try_join_all(NODES.map(async |node| self.pod_on(name, &node.name(), true).await))
+            .await
     }
 
     /// A pod on a node, bound or not.
-    pub async fn pod_on(&self, name: &str, node: Node, bound: bool) -> anyhow::Result<Inside> {
-        let builder = self.namespace.pod(&format!("{name}-{}", node.name())).on(&node.name());
+    pub async fn pod_on(&self, name: &str, node: &str, bound: bool) -> anyhow::Result<Inside> {
+        let builder = self.namespace.pod(&format!("{name}-{node}")).on(node);
         let builder = if bound { builder.label(BOUND.0, BOUND.1) } else { builder };
         Inside::of(self.namespace.cluster(), builder.start().await?)
     }

@@ -62,7 +62,7 @@ async fn a_minute_without_api_server_breaks_nothing() -> anyhow::Result<()> {
     account.apply_binding(&selector, ZONE, "enabled: false").await?;
     for pod in &pods {
         wait_for("the change", PATIENCE, async || {
-            Ok((pod.source(origin.port(2)).await? == Ok(pod.node.address())).then_some(()))
+            Ok((pod.source(origin.port(2)).await? == Ok(pod.host())).then_some(()))
         })
         .await?;
     }

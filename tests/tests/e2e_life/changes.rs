@@ -4,7 +4,6 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use aegis_tests::cluster::{Cluster, PATIENCE, wait_for};
-use aegis_tests::lab::plan::NODES;
 use anyhow::ensure;
 use kube::api::DeleteParams;
 
@@ -28,8 +27,9 @@ async fn each_way_to_switch_off_and_on_is_prompt_and_breaks_nothing() -> anyhow:
     let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
     let account = Account::new(&cluster, "switch", 4).await?;
     account.bind_and_wait().await?;
-    let pod = account.pod_on("switched", NODES[1], true).await?;
-    let (node, to) = (NODES[1].address(), cluster.origin(0)?.port(0));
+    let nodes = cluster.nodes().await?;
+    let pod = account.pod_on("switched", &nodes[1 % nodes.len()], true).await?;
+    let (node, to) = (pod.host(), cluster.origin(0)?.port(0));
     let selector = format!("{}: {}", BOUND.0, BOUND.1);
     let mut live = Vec::new();
     for way in ["label", "enabled", "deletion"] {
@@ -38,7 +38,7 @@ async fn each_way_to_switch_off_and_on_is_prompt_and_breaks_nothing() -> anyhow:
         pod.open(&dedicated, to, 50).await?;
         match way {
             "label" => pod.pod.set_label(BOUND.0, None).await?,
-            "enabled" => account.apply_binding(&selector, ZONE, "enabled: false").await?,
+            "enabled" => account.apply_binding(&selector, &account.zone, "enabled: false").await?,
             _ => drop(account.bindings().delete("partners", &DeleteParams::default()).await?),
         }
         follows(&pod, to, node, &format!("{way}, off")).await?;

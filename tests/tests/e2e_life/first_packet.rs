@@ -43,8 +43,8 @@ async fn a_binding_takes_new_connections_and_leaves_live_ones_alone() -> anyhow:
     let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
     let account = Account::new(&cluster, "change", 4).await?;
     let origin = cluster.origin(0)?;
-    let pod = account.pod_on("there", NODES[0], true).await?;
-    let node = NODES[0].address();
+    let pod = account.pod_on("there", &cluster.nodes().await?[0], true).await?;
+    let node = pod.host();
     assert_eq!(pod.source(origin.port(0)).await?, Ok(node));
     origin.reset().await?;
     pod.open("old", origin.port(0), 100).await?;

@@ -46,10 +46,10 @@ async fn a_node_outside_the_sites_sends_through_a_holder() -> anyhow::Result<()>
         ensure!(
             udp["source"].as_str().is_some_and(|source| source.starts_with(&format!("{}:", account.address))),
             "{}: {udp}",
-            pod.node.name()
+            pod.node()
         );
         let ping = pod.call(json!({"do": "ping", "to": origin.address(), "count": 5})).await?;
-        assert_eq!(ping["received"], 5, "{}: {ping}", pod.node.name());
+        assert_eq!(ping["received"], 5, "{}: {ping}", pod.node());
     }
     // Replies enter at each node, the holder translates them, and the pod's node takes them in.
     for entry in NODES {
@@ -58,15 +58,14 @@ async fn a_node_outside_the_sites_sends_through_a_holder() -> anyhow::Result<()>
             pod.exchange("held", LIVE).await?;
             for way in ["download", "upload"] {
                 let answer = pod.call(json!({"do": way, "to": origin.port(2), "bytes": BULK})).await?;
-                let what =
-                    format!("{way} of {BULK} bytes by {} entering at {}", pod.node.name(), entry.name());
+                let what = format!("{way} of {BULK} bytes by {} entering at {}", pod.node(), entry.name());
                 assert_eq!(answer["ok"], true, "{what}: {answer}");
                 println!("{what}: {} ms", answer["ms"]);
             }
             // The largest datagram that is not fragmented on the way, and one that is.
             for bytes in [1300, 1472, 4000] {
                 let ask = json!({"do": "udp", "to": origin.port(1), "bytes": bytes, "reply_bytes": bytes});
-                let what = format!("{bytes} bytes by {} entering at {}", pod.node.name(), entry.name());
+                let what = format!("{bytes} bytes by {} entering at {}", pod.node(), entry.name());
                 wait_for(&what, PATIENCE, async || {
                     Ok((pod.call(ask.clone()).await?["received"] == bytes).then_some(()))
                 })
@@ -91,7 +90,7 @@ async fn a_gateway_that_fails_is_replaced_within_a_second() -> anyhow::Result<()
     let [first, second, outside] = NODES;
     let account = account(&cluster, "failover", &[first, second]).await?;
     let origin = cluster.origin(0)?;
-    let pod = account.pod_on("through", outside, true).await?;
+    let pod = account.pod_on("through", &outside.name(), true).await?;
     // What comes back must not enter at the node that fails; a routing protocol sees to that.
     let entry = lab.entry(account.address, outside)?;
     let mut capture = lab.capture(&[ZONE])?;

@@ -1,4 +1,5 @@
-//! Talks to a pod from within its node: at once, and also while the API server is away.
+//! Talks to a pod of the lab from within its node: at once, and also while the API server is away. Elsewhere through the
+//! API server, like everybody.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::Command;
@@ -9,17 +10,26 @@ use aegis_tests::lab::{Lab, images};
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
-/// A pod and the network namespace it lives in.
+/// A pod, and in the lab the network namespace it lives in.
 #[derive(Clone)]
 pub struct Inside {
     pub pod: Pod,
-    pub node: Node,
+    door: Option<Door>,
+}
+
+/// The lab's way into a pod.
+#[derive(Clone)]
+struct Door {
     lab: Lab,
+    node: Node,
     namespace: String,
 }
 
 impl Inside {
     pub fn of(cluster: &Cluster, pod: Pod) -> anyhow::Result<Self> {
+        if !cluster.is_lab() {
+            return Ok(Self { pod, door: None });
+        }
         let lab = cluster.lab().context("needs the lab")?.clone();
         let node = Node::named(pod.node())?;
         let find = format!(
@@ -28,12 +38,23 @@ impl Inside {
         );
         let found = lab.exec(node, "sh", &["-c", &find])?;
         let namespace = found.lines().next().context("the pod has no network namespace")?.to_owned();
-        Ok(Self { pod, node, lab, namespace })
+        Ok(Self { pod, door: Some(Door { lab, node, namespace }) })
+    }
+
+    /// Its node.
+    pub fn node(&self) -> &str {
+        self.pod.node()
+    }
+
+    /// Its node's address.
+    pub fn host(&self) -> Ipv4Addr {
+        self.pod.host()
     }
 
     /// As [`Pod::call`].
     pub async fn call(&self, command: Value) -> anyhow::Result<Value> {
-        let mut probe = self.command(&images::probe_binary().display().to_string())?;
+        let Some(door) = &self.door else { return self.pod.call(command).await };
+        let mut probe = door.command(&images::probe_binary().display().to_string())?;
         probe.args(["call", &command.to_string()]);
         let output = tokio::task::spawn_blocking(move || probe.output()).await??;
         ensure!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
@@ -81,7 +102,9 @@ impl Inside {
         ensure!(end["failed"] == json!({}), "{}: new connections failed: {end}", self.pod.name());
         end["answered"].as_u64().filter(|count| *count > 0).with_context(|| format!("no connection: {end}"))
     }
+}
 
+impl Door {
     fn command(&self, program: &str) -> anyhow::Result<Command> {
         let mut command = self.lab.command(self.node, "nsenter")?;
         command.arg(format!("--net={}", self.namespace)).arg("--").arg(program);

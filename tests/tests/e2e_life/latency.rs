@@ -44,7 +44,7 @@ async fn a_binding_that_comes_and_goes_leaves_no_connection_hanging() -> anyhow:
         account.bindings().delete("partners", &DeleteParams::default()).await?;
         for pod in &pods {
             wait_for("the node's address", PATIENCE, async || {
-                Ok((pod.source(origin.port(1)).await? == Ok(pod.node.address())).then_some(()))
+                Ok((pod.source(origin.port(1)).await? == Ok(pod.host())).then_some(()))
             })
             .await?;
         }

@@ -27,7 +27,7 @@ async fn live_pods(account: &Account) -> anyhow::Result<Vec<Inside>> {
 
 async fn unbroken(pods: &[Inside]) -> anyhow::Result<()> {
     for pod in pods {
-        pod.exchange("held", LIVE).await.with_context(|| format!("flows of {}", pod.node.name()))?;
+        pod.exchange("held", LIVE).await.with_context(|| format!("flows of {}", pod.node()))?;
     }
     Ok(())
 }
@@ -75,7 +75,7 @@ async fn slices_of_a_node_that_is_gone_rest_and_it_comes_back_as_new() -> anyhow
     lab.spread(&NODES)?;
     unbroken(&pods[..2]).await?;
     account.programmed_allocation().await?;
-    let new = account.pod_on("new", LOST, true).await?;
+    let new = account.pod_on("new", &LOST.name(), true).await?;
     let source = new.source(cluster.origin(0)?.port(0)).await?;
     assert_eq!(source, Ok(account.address));
     unbroken(&pods[..2]).await?;

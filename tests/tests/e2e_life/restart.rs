@@ -25,7 +25,7 @@ async fn an_agent_killed_twenty_times_breaks_no_flow() -> anyhow::Result<()> {
     let account = Account::new(&cluster, "kill", 16).await?;
     account.bind_and_wait().await?;
     let origin = cluster.origin(0)?;
-    let pod = account.pod_on("live", NODES[0], true).await?;
+    let pod = account.pod_on("live", "n1", true).await?;
     let mut capture = lab.capture(&[ZONE])?;
     pod.open("held", origin.port(0), LIVE).await?;
     pod.churn("new", origin.port(1)).await?;
@@ -49,7 +49,7 @@ async fn a_pod_that_starts_without_an_agent_is_held_until_it_is_back() -> anyhow
     let account = Account::new(&cluster, "held", 32).await?;
     account.bind_and_wait().await?;
     let origin = cluster.origin(0)?;
-    let known = account.pod_on("known", NODES[0], true).await?;
+    let known = account.pod_on("known", "n1", true).await?;
     known.open("held", origin.port(0), 100).await?;
     known.churn("new", origin.port(1)).await?;
     let away = async {

@@ -4,7 +4,6 @@ use std::net::SocketAddrV4;
 
 use aegis_crds::EgressAddress;
 use aegis_tests::cluster::{Cluster, PATIENCE, wait_for};
-use aegis_tests::lab::plan::NODES;
 use anyhow::Context;
 use kube::api::Api;
 use serde_json::json;
@@ -18,12 +17,12 @@ const COUNT: u64 = 5;
 #[tokio::test]
 async fn what_is_not_covered_keeps_the_nodes_address() -> anyhow::Result<()> {
     let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
-    let Some(_) = cluster.lab() else { return Ok(()) };
     let account = Account::create(&cluster, "apart", "ports: {perNode: {min: 1}}").await?;
-    let bound = account.pod("bound", "n1").await?;
-    let unbound = account.namespace.pod("unbound").on("n1").start().await?;
+    let place = &cluster.nodes().await?[0];
+    let bound = account.pod("bound", place).await?;
+    let unbound = account.namespace.pod("unbound").on(place).start().await?;
     let (inside, outside) = (cluster.origin(0)?.port(0), cluster.origin(1)?.port(0));
-    let node = NODES[0].address();
+    let node = bound.host();
     assert_eq!(bound.source(inside).await?, Ok(account.address));
     assert_eq!(bound.source(outside).await?, Ok(node), "outside the zone");
     assert_eq!(unbound.source(inside).await?, Ok(node), "a pod without the label");

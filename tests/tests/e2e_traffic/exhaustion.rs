@@ -22,7 +22,7 @@ async fn a_full_address_refuses_at_once_and_recovers() -> anyhow::Result<()> {
     let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
     let allocation = "ports: {perNode: {min: 1, max: 1}}, timeouts: {tcpClosedSeconds: 1}";
     let account = Account::create(&cluster, "full", allocation).await?;
-    let pod = account.pod("pod", "n1").await?;
+    let pod = account.pod("pod", &cluster.nodes().await?[0]).await?;
     let origin = cluster.origin(0)?;
     origin.reset().await?;
     pod.open("held", origin.port(0), PORTS).await?;
