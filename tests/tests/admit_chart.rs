@@ -170,7 +170,7 @@ fn an_upgrade_and_an_uninstall_keep_what_people_wrote() {
 fn every_right_says_why() {
     let folder = repository().join("charts/aegis/templates");
     let mut rules = 0;
-    for file in ["rbac-operator.yaml", "rbac-node-agent.yaml"] {
+    for file in ["rbac-operator.yaml", "rbac-node-agent.yaml", "rbac-accounts.yaml"] {
         let text = fs::read_to_string(folder.join(file)).expect(file);
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         for (number, line) in lines.iter().enumerate().filter(|(_, line)| line.starts_with("- apiGroups:")) {

@@ -1,15 +1,18 @@
-//! What the agents count, read through the API server's proxy.
+//! What agents and operators count, read through the API server's proxy.
+
+use std::collections::BTreeMap;
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams};
 
 use super::Cluster;
+use crate::lab::NAMESPACE;
 
 /// Port of the chart's `agent.metricsPort`.
-const PORT: u16 = 9411;
-/// Namespace of the chart.
-const NAMESPACE: &str = "aegis-system";
+const AGENT: u16 = 9411;
+/// Port of the operator.
+const OPERATOR: u16 = 8080;
 
 /// One scrape.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +33,16 @@ impl Metrics {
             .sum()
     }
 
+    /// All series of `aegis_packets_total` by reason.
+    pub fn packets_by_reason(&self) -> BTreeMap<String, u64> {
+        let line = |line: &str| -> Option<(String, u64)> {
+            let rest = line.strip_prefix("aegis_packets_total{reason=\"")?;
+            let (reason, count) = rest.split_once("\"} ")?;
+            Some((reason.to_owned(), count.parse().ok()?))
+        };
+        self.text.lines().filter_map(line).collect()
+    }
+
     /// Packets with this reason.
     pub fn packets(&self, reason: &str) -> u64 {
         self.sum("aegis_packets_total", &[&format!("reason=\"{reason}\"")]) as u64
@@ -39,17 +52,44 @@ impl Metrics {
 impl Cluster {
     /// What the agent of a node counts.
     pub async fn agent_metrics(&self, node: &str) -> anyhow::Result<Metrics> {
-        let pods: Api<Pod> = Api::namespaced(self.client(), NAMESPACE);
         let on_node = ListParams::default()
             .labels("app.kubernetes.io/name=aegis-node-agent")
             .fields(&format!("spec.nodeName={node}"));
-        let listed = pods.list(&on_node).await?;
-        let pod = listed.items.first().with_context(|| format!("node {node} has no agent"))?;
-        let name = pod.metadata.name.clone().unwrap_or_default();
-        let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}:{PORT}/proxy/metrics");
-        let request = http::Request::get(path).body(Vec::new())?;
-        let text = self.client().request_text(request).await.with_context(|| format!("metrics of {name}"))?;
-        Ok(Metrics { text })
+        let (_, metrics) = self
+            .scrape(&on_node, AGENT)
+            .await?
+            .into_iter()
+            .next()
+            .with_context(|| format!("node {node} has no agent"))?;
+        Ok(metrics)
+    }
+
+    /// What the agents count, by node.
+    pub async fn all_agent_metrics(&self) -> anyhow::Result<BTreeMap<String, Metrics>> {
+        self.scrape(&ListParams::default().labels("app.kubernetes.io/name=aegis-node-agent"), AGENT).await
+    }
+
+    /// What the operators count: the series of all replicas together.
+    pub async fn operator_metrics(&self) -> anyhow::Result<Metrics> {
+        let operators = ListParams::default().labels("app.kubernetes.io/name=aegis-operator");
+        let all = self.scrape(&operators, OPERATOR).await?;
+        Ok(Metrics { text: all.into_values().map(|metrics| metrics.text).collect() })
+    }
+
+    /// The metrics of pods, by node.
+    async fn scrape(&self, which: &ListParams, port: u16) -> anyhow::Result<BTreeMap<String, Metrics>> {
+        let pods: Api<Pod> = Api::namespaced(self.client(), NAMESPACE);
+        let mut found = BTreeMap::new();
+        for pod in pods.list(which).await? {
+            let name = pod.metadata.name.context("the pod has no name")?;
+            let node = pod.spec.and_then(|spec| spec.node_name).context("the pod has no node")?;
+            let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}:{port}/proxy/metrics");
+            let request = http::Request::get(path).body(Vec::new())?;
+            let text =
+                self.client().request_text(request).await.with_context(|| format!("metrics of {name}"))?;
+            found.insert(node, Metrics { text });
+        }
+        Ok(found)
     }
 }
 
@@ -63,6 +103,7 @@ mod tests {
                     aegis_packets_total_extra{reason=\"steered\"} 9\naegis_ready 1\n";
         let metrics = Metrics { text: text.into() };
         assert_eq!(metrics.packets("steered"), 3);
+        assert_eq!(metrics.packets_by_reason(), [("steered".into(), 3), ("reverse".into(), 4)].into());
         assert_eq!(metrics.sum("aegis_packets_total", &[]), 7.0);
         assert_eq!(metrics.sum("aegis_ready", &[]), 1.0);
         assert_eq!(metrics.sum("absent", &[]), 0.0);

@@ -204,6 +204,15 @@ fn wrong_bindings_are_rejected() {
                 "spec.workloads.serviceAccounts",
                 "must have at most 64 items",
             ),
+            zone(
+                "loopback",
+                "cidrs: [198.51.100.0/24, 127.0.0.0/8]",
+                "spec.zone.cidrs[1]",
+                "is never covered",
+            ),
+            zone("one address of loopback", "cidrs: [127.0.0.53/32]", "spec.zone.cidrs[0]", "is never covered"),
+            zone("link-local", "cidrs: [169.254.169.254/32]", "spec.zone.cidrs[0]", "is never covered"),
+            zone("multicast", "cidrs: [239.0.0.0/8]", "spec.zone.cidrs[0]", "is never covered"),
             zone("no ranges", "ports: [{port: 443}]", "spec.zone.cidrs", "Required value"),
             zone("an empty list of ranges", "cidrs: []", "spec.zone.cidrs", "should have at least 1 items"),
             zone(
@@ -338,6 +347,7 @@ fn right_bindings_are_accepted() {
                 "",
             ),
             right("everything", "allPods: true", "cidrs: [0.0.0.0/0]", ""),
+            right("a range that contains ones that are never covered", "allPods: true", "cidrs: [128.0.0.0/1]", ""),
             right(
                 "64 ranges",
                 "allPods: true",

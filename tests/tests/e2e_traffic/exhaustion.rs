@@ -47,6 +47,13 @@ async fn a_full_address_refuses_at_once_and_recovers() -> anyhow::Result<()> {
     })
     .await?;
 
+    // The same for an alert: `aegis_operator_capacity_low`.
+    let namespace = format!("namespace=\"{}\"", account.namespace.name());
+    let alert = async || -> anyhow::Result<f64> {
+        Ok(cluster.operator_metrics().await?.sum("aegis_operator_capacity_low", &[&namespace]))
+    };
+    wait_for("the operator's gauge", PATIENCE, async || Ok((alert().await? == 1.0).then_some(()))).await?;
+
     pod.call(json!({"do": "close", "name": "held"})).await?;
     let closed = Instant::now();
     let mut opened = 0;
@@ -63,5 +70,7 @@ async fn a_full_address_refuses_at_once_and_recovers() -> anyhow::Result<()> {
         Ok(account.condition("CapacityLow").await?.filter(|low| low.status == "False"))
     })
     .await?;
+    wait_for("the operator's gauge to fall", PATIENCE, async || Ok((alert().await? == 0.0).then_some(())))
+        .await?;
     account.end().await
 }

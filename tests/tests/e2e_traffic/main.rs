@@ -7,5 +7,6 @@ mod exhaustion;
 mod headline;
 mod icmp_errors;
 mod inbound;
+mod logs;
 mod metrics;
 mod nftables;

@@ -4,19 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aegis_tests::cluster::{Cluster, PATIENCE, wait_for};
-use aegis_tests::lab::NAMESPACE;
-use anyhow::{Context, ensure};
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, ListParams};
-
-/// Where an agent serves its metrics.
-const PORT: u16 = 9411;
+use anyhow::ensure;
 
 /// An agent reads its counters about once a second.
 const REFRESH: Duration = Duration::from_secs(2);
 
 /// Packets by node and reason, at one time.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Packets(BTreeMap<String, BTreeMap<String, u64>>);
 
 impl Packets {
@@ -26,7 +20,7 @@ impl Packets {
         wait_for("the counters to rest", PATIENCE, async || {
             tokio::time::sleep(REFRESH).await;
             let now = Self::read(cluster).await?;
-            let rest = now == last;
+            let rest = now.caused_by_traffic() == last.caused_by_traffic();
             last = now;
             Ok(rest.then_some(()))
         })
@@ -36,17 +30,12 @@ impl Packets {
 
     /// Reads the counters of every node, through the API server. They may be a second old.
     pub async fn read(cluster: &Cluster) -> anyhow::Result<Self> {
-        let client = cluster.client();
-        let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
-        let agents = ListParams::default().labels("app.kubernetes.io/name=aegis-node-agent");
-        let mut nodes = BTreeMap::new();
-        for pod in pods.list(&agents).await? {
-            let name = pod.metadata.name.context("the agent's pod has no name")?;
-            let node = pod.spec.and_then(|spec| spec.node_name).context("the agent's pod has no node")?;
-            let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}:{PORT}/proxy/metrics");
-            let request = http::Request::get(path).body(Vec::new())?;
-            nodes.insert(node, parse(&client.request_text(request).await?));
-        }
+        let nodes: BTreeMap<_, _> = cluster
+            .all_agent_metrics()
+            .await?
+            .into_iter()
+            .map(|(node, metrics)| (node, metrics.packets_by_reason()))
+            .collect();
         ensure!(!nodes.is_empty(), "no agent runs");
         Ok(Self(nodes))
     }
@@ -66,21 +55,13 @@ impl Packets {
         self.nodes().map(|node| self.since(earlier, node, reason)).sum()
     }
 
+    /// Without the end of flows long after their traffic, and probes of gateways, which are sent for ever.
+    fn caused_by_traffic(&self) -> Vec<(&String, &String, &u64)> {
+        let all = self.0.iter().flat_map(|(node, reasons)| reasons.iter().map(move |(r, n)| (node, r, n)));
+        all.filter(|(_, reason, _)| !["expired", "probed"].contains(&reason.as_str())).collect()
+    }
+
     fn of(&self, node: &str, reason: &str) -> u64 {
         self.0.get(node).and_then(|reasons| reasons.get(reason)).copied().unwrap_or_default()
     }
-}
-
-/// Lines such as `aegis_packets_total{reason="steered"} 7`.
-fn parse(text: &str) -> BTreeMap<String, u64> {
-    let line = |line: &str| -> Option<(String, u64)> {
-        let rest = line.strip_prefix("aegis_packets_total{reason=\"")?;
-        let (reason, count) = rest.split_once("\"} ")?;
-        // The end of flows long after their traffic, and probes of gateways, which are sent for ever.
-        if ["expired", "probed"].contains(&reason) {
-            return None;
-        }
-        Some((reason.to_owned(), count.parse().ok()?))
-    };
-    text.lines().filter_map(line).collect()
 }
