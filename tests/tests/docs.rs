@@ -2,6 +2,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 
 use aegis_tests::apiserver::repository;
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -54,8 +55,8 @@ fn every_drop_reason_is_in_the_reference() {
     }
 }
 
-#[test]
-fn links_lead_somewhere() {
+/// Every page that people read.
+fn pages() -> Vec<PathBuf> {
     let mut pages: Vec<PathBuf> = Vec::new();
     let mut folders = vec![repository().join("docs"), repository().join("tests")];
     for file in ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"] {
@@ -71,9 +72,72 @@ fn links_lead_somewhere() {
             }
         }
     }
+    pages
+}
+
+#[test]
+fn values_that_pages_name_exist() {
+    let values: Value = serde_yaml_ng::from_str(&read("charts/aegis/values.yaml")).expect("YAML");
+    let groups: Vec<&String> = values.as_object().expect("groups").keys().collect();
+    let mut found = 0;
+    for page in pages() {
+        let text = fs::read_to_string(&page).expect("read a page");
+        // In code, and as `--set` takes them.
+        let words = text.split(|c: char| c.is_whitespace() || "`=,;:()|".contains(c));
+        for word in
+            words.filter(|word| word.contains('.') && word.chars().all(|c| c.is_alphanumeric() || c == '.'))
+        {
+            let (group, _) = word.split_once('.').expect("a full stop");
+            if !groups.iter().any(|known| *known == group)
+                || [".", ".md", ".rs"].iter().any(|end| word.ends_with(end))
+            {
+                continue;
+            }
+            found += 1;
+            let pointer = format!("/{}", word.replace('.', "/"));
+            assert!(values.pointer(&pointer).is_some(), "{}: the chart has no value {word}", page.display());
+        }
+    }
+    assert!(found > 40, "only {found} values found");
+}
+
+/// Flags of a program and their environment variables, from the source of its command line.
+fn flags(source: &str) -> Vec<(String, Option<String>)> {
+    let arguments = source.split("#[arg(long").skip(1);
+    let flag = |text: &str| -> Option<(String, Option<String>)> {
+        let (attribute, field) = text.split_once("pub ")?;
+        let name = field.split(':').next()?.replace('_', "-");
+        let variable = attribute.split_once("env = \"").and_then(|(_, rest)| rest.split('"').next());
+        Some((format!("--{name}"), variable.map(str::to_owned)))
+    };
+    arguments.filter_map(flag).collect()
+}
+
+#[test]
+fn every_flag_is_in_the_reference() {
+    let page = read("docs/reference/flags.md");
+    for (program, file, least) in
+        [("aegis-operator", "operator/src/args.rs", 6), ("aegis-node-agent", "node-agent/src/args.rs", 15)]
+    {
+        let section = page.split("\n## ").find(|section| section.starts_with(&format!("{program}\n")));
+        let section = section.unwrap_or_else(|| panic!("docs/reference/flags.md has no section {program}"));
+        let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| `--")).collect();
+        let flags = flags(&read(file));
+        assert!(flags.len() >= least, "{file}: only {flags:?} found");
+        for (flag, variable) in &flags {
+            let variable = variable.as_ref().map(|name| format!(" `{name}`")).unwrap_or_default();
+            let row = format!("| `{flag}` |{variable} |");
+            assert!(rows.iter().any(|line| line.starts_with(&row)), "docs/reference/flags.md: no row {row}");
+        }
+        assert_eq!(rows.len(), flags.len(), "docs/reference/flags.md: {program} has other flags");
+    }
+}
+
+#[test]
+fn links_lead_somewhere() {
     let mut links = 0;
     let mut dead = Vec::new();
-    for page in pages {
+    for page in pages() {
         let text = fs::read_to_string(&page).expect("read a page");
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let target = link.split('#').next().unwrap_or_default();

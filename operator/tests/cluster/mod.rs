@@ -226,7 +226,7 @@ pub fn tool(name: &str) -> PathBuf {
     let home = || PathBuf::from(std::env::var_os("HOME").expect("HOME")).join(".cache/aegis/tools");
     let tools = std::env::var_os("AEGIS_TOOLS").map_or_else(home, PathBuf::from);
     let path = tools.join("bin").join(name);
-    assert!(path.exists(), "{} is missing: `make tools` builds it, or set AEGIS_TOOLS", path.display());
+    assert!(path.exists(), "{} is missing: `make setup` builds it, or set AEGIS_TOOLS", path.display());
     path
 }
 
