@@ -67,7 +67,8 @@ lab_is_up=maybe
 if suite "lab starts" "${lab[@]}" up; then
   integration lab aegis-tests lab --test-threads=1
   # Ports rest two minutes between two nodes, which a test of an allocation's end would have to wait for.
-  if suite "Aegis is installed" "${lab[@]}" install --set operator.quarantineSeconds=5; then
+  # The first time it compiles for release.
+  if limit=1800 suite "Aegis is installed" "${lab[@]}" install --set operator.quarantineSeconds=5; then
     limit=1500 integration "traffic end to end" aegis-tests e2e_traffic --test-threads=1
     limit=1500 integration "life end to end" aegis-tests e2e_life --test-threads=1
   fi

@@ -30,7 +30,7 @@ enum Command {
     },
     /// End the lab and remove everything it made.
     Down,
-    /// Show what runs; exit code 1 if something does not.
+    /// Show what runs, and the memory of operators and agents; exit code 1 if a part of the lab does not run.
     Status,
     /// Print how to use the running lab.
     Usage,
@@ -187,6 +187,9 @@ fn status(lab: &Lab) -> anyhow::Result<()> {
     let all = lab.status()?;
     for (name, alive) in &all {
         println!("{name:24} {}", if *alive { "runs" } else { "does not run" });
+    }
+    for (node, program, kib) in lab.memory()? {
+        println!("{:24} {:.0} MiB resident", format!("{program} on {}", node.name()), kib as f64 / 1024.0);
     }
     anyhow::ensure!(all.iter().all(|(_, alive)| *alive), "not everything runs");
     Ok(())

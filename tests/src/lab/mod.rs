@@ -166,6 +166,19 @@ impl Lab {
         Ok(others.chain(nodes).collect())
     }
 
+    /// Operators and agents that run: node, program, resident memory in KiB.
+    pub fn memory(&self) -> anyhow::Result<Vec<(Node, &'static str, u64)>> {
+        let mut found = Vec::new();
+        for program in ["aegis-operator", "aegis-node-agent"] {
+            for node in plan::NODES {
+                let processes =
+                    self.programs(node, program)?.into_iter().filter_map(|it| Process::of(it).ok());
+                found.extend(processes.filter_map(|it| Some((node, program, it.resident()?))));
+            }
+        }
+        Ok(found)
+    }
+
     fn init_of(&self, node: Node) -> anyhow::Result<Process> {
         let state = self.state()?;
         let process = state.nodes.get(&node.name()).copied();

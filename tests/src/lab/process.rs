@@ -36,6 +36,13 @@ impl Process {
             .is_ok_and(|stat| start_time(&stat) == Some(self.start) && !is_zombie(&stat))
     }
 
+    /// Resident memory in KiB, if it runs.
+    pub fn resident(self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.trim().strip_suffix(" kB")?.parse().ok().filter(|_| self.is_alive())
+    }
+
     /// Sends a signal if it still is the same process.
     pub fn signal(self, signal: i32) {
         if self.is_alive() {
@@ -232,6 +239,8 @@ mod tests {
     fn a_process_is_known_by_its_start() {
         let me = Process::of(std::process::id().cast_signed()).unwrap();
         assert!(me.is_alive());
+        assert!(me.resident().is_some_and(|kib| kib > 100));
+        assert_eq!(Process { start: me.start + 1, ..me }.resident(), None);
         assert!(!Process { start: me.start + 1, ..me }.is_alive());
     }
 }

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Prints what Aegis costs, on this machine: nanoseconds per packet, how soon a binding is in force, how soon a gateway that
+# fails is replaced, memory. In a lab of its own; takes some minutes and wants the machine for itself.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export AEGIS_TOOLS=${AEGIS_TOOLS:-$HOME/.cache/aegis/tools} AEGIS_LAB=aegis-fig AEGIS_REQUIRE_LAB=1
+export PATH="$AEGIS_TOOLS/bin:$PATH"
+unset KUBECONFIG
+lab() { cargo run --quiet --package aegis-tests --bin aegis-lab -- "$@"; }
+trap 'lab down' EXIT
+
+printf '== cost per packet\n'
+cargo run --quiet --release --package aegis-node-agent --example packet_cost
+
+printf '\n== in a lab of three nodes on this machine (%s)\n' "$(nproc) CPUs, Linux $(uname -r)"
+lab down
+{ lab up && lab install; } >/dev/null
+printf 'idle:\n'
+lab status | grep resident
+for test in latency a_gateway_that_fails; do
+  cargo test --quiet --package aegis-tests --test e2e_life -- "$test" --nocapture --test-threads=1 | grep p50
+done
+printf 'afterwards:\n'
+lab status | grep resident
