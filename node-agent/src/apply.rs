@@ -53,13 +53,13 @@ pub trait Plane: Send {
     fn policy_sizes(&self) -> Vec<(&'static str, u64)>;
 }
 
-/// Devices that have their programs, by name.
+/// Devices that have their programs, by interface index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attached {
-    /// Uplinks, with how XDP runs there (`Native` or `Generic`).
-    pub uplinks: BTreeMap<String, String>,
-    /// Pod-facing devices.
-    pub pods: BTreeSet<String>,
+    /// Uplinks: name, and how XDP runs there (`Native` or `Generic`).
+    pub uplinks: BTreeMap<u32, (String, String)>,
+    /// Pod-facing devices: name.
+    pub pods: BTreeMap<u32, String>,
 }
 
 /// Writes in order and repeats in `observed` what was accepted; stops at the first refusal. `counts` are writes and

@@ -297,7 +297,7 @@ impl Controller {
         };
         let Attached { uplinks, pods } = self.attached();
         let unprogrammed =
-            self.pinned.plane.is_none() || self.devices.pods.values().any(|d| !pods.contains(&d.name));
+            self.pinned.plane.is_none() || self.devices.pods.keys().any(|index| !pods.contains_key(index));
         let known = wanted.filter(|_| unprogrammed).map(|wanted| &wanted.policy.pods).into_iter().flatten();
         let uncovered = known.filter(|(_, pod)| pod.class == 0).map(|(pod, _)| Ipv4Net::from(*pod)).collect();
         if wanted.is_none() && self.pinned.plane.is_none() {
@@ -313,12 +313,20 @@ impl Controller {
             mark,
             pods: inputs.pod_ranges.clone(),
             pod_devices: pods,
-            uplinks: uplinks.into_keys().collect(),
+            uplinks: uplinks.into_iter().map(|(index, (name, _))| (index, name)).collect(),
             hold,
             internal,
             uncovered,
+            tunnel_port: self.args.tunnel_port,
+            nodes: self.tunnel_ends(inputs),
         };
         self.table.keep(&rules, self.dirty, &self.signals).await;
+    }
+
+    /// Where a tunnel ends or may end: addresses of nodes, as they are known and as the data plane remembers them.
+    fn tunnel_ends(&self, inputs: &Inputs) -> BTreeSet<Ipv4Addr> {
+        let nodes = inputs.nodes.values().flat_map(|node| node.addresses.iter());
+        nodes.chain(inputs.tunnels.values()).chain(self.pinned.observed.peer_index.keys()).copied().collect()
     }
 
     /// Brings the data plane to what is wanted.

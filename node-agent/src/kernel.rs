@@ -326,8 +326,12 @@ impl Plane for Kernel {
             Mode::Generic => "Generic".to_owned(),
         };
         Attached {
-            uplinks: self.uplinks.values().map(|(device, how)| (device.name.clone(), mode(how))).collect(),
-            pods: self.pods.values().map(|device| device.name.clone()).collect(),
+            uplinks: self
+                .uplinks
+                .iter()
+                .map(|(index, (device, how))| (*index, (device.name.clone(), mode(how))))
+                .collect(),
+            pods: self.pods.iter().map(|(index, device)| (*index, device.name.clone())).collect(),
         }
     }
 
@@ -367,8 +371,10 @@ pub fn pinned(args: &Args, network: &Network) -> Attached {
             continue;
         };
         match program {
-            "uplink_egress" => _ = attached.uplinks.insert(device.name.clone(), "Unknown".to_owned()),
-            "pod_ingress" => _ = attached.pods.insert(device.name.clone()),
+            "uplink_egress" => {
+                attached.uplinks.insert(device.index, (device.name.clone(), "Unknown".to_owned()));
+            }
+            "pod_ingress" => _ = attached.pods.insert(device.index, device.name.clone()),
             _ => {}
         }
     }

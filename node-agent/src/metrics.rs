@@ -47,6 +47,8 @@ pub struct Snapshot {
     pub xdp_tx_errors: BTreeMap<String, u64>,
     /// Times the nftables table was put back.
     pub nft_repairs: u64,
+    /// Packets that the nftables table has dropped, by reason.
+    pub nft_drops: BTreeMap<&'static str, u64>,
     /// Map writes, and those that failed.
     pub writes: (u64, u64),
     /// Seconds that the last scan of the flow table took.
@@ -75,6 +77,7 @@ impl Default for Snapshot {
             holding_unknown: false,
             xdp_tx_errors: BTreeMap::new(),
             nft_repairs: 0,
+            nft_drops: BTreeMap::new(),
             writes: (0, 0),
             scan_seconds: 0.0,
             ready: Err(NotReady {
@@ -222,6 +225,12 @@ impl Collector for Encoder {
             e,
             ("xdp_tx_errors", "Frames that the driver could not send back from XDP", MetricType::Counter),
             now.xdp_tx_errors.iter().map(|(device, count)| ([("device", device.clone())], *count)),
+        )?;
+
+        family(
+            e,
+            ("nft_drops", "Packets that the nftables table has dropped", MetricType::Counter),
+            now.nft_drops.iter().map(|(reason, count)| ([("reason", (*reason).to_owned())], *count)),
         )?;
 
         let flag = |value: bool| f64::from(u8::from(value));

@@ -14,12 +14,18 @@
 //! the uplink goes on dropping it until conntrack forgets.
 //!
 //! The guard is for what the programs cannot see: marked packets that leave through a device without program, and
-//! packets of new flows from a device to which `pod_ingress` is not attached yet.
+//! packets of new flows from a device to which `pod_ingress` is not attached yet. Devices are named by index: one that
+//! was made anew under an old name has no program yet.
+//!
+//! Nor must anything that is forwarded get to the tunnel port of a node: to that node it would look as if another one
+//! had sent it, and it would send it on from any account's address. That is decided after destinations have been translated,
+//! since a service may lead there too.
 
 use ipnet::Ipv4Net;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket, protocols::NETLINK_NETFILTER};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -54,10 +60,10 @@ pub struct Rules {
     pub mark: u32,
     /// Ranges of this node's pods.
     pub pods: Vec<Ipv4Net>,
-    /// Devices with `pod_ingress`.
-    pub pod_devices: BTreeSet<String>,
-    /// Devices with the uplink programs.
-    pub uplinks: BTreeSet<String>,
+    /// Devices with `pod_ingress`: index and name.
+    pub pod_devices: BTreeMap<u32, String>,
+    /// Devices with the uplink programs: index and name.
+    pub uplinks: BTreeMap<u32, String>,
     /// Unknown sources are held.
     pub hold: bool,
     /// Ranges inside the cluster.
@@ -65,22 +71,33 @@ pub struct Rules {
     /// Pods known to be uncovered, which are not held although their device has no program. Only needed while
     /// programs cannot be attached.
     pub uncovered: Vec<Ipv4Net>,
+    /// UDP port of the tunnel.
+    pub tunnel_port: u16,
+    /// Addresses at which tunnels may end.
+    pub nodes: BTreeSet<Ipv4Addr>,
 }
+
+/// What the table counts, by reason: packets that it drops.
+pub const DROPS: [&str; 3] = ["no_program_out", "no_program_in", "tunnel"];
 
 /// Named sets of the table: name and type.
 const SETS: [(&str, &str); 4] = [
-    ("pod_devices", "type ifname"),
+    ("pod_devices", "type iface_index"),
     ("held", "type ipv4_addr; flags interval"),
     ("internal", "type ipv4_addr; flags interval"),
     ("uncovered", "type ipv4_addr; flags interval"),
 ];
 
 /// Chains of the table: name and hook.
-const CHAINS: [(&str, &str); 5] = [
+const CHAINS: [(&str, &str); 8] = [
     ("decide", ""),
     ("outside", ""),
+    ("nodes", ""),
+    ("tunnel", ""),
     ("forward", "type filter hook forward priority mangle; policy accept;"),
     ("guard", "type filter hook forward priority filter - 10; policy accept;"),
+    // Where IPVS has translated a destination, there was no forward hook.
+    ("forwarded", "type filter hook postrouting priority srcnat - 20; policy accept;"),
     ("postrouting", "type nat hook postrouting priority srcnat - 10; policy accept;"),
 ];
 
@@ -99,13 +116,17 @@ struct Table {
 
 impl Table {
     fn new(rules: &Rules) -> Table {
-        let quoted = |devices: &BTreeSet<String>| devices.iter().map(|name| format!("\"{name}\"")).collect();
         let ranges = |ranges: &[Ipv4Net]| -> BTreeSet<String> {
             Ipv4Net::aggregate(&ranges.to_vec()).iter().map(ToString::to_string).collect()
         };
         let held = if rules.hold { ranges(&rules.pods) } else { BTreeSet::new() };
         Table {
-            sets: [quoted(&rules.pod_devices), held, ranges(&rules.internal), ranges(&rules.uncovered)],
+            sets: [
+                rules.pod_devices.keys().map(u32::to_string).collect(),
+                held,
+                ranges(&rules.internal),
+                ranges(&rules.uncovered),
+            ],
             chains: chains(rules, &ranges(&rules.pods)),
         }
     }
@@ -113,6 +134,9 @@ impl Table {
     /// Everything, whatever a table of this name holds. Its chains stay hooked: a packet meets the old rules or the new.
     fn whole(&self) -> String {
         let mut script = format!("table ip {TABLE} {{\n");
+        for name in DROPS {
+            let _ = writeln!(script, "  counter {name} {{ }}");
+        }
         for (name, form) in SETS {
             let _ = writeln!(script, "  set {name} {{ {form}; }}");
         }
@@ -184,27 +208,34 @@ fn chains(rules: &Rules, pods: &BTreeSet<String>) -> [Vec<String>; CHAINS.len()]
         format!("meta mark {is_set} ct mark & {judged:#x} == 0 ct status & seen-reply == 0 return"),
         format!("ct mark {is_clear} meta mark set meta mark & {:#x}", !mark),
     ];
-    let programmed = rules.uplinks.iter().chain(&rules.pod_devices);
-    let outside = programmed
-        .map(|device| format!("oifname \"{device}\" return"))
-        .chain(["counter drop".to_owned()])
+    let [no_program_out, no_program_in, tunnelled] = DROPS.map(|name| format!("counter name {name} drop"));
+    let programmed = rules.uplinks.keys().chain(rules.pod_devices.keys());
+    let outside = programmed.map(|index| format!("oif {index} return")).chain([no_program_out]).collect();
+    let nodes = rules.nodes.iter().map(|node| format!("ip daddr {node} {tunnelled}")).collect();
+    // What comes in by an uplink may be for a node behind this one, unless it was translated here.
+    let tunnel = ["ct status & dnat == dnat goto nodes".to_owned()]
+        .into_iter()
+        .chain(rules.uplinks.keys().map(|index| format!("iif {index} return")))
+        .chain(["goto nodes".to_owned()])
         .collect();
-    let forward = pods
-        .iter()
-        .map(|range| format!("ip saddr {range} goto decide"))
+    let to_tunnel = format!("udp dport {}", rules.tunnel_port);
+    let forward = [format!("{to_tunnel} jump tunnel")]
+        .into_iter()
+        .chain(pods.iter().map(|range| format!("ip saddr {range} goto decide")))
         // Pods whose address is in none of the ranges.
-        .chain(["iifname @pod_devices goto decide".to_owned()])
+        .chain(["iif @pod_devices goto decide".to_owned()])
         .collect();
+    let forwarded = pods.iter().map(|range| format!("ip saddr {range} {to_tunnel} goto nodes")).collect();
     let guard = vec![
         format!("meta mark {is_set} jump outside"),
         "ip saddr @uncovered accept".to_owned(),
-        "ip saddr @held iifname != @pod_devices ip daddr != @internal ct state new counter drop".to_owned(),
+        format!("ip saddr @held iif != @pod_devices ip daddr != @internal ct state new {no_program_in}"),
     ];
     let postrouting = pods
         .iter()
         .map(|range| format!("meta mark {is_set} ip saddr {range} snat ip prefix to {range}"))
         .collect();
-    [decide, outside, forward, guard, postrouting]
+    [decide, outside, nodes, tunnel, forward, guard, forwarded, postrouting]
 }
 
 /// What [`Firewall::ensure`] did.
@@ -224,17 +255,27 @@ pub struct Firewall {
     nft: PathBuf,
     /// What was written last, and how nft lists it.
     written: Option<(Table, String)>,
+    /// Index of each device that the rules are about, by name.
+    devices: BTreeMap<String, u32>,
+    drops: BTreeMap<&'static str, u64>,
 }
 
 impl Firewall {
     /// With the program to call.
     pub fn new(nft: PathBuf) -> Firewall {
-        Firewall { nft, written: None }
+        Firewall { nft, written: None, devices: BTreeMap::new(), drops: BTreeMap::new() }
+    }
+
+    /// Packets that the table had dropped when it was looked at last, by reason.
+    pub fn drops(&self) -> &BTreeMap<&'static str, u64> {
+        &self.drops
     }
 
     /// Writes what differs. Whether somebody else has changed the table is looked at only with `check`.
     pub async fn ensure(&mut self, rules: &Rules, check: bool) -> Result<Outcome, NftError> {
         let wanted = Table::new(rules);
+        let devices = rules.pod_devices.iter().chain(&rules.uplinks);
+        self.devices = devices.map(|(index, name)| (name.clone(), *index)).collect();
         let standing = self.written.take();
         let intact = match &standing {
             Some((_, listing)) if check => match self.list().await {
@@ -276,9 +317,12 @@ impl Firewall {
         self.run(&["-f", "-"], script).await.map(drop)
     }
 
-    /// The table without what changes by itself (the guard's counters).
-    async fn list(&self) -> Result<String, NftError> {
-        self.run(&["-s", "list", "table", "ip", TABLE], "").await
+    /// The table without what changes by itself: counters, which are noted, and names of devices.
+    async fn list(&mut self) -> Result<String, NftError> {
+        let listing = self.run(&["list", "table", "ip", TABLE], "").await?;
+        self.drops = drops(&listing);
+        let lines = listing.lines().filter(|line| !line.trim_start().starts_with("packets "));
+        Ok(lines.map(|line| numbered(line, &self.devices) + "\n").collect())
     }
 
     async fn run(&self, arguments: &[&str], input: &str) -> Result<String, NftError> {
@@ -305,6 +349,29 @@ impl Firewall {
     }
 }
 
+/// Values of the named counters of a listing.
+fn drops(listing: &str) -> BTreeMap<&'static str, u64> {
+    let counter = |name: &&'static str| {
+        let (_, block) = listing.split_once(&format!("counter {name} {{"))?;
+        let packets = block.split_whitespace().skip_while(|word| *word != "packets").nth(1)?;
+        Some((*name, packets.parse().ok()?))
+    };
+    DROPS.iter().filter_map(counter).collect()
+}
+
+/// A listing's line with indices of devices instead of their names: nft prints a name only for as long as the device exists.
+fn numbered(line: &str, devices: &BTreeMap<String, u32>) -> String {
+    let mut text = String::with_capacity(line.len());
+    for (place, part) in line.split('"').enumerate() {
+        match devices.get(part) {
+            _ if place % 2 == 0 => text.push_str(part),
+            Some(index) if !text.ends_with("name ") => _ = write!(text, "{index}"),
+            _ => _ = write!(text, "\"{part}\""),
+        }
+    }
+    text
+}
+
 /// Calls `changed` whenever a table of our name is touched, or notifications were lost. Ends only with an error.
 pub async fn watch(mut changed: impl FnMut()) -> std::io::Error {
     let socket = TokioSocket::new(NETLINK_NETFILTER).and_then(|mut socket| {
@@ -329,5 +396,27 @@ pub async fn watch(mut changed: impl FnMut()) -> std::io::Error {
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => changed(),
             Err(error) => return error,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_names_devices_by_index_and_tells_what_was_dropped() {
+        let devices = BTreeMap::from([("pod0".to_owned(), 7), ("tunnel".to_owned(), 8)]);
+        for (line, expected) in [
+            ("\t\toif \"pod0\" return", "\t\toif 7 return"),
+            ("\t\telements = { \"pod0\", 9, \"tunnel\",", "\t\telements = { 7, 9, 8,"),
+            (
+                "\t\tiif \"other\" counter name \"tunnel\" drop",
+                "\t\tiif \"other\" counter name \"tunnel\" drop",
+            ),
+        ] {
+            assert_eq!(numbered(line, &devices), expected);
+        }
+        let listing = "table ip aegis {\n\tcounter no_program_out {\n\t\tpackets 3 bytes 84\n\t}\n\n\tcounter tunnel {\n\t\tpackets 5 bytes 1\n\t}\n}\n";
+        assert_eq!(drops(listing), [("no_program_out", 3), ("tunnel", 5)].into());
     }
 }

@@ -14,6 +14,13 @@ use std::time::Duration;
 const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
 const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const ORIGIN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+/// Another node, and a service that leads to its tunnel.
+const PEER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
+const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 9);
+const TUNNEL: u16 = 6081;
+/// Interface indices on the node.
+const POD_DEVICE: u32 = 70;
+const UPLINK: u32 = 71;
 const SHORT: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(5);
 
@@ -31,11 +38,13 @@ fn rules() -> Rules {
     Rules {
         mark: 0x1000,
         pods: vec!["10.244.1.0/24".parse().unwrap()],
-        pod_devices: ["pod0".to_owned()].into(),
-        uplinks: ["eth0".to_owned()].into(),
+        pod_devices: [(POD_DEVICE, "pod0".to_owned())].into(),
+        uplinks: [(UPLINK, "eth0".to_owned())].into(),
         hold: true,
         internal: vec!["10.96.0.0/16".parse().unwrap(), "10.244.0.0/16".parse().unwrap()],
         uncovered: Vec::new(),
+        tunnel_port: TUNNEL,
+        nodes: [NODE, PEER].into(),
     }
 }
 
@@ -43,8 +52,8 @@ impl Lab {
     fn new() -> Lab {
         need_root();
         let (pod, node, origin) = (Namespace::new("pod"), Namespace::new("node"), Namespace::new("origin"));
-        node.link("pod0", &pod, "eth0");
-        node.link("eth0", &origin, "eth0");
+        node.link_with(&format!("pod0 index {POD_DEVICE}"), &pod, "eth0");
+        node.link_with(&format!("eth0 index {UPLINK}"), &origin, "eth0");
         pod.run(&format!("ip addr add {POD}/24 dev eth0; ip route add default via 10.244.1.1"));
         node.run(&format!(
             "ip addr add 10.244.1.1/24 dev pod0; ip addr add {NODE}/24 dev eth0; ip route add {ORIGIN}/32 via 192.0.2.9"
@@ -252,6 +261,62 @@ fn new_flows_of_a_device_without_program_are_held_while_something_is_covered() {
     assert_eq!(source(&lab.pod_socket(), &origin, LONG), Some(NODE), "nothing is covered");
 }
 
+/// CNIs derive a veth's name from the pod's: one that was made anew while the agent was away has no program.
+#[test]
+fn a_device_made_anew_under_its_old_name_is_held() {
+    let mut lab = Lab::new();
+    let origin = lab.origin_socket();
+    assert_eq!(source(&lab.pod_socket(), &origin, LONG), Some(NODE), "the program knows it is not covered");
+    lab.node.run("ip link del pod0");
+    lab.node.link("pod0", &lab.pod, "eth0");
+    lab.pod.run(&format!("ip addr add {POD}/24 dev eth0; ip route add default via 10.244.1.1"));
+    lab.node.run("ip addr add 10.244.1.1/24 dev pod0");
+    assert_eq!(source(&lab.pod_socket(), &origin, SHORT), None);
+    assert_eq!(lab.ensure(&rules(), true), Outcome::Unchanged, "a device that goes is no repair");
+    assert!(lab.firewall.drops()["no_program_in"] >= 1, "{:?}", lab.firewall.drops());
+    let listed = lab.node.output("ip -o link show pod0");
+    let index = listed.split(':').next().unwrap().parse().unwrap();
+    let programmed = Rules { pod_devices: [(index, "pod0".to_owned())].into(), ..rules() };
+    lab.ensure(&programmed, false);
+    assert_eq!(source(&lab.pod_socket(), &origin, LONG), Some(NODE));
+    assert_eq!(lab.ensure(&programmed, true), Outcome::Unchanged);
+}
+
+#[test]
+fn pods_do_not_get_to_the_tunnel_of_a_node() {
+    let mut lab = Lab::new();
+    let tunnel = lab.origin.enter(|| UdpSocket::bind((PEER, TUNNEL)).unwrap());
+    let elsewhere = lab.origin.enter(|| UdpSocket::bind((ORIGIN, TUNNEL)).unwrap());
+    tunnel.set_read_timeout(Some(SHORT)).unwrap();
+    elsewhere.set_read_timeout(Some(LONG)).unwrap();
+    let arrives = |socket: &UdpSocket| socket.recv_from(&mut [0; 8]).is_ok();
+    lab.node.run(&format!(
+        "nft \"table ip services {{ chain pre {{ type nat hook prerouting priority dstnat; ip daddr {SERVICE} udp dport 53 dnat to {PEER}:{TUNNEL}; }}; }}\""
+    ));
+    // Straight, by way of a service, and with the address of another node as a forged source.
+    lab.pod_socket().send_to(b"x", (PEER, TUNNEL)).unwrap();
+    lab.pod_socket().send_to(b"x", (SERVICE, 53)).unwrap();
+    lab.pod.run("ip addr add 192.0.2.77/32 dev eth0");
+    let forged = lab.pod.enter(|| UdpSocket::bind((Ipv4Addr::new(192, 0, 2, 77), 0)).unwrap());
+    forged.send_to(b"x", (PEER, TUNNEL)).unwrap();
+    assert!(!arrives(&tunnel));
+    lab.ensure(&rules(), true);
+    assert_eq!(lab.firewall.drops()["tunnel"], 3);
+    // From outside by way of a service of this node: it would arrive with this node's address.
+    let outside = lab.origin_socket();
+    lab.origin.run(&format!("ip route add {SERVICE}/32 via {NODE}"));
+    outside.send_to(b"x", (SERVICE, 53)).unwrap();
+    assert!(!arrives(&tunnel));
+
+    lab.pod_socket().send_to(b"x", (ORIGIN, TUNNEL)).unwrap();
+    assert!(arrives(&elsewhere), "the port is only the nodes' own");
+    lab.node.enter(|| UdpSocket::bind((NODE, 0)).unwrap()).send_to(b"x", (PEER, TUNNEL)).unwrap();
+    assert!(arrives(&tunnel), "a node speaks to nodes");
+    lab.ensure(&Rules { nodes: [NODE].into(), ..rules() }, false);
+    lab.pod_socket().send_to(b"x", (PEER, TUNNEL)).unwrap();
+    assert!(arrives(&tunnel), "without the rule it does arrive");
+}
+
 /// The hook is never empty: no connection begins without being judged, however often the table changes.
 #[test]
 fn a_table_that_changes_judges_every_connection() {
@@ -273,7 +338,8 @@ fn a_table_that_changes_judges_every_connection() {
         });
         for turn in 0..200 {
             let internal = (0..turn % 5).map(|net| format!("10.{net}.0.0/16").parse().unwrap()).collect();
-            let uplinks = ["eth0", "eth1"].into_iter().take(1 + turn % 2).map(str::to_owned).collect();
+            let uplinks = [(UPLINK, "eth0"), (UPLINK + 1, "eth1")].into_iter().take(1 + turn % 2);
+            let uplinks = uplinks.map(|(index, name)| (index, name.to_owned())).collect();
             let rules = Rules { hold: turn % 2 == 0, internal, uplinks, ..rules() };
             // An agent that starts writes everything.
             if turn % 8 == 0 {

@@ -59,10 +59,10 @@ impl Controller {
         let wants = self.meter.wants(&wanted, &needed, &usage.ports, refusals, self.born.elapsed().as_secs());
         let drained = self.drained(&wanted, usage);
         let modes = self.attached().uplinks;
-        let uplinks = self.devices.uplinks.values().map(|device| Uplink {
+        let uplinks = self.devices.uplinks.iter().map(|(index, device)| Uplink {
             device: device.name.clone(),
             mtu: device.mtu,
-            xdp_mode: modes.get(&device.name).cloned().unwrap_or_else(|| "None".to_owned()),
+            xdp_mode: modes.get(index).map_or_else(|| "None".to_owned(), |(_, mode)| mode.clone()),
         });
         let status = status::report(&Facts {
             tunnel_address: inputs.tunnel_address,
@@ -209,6 +209,7 @@ impl Controller {
             holding_unknown: self.pinned.observed.config.hold_unknown == 1,
             xdp_tx_errors: self.xdp_tx_errors(),
             nft_repairs: self.table.repairs,
+            nft_drops: self.table.drops().clone(),
             writes: self.counts,
             scan_seconds: usage.scan.as_secs_f64(),
             ready,

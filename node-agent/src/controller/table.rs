@@ -2,6 +2,7 @@
 
 use super::Signals;
 use crate::nft::{Firewall, Outcome, Rules};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -29,6 +30,11 @@ impl TableKeeper {
             state: Err("not written yet".to_owned()),
             repairs: 0,
         }
+    }
+
+    /// Packets that it has dropped, by reason.
+    pub fn drops(&self) -> &BTreeMap<&'static str, u64> {
+        self.firewall.drops()
     }
 
     /// Brings the table to these rules. A look at it takes longer than most writes: where writes wait, they go first,

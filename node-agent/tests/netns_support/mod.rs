@@ -60,10 +60,16 @@ impl Namespace {
 
     /// Joins two namespaces with a veth pair.
     pub fn link(&self, device: &str, other: &Namespace, other_device: &str) {
+        self.link_with(device, other, other_device);
+    }
+
+    /// The same; `device` may be followed by attributes, such as its index.
+    pub fn link_with(&self, device: &str, other: &Namespace, other_device: &str) {
         run(&format!(
             "ip link add {device} netns {} type veth peer name {other_device} netns {}",
             self.name, other.name
         ));
+        let device = device.split(' ').next().unwrap();
         self.run(&format!("ip link set {device} up"));
         other.run(&format!("ip link set {other_device} up"));
     }
