@@ -15,6 +15,8 @@ pub mod type_ {
     pub const CAPACITY_LOW: &str = "CapacityLow";
     /// A node agent is ready to forward.
     pub const READY: &str = "Ready";
+    /// A node has room for all that is asked of it.
+    pub const WITHIN_LIMITS: &str = "WithinLimits";
 }
 
 /// Condition reasons.
@@ -33,8 +35,18 @@ pub mod reason {
     pub const ALLOCATED: &str = "Allocated";
     /// The prefixes have fewer free addresses than asked for.
     pub const NO_FREE_ADDRESS: &str = "NoFreeAddress";
-    /// Fewer slices are free than the nodes need.
+    /// No slice is free, and no node holds one.
     pub const NO_FREE_SLICE: &str = "NoFreeSlice";
+    /// The cluster has as many addresses, or allocations with addresses, as a node has room for.
+    pub const LIMIT: &str = "LimitReached";
+    /// Nodes send from an address though no object, or only an older one, says so: nobody gets it.
+    pub const WITHHELD: &str = "Withheld";
+    /// A prefix contains addresses of the cluster's own pods.
+    pub const OVERLAPS_PODS: &str = "OverlapsPods";
+    /// The API server refuses to store an address.
+    pub const NOT_WRITTEN: &str = "NotWritten";
+    /// The allocation that a binding names has nothing to leave from.
+    pub const UNAVAILABLE: &str = "Unavailable";
     /// No node matches the sites.
     pub const NO_NODE: &str = "NoNode";
     /// All nodes concerned have it.

@@ -4,6 +4,7 @@ use crate::error::CallError;
 use crate::gate::Gate;
 use crate::metrics::{Metrics, Step};
 use crate::object::version;
+use crate::server::Health;
 use crate::watch::{Pending, Snapshot, by_name};
 use crate::world::spec;
 use aegis_core::diff::Change;
@@ -12,7 +13,7 @@ use aegis_crds::EgressAddress;
 use futures::{StreamExt, stream};
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use kube::{Client, ResourceExt};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -29,6 +30,8 @@ pub struct Applier {
     pub gate: Arc<Gate>,
     /// For the counters.
     pub metrics: Metrics,
+    /// Told of every write: thousands of them on a slow API server are no reason to be taken for stuck.
+    pub health: Arc<Health>,
 }
 
 /// What came of it.
@@ -36,16 +39,16 @@ pub struct Applier {
 pub struct Applied {
     /// What the local copies have to show before the next plan.
     pub pending: Vec<Pending>,
-    /// Addresses that were not written, as the write failed or somebody else wrote first.
-    pub unwritten: BTreeSet<Ipv4Addr>,
-    /// Whether some write failed and has to be tried again, though nothing changed.
-    pub failed: bool,
+    /// Addresses that were not written, as somebody else wrote first.
+    pub stale: BTreeSet<Ipv4Addr>,
+    /// Addresses whose write failed and has to be tried again, though nothing changed.
+    pub failed: BTreeMap<Ipv4Addr, String>,
 }
 
 impl Applier {
     /// Writes with this client.
-    pub fn new(client: &Client, gate: Arc<Gate>, metrics: Metrics) -> Applier {
-        Applier { addresses: Api::all(client.clone()), gate, metrics }
+    pub fn new(client: &Client, gate: Arc<Gate>, metrics: Metrics, health: Arc<Health>) -> Applier {
+        Applier { addresses: Api::all(client.clone()), gate, metrics, health }
     }
 
     /// Makes the changes. `snapshot` is what they were planned from.
@@ -56,23 +59,27 @@ impl Applier {
             .map(async |change| (target(&change), self.write(change, &stored).await))
             .buffer_unordered(PARALLEL);
         while let Some(written) = writes.next().await {
+            self.health.turn();
             match written {
                 (address, Ok(pending)) => {
                     if matches!(pending, Pending::Stale(..)) {
-                        applied.unwritten.insert(address);
+                        applied.stale.insert(address);
                     }
                     applied.pending.push(pending);
                 }
-                (address, Err(())) => {
-                    applied.unwritten.insert(address);
-                    applied.failed = true;
+                (address, Err(error)) => {
+                    applied.failed.insert(address, error);
                 }
             }
         }
         applied
     }
 
-    async fn write(&self, change: Change, stored: &HashMap<String, &EgressAddress>) -> Result<Pending, ()> {
+    async fn write(
+        &self,
+        change: Change,
+        stored: &HashMap<String, &EgressAddress>,
+    ) -> Result<Pending, String> {
         let address = target(&change);
         let name = address.to_string();
         let before = stored.get(&name).copied();
@@ -81,7 +88,7 @@ impl Applier {
             (Change::Replace(address), Some(before)) => self.replace(&address, before).await,
             (Change::Delete(_), Some(before)) => self.delete(before).await,
             // The plan was made from this very snapshot.
-            (Change::Replace(_) | Change::Delete(_), None) => return Err(()),
+            (Change::Replace(_) | Change::Delete(_), None) => return Err("not in the local copy".to_owned()),
         };
         let error = match result {
             Ok(pending) => return Ok(pending),
@@ -96,7 +103,7 @@ impl Applier {
             tracing::warn!(%address, error = %error, "could not write the address");
             self.metrics.error(Step::Address);
         }
-        Err(())
+        Err(error.to_string())
     }
 
     async fn create(&self, address: &Address) -> Result<Pending, CallError> {

@@ -1,16 +1,20 @@
 //! The planning loop: wait for a change -> snapshot -> translate -> plan -> audit -> apply -> hand over to statuses.
 
 use crate::apply::{Applied, Applier, PARALLEL, target};
+use crate::backoff::Backoff;
 use crate::error::CallError;
 use crate::events::{Notice, Publisher};
+use crate::evidence::Evidence;
 use crate::finalizer::{self, FinalizerChange};
 use crate::gate::Gate;
 use crate::memory::Memory;
 use crate::metrics::{Metrics, Step};
+use crate::presence;
+use crate::rests::Rests;
 use crate::server::Health;
 use crate::status::View;
-use crate::watch::{Caches, Snapshot};
-use crate::world::{self, World};
+use crate::watch::{Caches, Pending, Snapshot};
+use crate::world::{self, Presence, World};
 use aegis_core::audit::audit;
 use aegis_core::diff::{Change, diff};
 use aegis_core::model::{Address, Seconds};
@@ -31,10 +35,8 @@ const DEBOUNCE: Duration = Duration::from_millis(20);
 const PAUSE_CAP: Duration = Duration::from_secs(1);
 /// Plans are made this often even if nothing changes.
 const IDLE: Duration = Duration::from_secs(30);
-/// Failed writes are tried again after this, doubling up to [`RETRY_CAP`].
-const RETRY: Duration = Duration::from_millis(250);
-/// See [`RETRY`].
-const RETRY_CAP: Duration = Duration::from_secs(5);
+/// Questions that the API server did not answer are asked again after this.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// How long the watch may take to deliver what was written.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
@@ -58,20 +60,31 @@ pub struct Controller {
     pub views: watch::Sender<Arc<View>>,
     /// How long slices rest.
     pub quarantine: Seconds,
-    /// Addresses as last seen.
-    pub memory: Memory,
-    /// What is told once, not with every turn.
-    pub told: Told,
+    /// What this leader knows beside the objects.
+    pub mind: Mind,
     /// How long the last plan took.
     pub thought: Duration,
-    /// How long to wait after the next failure.
-    pub retry: Duration,
+}
+
+/// What a leader knows beside the objects. It is gone with the leadership.
+#[derive(Default)]
+pub struct Mind {
+    /// Addresses as last seen.
+    memory: Memory,
+    /// How long slices have rested.
+    rests: Rests,
+    /// What nodes report that no object says.
+    evidence: Evidence,
+    /// Writes that failed.
+    backoff: Backoff,
+    told: Told,
 }
 
 /// What is told once, not with every turn.
 #[derive(Default)]
-pub struct Told {
+struct Told {
     vanished: BTreeSet<Ipv4Addr>,
+    withheld: BTreeSet<Ipv4Addr>,
     violations: Vec<String>,
 }
 
@@ -99,14 +112,14 @@ impl Controller {
     async fn turn(&mut self) -> Duration {
         let snapshot = self.caches.snapshot();
         if !self.gate.is_open() {
-            self.memory.clear();
-            self.told = Told::default();
+            self.mind = Mind::default();
             self.metrics.objects(&snapshot, &BTreeMap::new());
+            self.metrics.follow();
             return IDLE;
         }
         let started = Instant::now();
         let now = Timestamp::now().as_second();
-        let world = self.see(&snapshot, now).await;
+        let (world, complete) = self.see(&snapshot, now).await;
         // Thousands of nodes take long enough for others to miss the thread, the renewal of the lease above all.
         let (plan, verdict) = block_in_place(|| {
             let plan = plan(&world.inputs);
@@ -120,46 +133,103 @@ impl Controller {
             self.refuse(violations.iter().map(ToString::to_string).collect()).await;
             return IDLE;
         }
-        self.told.violations.clear();
+        self.mind.told.violations.clear();
 
+        let mut waiting = BTreeSet::new();
         let finalizers = finalizer::changes(&snapshot, &world, &plan);
-        let unprotected = self.protect(&finalizers).await;
+        let unprotected = self.protect(&finalizers, &mut waiting).await;
         let mut changes = diff(&world.observed, &plan);
         changes.retain(|change| !matches!(change, Change::Create(address) if unprotected.covers(address)));
-        report(&changes);
-        let Applied { pending, unwritten, mut failed } = self.applier.apply(changes, &snapshot).await;
-        failed |= !unprotected.is_empty();
-        let unwritten: BTreeSet<Ipv4Addr> = unprotected.addresses(&plan).chain(unwritten).collect();
+        let (pending, mut unwritten) = self.apply(changes, &snapshot, &mut waiting).await;
+        unwritten.extend(unprotected.addresses(&plan, &self.mind.backoff));
         plan.addresses
             .iter()
-            .filter(|it| !unwritten.contains(&it.address))
-            .for_each(|it| self.memory.wrote(it));
+            .filter(|it| !unwritten.contains_key(&it.address))
+            .for_each(|it| self.mind.memory.wrote(it));
         let wake = plan.wake.map(|wake| Duration::from_secs(u64::try_from(wake - now).unwrap_or(0).max(1)));
         self.views.send_replace(Arc::new(View { world, plan, unwritten }));
-        failed |= !self.release(&finalizers).await;
+        self.release(&finalizers, &mut waiting).await;
         if !self.caches.caught_up(&pending, CATCH_UP).await {
             tracing::warn!("the watch has not delivered what was written");
         }
-        self.retry = if failed { (self.retry * 2).clamp(RETRY, RETRY_CAP) } else { Duration::ZERO };
-        if failed { self.retry } else { wake.unwrap_or(IDLE) }
+        self.mind.backoff.keep(&waiting);
+        let again = self.mind.backoff.next(self.gate.now());
+        let ask = (!complete).then_some(ASK_AGAIN);
+        [wake, again, ask].into_iter().flatten().min().unwrap_or(IDLE)
     }
 
-    /// Translates what stands, with what vanished.
-    async fn see(&mut self, snapshot: &Snapshot, now: Seconds) -> World {
-        let world = block_in_place(|| world::translate(snapshot, &[], now, self.quarantine));
+    /// Translates what stands, with what vanished, what nodes report, and what the API server says of nodes that seem
+    /// to be gone. False if it did not say all of it.
+    async fn see(&mut self, snapshot: &Snapshot, now: Seconds) -> (World, bool) {
+        let mut world = block_in_place(|| world::translate(snapshot, &[], now, self.quarantine));
         let standing: BTreeMap<_, _> =
             world.observed.iter().chain(&world.frozen).map(|it| (it.address, it.clone())).collect();
-        let mut lost = self.memory.observe(&standing, now);
+        let mut lost = self.mind.memory.observe(&standing, now);
         lost.retain(|address| !world.unreadable.contains(&address.address));
         self.alarm(&lost).await;
-        if lost.is_empty() { world } else { world::translate(snapshot, &lost, now, self.quarantine) }
+        world.restore(&lost);
+        let presences = presence::of(&self.client, world.absent(), &self.health).await;
+        world.confirm(&presences, snapshot);
+        let clock = self.gate.now();
+        let withheld = self.mind.evidence.observe(&world, clock);
+        self.accuse(&withheld).await;
+        world.inputs.withheld.extend(withheld);
+        world.inputs.unrested = self.mind.rests.observe(&world.inputs.addresses, clock, self.quarantine);
+        (world, !presences.values().any(|it| matches!(it, Presence::Unknown)))
+    }
+
+    /// Writes the changes that need not wait, and returns what was written and, with what to tell, what was not.
+    async fn apply(
+        &mut self,
+        mut changes: Vec<Change>,
+        snapshot: &Snapshot,
+        waiting: &mut BTreeSet<String>,
+    ) -> (Vec<Pending>, BTreeMap<Ipv4Addr, Option<String>>) {
+        let now = self.gate.now();
+        let mut unwritten = BTreeSet::new();
+        changes.retain(|change| {
+            let waits = self.mind.backoff.waits(&target(change).to_string(), now);
+            if waits {
+                unwritten.insert(target(change));
+                waiting.insert(target(change).to_string());
+            }
+            !waits
+        });
+        report(&changes);
+        let Applied { pending, stale, failed } = self.applier.apply(changes, snapshot).await;
+        let now = self.gate.now();
+        for (address, error) in failed {
+            unwritten.insert(address);
+            waiting.insert(address.to_string());
+            self.mind.backoff.failed(address.to_string(), error, now);
+        }
+        unwritten.extend(stale);
+        let told = |it: Ipv4Addr| (it, self.mind.backoff.told(&it.to_string()));
+        (pending, unwritten.into_iter().map(told).collect())
+    }
+
+    /// Says loudly that nodes send from addresses which no object, or only an older one, gives them.
+    async fn accuse(&mut self, withheld: &BTreeMap<Ipv4Addr, Option<String>>) {
+        let told: BTreeMap<Ipv4Addr, &String> =
+            withheld.iter().filter_map(|(address, told)| Some((*address, told.as_ref()?))).collect();
+        self.metrics.withheld(told.len());
+        let new: Vec<&String> =
+            told.iter().filter(|(it, _)| !self.mind.told.withheld.contains(it)).map(|(_, it)| *it).collect();
+        self.mind.told.withheld = told.keys().copied().collect();
+        for message in &new {
+            tracing::error!("{message}");
+        }
+        if let Some(first) = new.first() {
+            let note = format!("{} addresses are withheld. {first}", new.len());
+            self.publisher.publish_own(&Notice::warning("AddressesWithheld", note)).await;
+        }
     }
 
     /// Says loudly that addresses vanished.
     async fn alarm(&mut self, lost: &[Address]) {
-        let new: Vec<&Address> =
-            lost.iter().filter(|address| !self.told.vanished.contains(&address.address)).collect();
-        self.told.vanished = lost.iter().map(|address| address.address).collect();
+        let told = &mut self.mind.told.vanished;
+        let new: Vec<&Address> = lost.iter().filter(|address| !told.contains(&address.address)).collect();
+        *told = lost.iter().map(|address| address.address).collect();
         if new.is_empty() {
             return;
         }
@@ -184,7 +254,7 @@ impl Controller {
     /// wrote.
     async fn refuse(&mut self, violations: Vec<String>) {
         self.metrics.refused();
-        if self.told.violations == violations {
+        if self.mind.told.violations == violations {
             return;
         }
         for violation in &violations {
@@ -192,45 +262,65 @@ impl Controller {
         }
         let note = format!("the plan breaks an invariant, nothing is applied: {}", violations.join("; "));
         self.publisher.publish_own(&Notice::warning("PlanRefused", note)).await;
-        self.told.violations = violations;
+        self.mind.told.violations = violations;
     }
 
-    /// Puts finalizers on, and returns the objects that could not be given theirs.
-    async fn protect(&self, finalizers: &[FinalizerChange]) -> Unprotected {
-        let adds = finalizers.iter().filter(|change| change.adds);
-        let writes: Vec<_> = adds.map(|change| self.write_finalizer(change)).collect();
-        let mut writes = stream::iter(writes).buffer_unordered(PARALLEL);
-        let mut unprotected = Unprotected::default();
-        while let Some((change, written)) = writes.next().await {
-            if let Err(error) = written {
-                self.finalizer_failed(change, &error);
-                unprotected.0.insert((change.target.namespace.clone(), change.target.name.clone()));
+    /// Puts finalizers on, and returns the objects that have not been given theirs.
+    async fn protect(
+        &mut self,
+        finalizers: &[FinalizerChange],
+        waiting: &mut BTreeSet<String>,
+    ) -> Unprotected {
+        let adds: Vec<&FinalizerChange> = finalizers.iter().filter(|change| change.adds).collect();
+        let missing = self.write_finalizers(&adds, waiting).await;
+        let name = |it: &FinalizerChange| (it.target.namespace.clone(), it.target.name.clone());
+        Unprotected(missing.into_iter().map(|it| (name(it), it.target.uid.clone())).collect())
+    }
+
+    /// Takes finalizers away.
+    async fn release(&mut self, finalizers: &[FinalizerChange], waiting: &mut BTreeSet<String>) {
+        let removals: Vec<&FinalizerChange> = finalizers.iter().filter(|change| !change.adds).collect();
+        self.write_finalizers(&removals, waiting).await;
+    }
+
+    /// Writes those that need not wait, and returns those that were not written.
+    async fn write_finalizers<'a>(
+        &mut self,
+        changes: &[&'a FinalizerChange],
+        waiting: &mut BTreeSet<String>,
+    ) -> Vec<&'a FinalizerChange> {
+        let now = self.gate.now();
+        let (mut missing, due): (Vec<&FinalizerChange>, Vec<&FinalizerChange>) =
+            changes.iter().copied().partition(|it| self.mind.backoff.waits(&it.target.uid, now));
+        let mut failed = Vec::new();
+        {
+            let writes: Vec<_> = due.into_iter().map(|change| self.write_finalizer(change)).collect();
+            let mut writes = stream::iter(writes).buffer_unordered(PARALLEL);
+            while let Some((change, written)) = writes.next().await {
+                self.health.turn();
+                failed.extend(written.err().map(|error| (change, error)));
             }
         }
-        unprotected
+        for (change, error) in failed {
+            self.finalizer_failed(change, &error);
+            self.mind.backoff.failed(change.target.uid.clone(), error.to_string(), self.gate.now());
+            missing.push(change);
+        }
+        waiting.extend(missing.iter().map(|it| it.target.uid.clone()));
+        missing
     }
 
     async fn write_finalizer<'a>(
         &self,
         change: &'a FinalizerChange,
     ) -> (&'a FinalizerChange, Result<(), CallError>) {
-        (change, finalizer::write(&self.client, &self.gate, change).await)
-    }
-
-    /// Takes finalizers away. False if some could not be.
-    async fn release(&self, finalizers: &[FinalizerChange]) -> bool {
-        let mut done = true;
-        for change in finalizers.iter().filter(|change| !change.adds) {
-            if let Err(error) = finalizer::write(&self.client, &self.gate, change).await {
-                self.finalizer_failed(change, &error);
-                done = false;
-                continue;
-            }
+        let written = finalizer::write(&self.client, &self.gate, change).await;
+        if written.is_ok() && !change.adds {
             tracing::info!(object = %change.target, "no address is held any more, finalizer removed");
             let notice = Notice::normal("Released", "no address is held any more");
             self.publisher.publish(&notice, &change.target.reference()).await;
         }
-        done
+        (change, written)
     }
 
     fn finalizer_failed(&self, change: &FinalizerChange, error: &CallError) {
@@ -257,23 +347,26 @@ impl Controller {
     }
 }
 
-/// Objects without the finalizer that they need, by namespace and name.
-#[derive(Default)]
-struct Unprotected(BTreeSet<(Option<String>, String)>);
+/// Objects without the finalizer that they need: namespace and name, and uid.
+struct Unprotected(BTreeMap<(Option<String>, String), String>);
 
 impl Unprotected {
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Uid of the object that stands against writing the address.
+    fn against(&self, address: &Address) -> Option<&String> {
+        let allocation = &address.allocation;
+        let prefix = self.0.get(&(None, address.prefix.clone()));
+        prefix.or_else(|| self.0.get(&(Some(allocation.account.clone()), allocation.name.clone())))
     }
 
     fn covers(&self, address: &Address) -> bool {
-        let allocation = &address.allocation;
-        self.0.contains(&(None, address.prefix.clone()))
-            || self.0.contains(&(Some(allocation.account.clone()), allocation.name.clone()))
+        self.against(address).is_some()
     }
 
-    fn addresses<'a>(&'a self, plan: &'a Plan) -> impl Iterator<Item = Ipv4Addr> + 'a {
-        plan.addresses.iter().filter(|address| self.covers(address)).map(|address| address.address)
+    /// Addresses that are not written for it, with what to tell.
+    fn addresses(&self, plan: &Plan, backoff: &Backoff) -> Vec<(Ipv4Addr, Option<String>)> {
+        let told = |uid: &String| backoff.told(uid).map(|error| format!("finalizer: {error}"));
+        let addresses = plan.addresses.iter();
+        addresses.filter_map(|it| Some((it.address, told(self.against(it)?)))).collect()
     }
 }
 

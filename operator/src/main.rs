@@ -3,15 +3,19 @@
 
 mod apply;
 mod args;
+mod backoff;
 mod controller;
 mod error;
 mod events;
+mod evidence;
 mod finalizer;
 mod gate;
 mod leader;
 mod memory;
 mod metrics;
 mod object;
+mod presence;
+mod rests;
 mod server;
 mod status;
 mod statuses;
@@ -21,13 +25,12 @@ mod world;
 use apply::Applier;
 use args::Args;
 use clap::Parser;
-use controller::{Controller, Told};
+use controller::{Controller, Mind};
 use error::Error;
 use events::Publisher;
 use gate::Gate;
 use kube::{Client, Config};
 use leader::Election;
-use memory::Memory;
 use metrics::Metrics;
 use server::Health;
 use status::View;
@@ -111,16 +114,14 @@ fn start(
         client: client.clone(),
         caches: caches.clone(),
         gate: gate.clone(),
-        applier: Applier::new(client, gate.clone(), metrics.clone()),
+        applier: Applier::new(client, gate.clone(), metrics.clone(), health.clone()),
         publisher: publisher.clone(),
         metrics: metrics.clone(),
         health: health.clone(),
         views,
         quarantine: args.quarantine_seconds,
-        memory: Memory::default(),
-        told: Told::default(),
+        mind: Mind::default(),
         thought: Duration::ZERO,
-        retry: Duration::ZERO,
     };
     let statuses = Statuses {
         client: client.clone(),

@@ -22,11 +22,6 @@ impl Memory {
     pub fn wrote(&mut self, address: &Address) {
         self.0.insert(address.address, address.clone());
     }
-
-    /// Forgets everything: another replica may lead and change what it likes.
-    pub fn clear(&mut self) {
-        self.0.clear();
-    }
 }
 
 fn in_use(address: &Address, now: Seconds) -> bool {
@@ -78,13 +73,5 @@ mod tests {
         let mut memory = Memory::default();
         memory.wrote(&address(1, State::Held));
         assert_eq!(memory.observe(&standing(&[]), 0).len(), 1);
-    }
-
-    #[test]
-    fn forgets_when_told() {
-        let mut memory = Memory::default();
-        memory.observe(&standing(&[address(1, State::Draining)]), 0);
-        memory.clear();
-        assert!(memory.observe(&standing(&[]), 0).is_empty());
     }
 }

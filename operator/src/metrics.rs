@@ -23,6 +23,7 @@ pub struct Metrics {
     conflicts: Counter,
     errors: Family<StepLabel, Counter>,
     vanished: Counter,
+    withheld: Gauge,
     leader: Gauge,
     objects: Family<KindLabel, Gauge>,
     invalid: Family<KindLabel, Gauge>,
@@ -111,6 +112,7 @@ impl Metrics {
             conflicts: Counter::default(),
             errors: Family::default(),
             vanished: Counter::default(),
+            withheld: Gauge::default(),
             leader: Gauge::default(),
             objects: Family::default(),
             invalid: Family::default(),
@@ -139,6 +141,11 @@ impl Metrics {
             "addresses_vanished",
             "EgressAddress objects that somebody deleted while slices were held; they are written again",
             metrics.vanished.clone(),
+        );
+        registry.register(
+            "addresses_withheld",
+            "Addresses that nodes send from though no object, or only an older one, says so; nobody gets them",
+            metrics.withheld.clone(),
         );
         registry.register("leader", "1 on the replica that leads", metrics.leader.clone());
         registry.register("objects", "Objects in the local copies, by kind", metrics.objects.clone());
@@ -192,6 +199,19 @@ impl Metrics {
     /// Addresses vanished.
     pub fn vanished(&self, count: usize) {
         self.vanished.inc_by(count as u64);
+    }
+
+    /// Addresses that nobody gets are being told of.
+    pub fn withheld(&self, count: usize) {
+        self.withheld.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// This replica does not lead (any more): what is known of allocations and addresses is the leader's to tell.
+    pub fn follow(&self) {
+        let _one_moment = self.lock();
+        self.slices.clear();
+        self.capacity_low.clear();
+        self.withheld.set(0);
     }
 
     /// Whether this replica leads.

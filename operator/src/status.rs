@@ -12,7 +12,7 @@ use crate::events::Notice;
 use crate::object::{Target, version};
 use crate::watch::{Guarded, Snapshot};
 use crate::world::World;
-use aegis_core::plan::{Plan, Verdict};
+use aegis_core::plan::{AllocationOutcome, Plan, Verdict};
 use aegis_crds::{
     AegisPrefixStatus, Condition, EgressAddressStatus, ZoneBinding, ZoneBindingStatus, reason, type_,
 };
@@ -22,7 +22,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 
 /// What the planning loop found.
@@ -32,8 +32,8 @@ pub struct View {
     pub world: World,
     /// The plan.
     pub plan: Plan,
-    /// Addresses of the plan that could not be written (yet): their allocations wait.
-    pub unwritten: BTreeSet<Ipv4Addr>,
+    /// Addresses of the plan that could not be written (yet), with what to tell if that lasts: their allocations wait.
+    pub unwritten: BTreeMap<Ipv4Addr, Option<String>>,
 }
 
 /// A status to write.
@@ -79,11 +79,21 @@ pub fn changes(current: &Snapshot, view: &View, now: Timestamp) -> Vec<StatusCha
         change.urgent |= old.summary != new.summary;
         Some(change)
     });
-    let known: HashSet<_> = view.plan.allocations.keys().collect();
+    let existing: HashSet<(String, String)> = current
+        .allocations
+        .iter()
+        .map(|object| (object.namespace().unwrap_or_default(), object.name_any()))
+        .collect();
     let bindings = current.bindings.iter().filter_map(|object| {
         let (object, clock) = scribe.open(object)?;
         let old = object.status.clone().unwrap_or_default();
-        let wanted = binding(object, &fleet, known.contains(&fleet::allocation_of(object)));
+        let name = fleet::allocation_of(object);
+        let allocation = Named {
+            exists: existing.contains(&(name.account.clone(), name.name.clone())),
+            outcome: view.plan.allocations.get(&name),
+            serves: shares.get(&name).is_some_and(|share| share.addresses.iter().any(|it| it.is_held())),
+        };
+        let wanted = binding(object, &fleet, &allocation);
         let conditions = clock.settle(&old.conditions, wanted);
         let notices = notices(&old.conditions, &conditions);
         let new = ZoneBindingStatus { pods: fleet.pods(object), conditions };
@@ -170,30 +180,63 @@ fn verdict(type_: &'static str, verdict: &Verdict) -> Wanted {
     }
 }
 
-fn binding(object: &ZoneBinding, fleet: &Fleet, allocation_exists: bool) -> Vec<Wanted> {
+/// The allocation that a binding names.
+struct Named<'a> {
+    exists: bool,
+    /// Missing although it exists: it cannot be read or makes no sense.
+    outcome: Option<&'a AllocationOutcome>,
+    /// Some node may start flows from it.
+    serves: bool,
+}
+
+fn binding(object: &ZoneBinding, fleet: &Fleet, allocation: &Named) -> Vec<Wanted> {
     let name = &object.spec.allocation_ref.name;
-    let accepted = if allocation_exists {
-        Wanted::good(type_::ACCEPTED, reason::ACCEPTED, &format!("leaves from EgressAllocation {name:?}"))
-    } else {
-        let remedy = match object.spec.when_unavailable {
-            aegis_crds::WhenUnavailable::Drop => "until then covered traffic is refused",
-            aegis_crds::WhenUnavailable::UseNodeAddress => {
-                "until then covered traffic leaves with the node's address"
-            }
-        };
-        Wanted::bad(
-            type_::ACCEPTED,
+    let meanwhile = match object.spec.when_unavailable {
+        aegis_crds::WhenUnavailable::Drop => "until then new covered flows are refused",
+        aegis_crds::WhenUnavailable::UseNodeAddress => {
+            "until then new covered flows leave with the node's address"
+        }
+    };
+    let field = format!("spec.allocationRef.name: EgressAllocation {name:?}");
+    let refused = |reason, message| Wanted::bad(type_::ACCEPTED, reason, message);
+    let accepted = match allocation.outcome {
+        _ if !allocation.exists => refused(
             reason::NOT_FOUND,
             &format!(
-                "spec.allocationRef.name: EgressAllocation {name:?} does not exist in namespace {:?}; create it or name another; {remedy}",
+                "{field} does not exist in namespace {:?}; create it or name another; {meanwhile}",
                 object.namespace().unwrap_or_default()
             ),
-        )
+        ),
+        None if allocation.serves => refused(
+            reason::INVALID,
+            &format!("{field} is invalid, as its conditions explain; repair it: what it has stays in use"),
+        ),
+        None => refused(
+            reason::INVALID,
+            &format!("{field} is invalid, as its conditions explain; repair it or name another; {meanwhile}"),
+        ),
+        Some(outcome) if outcome.allocated.reason() == reason::DRAINING => refused(
+            reason::DRAINING,
+            &format!("{field} is being deleted: live flows go on; name another; {meanwhile}"),
+        ),
+        Some(_) => {
+            Wanted::good(type_::ACCEPTED, reason::ACCEPTED, &format!("leaves from EgressAllocation {name:?}"))
+        }
     };
-    let programmed = if object.spec.enabled {
-        fleet.programmed_binding(object)
-    } else {
-        Wanted::bad(type_::PROGRAMMED, reason::DISABLED, "switched off by spec.enabled: false")
+    let programmed = match allocation.outcome {
+        _ if !object.spec.enabled => {
+            Wanted::bad(type_::PROGRAMMED, reason::DISABLED, "switched off by spec.enabled: false")
+        }
+        // What the nodes enforce is that nothing leaves, which is not what was asked for.
+        _ if !allocation.serves => {
+            let why = match allocation.outcome {
+                Some(outcome) if !outcome.allocated.is_good() => outcome.allocated.message(),
+                _ => accepted.message.as_str(),
+            };
+            let message = format!("EgressAllocation {name:?} has nothing to leave from ({why}); {meanwhile}");
+            Wanted::bad(type_::PROGRAMMED, reason::UNAVAILABLE, &message)
+        }
+        _ => fleet.programmed_binding(object),
     };
     vec![accepted, programmed]
 }

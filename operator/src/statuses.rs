@@ -51,8 +51,18 @@ pub struct Written {
     at: Instant,
     /// Resource version that it gave; the local copy is behind while it shows a lower one.
     version: u64,
-    /// Refused by the API server: pointless to repeat.
+    /// Refused by the API server: pointless to repeat. Without times, which differ with every try.
     refused: Option<Value>,
+}
+
+/// A status without the times of its conditions.
+fn timeless(status: &Value) -> Value {
+    let mut status = status.clone();
+    let conditions = status.get_mut("conditions").and_then(Value::as_array_mut);
+    for condition in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
+        condition.remove("lastTransitionTime");
+    }
+    status
 }
 
 impl Statuses {
@@ -70,6 +80,7 @@ impl Statuses {
             if !self.gate.is_open() {
                 self.written.clear();
                 self.told.clear();
+                self.metrics.follow();
             }
         }
     }
@@ -83,7 +94,7 @@ impl Statuses {
             .into_iter()
             .filter(|change| match self.written.get(&change.target.uid) {
                 Some(written) if change.version < written.version => false,
-                Some(written) if written.refused.as_ref() == Some(&change.status) => false,
+                Some(written) if written.refused.as_ref() == Some(&timeless(&change.status)) => false,
                 Some(written) if !change.urgent && written.at.elapsed() < SETTLE => {
                     earliest(&mut again, written.at + SETTLE);
                     false
@@ -142,7 +153,7 @@ impl Statuses {
             }
         }
         let pointless = error.is_refusal();
-        if pointless { Ok(Written { at, version: 0, refused: Some(status.clone()) }) } else { Err(()) }
+        if pointless { Ok(Written { at, version: 0, refused: Some(timeless(status)) }) } else { Err(()) }
     }
 
     /// Tells each new problem once: log, Event, condition. False if some of it has to be tried again.
@@ -192,4 +203,22 @@ impl Statuses {
 
 fn earliest(again: &mut Option<Instant>, at: Instant) {
     *again = Some(again.map_or(at, |known| known.min(at)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_status_is_known_again_at_another_time() {
+        let status = |time, message| json!({"nodes": 3, "conditions": [{"message": message, "lastTransitionTime": time}]});
+        assert_eq!(
+            timeless(&status("2026-01-01T00:00:00Z", "a")),
+            timeless(&status("2026-01-01T00:00:09Z", "a"))
+        );
+        assert_ne!(
+            timeless(&status("2026-01-01T00:00:00Z", "a")),
+            timeless(&status("2026-01-01T00:00:00Z", "b"))
+        );
+    }
 }

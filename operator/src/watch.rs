@@ -222,13 +222,13 @@ where
     reader
 }
 
-/// Keeps of a Node what planning reads: labels, taints and whether it is ready.
+/// Keeps of a Node what planning reads: labels, taints, addresses, ranges of pods, and whether it is ready.
 fn strip_node(node: &mut Node) {
     node.metadata.annotations = None;
     if let Some(status) = &mut node.status {
-        let conditions = status.conditions.take();
+        let (conditions, addresses) = (status.conditions.take(), status.addresses.take());
         *status = Default::default();
-        status.conditions = conditions;
+        (status.conditions, status.addresses) = (conditions, addresses);
     }
 }
 

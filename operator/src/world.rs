@@ -12,14 +12,13 @@ pub mod testing;
 mod tests;
 
 pub use address::spec;
-pub use node::{agent_state, is_ready};
+pub use node::{Presence, agent_state, is_ready};
 
 use crate::object::Target;
 use crate::watch::{Guarded, Snapshot};
-use aegis_core::model::{Address, AllocationName, Inputs, Prefix, Seconds};
-use ipnet::Ipv4Net;
+use aegis_core::model::{Address, AllocationName, Inputs, Seconds, State};
 use kube::{Resource, ResourceExt};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
 
@@ -60,8 +59,17 @@ pub fn translate(snapshot: &Snapshot, lost: &[Address], now: Seconds, quarantine
         generations: generations(snapshot),
         ..World::default()
     };
-    let prefixes = read(&snapshot.prefixes, prefix::model, &mut world.problems);
-    let allocations = read(&snapshot.allocations, allocation::model, &mut world.problems);
+    let mut prefixes = read(&snapshot.prefixes, prefix::model, &mut world.problems);
+    let mut allocations = read(&snapshot.allocations, allocation::model, &mut world.problems);
+    // That it is being deleted can be read of any object, and what it says otherwise does not matter any more.
+    for object in snapshot.prefixes.iter().filter(|it| it.meta().deletion_timestamp.is_some()) {
+        prefixes.bad.remove(&(None, object.name_any()));
+    }
+    for object in snapshot.allocations.iter().filter(|it| it.meta().deletion_timestamp.is_some()) {
+        if allocations.bad.remove(&(object.namespace(), object.name_any())) {
+            allocations.good.push(allocation::deleted(object.meta()));
+        }
+    }
     let addresses = read(&snapshot.addresses, address::model, &mut world.problems);
     read(&snapshot.bindings, binding::check, &mut world.problems);
     read(&snapshot.egress_nodes, |_| Ok(()), &mut world.problems);
@@ -70,39 +78,64 @@ pub fn translate(snapshot: &Snapshot, lost: &[Address], now: Seconds, quarantine
     world.inputs.allocations = allocations.good;
     world.unreadable = addresses.bad.iter().filter_map(|(_, name)| name.parse().ok()).collect();
     world.unreadable.sort_unstable();
+    // What cannot be read serves nobody, so its allocation takes another in its place.
+    for allocation in &mut world.inputs.allocations {
+        allocation.listed.retain(|address| world.unreadable.binary_search(address).is_err());
+    }
     (world.frozen, world.observed) = addresses.good.into_iter().partition(|address| {
         prefixes.bad.contains(&(None, address.prefix.clone()))
             || allocations.bad.contains(&key(&address.allocation))
     });
     world.observed.sort_by_key(|address| address.address);
     world.frozen.sort_by_key(|address| address.address);
-    withhold(
-        &mut world.inputs.prefixes,
-        world.frozen.iter().map(|it| it.address).chain(world.unreadable.clone()),
-    );
+    let untouchable = world.frozen.iter().map(|it| it.address).chain(world.unreadable.iter().copied());
+    world.inputs.withheld = untouchable.map(|address| (address, None)).collect();
     world.inputs.addresses = world.observed.clone();
-    let standing: BTreeSet<Ipv4Addr> = world
-        .observed
-        .iter()
-        .chain(&world.frozen)
-        .map(|it| it.address)
-        .chain(world.unreadable.clone())
-        .collect();
-    world.inputs.addresses.extend(lost.iter().filter(|it| !standing.contains(&it.address)).cloned());
+    world.restore(lost);
     world
+}
+
+impl World {
+    /// Plans with addresses whose object vanished as they were last known.
+    pub fn restore(&mut self, lost: &[Address]) {
+        let standing: BTreeSet<Ipv4Addr> = self.observed.iter().map(|it| it.address).collect();
+        let lost = lost
+            .iter()
+            .filter(|it| !standing.contains(&it.address) && !self.inputs.withheld.contains_key(&it.address));
+        self.inputs.addresses.extend(lost.cloned());
+    }
+
+    /// Nodes that hold slices and that a plan would take for gone. The copies may be behind those that a former
+    /// leader planned from, so nothing is taken from such a node before the API server has confirmed it.
+    pub fn absent(&self) -> BTreeSet<String> {
+        let known: BTreeSet<&str> = self.inputs.nodes.iter().map(|node| node.name.as_str()).collect();
+        let holdings = self.inputs.addresses.iter().flat_map(|address| &address.holdings);
+        let held = holdings.filter(|it| matches!(it.state, State::Held | State::Draining));
+        held.filter(|it| !known.contains(it.node.as_str())).map(|it| it.node.clone()).collect()
+    }
+
+    /// Plans with what the API server says of nodes that seemed to be absent. Addresses of which one holds slices
+    /// that nothing is known of stay as they are.
+    pub fn confirm(&mut self, presences: &BTreeMap<String, Presence>, snapshot: &Snapshot) {
+        for (name, presence) in presences {
+            match presence {
+                Presence::Gone => {}
+                Presence::There(node) => {
+                    self.inputs.nodes.extend(node::confirmed(node, snapshot, &mut self.problems));
+                }
+                Presence::Unknown => {
+                    let held = self.inputs.addresses.iter();
+                    let held = held.filter(|it| it.holdings.iter().any(|holding| holding.node == *name));
+                    self.inputs.withheld.extend(held.map(|it| (it.address, None)));
+                }
+            }
+        }
+        self.inputs.nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    }
 }
 
 fn key(name: &AllocationName) -> (Option<String>, String) {
     (Some(name.account.clone()), name.name.clone())
-}
-
-/// Reserves addresses, so that a plan gives them to nobody.
-fn withhold(prefixes: &mut [Prefix], addresses: impl Iterator<Item = Ipv4Addr>) {
-    for address in addresses {
-        for prefix in prefixes.iter_mut().filter(|prefix| prefix.cidr.contains(&address)) {
-            prefix.reserved.push(Ipv4Net::from(address));
-        }
-    }
 }
 
 /// Translated objects, and namespace and name of those that could not be.

@@ -170,7 +170,8 @@ async fn capacity_low_comes_and_goes() {
     assert_eq!(low.reason, reason::ABOVE_TARGET);
     agent.demand = vec![demand(9, 100, 17)];
     agent.report(&cluster).await;
-    let full = cluster.condition(&allocations, "partner", type_::CAPACITY_LOW, "True", "refused 17").await;
+    let full =
+        cluster.condition(&allocations, "partner", type_::CAPACITY_LOW, "True", "refused 10 or more").await;
     assert_eq!(full.reason, reason::EXHAUSTED);
     assert_eq!(full.last_transition_time, low.last_transition_time, "it was true before");
     let metric = r#"aegis_operator_capacity_low{namespace="shop",allocation="partner"}"#;

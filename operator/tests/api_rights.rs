@@ -4,9 +4,10 @@
 
 mod cluster;
 
-use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, type_};
-use cluster::objects::SOON;
+use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, HoldingState, type_};
+use cluster::objects::{SOON, slices};
 use cluster::{Cluster, eventually, tool};
+use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::core::GroupVersionKind;
 use kube::discovery::Scope;
@@ -89,6 +90,20 @@ async fn chart_gives_the_operator_what_it_needs() {
     eventually("the grant counts", SOON, async || addresses.list(&ListParams::default()).await).await;
     let refused = addresses.delete(&address.name_any(), &DeleteParams::default()).await.expect_err("refused");
     assert!(refused.to_string().contains("written by the operator only"), "{refused}");
+
+    // A node that is gone is asked for before its slices go to others.
+    cluster.node("n2").await;
+    let held = async || {
+        let address = cluster.addresses_now("shop", "partner").await?.pop().ok_or("no address")?;
+        Ok::<_, String>(slices(&address, HoldingState::Held).contains_key("n2"))
+    };
+    let waits = async |expected| match held().await? {
+        held if held == expected => Ok(()),
+        held => Err(format!("held: {held}")),
+    };
+    eventually("n2 gets slices", SOON, async || waits(true).await).await;
+    cluster.all::<Node>().delete("n2", &DeleteParams::default()).await.expect("delete");
+    eventually("n2 loses them", SOON, async || waits(false).await).await;
 
     allocations.delete("partner", &DeleteParams::default()).await.expect("delete");
     agent.drains = true;

@@ -7,7 +7,7 @@ mod violation;
 
 use crate::model::{Address, AddressRequest, Allocation, AllocationName, Inputs, Node, State};
 use crate::plan::Plan;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 pub use violation::{Unfit, Violation};
 
@@ -54,15 +54,20 @@ impl<'a> World<'a> {
     }
 
     /// The allocation, if it is to serve from this address: it is not being deleted, and the address is listed or,
-    /// where a number is asked for, among the lowest ones that it had.
+    /// where a number is asked for, among the first that it had: in use, of a prefix that it names, and low.
     fn serving(&self, address: &Address) -> Option<&'a Allocation> {
         let allocation =
             self.allocations.get(&address.allocation).filter(|allocation| !allocation.deleting)?;
         let had = self.had.get(&allocation.name).map_or(&[] as &[_], Vec::as_slice);
+        let rank = |it: &Address| (!it.is_held(), !allocation.prefixes.contains(&it.prefix), it.address);
+        let first = |it: &Address| {
+            let before = had.iter().filter_map(|other| self.before.get(other));
+            before.filter(|other| rank(other) < rank(it)).count()
+        };
         let wanted = match &allocation.request {
             AddressRequest::Explicit(list) => list.contains(&address.address),
             AddressRequest::Count(count) => {
-                had.partition_point(|other| *other < address.address) < *count as usize
+                self.before.get(&address.address).is_some_and(|it| first(it) < *count as usize)
             }
         };
         // A new address is counted by `addresses::check`: it need not be the highest one.
@@ -91,14 +96,10 @@ fn check_outcomes(world: &World, plan: &Plan) -> Vec<Violation> {
         if outcome.is_none_or(|outcome| outcome.addresses != has) {
             violations.push(Violation::Misreported { allocation: name.clone() });
         }
-        if outcome.is_some_and(|outcome| outcome.finished) && !(allocation.deleting && has.is_empty()) {
-            violations.push(Violation::FinishedEarly { allocation: name.clone() });
-        }
     }
-    let used: BTreeSet<&str> = plan.addresses.iter().map(|address| address.prefix.as_str()).collect();
     for prefix in &world.inputs.prefixes {
-        let in_use = used.contains(prefix.name.as_str());
-        if plan.prefixes.get(&prefix.name).is_none_or(|outcome| outcome.in_use != in_use) {
+        let used = plan.addresses.iter().filter(|address| address.prefix == prefix.name).count();
+        if plan.prefixes.get(&prefix.name).is_none_or(|outcome| outcome.used as usize != used) {
             violations.push(Violation::PrefixUse { prefix: prefix.name.clone() });
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::slice::SliceSet;
 use ipnet::Ipv4Net;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 /// Seconds since the Unix epoch.
@@ -32,6 +32,12 @@ pub struct Inputs {
     pub now: Seconds,
     /// How long a slice rests between two holders; [`QUARANTINE`] but for tests.
     pub quarantine: Seconds,
+    /// Slices in quarantine that rest on although their time has come: clocks of machines differ, and by one that
+    /// nobody sets they have not rested for the whole of it under the eyes of the caller.
+    pub unrested: BTreeMap<Ipv4Addr, SliceSet>,
+    /// Addresses that nobody gets, and whose holdings stay as they are if they stand, with what to tell the owner, if
+    /// there is anything to tell (yet): what is known of them does not suffice to change them.
+    pub withheld: BTreeMap<Ipv4Addr, Option<String>>,
 }
 
 impl Default for Inputs {
@@ -43,7 +49,16 @@ impl Default for Inputs {
             addresses: Vec::new(),
             now: 0,
             quarantine: QUARANTINE,
+            unrested: BTreeMap::new(),
+            withheld: BTreeMap::new(),
         }
+    }
+}
+
+impl Inputs {
+    /// Whether a slice that is in quarantine until a time must rest on.
+    pub fn rests(&self, address: Ipv4Addr, slice: u8, until: Seconds) -> bool {
+        self.now < until || self.unrested.get(&address).is_some_and(|slices| slices.contains(slice))
     }
 }
 
@@ -83,6 +98,8 @@ pub struct Allocation {
     pub per_node_min: u32,
     /// Slices of each address that a node can grow to.
     pub per_node_max: u32,
+    /// Addresses that its status lists: those it had when somebody looked last.
+    pub listed: BTreeSet<Ipv4Addr>,
     /// Being deleted: its slices drain, and its addresses go when nothing is held any more.
     pub deleting: bool,
 }
@@ -103,6 +120,10 @@ pub struct Node {
     pub name: String,
     /// Labels of the Node object.
     pub labels: BTreeMap<String, String>,
+    /// Its own addresses, which can't be egress addresses.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Ranges of its pods, which can't be in a prefix.
+    pub pod_ranges: Vec<Ipv4Net>,
     /// The agent has reported a tunnel address and is ready: only such a node is given new slices. A node that is
     /// not ready keeps what it has.
     pub ready: bool,
@@ -139,6 +160,13 @@ pub struct Address {
     pub holdings: Vec<Holding>,
 }
 
+impl Address {
+    /// Whether some node may start flows from it.
+    pub fn is_held(&self) -> bool {
+        self.holdings.iter().any(|holding| holding.state == State::Held)
+    }
+}
+
 /// Consecutive slices of one address in one state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holding {
@@ -167,6 +195,11 @@ pub enum State {
         until: Seconds,
     },
 }
+
+/// Most egress addresses of a cluster: the tables of every node's data plane have room for as many.
+pub const MAX_ADDRESSES: usize = 1024;
+/// Most allocations of a cluster that have addresses, for the same reason.
+pub const MAX_ALLOCATIONS: usize = 1024;
 
 /// Seconds that a slice rests between two holders, unless [`Inputs::quarantine`] says otherwise.
 pub const QUARANTINE: Seconds = 120;

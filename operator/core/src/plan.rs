@@ -11,7 +11,7 @@ mod outcomes;
 
 use crate::model::{Address, AllocationName, Inputs, Seconds, State};
 use crate::prefix::Prefixes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 /// What shall stand, and what to tell the owners.
@@ -36,11 +36,6 @@ pub struct AllocationOutcome {
     pub allocated: Verdict,
     /// Its addresses, also those that drain; ascending.
     pub addresses: Vec<Ipv4Addr>,
-    /// Nodes that take part: they match a site, and are ready or hold slices of it already.
-    pub nodes: BTreeSet<String>,
-    /// Being deleted, and none of its addresses is left in the plan: once the plan's deletions are applied, the
-    /// finalizer may go.
-    pub finished: bool,
 }
 
 /// What became of a prefix.
@@ -50,10 +45,8 @@ pub struct PrefixOutcome {
     pub accepted: Verdict,
     /// Addresses that can be allocated: the whole range but what is reserved.
     pub capacity: u32,
-    /// Addresses that allocations have, also those that drain or rest.
+    /// Addresses that allocations have, also those that drain or rest. While there is one, the finalizer must stay.
     pub used: u32,
-    /// Some address of it exists: the finalizer must stay.
-    pub in_use: bool,
 }
 
 /// A condition's status with its reason (see [`crate::reason`]) and a message for people: what is the case, and, if
@@ -105,13 +98,18 @@ impl Verdict {
     }
 }
 
+/// `1 node`, `2 nodes`.
+pub(crate) fn plural(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 /// Plans.
 ///
 /// Names (of prefixes, allocations, nodes) and addresses must each be unique in the inputs, as they are in the API.
 /// The inputs must also be complete: slices of a node that is missing rest and go to others, and addresses of an
 /// allocation that is missing drain. An object that could not be read has to be given as it was last known.
 pub fn plan(inputs: &Inputs) -> Plan {
-    let prefixes = Prefixes::judge(&inputs.prefixes);
+    let prefixes = Prefixes::judge(&inputs.prefixes, &inputs.nodes);
     let assignments = addresses::assign(inputs, &prefixes);
     let (addresses, shares) = holdings::plan(inputs, &assignments);
     let wake =

@@ -1,10 +1,10 @@
 //! Prefixes: which of them count, and which of their addresses are free.
 
-use crate::model::Prefix;
-use crate::plan::Verdict;
+use crate::model::{Node, Prefix};
+use crate::plan::{Verdict, plural};
 use crate::reason;
 use ipnet::Ipv4Net;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 /// All prefixes, each judged.
@@ -16,18 +16,29 @@ pub(crate) struct Prefixes<'a> {
 pub(crate) struct Judged<'a> {
     pub prefix: &'a Prefix,
     pub accepted: Verdict,
+    /// Addresses of nodes that lie in it: reserved, whatever people write.
+    pub nodes: Vec<Ipv4Addr>,
 }
 
 impl<'a> Prefixes<'a> {
     /// Of prefixes that overlap only the oldest is accepted (then the first by name). A prefix that is not accepted
     /// itself still stands in the way of younger ones: otherwise deleting an old prefix could withdraw the
-    /// acceptance of one that is in use.
-    pub fn judge(prefixes: &'a [Prefix]) -> Prefixes<'a> {
+    /// acceptance of one that is in use. A range that nodes use for pods is refused too: replies would not come back.
+    pub fn judge(prefixes: &'a [Prefix], nodes: &[Node]) -> Prefixes<'a> {
+        let ranges: Vec<(Ipv4Net, &str)> = nodes
+            .iter()
+            .flat_map(|node| node.pod_ranges.iter().map(|range| (*range, node.name.as_str())))
+            .collect();
+        let own: BTreeSet<Ipv4Addr> = nodes.iter().flat_map(|node| node.addresses.iter().copied()).collect();
         let mut oldest_first: Vec<&Prefix> = prefixes.iter().collect();
         oldest_first.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
         let mut by_name = BTreeMap::new();
         for (age, prefix) in oldest_first.iter().enumerate() {
             let older = oldest_first[..age].iter().find(|older| overlap(older.cidr, prefix.cidr));
+            // Of several the first by name: the message must not depend on the order.
+            let pods = ranges.iter().filter(|(range, _)| overlap(*range, prefix.cidr)).min_by_key(|it| it.1);
+            let nodes: Vec<Ipv4Addr> =
+                own.range(prefix.cidr.network()..=prefix.cidr.broadcast()).copied().collect();
             let accepted = match older {
                 _ if prefix.deleting => Verdict::bad(
                     reason::DRAINING,
@@ -40,12 +51,18 @@ impl<'a> Prefixes<'a> {
                         prefix.cidr, older.cidr, older.name
                     ),
                 ),
-                None => {
-                    let message = format!("{} is available to account {:?}", prefix.cidr, prefix.account);
-                    Verdict::good(reason::ACCEPTED, message)
-                }
+                None => match pods {
+                    Some((range, node)) => Verdict::bad(
+                        reason::OVERLAPS_PODS,
+                        format!(
+                            "spec.cidr: {} overlaps {range}, the pods of node {node:?}: replies would not come back; create another prefix with a range that is not used inside the cluster",
+                            prefix.cidr
+                        ),
+                    ),
+                    None => Verdict::good(reason::ACCEPTED, available(prefix, &nodes)),
+                },
             };
-            by_name.insert(prefix.name.as_str(), Judged { prefix, accepted });
+            by_name.insert(prefix.name.as_str(), Judged { prefix, accepted, nodes });
         }
         Prefixes { by_name }
     }
@@ -58,6 +75,18 @@ impl<'a> Prefixes<'a> {
     /// All prefixes, by name.
     pub fn iter(&self) -> impl Iterator<Item = &Judged<'a>> {
         self.by_name.values()
+    }
+}
+
+fn available(prefix: &Prefix, nodes: &[Ipv4Addr]) -> String {
+    let message = format!("{} is available to account {:?}", prefix.cidr, prefix.account);
+    match nodes {
+        [] => message,
+        [first, ..] => format!(
+            "{message}, except {} that nodes have themselves ({first}{})",
+            plural(nodes.len(), "address", "addresses"),
+            if nodes.len() > 1 { ", ..." } else { "" }
+        ),
     }
 }
 
@@ -76,13 +105,12 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    pub fn new(prefix: &Prefix) -> Pool {
+    pub fn new(Judged { prefix, nodes, .. }: &Judged) -> Pool {
         let (first, last) = ends(prefix.cidr);
-        let mut ranges: Vec<(u32, u32)> = prefix
-            .reserved
-            .iter()
-            .filter(|range| overlap(**range, prefix.cidr))
+        let reserved = prefix.reserved.iter().filter(|range| overlap(**range, prefix.cidr));
+        let mut ranges: Vec<(u32, u32)> = reserved
             .map(|range| ends(*range))
+            .chain(nodes.iter().map(|address| (address.to_bits(), address.to_bits())))
             .collect();
         ranges.sort_unstable();
         let mut reserved: Vec<(u32, u32)> = Vec::new();
@@ -143,14 +171,15 @@ mod tests {
     use super::*;
 
     fn pool(cidr: &str, reserved: &[&str]) -> Pool {
-        Pool::new(&Prefix {
+        let prefix = Prefix {
             name: "p".into(),
             created: 1,
             cidr: cidr.parse().unwrap(),
             reserved: reserved.iter().map(|range| range.parse().unwrap()).collect(),
             account: "shop".into(),
             deleting: false,
-        })
+        };
+        Pool::new(&Judged { prefix: &prefix, accepted: Verdict::good(reason::ACCEPTED, ""), nodes: vec![] })
     }
 
     fn all(pool: &Pool) -> Vec<Ipv4Addr> {
@@ -209,7 +238,7 @@ mod tests {
         let first = prefix("first", 1, "192.0.2.0/29");
         let rest = [prefix("second", 2, "192.0.2.0/28"), prefix("third", 3, "192.0.2.8/29")];
         let accepted = |prefixes: &[Prefix], name: &str| {
-            Prefixes::judge(prefixes).get(name).is_some_and(|judged| judged.accepted.is_good())
+            Prefixes::judge(prefixes, &[]).get(name).is_some_and(|judged| judged.accepted.is_good())
         };
         let all = [vec![first], rest.to_vec()].concat();
         assert_eq!(["first", "second", "third"].map(|name| accepted(&all, name)), [true, false, false]);

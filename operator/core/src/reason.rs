@@ -15,8 +15,14 @@ pub const INVALID: &str = "Invalid";
 pub const ALLOCATED: &str = "Allocated";
 /// The prefixes have fewer free addresses than asked for.
 pub const NO_FREE_ADDRESS: &str = "NoFreeAddress";
-/// Fewer slices are free than the nodes need.
+/// No slice is free, and no node holds one.
 pub const NO_FREE_SLICE: &str = "NoFreeSlice";
+/// The cluster has as many addresses, or allocations with addresses, as a node has room for.
+pub const LIMIT: &str = "LimitReached";
+/// Nodes send from an address though no object, or only an older one, says so: nobody gets it.
+pub const WITHHELD: &str = "Withheld";
+/// A prefix contains addresses of the cluster's own pods.
+pub const OVERLAPS_PODS: &str = "OverlapsPods";
 /// No node matches the sites.
 pub const NO_NODE: &str = "NoNode";
 /// Being deleted; waiting for live flows to end.

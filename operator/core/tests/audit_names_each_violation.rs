@@ -325,7 +325,9 @@ fn take(plan: &mut Plan, address: Ipv4Addr, prefix: &str) {
     plan.addresses.sort_by_key(|address| address.address);
     let outcome = plan.allocations.get_mut(&name("a")).unwrap();
     outcome.addresses = plan.addresses.iter().map(|address| address.address).collect();
-    plan.prefixes.values_mut().for_each(|outcome| outcome.in_use = true);
+    let used = |name: &str| plan.addresses.iter().filter(|it| it.prefix == name).count() as u32;
+    let used: Vec<u32> = plan.prefixes.keys().map(|name| used(name)).collect();
+    plan.prefixes.values_mut().zip(used).for_each(|(outcome, used)| outcome.used = used);
 }
 
 #[test]
@@ -364,6 +366,10 @@ fn an_address_that_must_not_be_taken() {
     assert_eq!(taken(&listed, next), "its allocation does not list it");
     let missing = |inputs: &mut Inputs| inputs.prefixes.clear();
     assert_eq!(taken(&missing, next), "its prefix does not exist");
+    let own = |inputs: &mut Inputs| inputs.nodes[0].addresses.push(ip("192.0.2.1"));
+    assert_eq!(taken(&own, next), "it is a node's own");
+    let pods = |inputs: &mut Inputs| inputs.nodes[0].pod_ranges.push("192.0.0.0/16".parse().unwrap());
+    assert_eq!(taken(&pods, next), "its prefix overlaps pods");
 }
 
 #[test]
@@ -374,7 +380,7 @@ fn an_address_of_a_prefix_that_overlaps_an_older_one() {
         let older = Prefix { created: 0, ..prefix("q", "192.0.2.0/24") };
         inputs.prefixes.push(older);
         let outcome = plan.prefixes["p"].clone();
-        plan.prefixes.insert("q".into(), aegis_core::PrefixOutcome { in_use: false, ..outcome });
+        plan.prefixes.insert("q".into(), aegis_core::PrefixOutcome { used: 0, ..outcome });
     });
     assert_only!(found, Violation::AddressTaken { why: "its prefix overlaps an older one", .. });
 }
@@ -386,8 +392,7 @@ fn an_address_for_nobody() {
         take(plan, ip("192.0.2.1"), "p");
         plan.addresses[1].allocation = name("b");
         plan.allocations.get_mut(&name("a")).unwrap().addresses.pop();
-        plan.prefixes
-            .insert("q".into(), aegis_core::PrefixOutcome { in_use: false, ..plan.prefixes["p"].clone() });
+        plan.prefixes.insert("q".into(), aegis_core::PrefixOutcome { used: 0, ..plan.prefixes["p"].clone() });
     });
     assert_only!(found, Violation::AddressTaken { why: "its allocation does not exist", .. });
     let found = violations_with(settled(), |inputs, plan| {
@@ -416,6 +421,44 @@ fn an_address_that_changes_hands_or_goes() {
 }
 
 #[test]
+fn a_withheld_address_that_changes_or_is_made() {
+    let withhold = |inputs: &mut Inputs, address: &str| {
+        inputs.withheld.insert(ip(address), None);
+    };
+    let found = violations_with(drained(), |inputs, _| withhold(inputs, A));
+    assert_only!(found, Violation::Withheld { .. });
+    let found = violations_with(settled(), |inputs, plan| {
+        inputs.allocations[0].request = AddressRequest::Count(2);
+        take(plan, ip("192.0.2.1"), "p");
+        withhold(inputs, "192.0.2.1");
+    });
+    assert_only!(found, Violation::Withheld { .. });
+}
+
+#[test]
+fn freed_though_nobody_has_seen_it_rest() {
+    let mut inputs = resting();
+    inputs.now += QUARANTINE;
+    let found = violations_with(inputs, |inputs, _| {
+        inputs.unrested.insert(ip(A), SliceSet::range(8, 8));
+    });
+    assert_only!(found, Violation::Quarantine { slice: 8, .. });
+}
+
+#[test]
+fn more_addresses_than_nodes_have_room_for() {
+    let mut inputs = settled();
+    inputs.prefixes[0].cidr = "192.0.0.0/16".parse().unwrap();
+    let found = violations_with(inputs, |inputs, plan| {
+        inputs.allocations[0].request = AddressRequest::Count(2_000);
+        for index in 0..MAX_ADDRESSES as u32 {
+            take(plan, Ipv4Addr::from_bits(ip("192.0.4.0").to_bits() + index), "p");
+        }
+    });
+    assert_eq!(found, [Violation::TooManyAddresses { count: MAX_ADDRESSES + 1 }]);
+}
+
+#[test]
 fn the_same_address_twice() {
     let found = violations(settled(), |plan| plan.addresses.push(plan.addresses[0].clone()));
     assert!(found.contains(&Violation::AddressOrder { address: ip(A) }), "{found:#?}");
@@ -428,18 +471,9 @@ fn what_people_are_told() {
     };
     let found = violations(settled(), |plan| outcome(plan, |it| it.addresses = vec![ip("192.0.2.3")]));
     assert_eq!(found, [Violation::Misreported { allocation: name("a") }]);
-    let found = violations(settled(), |plan| outcome(plan, |it| it.finished = true));
-    assert_eq!(found, [Violation::FinishedEarly { allocation: name("a") }]);
-    let unserved = || {
-        let mut inputs = world();
-        inputs.allocations[0].request = AddressRequest::Count(0);
-        inputs
-    };
-    let found = violations(unserved(), |plan| outcome(plan, |it| it.finished = true));
-    assert_eq!(found, [Violation::FinishedEarly { allocation: name("a") }]);
     let found = violations(settled(), |plan| plan.allocations.clear());
     assert_eq!(found, [Violation::Misreported { allocation: name("a") }]);
-    let found = violations(settled(), |plan| plan.prefixes.values_mut().for_each(|it| it.in_use = false));
+    let found = violations(settled(), |plan| plan.prefixes.values_mut().for_each(|it| it.used = 0));
     assert_eq!(found, [Violation::PrefixUse { prefix: "p".into() }]);
     assert_eq!(violations(resting(), |plan| plan.wake = None), [Violation::Wake]);
     assert_eq!(violations(settled(), |plan| plan.wake = Some(START)), [Violation::Wake]);

@@ -40,7 +40,7 @@ fn three_nodes_share_an_address() {
     assert_eq!(accepted(&plan), (reason::ACCEPTED, "takes addresses from AegisPrefix \"p\""));
     assert_eq!(allocated(&plan), (reason::ALLOCATED, "1 address on 3 nodes"));
     assert_eq!(plan.prefixes["p"].capacity, 4);
-    assert_eq!((plan.prefixes["p"].used, plan.prefixes["p"].in_use), (1, true));
+    assert_eq!(plan.prefixes["p"].used, 1);
     assert_eq!(plan.wake, None);
 }
 
@@ -128,7 +128,7 @@ fn explicit_addresses_outside_the_prefixes_or_reserved_are_refused() {
     inputs.prefixes[0].reserved = vec!["192.0.2.0/31".parse().unwrap()];
     assert_eq!(
         accepted(&advance(&mut inputs)).1,
-        "spec.addresses.explicit[0]: 192.0.2.1 is reserved in AegisPrefix \"p\" (spec.reserved); choose another address"
+        "spec.addresses.explicit[0]: 192.0.2.1 is reserved in AegisPrefix \"p\" (spec.reserved, or a node's own address); choose another address"
     );
 }
 
@@ -233,7 +233,7 @@ fn a_deleted_allocation_finishes_when_nothing_is_held() {
     let mut inputs = world();
     advance(&mut inputs);
     inputs.allocations[0].deleting = true;
-    let finished = |plan: &Plan| plan.allocations[&name("a")].finished;
+    let finished = |plan: &Plan| addresses(plan, "a").is_empty();
     let plan = advance(&mut inputs);
     assert!(!finished(&plan));
     assert_eq!(allocated(&plan).0, reason::DRAINING);
@@ -246,14 +246,14 @@ fn a_deleted_allocation_finishes_when_nothing_is_held() {
     let plan = advance(&mut inputs);
     assert!(finished(&plan));
     assert_eq!(plan.addresses, []);
-    assert!(!plan.prefixes["p"].in_use);
+    assert_eq!(plan.prefixes["p"].used, 0);
 }
 
 #[test]
 fn an_allocation_that_never_had_anything_finishes_at_once() {
     let mut inputs = world();
     inputs.allocations[0].deleting = true;
-    assert!(plan(&inputs).allocations[&name("a")].finished);
+    assert!(addresses(&plan(&inputs), "a").is_empty());
 }
 
 #[test]
@@ -282,4 +282,121 @@ fn diff_deletes_before_it_writes() {
         ]
     );
     assert_eq!(diff(&plan.addresses, &plan), []);
+}
+
+#[test]
+fn of_fewer_addresses_the_one_in_use_stays() {
+    let mut inputs = world();
+    inputs.allocations[0].request = AddressRequest::Explicit(vec![ip("192.0.2.2")]);
+    advance(&mut inputs);
+    inputs.allocations[0].request = AddressRequest::Count(2);
+    advance(&mut inputs);
+    // The lower one is new, and nobody holds anything of it yet.
+    inputs.addresses[0].holdings.clear();
+    inputs.allocations[0].request = AddressRequest::Count(1);
+    let plan = advance(&mut inputs);
+    assert_eq!(addresses(&plan, "a"), [ip("192.0.2.2")]);
+    assert!(plan.addresses[0].is_held());
+}
+
+#[test]
+fn an_address_of_a_prefix_that_is_no_longer_named_is_told_and_goes_first() {
+    let mut inputs = world();
+    inputs.prefixes.push(prefix("q", "198.51.100.0/30"));
+    advance(&mut inputs);
+    inputs.allocations[0].prefixes = vec!["q".into()];
+    let plan = advance(&mut inputs);
+    assert_eq!(addresses(&plan, "a"), [ip("192.0.2.0")], "partners know it");
+    let told = "1 address (192.0.2.0) is not of spec.prefixes and stays in use: to replace one, raise";
+    assert!(allocated(&plan).1.contains(told), "{}", allocated(&plan).1);
+    inputs.prefixes[0].deleting = true;
+    let message = advance(&mut inputs).prefixes["p"].accepted.message().to_owned();
+    assert!(message.contains("1 EgressAllocation has addresses of it (shop/a)"), "{message}");
+    inputs.allocations[0].request = AddressRequest::Count(2);
+    assert_eq!(addresses(&advance(&mut inputs), "a").len(), 2);
+    inputs.allocations[0].request = AddressRequest::Count(1);
+    let plan = advance(&mut inputs);
+    assert_eq!(plan.addresses.iter().map(Address::is_held).collect::<Vec<_>>(), [false, true]);
+}
+
+#[test]
+fn a_withheld_address_is_nobodys_and_stays_as_it_is() {
+    let mut inputs = world();
+    let before = advance(&mut inputs).addresses.remove(0);
+    let message = "192.0.2.0: nodes send from it".to_owned();
+    inputs.withheld = [(ip("192.0.2.0"), Some(message.clone())), (ip("192.0.2.1"), None)].into();
+    // It stands: neither a node that goes nor one that comes, nor a deletion, changes it.
+    inputs.nodes = vec![node("n2"), node("n9")];
+    assert_eq!(advance(&mut inputs).addresses, std::slice::from_ref(&before));
+    assert_eq!(allocated(&advance(&mut inputs)), (reason::WITHHELD, message.as_str()));
+    let mut deleted = inputs.clone();
+    deleted.allocations[0].deleting = true;
+    assert_eq!(advance(&mut deleted).addresses, std::slice::from_ref(&before));
+    let mut orphaned = inputs.clone();
+    orphaned.allocations.clear();
+    assert_eq!(advance(&mut orphaned).addresses, [before]);
+
+    // It does not stand: others take what is free beside it, and whoever had it waits for it.
+    inputs.addresses.clear();
+    inputs.allocations[0].listed = [ip("192.0.2.0")].into();
+    inputs.allocations.push(allocation("b"));
+    let plan = advance(&mut inputs);
+    assert!(addresses(&plan, "a").is_empty());
+    assert_eq!(allocated(&plan), (reason::WITHHELD, message.as_str()));
+    assert_eq!(addresses(&plan, "b"), [ip("192.0.2.2")]);
+    inputs.allocations[0].listed.clear();
+    inputs.allocations[0].request = AddressRequest::Explicit(vec![ip("192.0.2.1")]);
+    assert!(allocated(&advance(&mut inputs)).1.contains("as soon as no node sends from it any more"));
+    inputs.withheld.clear();
+    inputs.nodes[0]
+        .programmed
+        .insert(ip("192.0.2.1"), Programmed { epoch: START + 500, ..Default::default() });
+    let plan = advance(&mut inputs);
+    assert_eq!(addresses(&plan, "a"), [ip("192.0.2.1")]);
+    assert!(plan.addresses[0].epoch > START + 500, "above what a node has");
+}
+
+#[test]
+fn nodes_have_room_for_so_many_addresses_and_allocations() {
+    let mut inputs = Inputs { nodes: vec![node("n1")], now: START, ..Inputs::default() };
+    inputs.prefixes = vec![prefix("p", "10.0.0.0/16")];
+    let many = |request, count: usize| -> Vec<Allocation> {
+        let named = |index| Allocation {
+            request: AddressRequest::Count(request),
+            ..allocation(&format!("a{index:04}"))
+        };
+        (0..count).map(named).collect()
+    };
+    inputs.allocations = many(16, MAX_ADDRESSES / 16 + 1);
+    let full = advance(&mut inputs);
+    assert_eq!(full.addresses.len(), MAX_ADDRESSES);
+    let told = &full.allocations[&name("a0064")].allocated;
+    assert_eq!(told.reason(), reason::LIMIT);
+    assert!(told.message().contains("1024 egress addresses"), "{}", told.message());
+    assert_eq!(advance(&mut inputs).addresses, full.addresses);
+    inputs.addresses.clear();
+    inputs.allocations = many(1, MAX_ALLOCATIONS + 1);
+    let full = advance(&mut inputs);
+    assert_eq!(full.addresses.len(), MAX_ALLOCATIONS);
+    assert_eq!(full.allocations[&name("a1024")].allocated.reason(), reason::LIMIT, "the oldest come first");
+}
+
+#[test]
+fn nodes_own_addresses_and_ranges_of_pods_are_not_given_out() {
+    let mut inputs = world();
+    inputs.nodes[1].addresses = vec![ip("192.0.2.0")];
+    let plan = advance(&mut inputs);
+    assert_eq!(addresses(&plan, "a"), [ip("192.0.2.1")]);
+    assert_eq!(plan.prefixes["p"].capacity, 3);
+    assert!(
+        plan.prefixes["p"].accepted.message().contains("1 address that nodes have themselves (192.0.2.0)")
+    );
+    inputs.nodes[2].pod_ranges = vec!["192.0.2.0/24".parse().unwrap()];
+    inputs.allocations.push(allocation("b"));
+    let plan = advance(&mut inputs);
+    let told = &plan.prefixes["p"].accepted;
+    assert_eq!(told.reason(), reason::OVERLAPS_PODS);
+    assert!(told.message().contains("192.0.2.0/24, the pods of node \"n3\""), "{}", told.message());
+    assert_eq!(addresses(&plan, "a"), [ip("192.0.2.1")], "what is allocated stays");
+    assert!(addresses(&plan, "b").is_empty());
 }

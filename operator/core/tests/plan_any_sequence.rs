@@ -99,6 +99,7 @@ fn any_allocation() -> impl Strategy<Value = Allocation> {
             slices: SliceSet::range(first, last),
             per_node_min: min,
             per_node_max: min + more,
+            listed: BTreeSet::new(),
             deleting: false,
         },
     )
@@ -232,7 +233,13 @@ fn serving<'a>(inputs: &'a Inputs, address: &Address) -> Option<&'a Allocation> 
     let allocation = inputs.allocations.iter().find(|it| it.name == address.allocation && !it.deleting)?;
     let mut had: Vec<Ipv4Addr> =
         inputs.addresses.iter().filter(|it| it.allocation == allocation.name).map(|it| it.address).collect();
-    had.sort();
+    // In use, of a prefix that is named, low: in this order.
+    let rank = |at: &Ipv4Addr| {
+        let it = inputs.addresses.iter().find(|it| it.address == *at).unwrap();
+        let idle = it.holdings.iter().all(|it| it.state != State::Held);
+        (idle, !allocation.prefixes.contains(&it.prefix), *at)
+    };
+    had.sort_by_key(rank);
     let stays = match &allocation.request {
         AddressRequest::Count(count) => had.into_iter().take(*count as usize).any(|it| it == address.address),
         AddressRequest::Explicit(list) => list.contains(&address.address),
@@ -294,9 +301,11 @@ fn nobody_starves(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
                     prop_assert!(has >= wanted, "{} wants more", node.name);
                 }
             }
-            let short = own.iter().any(|address| held(address, &node.name).len() < allocation.per_node_min);
+            let none = own.iter().all(|address| held(address, &node.name).is_empty());
             let told = &plan.allocations[&allocation.name].allocated;
-            prop_assert!(!(short && told.is_good()), "{} is short, the owner is told: {:?}", node.name, told);
+            let silent = told.is_good() && !told.message().contains("through others");
+            let short = none && !own.is_empty() && allocation.per_node_min > 0;
+            prop_assert!(!(short && silent), "{} goes without, the owner is told: {:?}", node.name, told);
         }
     }
     Ok(())
@@ -358,7 +367,7 @@ fn settle(inputs: &mut Inputs) -> Result<Plan, TestCaseError> {
         let gone =
             inputs.addresses.iter().any(|it| plan.addresses.iter().all(|after| after.address != it.address));
         inputs.addresses.clone_from(&plan.addresses);
-        let finished = |it: &Allocation| plan.allocations[&it.name].finished;
+        let finished = |it: &Allocation| it.deleting && plan.allocations[&it.name].addresses.is_empty();
         inputs.allocations.retain(|allocation| !finished(allocation));
         if !gone {
             let again = aegis_core::plan(inputs);
@@ -389,7 +398,7 @@ fn everything_becomes_free(mut inputs: Inputs) -> Result<(), TestCaseError> {
     prop_assert!(inputs.addresses.is_empty(), "left: {:#?}", inputs.addresses);
     prop_assert!(inputs.allocations.is_empty(), "not finished: {:#?}", inputs.allocations);
     let last = plan(&inputs);
-    prop_assert!(last.prefixes.values().all(|prefix| !prefix.in_use && prefix.used == 0));
+    prop_assert!(last.prefixes.values().all(|prefix| prefix.used == 0));
     Ok(())
 }
 

@@ -26,8 +26,7 @@ fn only_ready_nodes_of_the_sites_hold_slices() {
     }
     inputs.nodes[1].ready = false;
     let plan = advance(&mut inputs);
-    let nodes: Vec<&String> = plan.allocations[&name("a")].nodes.iter().collect();
-    assert_eq!(nodes, ["n1"]);
+    assert_eq!(allocated(&plan), (reason::ALLOCATED, "1 address on 1 node"));
     assert_eq!(held(&plan.addresses[0], "n2").len() + held(&plan.addresses[0], "n3").len(), 0);
     inputs.nodes[1].ready = true;
     assert_eq!(held(&advance(&mut inputs).addresses[0], "n2").len(), 8);
@@ -36,7 +35,7 @@ fn only_ready_nodes_of_the_sites_hold_slices() {
     inputs.nodes[1].demand.insert(name("a"), 20);
     let plan = advance(&mut inputs);
     assert_eq!(held(&plan.addresses[0], "n2").len(), 8);
-    assert!(plan.allocations[&name("a")].nodes.contains("n2"));
+    assert_eq!(allocated(&plan).1, "1 address on 2 nodes");
 }
 
 #[test]
@@ -84,8 +83,9 @@ fn slices_of_a_node_that_is_gone_rest_and_are_given_anew() {
     inputs.nodes[0] = node("n9");
     let plan = advance(&mut inputs);
     assert_eq!(held(&plan.addresses[0], "n9").len(), 0);
-    assert_eq!(allocated(&plan).0, reason::NO_FREE_SLICE);
-    assert!(allocated(&plan).1.starts_with("spec.ports.perNode.min: 1 node is (n9) below 8 slices"));
+    assert_eq!(allocated(&plan).0, reason::ALLOCATED, "it sends through the others until then");
+    let told = "1 address on 2 nodes; 1 node (n9) has no slice and sends through others, as no slice is free";
+    assert!(allocated(&plan).1.starts_with(told), "{}", allocated(&plan).1);
     assert_eq!(plan.wake, Some(START + QUARANTINE));
     inputs.now += QUARANTINE;
     let plan = advance(&mut inputs);
@@ -141,7 +141,8 @@ fn the_minimum_of_all_comes_before_demand_and_the_first_names_before_the_last() 
     let plan = advance(&mut inputs);
     let address = &plan.addresses[0];
     assert_eq!(["n1", "n2", "n3"].map(|node| held(address, node).len()), [8, 8, 6]);
-    assert_eq!(allocated(&plan).0, reason::NO_FREE_SLICE);
+    let told = "1 address on 3 nodes; 1 node (n3) has fewer than spec.ports.perNode.min, as no slice is free";
+    assert!(allocated(&plan).1.starts_with(told), "{}", allocated(&plan).1);
 }
 
 #[test]
@@ -224,7 +225,8 @@ fn two_hundred_and_fifty_two_nodes_fit_into_one_address() {
     inputs.allocations[0].per_node_min = 1;
     let plan = advance(&mut inputs);
     assert_eq!(plan.addresses[0].holdings.len(), 252);
-    assert!(allocated(&plan).1.starts_with("spec.ports.perNode.min: 1 node is (n252) below"));
+    let told = "1 address on 252 nodes; 1 node (n252) has no slice and sends through others";
+    assert!(allocated(&plan).1.starts_with(told), "{}", allocated(&plan).1);
 }
 
 #[test]
@@ -238,4 +240,58 @@ fn what_nobody_owns_any_more_drains_too() {
     advance(&mut inputs);
     inputs.now += QUARANTINE;
     assert_eq!(advance(&mut inputs).addresses, []);
+}
+
+#[test]
+fn a_second_address_serves_those_whom_the_first_one_left_without() {
+    let mut inputs = world();
+    inputs.nodes = (0..40).map(|index| node(&format!("n{index:02}"))).collect();
+    let plan = advance(&mut inputs);
+    let told = "1 address on 32 nodes; 8 nodes (n32, n33, n34, ...) have no slice and send through others, 1 node (n31) has fewer";
+    assert!(allocated(&plan).1.starts_with(told), "{}", allocated(&plan).1);
+    inputs.allocations[0].request = AddressRequest::Count(2);
+    let first = plan.addresses[0].clone();
+    let plan = advance(&mut inputs);
+    assert_eq!(plan.addresses[0], first, "nothing moves");
+    assert_eq!(allocated(&plan), (reason::ALLOCATED, "2 addresses on 40 nodes"));
+    for node in (32..40).map(|index| format!("n{index}")) {
+        assert_eq!(held(&plan.addresses[1], &node).len(), 8, "{node}");
+    }
+    assert_eq!(held(&plan.addresses[1], "n31").len(), 8, "had four only");
+    // A node that comes later has nothing: whatever becomes free is its before anybody else's.
+    inputs.nodes.push(node("n99"));
+    inputs.nodes.retain(|node| node.name != "n00");
+    advance(&mut inputs);
+    inputs.now += QUARANTINE;
+    let plan = advance(&mut inputs);
+    assert_eq!(held(&plan.addresses[0], "n99").len(), 8);
+}
+
+#[test]
+fn nobody_holding_anything_is_an_error() {
+    let mut inputs = world();
+    inputs.allocations[0].slices = SliceSet::range(4, 11);
+    inputs.nodes.truncate(1);
+    advance(&mut inputs);
+    inputs.nodes = vec![node("n9")];
+    let plan = advance(&mut inputs);
+    assert_eq!(allocated(&plan).0, reason::NO_FREE_SLICE);
+}
+
+#[test]
+fn a_rest_ends_when_both_clocks_say_so() {
+    let mut inputs = world();
+    inputs.allocations[0].slices = SliceSet::range(4, 27);
+    advance(&mut inputs);
+    inputs.nodes[0] = node("n9");
+    advance(&mut inputs);
+    inputs.now += 10 * QUARANTINE;
+    let address = inputs.addresses[0].address;
+    inputs.unrested = [(address, SliceSet::range(4, 5))].into();
+    let plan = advance(&mut inputs);
+    let resting = slices_of(&plan.addresses[0], "n1", |state| matches!(state, State::Quarantined { .. }));
+    assert_eq!(resting, SliceSet::range(4, 5), "seen resting for a moment only");
+    assert_eq!(held(&plan.addresses[0], "n9"), SliceSet::range(6, 11));
+    inputs.unrested.clear();
+    assert_eq!(held(&advance(&mut inputs).addresses[0], "n9"), SliceSet::range(4, 11));
 }

@@ -9,7 +9,11 @@ use aegis_crds::{AddressUse, EgressAllocation, EgressAllocationStatus, reason, t
 use kube::ResourceExt;
 use std::collections::HashMap;
 
-/// What the allocation's status should be; `None` if the plan does not know it, or could not be written.
+/// Most addresses that the status lists, so that they fit into its line: far more than one can ask for, but those that
+/// drain are on top.
+const LISTED: usize = 60;
+
+/// What the allocation's status should be; `None` if the plan does not know it, or is about to be written.
 pub fn status(
     object: &EgressAllocation,
     old: &EgressAllocationStatus,
@@ -24,27 +28,54 @@ pub fn status(
     let usable = (ports.last + 1).saturating_sub(ports.first) / aegis_core::slice::PORTS;
     let none = Share::default();
     let share = shares.get(&name).unwrap_or(&none);
-    let own = &share.addresses;
-    if own.iter().any(|address| view.unwritten.contains(&address.address)) {
-        return None;
+    let capacity = capacity::judge(fleet.demand(&name), object.spec.capacity.target_percent, &old.conditions);
+    let accepted = verdict(type_::ACCEPTED, &outcome.accepted);
+    let unwritten: Vec<_> =
+        share.addresses.iter().filter_map(|it| view.unwritten.get_key_value(&it.address)).collect();
+    if !unwritten.is_empty() {
+        // What fails for once is written in a moment. What goes on failing is told; nothing is known of the rest.
+        let (address, error) = unwritten.into_iter().find_map(|(it, told)| Some((it, told.as_ref()?)))?;
+        let message = format!("{address} cannot be written, it is tried again: {error}");
+        let wanted = vec![
+            accepted,
+            Wanted::bad(type_::ALLOCATED, reason::NOT_WRITTEN, &message),
+            Wanted::bad(type_::PROGRAMMED, reason::PENDING, "waits for its addresses to be written"),
+            capacity,
+        ];
+        return Some(EgressAllocationStatus {
+            conditions: clock.settle(&old.conditions, wanted),
+            ..old.clone()
+        });
     }
-    let addresses: Vec<AddressUse> = own.iter().map(|address| address_use(address, usable)).collect();
-    let summary = own.iter().map(|address| address.address.to_string()).collect::<Vec<_>>().join(", ");
-    let programmed = if object.metadata.deletion_timestamp.is_some() {
-        let message = format!("being deleted: {} nodes still hold slices", share.holders.len());
+    let mut own = share.addresses.clone();
+    own.sort_by_key(|address| (!address.is_held(), address.address));
+    own.truncate(LISTED);
+    own.sort_by_key(|address| address.address);
+    let mut addresses: Vec<AddressUse> = own.iter().map(|address| address_use(address, usable)).collect();
+    // It had these, and may get them again: they are the evidence that they are its.
+    let had = old.addresses.iter().filter(|it| {
+        let address = it.address.parse().ok();
+        address.is_some_and(|address| view.world.inputs.withheld.contains_key(&address))
+            && own.iter().all(|own| Some(own.address) != address)
+    });
+    let had = had.map(|it| AddressUse { slices_held: 0, slices_free: 0, ..it.clone() });
+    addresses.extend(had.take(LISTED.saturating_sub(own.len())));
+    let summary = addresses.iter().map(|it| it.address.as_str()).collect::<Vec<_>>().join(", ");
+    let deleting = object.metadata.deletion_timestamp.is_some();
+    let drain = fleet.drain(&own, deleting);
+    let programmed = if deleting {
+        let message = drain.clone().unwrap_or_else(|| "being deleted, nothing is held any more".to_owned());
         Wanted::bad(type_::PROGRAMMED, reason::DRAINING, &message)
     } else {
         fleet.programmed_allocation(share, &summary)
     };
-    let wanted = vec![
-        verdict(type_::ACCEPTED, &outcome.accepted),
-        verdict(type_::ALLOCATED, &outcome.allocated),
-        programmed,
-        capacity::judge(fleet.demand(&name), object.spec.capacity.target_percent, &old.conditions),
-    ];
+    let mut allocated = verdict(type_::ALLOCATED, &outcome.allocated);
+    if let Some(drain) = drain {
+        allocated.message += &format!("; {drain}");
+    }
     Some(EgressAllocationStatus {
         nodes: u32::try_from(share.holders.len()).unwrap_or(u32::MAX),
-        conditions: clock.settle(&old.conditions, wanted),
+        conditions: clock.settle(&old.conditions, vec![accepted, allocated, programmed, capacity]),
         addresses,
         summary,
     })

@@ -8,6 +8,12 @@ const HYSTERESIS: u32 = 10;
 /// Fill is told in steps, so that the message does not change with every report.
 const STEP: u32 = 5;
 
+/// Refused flows are told as one digit and zeros, for the same reason.
+fn about(count: u32) -> String {
+    let step = 10_u32.pow(count.max(1).ilog10());
+    if count < 2 { count.to_string() } else { format!("{} or more", count / step * step) }
+}
+
 /// Judges the fullest node. `demand` is what each node reports of the allocation.
 pub fn judge(demand: &[(&str, &Demand)], target: u32, old: &[Condition]) -> Wanted {
     let was_low = find(old, type_::CAPACITY_LOW).is_some_and(|condition| condition.status == "True");
@@ -29,7 +35,7 @@ pub fn judge(demand: &[(&str, &Demand)], target: u32, old: &[Condition]) -> Want
             reason::EXHAUSTED,
             format!(
                 "node {node} refused {} new flows during the last minute, since every port towards an origin is in use; {remedy}",
-                worst.refused
+                about(worst.refused)
             ),
         ),
         Demand { fill_percent: 100.., .. } => (
@@ -94,7 +100,10 @@ mod tests {
         assert!(wanted.message.contains("spec.addresses.ipv4"), "{}", wanted.message);
         let wanted = judge(&[("n2", &full), ("n3", &refusing)], 80, &[]);
         assert_eq!(wanted.reason, reason::EXHAUSTED);
-        assert!(wanted.message.contains("node n3 refused 12"), "{}", wanted.message);
+        assert!(wanted.message.contains("node n3 refused 10 or more"), "{}", wanted.message);
+        let refusing = |refused| judge(&[("n1", &demand(100, refused))], 80, &[]);
+        assert_eq!(refusing(412), refusing(499), "the figure changes every other second");
+        assert!(refusing(412).message.contains("400 or more"));
         assert_eq!(judge(&[("n1", &demand(100, 0))], 80, &[]).reason, reason::EXHAUSTED);
     }
 

@@ -9,6 +9,7 @@ use aegis_crds::{
     AllocationRef, Demand, EgressAddress, EgressNodeStatus, HoldingState, ProgrammedBinding, ZoneBinding,
     reason, type_,
 };
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -22,6 +23,15 @@ pub struct Fleet<'a> {
     demand: HashMap<&'a AllocationRef, Vec<(&'a str, &'a Demand)>>,
     /// By `namespace/name`.
     bindings: HashMap<String, BTreeMap<&'a str, &'a ProgrammedBinding>>,
+}
+
+/// Which nodes an object concerns.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Concerns {
+    /// Those that hold slices.
+    Holders,
+    /// Every node.
+    All,
 }
 
 struct Member<'a> {
@@ -114,7 +124,7 @@ impl<'a> Fleet<'a> {
     }
 
     /// Whether the holders of an allocation send from what they hold.
-    pub fn programmed_allocation(&self, share: &Share, addresses: &str) -> Wanted {
+    pub fn programmed_allocation<'n>(&'n self, share: &'n Share, addresses: &str) -> Wanted {
         let holders = &share.holders;
         if holders.is_empty() {
             return Wanted::bad(type_::PROGRAMMED, reason::PENDING, "no node holds slices yet");
@@ -125,11 +135,43 @@ impl<'a> Fleet<'a> {
                 |address: &Ipv4Addr| member.and_then(|it| it.epochs.get(address.to_string().as_str()));
             needed.into_iter().all(|(address, needed)| epoch(address).is_some_and(|epoch| epoch >= needed))
         };
-        self.programmed(holders.keys().copied().collect(), has, addresses)
+        self.programmed(holders.keys().copied().collect(), has, addresses, Concerns::Holders)
+    }
+
+    /// What slices that drain (and, of an allocation that is being deleted, those that rest) wait for: which nodes,
+    /// why, until when, and what to do. Nothing if none does.
+    pub fn drain(&self, addresses: &[&Address], deleting: bool) -> Option<String> {
+        let holdings = addresses.iter().flat_map(|address| &address.holdings);
+        let (mut draining, mut rested) = (BTreeSet::new(), None);
+        for holding in holdings {
+            match holding.state {
+                State::Held => {}
+                State::Draining => drop(draining.insert(holding.node.as_str())),
+                State::Quarantined { until } => rested = Some(rested.map_or(until, |it: i64| it.min(until))),
+            }
+        }
+        let mut message = String::new();
+        if !draining.is_empty() {
+            let nodes =
+                if draining.len() == 1 { "1 node has" } else { &format!("{} nodes have", draining.len()) };
+            message = format!("{nodes} ports to drain");
+            let why = |node: &&str| match self.why(node) {
+                Some(why) => format!("{node} ({why})"),
+                None => format!("{node} (live flows)"),
+            };
+            append(&mut message, "waiting for", draining.iter().map(why).collect());
+            message += "; flows end by themselves or with their pods; of a node that is off for good, delete the Node or taint it node.kubernetes.io/out-of-service";
+        }
+        let rested = rested.filter(|_| deleting).and_then(|until| Timestamp::from_second(until).ok());
+        if let Some(until) = rested {
+            let more = if message.is_empty() { "" } else { "; " };
+            message += &format!("{more}the first ports have rested at {until}");
+        }
+        (!message.is_empty()).then_some(message)
     }
 
     /// Whether all nodes know who holds which slice of an address.
-    pub fn programmed_address(&self, object: &EgressAddress) -> Wanted {
+    pub fn programmed_address<'n>(&'n self, object: &'n EgressAddress) -> Wanted {
         let address = &object.spec.address;
         let has = |_: &str, member: Option<&Member>| {
             member
@@ -139,7 +181,7 @@ impl<'a> Fleet<'a> {
         let mut concerned = self.ready();
         let held = object.spec.holdings.iter().filter(|holding| holding.state != HoldingState::Quarantined);
         concerned.extend(held.map(|holding| holding.node.as_str()));
-        self.programmed(concerned, has, &format!("epoch {}", object.spec.epoch))
+        self.programmed(concerned, has, &format!("epoch {}", object.spec.epoch), Concerns::All)
     }
 
     /// Whether all nodes enforce a binding.
@@ -149,7 +191,7 @@ impl<'a> Fleet<'a> {
         let has = |node: &str, _: Option<&Member>| {
             entries.and_then(|entries| entries.get(node)).is_some_and(|entry| entry.generation >= generation)
         };
-        self.programmed(self.ready(), has, "it")
+        self.programmed(self.ready(), has, "it", Concerns::All)
     }
 
     fn entries(&self, object: &ZoneBinding) -> Option<&BTreeMap<&'a str, &'a ProgrammedBinding>> {
@@ -161,12 +203,29 @@ impl<'a> Fleet<'a> {
     }
 
     /// Counts, and names the nodes that are behind and the agents that are not ready.
-    fn programmed(
-        &self,
-        concerned: BTreeSet<&str>,
+    ///
+    /// A node that has it counts whether its agent is ready or not: agents come and go, what is programmed stays, and a
+    /// restart must not change the status of every object.
+    fn programmed<'n>(
+        &'n self,
+        mut concerned: BTreeSet<&'n str>,
         has: impl Fn(&str, Option<&Member>) -> bool,
         what: &str,
+        concerns: Concerns,
     ) -> Wanted {
+        let mut unready = Vec::new();
+        if concerns == Concerns::All {
+            for (name, member) in &self.nodes {
+                if concerned.contains(name) {
+                    continue;
+                }
+                if has(name, Some(member)) {
+                    concerned.insert(name);
+                } else if member.reported {
+                    unready.push(format!("{name} ({})", self.why(name).unwrap_or_default()));
+                }
+            }
+        }
         let (done, behind): (Vec<&str>, Vec<&str>) =
             concerned.iter().partition(|node| has(node, self.nodes.get(*node)));
         let mut message = format!("{} of {} nodes have {what}", done.len(), concerned.len());
@@ -179,11 +238,7 @@ impl<'a> Fleet<'a> {
             None => (*node).to_owned(),
         });
         append(&mut message, "waiting for", waiting.collect());
-        let unready = self.nodes.iter().filter(|(name, member)| {
-            !member.ready && !behind.contains(*name) && (member.reported || concerned.contains(*name))
-        });
-        let unready = unready.map(|(name, _)| format!("{name} ({})", self.why(name).unwrap_or_default()));
-        append(&mut message, "not ready:", unready.collect());
+        append(&mut message, "not ready:", unready);
         let all = behind.is_empty() && !concerned.is_empty();
         Wanted {
             type_: type_::PROGRAMMED,

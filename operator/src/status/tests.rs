@@ -117,9 +117,18 @@ fn object_that_changed_since_the_plan_waits() {
 fn allocation_waits_for_its_addresses_to_be_written() {
     let before = snapshot(&["n1"]);
     let mut view = view(&before);
-    view.unwritten = view.plan.addresses.iter().map(|address| address.address).collect();
+    view.unwritten = view.plan.addresses.iter().map(|address| (address.address, None)).collect();
     let found = changes(&before, &view, now());
     assert!(found.iter().all(|change| change.target.resource.kind == "AegisPrefix"), "{found:?}");
+    // What goes on failing is told.
+    view.unwritten.values_mut().for_each(|told| *told = Some("quota exceeded".into()));
+    let found = changes(&before, &view, now());
+    let allocated = condition(&found, "EgressAllocation", "Allocated");
+    assert_eq!(
+        (allocated["status"].as_str(), allocated["reason"].as_str()),
+        (Some("False"), Some("NotWritten"))
+    );
+    assert!(allocated["message"].as_str().unwrap().contains("quota exceeded"), "{allocated}");
 }
 
 #[test]
@@ -157,4 +166,130 @@ fn invalid_object_gets_one_condition() {
         (condition["reason"].as_str(), condition["observedGeneration"].as_i64()),
         (Some("Invalid"), Some(5))
     );
+}
+
+/// The snapshot with a binding that names the allocation, and all that the plan says written.
+fn bound(mut snapshot: Snapshot) -> Snapshot {
+    let spec = json!({"allocationRef": {"name": "partner"}, "workloads": {"allPods": true}, "zone": {"cidrs": ["0.0.0.0/0"]}});
+    snapshot.bindings = vec![object(Some("shop"), "bound", json!({"spec": spec}))];
+    snapshot
+}
+
+/// The binding's conditions: status and reason of `Accepted` and of `Programmed`, and both messages.
+fn told_binding(snapshot: &Snapshot) -> (Vec<String>, String) {
+    let found = changes(snapshot, &view(snapshot), now());
+    let conditions = ["Accepted", "Programmed"].map(|type_| condition(&found, "ZoneBinding", type_).clone());
+    let text = |it: &Value, key: &str| it[key].as_str().unwrap().to_owned();
+    let words =
+        conditions.iter().map(|it| format!("{} {}", text(it, "status"), text(it, "reason"))).collect();
+    (words, conditions.iter().map(|it| text(it, "message")).collect::<Vec<_>>().join(" | "))
+}
+
+#[test]
+fn a_binding_says_what_is_the_matter_with_its_allocation() {
+    let mut good = bound(snapshot(&["n1"]));
+    let bindings = json!([{"namespace": "shop", "name": "bound", "generation": 3}]);
+    let mut report = serde_json::to_value(good.egress_nodes[0].0.as_ref().unwrap()).unwrap();
+    report["status"]["bindings"] = bindings;
+    good.egress_nodes = vec![Arc::new(serde_json::from_value(report).unwrap())];
+    assert_eq!(told_binding(&good).0, ["True Accepted", "True Programmed"]);
+
+    let allocation = |body| vec![object(Some("shop"), "partner", body)];
+    let missing = Snapshot { allocations: Vec::new(), ..good.clone() };
+    let (words, message) = told_binding(&missing);
+    assert_eq!(words, ["False NotFound", "False Unavailable"]);
+    assert!(message.contains("create it"), "{message}");
+
+    let invalid = Snapshot { allocations: allocation(json!({"spec": {"prefixes": 5}})), ..good.clone() };
+    let (words, message) = told_binding(&invalid);
+    assert_eq!(words, ["False Invalid", "False Unavailable"]);
+    assert!(!message.contains("create it"), "it exists: {message}");
+
+    let deletion =
+        json!({"spec": {"prefixes": ["leased"]}, "metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
+    let deleting = Snapshot { allocations: allocation(deletion), ..good.clone() };
+    assert_eq!(told_binding(&deleting).0, ["False Draining", "False Unavailable"]);
+
+    let nowhere = json!({"spec": {"prefixes": ["nowhere"]}});
+    let (words, message) = told_binding(&Snapshot { allocations: allocation(nowhere), ..good });
+    assert_eq!(words, ["True Accepted", "False Unavailable"]);
+    assert!(message.contains("\"nowhere\" does not exist") && message.contains("are refused"), "{message}");
+}
+
+#[test]
+fn a_drain_that_hangs_names_the_nodes_and_the_remedy() {
+    let mut before = snapshot(&["n1", "n2"]);
+    let holdings = json!([
+        {"first": 4, "last": 4, "node": "n1", "epoch": 8, "state": "Draining"},
+        {"first": 5, "last": 5, "node": "n2", "epoch": 8, "state": "Draining"},
+        {"first": 6, "last": 6, "node": "n3", "epoch": 8, "state": "Quarantined", "until": "2027-01-15T08:01:00Z"},
+        {"first": 7, "last": 7, "node": "n3", "epoch": 8, "state": "Quarantined", "until": "2027-01-15T08:01:30Z"},
+    ]);
+    let spec = json!({"spec": {
+        "address": "203.0.113.2", "prefix": "leased", "allocationRef": {"namespace": "shop", "name": "partner"},
+        "epoch": 8, "holdings": holdings,
+    }});
+    before.addresses = vec![object(None, "203.0.113.2", spec)];
+    let deletion =
+        json!({"spec": {"prefixes": ["leased"]}, "metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
+    before.allocations = vec![object(Some("shop"), "partner", deletion)];
+    before.egress_nodes.truncate(1);
+    let found = changes(&before, &view(&before), now());
+    for type_ in ["Allocated", "Programmed"] {
+        let message = condition(&found, "EgressAllocation", type_)["message"].as_str().unwrap();
+        for part in [
+            "n1 (live flows)",
+            "n2 (its agent has not reported)",
+            "out-of-service",
+            "rested at 2027-01-15T08:01:00Z",
+        ] {
+            assert!(message.contains(part), "{type_}: {message}");
+        }
+    }
+}
+
+#[test]
+fn an_agent_that_restarts_changes_no_status() {
+    let mut before = bound(snapshot(&["n1", "n2"]));
+    let report = |ready: &str| {
+        let condition = json!({
+            "type": "Ready", "status": ready, "reason": "X", "message": "starting", "lastTransitionTime": "2026-01-01T00:00:00Z",
+        });
+        let status = json!({
+            "tunnelAddress": "192.0.2.1", "conditions": [condition],
+            "addresses": [{"address": "203.0.113.0", "epoch": NOW + 1}],
+            "bindings": [{"namespace": "shop", "name": "bound", "generation": 3}],
+        });
+        object(None, "n2", json!({"spec": {}, "status": status}))
+    };
+    let mut view = view(&before);
+    before.egress_nodes[1] = report("True");
+    let spec = crate::world::spec(&view.plan.addresses[0]);
+    before.addresses = vec![object(None, "203.0.113.0", json!({"spec": spec}))];
+    view.world.generations.insert("uid-203.0.113.0".into(), 3);
+    let messages = |snapshot: &Snapshot| {
+        let found = changes(snapshot, &view, now());
+        ["EgressAllocation", "ZoneBinding", "EgressAddress"]
+            .map(|kind| condition(&found, kind, "Programmed")["message"].as_str().unwrap().to_owned())
+    };
+    let ready = messages(&before);
+    assert!(ready[2].starts_with("1 of 2 nodes"), "{ready:?}");
+    before.egress_nodes[1] = report("False");
+    assert_eq!(messages(&before), ready);
+}
+
+#[test]
+fn a_withheld_address_stays_in_the_status_of_whom_it_was() {
+    let mut before = snapshot(&["n1"]);
+    let status = json!({"addresses": [{"address": "203.0.113.0", "prefix": "leased", "slicesHeld": 8}]});
+    before.allocations =
+        vec![object(Some("shop"), "partner", json!({"spec": {"prefixes": ["leased"]}, "status": status}))];
+    let mut world = translate(&before, &[], NOW, 120);
+    world.inputs.withheld.insert("203.0.113.0".parse().unwrap(), None);
+    let view = View { plan: plan(&world.inputs), world, ..View::default() };
+    assert!(view.plan.addresses.is_empty(), "and it gets no other in its place");
+    let found = changes(&before, &view, now());
+    let change = found.iter().find(|change| change.target.resource.kind == "EgressAllocation").unwrap();
+    assert_eq!(change.status["addresses"][0]["address"], "203.0.113.0");
+    assert_eq!(condition(&found, "EgressAllocation", "Allocated")["reason"], reason::WITHHELD);
 }

@@ -4,7 +4,9 @@ use crate::object::created;
 use aegis_core::model::{AddressRequest, Allocation, AllocationName};
 use aegis_core::slice::{FIRST, LAST, PORTS, SliceSet};
 use aegis_crds::{EgressAllocation, Ports};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 /// Translates, or says what is wrong.
@@ -35,8 +37,33 @@ pub fn model(object: &EgressAllocation) -> Result<Allocation, String> {
         slices: slices(&spec.ports)?,
         per_node_min: per_node.min,
         per_node_max: per_node.max,
+        listed: listed(object),
         deleting: object.metadata.deletion_timestamp.is_some(),
     })
+}
+
+/// One that cannot be read but is being deleted: its addresses drain, and nothing else is asked.
+pub fn deleted(meta: &ObjectMeta) -> Allocation {
+    Allocation {
+        name: AllocationName {
+            account: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+        },
+        created: created(meta),
+        prefixes: Vec::new(),
+        request: AddressRequest::Count(0),
+        sites: BTreeMap::new(),
+        slices: SliceSet::EMPTY,
+        per_node_min: 0,
+        per_node_max: 0,
+        listed: BTreeSet::new(),
+        deleting: true,
+    }
+}
+
+fn listed(object: &EgressAllocation) -> BTreeSet<Ipv4Addr> {
+    let addresses = object.status.iter().flat_map(|status| &status.addresses);
+    addresses.filter_map(|it| it.address.parse().ok()).collect()
 }
 
 /// Namespace and name.

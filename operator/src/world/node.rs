@@ -6,6 +6,7 @@ use crate::watch::{Snapshot, by_name};
 use aegis_core::model::{AllocationName, Node, Programmed};
 use aegis_core::slice::SliceSet;
 use aegis_crds::{EgressNode, EgressNodeStatus, ProgrammedAddress, type_};
+use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Node as KubeNode;
 use kube::{Resource, ResourceExt};
 use std::collections::BTreeMap;
@@ -14,30 +15,76 @@ use std::net::Ipv4Addr;
 /// Taint by which an administrator vouches that a node is powered off: what it held may be given to others.
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
+/// What the API server itself says of a node that the local copies do not have, or call out of service.
+#[derive(Clone, Debug)]
+pub enum Presence {
+    /// It does not exist.
+    Gone,
+    /// It exists.
+    There(Box<KubeNode>),
+    /// The API server did not answer.
+    Unknown,
+}
+
 /// All nodes, in the order of their names. A node without a report, or with one that cannot be read, is there all
 /// the same: it is not ready, and keeps what it holds.
 pub fn models(snapshot: &Snapshot, problems: &mut Vec<Problem>) -> Vec<Node> {
     let reports = by_name(&snapshot.egress_nodes);
     let mut nodes: Vec<Node> = Vec::new();
     for object in &snapshot.nodes {
-        let name = object.name_any();
-        let report = reports.get(&name).copied();
-        let status = report.and_then(|report| report.status.as_ref());
-        let (labels, usable) = match &object.0 {
-            Ok(node) if is_out_of_service(node) => continue,
-            Ok(node) => (node.labels().clone(), is_ready(node, report)),
-            Err(_) => (object.labels().clone(), false),
-        };
-        nodes.push(Node {
-            labels,
-            ready: usable,
-            demand: status.map(demand).unwrap_or_default(),
-            programmed: status.map(|status| programmed(status, &name, report, problems)).unwrap_or_default(),
-            name,
+        let report = reports.get(&object.name_any()).copied();
+        nodes.extend(match &object.0 {
+            Ok(node) => model(node, report, is_ready(node, report), problems),
+            Err(_) => {
+                let metadata = object.meta().clone();
+                model(&KubeNode { metadata, ..KubeNode::default() }, report, false, problems)
+            }
         });
     }
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     nodes
+}
+
+/// A node as the API server has it: not ready, since the copies do not show it yet; nothing if it is out of service.
+pub fn confirmed(node: &KubeNode, snapshot: &Snapshot, problems: &mut Vec<Problem>) -> Option<Node> {
+    let report = by_name(&snapshot.egress_nodes).get(&node.name_any()).copied();
+    model(node, report, false, problems)
+}
+
+fn model(
+    node: &KubeNode,
+    report: Option<&EgressNode>,
+    ready: bool,
+    problems: &mut Vec<Problem>,
+) -> Option<Node> {
+    if is_out_of_service(node) {
+        return None;
+    }
+    let name = node.name_any();
+    let status = report.and_then(|report| report.status.as_ref());
+    Some(Node {
+        labels: node.labels().clone(),
+        addresses: addresses(node),
+        pod_ranges: pod_ranges(node),
+        ready,
+        demand: status.map(demand).unwrap_or_default(),
+        programmed: status.map(|status| programmed(status, &name, report, problems)).unwrap_or_default(),
+        name,
+    })
+}
+
+fn addresses(node: &KubeNode) -> Vec<Ipv4Addr> {
+    let addresses = node.status.iter().filter_map(|status| status.addresses.as_ref()).flatten();
+    let own = addresses.filter(|it| matches!(it.type_.as_str(), "InternalIP" | "ExternalIP"));
+    own.filter_map(|it| it.address.parse().ok()).collect()
+}
+
+fn pod_ranges(node: &KubeNode) -> Vec<Ipv4Net> {
+    let spec = node.spec.iter();
+    let ranges = spec.flat_map(|spec| spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr));
+    let mut ranges: Vec<Ipv4Net> = ranges.filter_map(|range| range.parse().ok()).collect();
+    ranges.dedup();
+    ranges
 }
 
 /// Whether new slices may be given to the node: its agent says that it is ready to forward, and the cluster has not

@@ -135,7 +135,7 @@ fn addresses_of_an_unreadable_allocation_are_frozen_and_kept_from_others() {
     let world = see(&Snapshot { addresses, ..allocation(json!({"prefixes": 5})) });
     assert_eq!(world.frozen.iter().map(|it| it.address.to_string()).collect::<Vec<_>>(), ["203.0.113.2"]);
     assert_eq!(world.inputs.addresses.len(), 1, "the other's stays in the plan");
-    assert!(world.inputs.prefixes[0].reserved.contains(&"203.0.113.2/32".parse().unwrap()));
+    assert!(world.inputs.withheld.contains_key(&"203.0.113.2".parse().unwrap()));
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn unreadable_addresses_are_kept_from_everybody() {
         assert!(messages(&world).concat().contains(message), "{message}: {:?}", world.problems);
         assert!(world.observed.is_empty() && world.frozen.is_empty());
         assert_eq!(world.unreadable, ["203.0.113.4".parse::<Ipv4Addr>().unwrap()]);
-        assert!(world.inputs.prefixes[0].reserved.contains(&"203.0.113.4/32".parse().unwrap()));
+        assert!(world.inputs.withheld.contains_key(&"203.0.113.4".parse().unwrap()));
     }
 }
 
@@ -286,4 +286,86 @@ fn report_is_translated() {
     assert_eq!(programmed.epoch, 5);
     assert_eq!(programmed.drained, SliceSet::range(4, 6).union(SliceSet::range(250, 255)));
     assert!(messages(&world).concat().contains("nonsense"));
+}
+
+/// An address that n1 holds, and a copy of the nodes that lacks n1.
+fn held_by_a_stranger() -> Snapshot {
+    let held = json!([{"first": 4, "last": 11, "node": "n1", "epoch": 8, "state": "Held"}]);
+    let good = json!({"tunnelAddress": "192.0.2.1", "conditions": ready("True")});
+    Snapshot {
+        addresses: vec![address("203.0.113.2", "partner", held)],
+        egress_nodes: vec![report(good)],
+        ..allocation(json!({"prefixes": ["leased"]}))
+    }
+}
+
+fn confirmed(presence: Presence) -> (World, aegis_core::Plan) {
+    let snapshot = held_by_a_stranger();
+    let mut world = see(&snapshot);
+    assert_eq!(world.absent(), ["n1".to_owned()].into());
+    world.confirm(&[("n1".to_owned(), presence)].into(), &snapshot);
+    let plan = aegis_core::plan(&world.inputs);
+    aegis_core::audit(&world.inputs, &plan).unwrap();
+    (world, plan)
+}
+
+#[test]
+fn nothing_is_taken_from_a_node_before_the_api_server_says_that_it_is_gone() {
+    let there = |body| Presence::There(Box::new(node(body).0.as_ref().unwrap().clone()));
+    let (world, plan) = confirmed(there(json!({})));
+    assert_eq!(plan.addresses, world.observed, "the copy was behind");
+    assert!(world.absent().is_empty() && !world.inputs.nodes[0].ready);
+    let (world, plan) = confirmed(Presence::Unknown);
+    assert_eq!(plan.addresses, world.observed, "nobody knows");
+    for gone in [
+        Presence::Gone,
+        there(
+            json!({"spec": {"taints": [{"key": "node.kubernetes.io/out-of-service", "effect": "NoExecute"}]}}),
+        ),
+    ] {
+        let (_, plan) = confirmed(gone);
+        assert!(matches!(plan.addresses[0].holdings[0].state, State::Quarantined { .. }));
+    }
+}
+
+#[test]
+fn an_unreadable_object_that_is_being_deleted_holds_nothing_up() {
+    let deleting = json!({"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["aegis.dev/in-use"]});
+    let held = json!([{"first": 4, "last": 11, "node": "n1", "epoch": 8, "state": "Held"}]);
+    let mut snapshot = Snapshot {
+        addresses: vec![address("203.0.113.2", "partner", held)],
+        nodes: vec![node(json!({}))],
+        ..prefix("leased", "203.0.113.0/28")
+    };
+    let broken = json!({"spec": {"prefixes": 5}, "metadata": deleting});
+    snapshot.allocations = vec![object(Some("shop"), "partner", broken)];
+    let drains = |snapshot: &Snapshot| {
+        let world = see(snapshot);
+        assert_eq!(world.problems.len(), 1, "{:?}", world.problems);
+        let plan = aegis_core::plan(&world.inputs);
+        aegis_core::audit(&world.inputs, &plan).unwrap();
+        plan.addresses[0].holdings[0].state == State::Draining
+    };
+    assert!(drains(&snapshot));
+    let broken = json!({"spec": {"cidr": 5}, "metadata": deleting});
+    snapshot.prefixes = vec![object(None, "leased", broken)];
+    let spec =
+        json!({"spec": {"prefixes": ["leased"]}, "metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
+    snapshot.allocations = vec![object(Some("shop"), "partner", spec)];
+    assert!(drains(&snapshot));
+}
+
+#[test]
+fn addresses_and_ranges_of_a_node_are_translated() {
+    let body = json!({
+        "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "2001:db8::/64"]},
+        "status": {"addresses": [
+            {"type": "Hostname", "address": "n1"}, {"type": "InternalIP", "address": "192.0.2.1"},
+            {"type": "ExternalIP", "address": "203.0.113.1"}, {"type": "InternalIP", "address": "2001:db8::1"},
+        ]},
+    });
+    let world = see(&Snapshot { nodes: vec![node(body)], ..Snapshot::default() });
+    let node = &world.inputs.nodes[0];
+    assert_eq!(node.addresses, ["192.0.2.1", "203.0.113.1"].map(|it| it.parse::<Ipv4Addr>().unwrap()));
+    assert_eq!(node.pod_ranges, ["10.1.0.0/24".parse().unwrap()]);
 }

@@ -202,6 +202,11 @@ impl Agent {
             }],
             ..Default::default()
         };
+        let mut status = json!(status);
+        // A list that is left out stays as it was.
+        for list in ["addresses", "bindings", "demand"] {
+            status[list] = status.get(list).cloned().unwrap_or_default();
+        }
         let patch = Patch::Merge(json!({"status": status}));
         let api = cluster.all::<EgressNode>();
         api.patch_status(&self.node, &PatchParams::default(), &patch).await.expect("report");

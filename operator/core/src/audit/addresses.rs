@@ -1,9 +1,9 @@
 //! Whole addresses: who may take one, and when it may go.
 
 use super::{Violation, World};
-use crate::model::{Address, AddressRequest, Prefix, State};
+use crate::model::{Address, AddressRequest, Holding, MAX_ADDRESSES, Prefix, State};
 use crate::plan::Plan;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 pub(super) fn check(world: &World, plan: &Plan) -> Vec<Violation> {
@@ -28,13 +28,28 @@ pub(super) fn check(world: &World, plan: &Plan) -> Vec<Violation> {
     let planned: BTreeSet<Ipv4Addr> = plan.addresses.iter().map(|after| after.address).collect();
     for before in world.before.values().filter(|before| !planned.contains(&before.address)) {
         let address = before.address;
-        let rested = |state| matches!(state, State::Quarantined { until } if until <= world.inputs.now);
-        if !before.holdings.iter().all(|holding| rested(holding.state)) {
+        let rested = |holding: &Holding| match holding.state {
+            State::Quarantined { until } => {
+                !(holding.first..=holding.last).any(|slice| world.inputs.rests(address, slice, until))
+            }
+            State::Held | State::Draining => false,
+        };
+        if !before.holdings.iter().all(rested) {
             violations.push(Violation::AddressInUse { address });
         }
         if world.serving(before).is_some() {
             violations.push(Violation::AddressWanted { address });
         }
+    }
+    let after: BTreeMap<Ipv4Addr, &Address> = plan.addresses.iter().map(|it| (it.address, it)).collect();
+    for address in world.inputs.withheld.keys() {
+        if world.before.get(address) != after.get(address) {
+            violations.push(Violation::Withheld { address: *address });
+        }
+    }
+    let (before, after) = (world.before.len(), after.len());
+    if after > before && after > MAX_ADDRESSES {
+        violations.push(Violation::TooManyAddresses { count: after });
     }
     violations
 }
@@ -58,9 +73,16 @@ fn refuse(world: &World, new: &Address) -> Option<&'static str> {
         (prefix.account == allocation.name.account, "its prefix belongs to another account"),
         (prefix.cidr.contains(&new.address), "it is not in its prefix"),
         (!prefix.reserved.iter().any(|range| range.contains(&new.address)), "it is reserved"),
+        (!world.inputs.nodes.iter().any(|node| node.addresses.contains(&new.address)), "it is a node's own"),
         (
             !world.inputs.prefixes.iter().any(|other| older(other) && shared(other)),
             "its prefix overlaps an older one",
+        ),
+        (
+            !world.inputs.nodes.iter().flat_map(|node| &node.pod_ranges).any(|range| {
+                range.contains(&prefix.cidr.network()) || prefix.cidr.contains(&range.network())
+            }),
+            "its prefix overlaps pods",
         ),
         match &allocation.request {
             AddressRequest::Explicit(list) => {

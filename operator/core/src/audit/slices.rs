@@ -116,10 +116,12 @@ impl Step<'_> {
     /// when the node is gone.
     fn check_life(&self, was: Option<&Holding>, will: Option<&Holding>) -> Option<Violation> {
         let (address, slice) = (self.after.address, self.slice);
-        let now = self.world.inputs.now;
+        let inputs = self.world.inputs;
+        let now = inputs.now;
         // What has rested long enough is free.
+        let rests = |until| inputs.rests(address, slice, until);
         let was = was.filter(|was| {
-            !matches!(was.state, State::Quarantined { until } if until <= now) || will == Some(was)
+            !matches!(was.state, State::Quarantined { until } if !rests(until)) || will == Some(was)
         });
         let (was, will) = match (was, will) {
             (None, None) => return None,
@@ -148,8 +150,7 @@ impl Step<'_> {
                 if !self.is_empty(was) {
                     Some(self.not_drained(was))
                 } else {
-                    (until < now + self.world.inputs.quarantine)
-                        .then_some(Violation::Quarantine { address, slice })
+                    (until < now + inputs.quarantine).then_some(Violation::Quarantine { address, slice })
                 }
             }
             (State::Quarantined { until: was }, State::Quarantined { until: will }) => {

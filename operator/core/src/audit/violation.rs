@@ -171,14 +171,20 @@ pub enum Violation {
         /// The allocation.
         allocation: AllocationName,
     },
-    /// The finalizer of an allocation would go too early.
-    #[error("{}/{}: finished, but not being deleted or not without addresses", .allocation.account, .allocation.name)]
-    FinishedEarly {
-        /// The allocation.
-        allocation: AllocationName,
+    /// An address that must stay as it is changes, or is made.
+    #[error("{address}: changes, though it is withheld")]
+    Withheld {
+        /// The address.
+        address: Ipv4Addr,
     },
-    /// The prefix is said to be in use and is not, or the other way round.
-    #[error("prefix {prefix:?}: `in_use` is wrong")]
+    /// More addresses than nodes have room for, and more than there were.
+    #[error("{count} addresses, more than nodes have room for")]
+    TooManyAddresses {
+        /// How many.
+        count: usize,
+    },
+    /// The prefix is told another number of addresses in use than there are.
+    #[error("prefix {prefix:?}: `used` is wrong")]
     PrefixUse {
         /// The prefix.
         prefix: String,

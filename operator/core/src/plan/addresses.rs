@@ -1,7 +1,9 @@
 //! Which addresses each allocation has, gains and gives back.
 
 use super::Verdict;
-use crate::model::{AddressRequest, Allocation, AllocationName, Inputs};
+use crate::model::{
+    Address, AddressRequest, Allocation, AllocationName, Inputs, MAX_ADDRESSES, MAX_ALLOCATIONS,
+};
 use crate::prefix::{Pool, Prefixes};
 use crate::reason;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,24 +19,28 @@ pub(super) struct Assignment {
     pub fresh: BTreeMap<Ipv4Addr, String>,
     /// Why fewer are wanted than were asked for.
     pub missing: Option<Verdict>,
+    /// Its addresses of prefixes that it no longer names.
+    pub foreign: Vec<Ipv4Addr>,
 }
 
 /// Older allocations choose first, then by name. What an allocation has stays with it; an address that exists in
 /// any state is free for nobody until its object is gone.
 pub(super) fn assign(inputs: &Inputs, prefixes: &Prefixes) -> BTreeMap<AllocationName, Assignment> {
+    let mut existing: BTreeMap<&AllocationName, BTreeMap<Ipv4Addr, &Address>> = BTreeMap::new();
+    for address in &inputs.addresses {
+        existing.entry(&address.allocation).or_default().insert(address.address, address);
+    }
+    let holder: BTreeMap<Ipv4Addr, &AllocationName> =
+        inputs.addresses.iter().map(|address| (address.address, &address.allocation)).collect();
     let mut desk = Desk {
         prefixes,
-        pools: prefixes
-            .iter()
-            .map(|judged| (judged.prefix.name.as_str(), Pool::new(judged.prefix)))
-            .collect(),
+        pools: prefixes.iter().map(|judged| (judged.prefix.name.as_str(), Pool::new(judged))).collect(),
         next: BTreeMap::new(),
-        holder: inputs.addresses.iter().map(|address| (address.address, &address.allocation)).collect(),
+        addresses: holder.len() + inputs.withheld.keys().filter(|it| !holder.contains_key(it)).count(),
+        allocations: existing.len(),
+        holder,
+        withheld: &inputs.withheld,
     };
-    let mut existing: BTreeMap<&AllocationName, BTreeSet<Ipv4Addr>> = BTreeMap::new();
-    for address in &inputs.addresses {
-        existing.entry(&address.allocation).or_default().insert(address.address);
-    }
     let mut oldest_first: Vec<&Allocation> = inputs.allocations.iter().collect();
     oldest_first.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
     oldest_first
@@ -53,19 +59,36 @@ struct Desk<'a> {
     /// By prefix: no address below this is free. Addresses are only ever taken while a plan is made.
     next: BTreeMap<&'a str, Ipv4Addr>,
     holder: BTreeMap<Ipv4Addr, &'a AllocationName>,
+    withheld: &'a BTreeMap<Ipv4Addr, Option<String>>,
+    /// How many addresses there are, and how many allocations that have some: nodes have room for so many only.
+    addresses: usize,
+    allocations: usize,
+}
+
+/// Which of its addresses an allocation keeps when it asks for fewer: those in use first, of these the ones of
+/// prefixes that it names, then the lowest.
+fn by_use<'a>(allocation: &Allocation, existing: &BTreeMap<Ipv4Addr, &'a Address>) -> Vec<&'a Address> {
+    let mut sorted: Vec<&Address> = existing.values().copied().collect();
+    sorted.sort_by_key(|it| (!it.is_held(), !allocation.prefixes.contains(&it.prefix), it.address));
+    sorted
 }
 
 impl<'a> Desk<'a> {
-    fn serve(&mut self, allocation: &'a Allocation, existing: BTreeSet<Ipv4Addr>) -> Assignment {
-        let accepted = self.accept(allocation, &existing);
-        let mut assignment =
-            Assignment { accepted, wanted: BTreeSet::new(), fresh: BTreeMap::new(), missing: None };
+    fn serve(&mut self, allocation: &'a Allocation, existing: BTreeMap<Ipv4Addr, &'a Address>) -> Assignment {
+        let named = |it: &&&Address| allocation.prefixes.contains(&it.prefix);
+        let mut assignment = Assignment {
+            accepted: self.accept(allocation, &existing),
+            wanted: BTreeSet::new(),
+            fresh: BTreeMap::new(),
+            missing: None,
+            foreign: existing.values().filter(|it| !named(it)).map(|it| it.address).collect(),
+        };
         if allocation.deleting {
             return assignment;
         }
         match &allocation.request {
             AddressRequest::Count(count) => {
-                self.serve_count(allocation, *count as usize, existing, &mut assignment)
+                self.serve_count(allocation, *count as usize, &existing, &mut assignment)
             }
             AddressRequest::Explicit(list) => {
                 self.serve_explicit(allocation, list, &existing, &mut assignment)
@@ -74,34 +97,77 @@ impl<'a> Desk<'a> {
         if assignment.missing.is_some() && !assignment.accepted.is_good() {
             assignment.missing = Some(assignment.accepted.clone());
         }
+        // What is told of an address that it has, or had, explains more than that one is missing.
+        let own = existing.keys().chain(&allocation.listed).copied();
+        let told = own.filter_map(|address| self.withheld.get(&address)?.as_ref()).next();
+        if let Some(message) = told {
+            assignment.missing = Some(Verdict::bad(reason::WITHHELD, message.clone()));
+        }
         assignment
     }
 
-    /// Keeps the lowest existing addresses, then takes the lowest free ones.
+    /// Keeps existing addresses, then takes the lowest free ones. An address that it had and that is withheld now is
+    /// not replaced: its partners know that one.
     fn serve_count(
         &mut self,
         allocation: &'a Allocation,
         count: usize,
-        existing: BTreeSet<Ipv4Addr>,
+        existing: &BTreeMap<Ipv4Addr, &'a Address>,
         assignment: &mut Assignment,
     ) {
-        assignment.wanted = existing.into_iter().take(count).collect();
+        assignment.wanted =
+            by_use(allocation, existing).into_iter().take(count).map(|it| it.address).collect();
+        let had: Vec<Ipv4Addr> =
+            allocation.listed.iter().filter(|it| !existing.contains_key(it)).copied().collect();
+        let had = had.into_iter().filter(|it| self.withheld.contains_key(it)).count();
         while assignment.wanted.len() < count {
+            let told =
+                format!("spec.addresses.ipv4: {} of {count} addresses allocated", assignment.wanted.len());
+            if assignment.wanted.len() + had >= count {
+                assignment.missing = Some(Verdict::bad(
+                    reason::WITHHELD,
+                    format!("{told}, the rest is given out as soon as no node sends from it any more"),
+                ));
+                return;
+            }
+            if let Some(full) = self.full(assignment.wanted.is_empty()) {
+                assignment.missing = Some(Verdict::bad(reason::LIMIT, format!("{told}: {full}")));
+                return;
+            }
             let free = if assignment.accepted.is_good() { self.take_lowest(allocation) } else { None };
             let Some((address, prefix)) = free else {
                 assignment.missing = Some(Verdict::bad(
                     reason::NO_FREE_ADDRESS,
                     format!(
-                        "spec.addresses.ipv4: {} of {count} addresses allocated, no address is free in {}; add a prefix to spec.prefixes, lower the count, or delete an allocation that is not used",
-                        assignment.wanted.len(),
+                        "{told}, no address is free in {}; add a prefix to spec.prefixes, lower the count, or delete an allocation that is not used",
                         quoted(&allocation.prefixes)
                     ),
                 ));
                 return;
             };
-            assignment.wanted.insert(address);
-            assignment.fresh.insert(address, prefix.to_owned());
+            self.took(assignment, address, prefix);
         }
+    }
+
+    /// Why no further address can be taken, if so. `first`: the allocation has none yet.
+    fn full(&self, first: bool) -> Option<String> {
+        let (count, what) = match () {
+            () if self.addresses >= MAX_ADDRESSES => (MAX_ADDRESSES, "egress addresses"),
+            () if first && self.allocations >= MAX_ALLOCATIONS => {
+                (MAX_ALLOCATIONS, "allocations with addresses")
+            }
+            () => return None,
+        };
+        Some(format!(
+            "the cluster has {count} {what}, and its nodes have room for no more; ask for fewer, or delete allocations that are not used"
+        ))
+    }
+
+    fn took(&mut self, assignment: &mut Assignment, address: Ipv4Addr, prefix: &str) {
+        self.addresses += 1;
+        self.allocations += usize::from(assignment.wanted.is_empty());
+        assignment.wanted.insert(address);
+        assignment.fresh.insert(address, prefix.to_owned());
     }
 
     /// Keeps and takes exactly what is listed.
@@ -109,14 +175,20 @@ impl<'a> Desk<'a> {
         &mut self,
         allocation: &'a Allocation,
         list: &[Ipv4Addr],
-        existing: &BTreeSet<Ipv4Addr>,
+        existing: &BTreeMap<Ipv4Addr, &'a Address>,
         assignment: &mut Assignment,
     ) {
-        for (index, address) in list.iter().enumerate() {
-            if existing.contains(address) {
-                assignment.wanted.insert(*address);
+        assignment.wanted = list.iter().filter(|it| existing.contains_key(it)).copied().collect();
+        for (index, address) in list.iter().enumerate().filter(|(_, it)| !existing.contains_key(it)) {
+            let field = format!("spec.addresses.explicit[{index}]: {address}");
+            if let Some(told) = self.withheld.get(address) {
+                let message = told.clone().unwrap_or_else(|| {
+                    format!("{field} is given out as soon as no node sends from it any more")
+                });
+                assignment.missing.get_or_insert(Verdict::bad(reason::WITHHELD, message));
                 continue;
             }
+            let full = self.full(assignment.wanted.is_empty());
             match self.holder.get(address) {
                 Some(holder) if **holder == allocation.name => {} // listed twice
                 Some(holder) => {
@@ -124,17 +196,20 @@ impl<'a> Desk<'a> {
                         Verdict::bad(
                             reason::NO_FREE_ADDRESS,
                             format!(
-                                "spec.addresses.explicit[{index}]: {address} belongs to EgressAllocation {}/{}; choose another address, or wait until that allocation has given it back",
+                                "{field} belongs to EgressAllocation {}/{}; choose another address, or wait until that allocation has given it back",
                                 holder.account, holder.name
                             ),
                         )
                     });
                 }
-                None => match self.prefix_of(allocation, *address) {
-                    Some(prefix) if assignment.accepted.is_good() => {
+                None => match (self.prefix_of(allocation, *address), full) {
+                    (Some(_), Some(full)) if assignment.accepted.is_good() => {
+                        let full = Verdict::bad(reason::LIMIT, format!("{field}: {full}"));
+                        assignment.missing.get_or_insert(full);
+                    }
+                    (Some(prefix), None) if assignment.accepted.is_good() => {
                         self.holder.insert(*address, &allocation.name);
-                        assignment.wanted.insert(*address);
-                        assignment.fresh.insert(*address, prefix.to_owned());
+                        self.took(assignment, *address, prefix);
                     }
                     _ => assignment.missing = Some(assignment.accepted.clone()),
                 },
@@ -148,7 +223,8 @@ impl<'a> Desk<'a> {
             let Some(pool) = self.pools.get(name.as_str()) else { continue };
             let from = self.next.get(name.as_str()).copied().unwrap_or(Ipv4Addr::UNSPECIFIED);
             // Without a free address nothing below the very last one is free.
-            let free = pool.lowest_free(from, |address| self.holder.contains_key(&address));
+            let free =
+                pool.lowest_free(from, |it| self.holder.contains_key(&it) || self.withheld.contains_key(&it));
             self.next.insert(name, free.unwrap_or(Ipv4Addr::BROADCAST));
             if let Some(address) = free {
                 self.holder.insert(address, &allocation.name);
@@ -167,7 +243,7 @@ impl<'a> Desk<'a> {
     }
 
     /// Names the first thing that is wrong. Addresses that the allocation has already are not questioned.
-    fn accept(&self, allocation: &Allocation, existing: &BTreeSet<Ipv4Addr>) -> Verdict {
+    fn accept(&self, allocation: &Allocation, existing: &BTreeMap<Ipv4Addr, &Address>) -> Verdict {
         let refused = self.refuse_prefixes(allocation).or_else(|| self.refuse_explicit(allocation, existing));
         let Some((reason, mut message)) = refused else {
             return Verdict::good(
@@ -220,10 +296,10 @@ impl<'a> Desk<'a> {
     fn refuse_explicit(
         &self,
         allocation: &Allocation,
-        existing: &BTreeSet<Ipv4Addr>,
+        existing: &BTreeMap<Ipv4Addr, &Address>,
     ) -> Option<(&'static str, String)> {
         let AddressRequest::Explicit(list) = &allocation.request else { return None };
-        list.iter().enumerate().filter(|(_, address)| !existing.contains(address)).find_map(|(index, address)| {
+        list.iter().enumerate().filter(|(_, address)| !existing.contains_key(address)).find_map(|(index, address)| {
             let field = format!("spec.addresses.explicit[{index}]: {address}");
             let containing = |name: &&String| self.pools.get(name.as_str()).is_some_and(|pool| pool.contains(*address));
             match allocation.prefixes.iter().find(containing) {
@@ -233,7 +309,7 @@ impl<'a> Desk<'a> {
                 )),
                 Some(name) if self.prefix_of(allocation, *address).is_none() => Some((
                     reason::INVALID,
-                    format!("{field} is reserved in AegisPrefix {name:?} (spec.reserved); choose another address"),
+                    format!("{field} is reserved in AegisPrefix {name:?} (spec.reserved, or a node's own address); choose another address"),
                 )),
                 Some(_) => None,
             }

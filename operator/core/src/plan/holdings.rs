@@ -2,19 +2,80 @@
 
 use super::addresses::Assignment;
 use super::board::{Board, Slot};
+use super::plural;
 use crate::model::{Address, Allocation, AllocationName, Inputs, Node, State};
-use crate::selector::matches_sites;
+use crate::selector::{Labels, matches_sites};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::rc::Rc;
 
 /// How an allocation fared with its nodes.
 #[derive(Default)]
 pub(super) struct Share {
-    /// Nodes that take part: they match a site, and are ready or hold slices already.
-    pub nodes: BTreeSet<String>,
-    /// Ready nodes of `nodes` that have less than the minimum of some address.
-    pub short: BTreeSet<String>,
+    /// How many nodes hold slices.
+    pub holders: usize,
+    /// Ready nodes of the sites that hold none of any address: they send through others.
+    pub without: Nodes,
+    /// Ready nodes of the sites that hold some, but less than the minimum of one address.
+    pub below: Nodes,
     /// Nodes match, but none of them is ready.
     pub all_unready: bool,
+    /// No node matches.
+    pub no_member: bool,
+}
+
+/// A number of nodes and the names of the first three: with thousands of nodes and allocations all names would be
+/// most of a plan.
+#[derive(Default)]
+pub(super) struct Nodes {
+    pub count: usize,
+    pub first: Vec<String>,
+}
+
+impl Nodes {
+    fn add(&mut self, name: &str) {
+        self.count += 1;
+        if self.first.len() < 3 {
+            self.first.push(name.to_owned());
+        }
+    }
+}
+
+/// `5 nodes (n1, n2, n3, ...)`: a condition's message must stay short however many there are.
+impl fmt::Display for Nodes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dots = if self.count > self.first.len() { ", ..." } else { "" };
+        write!(f, "{} ({}{dots})", plural(self.count, "node", "nodes"), self.first.join(", "))
+    }
+}
+
+/// The nodes of some sites, by name.
+struct Members<'a> {
+    all: Vec<&'a Node>,
+    ready: Vec<&'a Node>,
+    names: BTreeSet<&'a str>,
+}
+
+/// Members of each set of selectors: most allocations have the same one.
+struct Sites<'a> {
+    nodes: &'a BTreeMap<&'a str, &'a Node>,
+    known: BTreeMap<BTreeSet<&'a Labels>, Rc<Members<'a>>>,
+}
+
+impl<'a> Sites<'a> {
+    fn members(&mut self, allocation: &'a Allocation) -> Rc<Members<'a>> {
+        let found = self.known.entry(allocation.sites.values().collect()).or_insert_with(|| {
+            let nodes = self.nodes.values().copied();
+            let all: Vec<&Node> = nodes.filter(|node| matches_sites(allocation, node)).collect();
+            Rc::new(Members {
+                ready: all.iter().copied().filter(|node| node.ready).collect(),
+                names: all.iter().map(|node| node.name.as_str()).collect(),
+                all,
+            })
+        });
+        Rc::clone(found)
+    }
 }
 
 /// All addresses that shall exist, sorted, and the share of each allocation.
@@ -29,32 +90,48 @@ pub(super) fn plan(
     }
     let mut planned: Vec<Address> = Vec::new();
     let mut shares = BTreeMap::new();
+    let mut sites = Sites { nodes: &nodes, known: BTreeMap::new() };
+    let withheld = |address: Ipv4Addr| inputs.withheld.contains_key(&address);
     for allocation in &inputs.allocations {
         let Some(assignment) = assignments.get(&allocation.name) else { continue };
         let standing = standing.remove(&allocation.name).unwrap_or_default();
-        let fresh: Vec<Address> = fresh(allocation, assignment, inputs.now);
+        let (fixed, standing): (Vec<&Address>, Vec<&Address>) =
+            standing.into_iter().partition(|it| withheld(it.address));
+        planned.extend(fixed.iter().copied().cloned());
+        let fresh: Vec<Address> = fresh(allocation, assignment, inputs);
         let mut boards: Vec<Board> = standing.iter().copied().chain(&fresh).map(Board::new).collect();
         boards.sort_by_key(|board| board.address().address);
         let wanted = |board: &Board| assignment.wanted.contains(&board.address().address);
 
-        let members: Vec<&Node> =
-            nodes.values().copied().filter(|node| matches_sites(allocation, node)).collect();
-        let names: BTreeSet<&str> = members.iter().map(|node| node.name.as_str()).collect();
+        let members = sites.members(allocation);
         for board in &mut boards {
             let wanted = wanted(board);
-            let keeps =
-                |slice: u8, node: &str| wanted && allocation.slices.contains(slice) && names.contains(node);
+            let keeps = |slice: u8, node: &str| {
+                wanted && allocation.slices.contains(slice) && members.names.contains(node)
+            };
             step(board, &nodes, keeps, inputs);
         }
         let (mut serving, leaving): (Vec<Board>, Vec<Board>) = boards.into_iter().partition(wanted);
-        let ready: Vec<&Node> = members.iter().copied().filter(|node| node.ready).collect();
-        let short = grant(&mut serving, allocation, &ready);
-        shares.insert(allocation.name.clone(), share(&serving, &members, short));
+        let held = grant(&mut serving, allocation, &members.ready);
+        let mut share = share(&serving, &fixed, &members);
+        for (node, held) in members.ready.iter().zip(held) {
+            let fixed = fixed.iter().flat_map(|it| &it.holdings).any(|it| it.node == node.name);
+            match held {
+                _ if fixed => {}
+                0 => share.without.add(&node.name),
+                held if held < allocation.per_node_min => share.below.add(&node.name),
+                _ => {}
+            }
+        }
+        shares.insert(allocation.name.clone(), share);
         planned.extend(serving.into_iter().map(Board::finish));
         planned.extend(still_held(leaving));
     }
     // The allocation is gone without its finalizer having run: what it held drains all the same.
-    let mut orphans: Vec<Board> = standing.into_values().flatten().map(Board::new).collect();
+    let (fixed, orphans): (Vec<&Address>, Vec<&Address>) =
+        standing.into_values().flatten().partition(|it| withheld(it.address));
+    planned.extend(fixed.into_iter().cloned());
+    let mut orphans: Vec<Board> = orphans.into_iter().map(Board::new).collect();
     for board in &mut orphans {
         step(board, &nodes, |_, _| false, inputs);
     }
@@ -65,13 +142,17 @@ pub(super) fn plan(
 
 /// New addresses. Their epoch starts at the present second, not at 1: a former object of the same address had lower
 /// ones (its slices rested before it went, and only a storm of changes outruns the clock), so that a node
-/// which missed that it was deleted does not take the new one for an old one.
-fn fresh(allocation: &Allocation, assignment: &Assignment, now: i64) -> Vec<Address> {
+/// which missed that it was deleted does not take the new one for an old one. A node that reports a higher one has it
+/// from a clock that was ahead of ours.
+fn fresh(allocation: &Allocation, assignment: &Assignment, inputs: &Inputs) -> Vec<Address> {
+    let reported = |address: &Ipv4Addr| {
+        inputs.nodes.iter().filter_map(|node| Some(node.programmed.get(address)?.epoch + 1)).max()
+    };
     let fresh = assignment.fresh.iter().map(|(address, prefix)| Address {
         address: *address,
         prefix: prefix.clone(),
         allocation: allocation.name.clone(),
-        epoch: now.max(1),
+        epoch: inputs.now.max(1).max(reported(address).unwrap_or(1)),
         holdings: Vec::new(),
     });
     fresh.collect()
@@ -90,7 +171,7 @@ fn step(board: &mut Board, nodes: &BTreeMap<&str, &Node>, keeps: impl Fn(u8, &st
         let resting = State::Quarantined { until: now + inputs.quarantine };
         let node = nodes.get(name);
         match state {
-            State::Quarantined { until } => (now < until).then_some(state),
+            State::Quarantined { until } => inputs.rests(address, slice, until).then_some(state),
             State::Held | State::Draining if node.is_none() => Some(resting),
             State::Held | State::Draining if keeps(slice, name) => Some(State::Held),
             State::Held => Some(State::Draining),
@@ -103,36 +184,41 @@ fn step(board: &mut Board, nodes: &BTreeMap<&str, &Node>, keeps: impl Fn(u8, &st
     });
 }
 
-/// Gives free slices to ready nodes of the sites, and says which nodes stay below their minimum.
-fn grant<'a>(boards: &mut [Board<'a>], allocation: &Allocation, ready: &[&'a Node]) -> BTreeSet<String> {
+/// Gives free slices to ready nodes of the sites, and returns how many each has then, over all addresses.
+///
+/// The minimum comes first, address by address, and of each address first to the nodes that have the fewest slices
+/// so far (then by name): where one address has not enough for all, the next one serves those that went without.
+fn grant<'a>(boards: &mut [Board<'a>], allocation: &Allocation, ready: &[&'a Node]) -> Vec<u32> {
     let index: BTreeMap<&str, usize> =
         ready.iter().enumerate().map(|(at, node)| (node.name.as_str(), at)).collect();
-    // Slices held, by board and node.
+    // Slices held, by board and node, and by node.
     let mut held: Vec<Vec<u32>> = boards.iter().map(|board| count_held(board, &index)).collect();
-    let mut short = BTreeSet::new();
+    let mut total: Vec<u32> =
+        (0..ready.len()).map(|node| held.iter().map(|board| board[node]).sum()).collect();
     for (board, held) in boards.iter_mut().zip(&mut held) {
         let mut free = board.free(allocation.slices).len();
-        for (node, held) in ready.iter().zip(held) {
-            let lacking = allocation.per_node_min.saturating_sub(*held);
-            let granted = lacking.min(free);
-            if granted > 0 {
-                board.grant(&node.name, granted, allocation.slices);
+        let mut order: Vec<usize> =
+            (0..ready.len()).filter(|node| held[*node] < allocation.per_node_min).collect();
+        order.sort_by_key(|node| (total[*node], *node));
+        for node in order {
+            let granted = (allocation.per_node_min - held[node]).min(free);
+            if granted == 0 {
+                break;
             }
-            if granted < lacking {
-                short.insert(node.name.clone());
-            }
-            *held += granted;
+            board.grant(&ready[node].name, granted, allocation.slices);
+            held[node] += granted;
+            total[node] += granted;
             free -= granted;
         }
     }
     for (board, held) in boards.iter_mut().zip(&held) {
-        for (node, count) in ready.iter().zip(share_out(board, allocation, ready, held)) {
-            if count > 0 {
-                board.grant(&node.name, count, allocation.slices);
-            }
+        let extra = share_out(board, allocation, ready, held);
+        for (node, count) in extra.into_iter().enumerate().filter(|(_, count)| *count > 0) {
+            board.grant(&ready[node].name, count, allocation.slices);
+            total[node] += count;
         }
     }
-    short
+    total
 }
 
 /// How many slices of the address more each node gets for its demand. One at a time goes to the node that has the
@@ -169,17 +255,16 @@ fn count_held(board: &Board, index: &BTreeMap<&str, usize>) -> Vec<u32> {
     held
 }
 
-fn share(serving: &[Board], members: &[&Node], short: BTreeSet<String>) -> Share {
-    let holders: BTreeSet<&str> = serving
-        .iter()
-        .flat_map(Board::slots)
-        .filter(|(_, slot)| slot.state == State::Held)
-        .map(|(_, slot)| slot.node)
-        .collect();
-    let part = members.iter().filter(|node| node.ready || holders.contains(node.name.as_str()));
+/// Counts. Who goes without is told by the caller, who knows what was granted.
+fn share(serving: &[Board], fixed: &[&Address], members: &Members) -> Share {
+    let boards = serving.iter().flat_map(Board::slots).map(|(_, slot)| (slot.node, slot.state));
+    let fixed = fixed.iter().flat_map(|it| &it.holdings).map(|it| (it.node.as_str(), it.state));
+    let holders: BTreeSet<&str> =
+        boards.chain(fixed).filter(|(_, state)| *state == State::Held).map(|(node, _)| node).collect();
     Share {
-        nodes: part.map(|node| node.name.clone()).collect(),
-        short,
-        all_unready: !members.is_empty() && members.iter().all(|node| !node.ready),
+        holders: holders.len(),
+        all_unready: !members.all.is_empty() && members.ready.is_empty(),
+        no_member: members.all.is_empty(),
+        ..Share::default()
     }
 }

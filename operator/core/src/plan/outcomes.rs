@@ -2,9 +2,9 @@
 
 use super::addresses::Assignment;
 use super::holdings::Share;
-use super::{AllocationOutcome, PrefixOutcome, Verdict};
+use super::{AllocationOutcome, PrefixOutcome, Verdict, plural};
 use crate::model::{Address, Allocation, AllocationName, Inputs};
-use crate::prefix::{Pool, Prefixes};
+use crate::prefix::{Judged, Pool, Prefixes};
 use crate::reason;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -27,9 +27,7 @@ pub(super) fn allocations(
         let outcome = AllocationOutcome {
             allocated: allocated(allocation, &assignment, &share, &addresses),
             accepted: assignment.accepted,
-            finished: allocation.deleting && addresses.is_empty(),
             addresses,
-            nodes: share.nodes,
         };
         outcomes.insert(allocation.name.clone(), outcome);
     }
@@ -57,64 +55,111 @@ fn allocated(
     if let Some(missing) = &assignment.missing {
         return missing.clone();
     }
-    if share.nodes.is_empty() && share.all_unready {
+    if share.holders == 0 && share.all_unready {
         return Verdict::bad(
             reason::NO_NODE,
             "spec.sites: nodes match, but none has a ready agent; see `kubectl get egressnodes`",
         );
     }
-    if share.nodes.is_empty() {
+    if share.holders == 0 && share.no_member {
         return Verdict::bad(
             reason::NO_NODE,
             "spec.sites: no node matches; change a nodeSelector or label nodes to match it",
         );
     }
-    if !share.short.is_empty() {
+    if share.holders == 0 && !assignment.wanted.is_empty() && allocation.per_node_min > 0 {
         return Verdict::bad(
             reason::NO_FREE_SLICE,
-            format!(
-                "spec.ports.perNode.min: {} ({}) below {} slices of each address, none is free; lower it, widen spec.ports, or use more addresses",
-                plural(share.short.len(), "node is", "nodes are"),
-                some_of(&share.short),
-                allocation.per_node_min
-            ),
+            "spec.ports: no node holds a slice, and none is free: those of former holders drain or rest; wait, widen spec.ports, or use more addresses",
         );
     }
-    Verdict::good(
-        reason::ALLOCATED,
-        format!(
-            "{} on {}",
-            plural(assignment.wanted.len(), "address", "addresses"),
-            plural(share.nodes.len(), "node", "nodes")
-        ),
+    let mut message = format!(
+        "{} on {}",
+        plural(assignment.wanted.len(), "address", "addresses"),
+        plural(share.holders, "node", "nodes")
+    );
+    if !assignment.wanted.is_empty() {
+        message += &without(share);
+    }
+    message += &foreign(assignment);
+    Verdict::good(reason::ALLOCATED, message)
+}
+
+/// Nodes without slices of their own: no fault, but whoever wants it otherwise has to know how.
+fn without(share: &Share) -> String {
+    let mut told = Vec::new();
+    if share.without.count > 0 {
+        let verbs =
+            if share.without.count == 1 { "has no slice and sends" } else { "have no slice and send" };
+        told.push(format!("{} {verbs} through others", share.without));
+    }
+    if share.below.count > 0 {
+        let verb = if share.below.count == 1 { "has" } else { "have" };
+        told.push(format!("{} {verb} fewer than spec.ports.perNode.min", share.below));
+    }
+    if told.is_empty() {
+        return String::new();
+    }
+    format!(
+        "; {}, as no slice is free: use more addresses, lower spec.ports.perNode.min for nodes to come, or widen spec.ports",
+        told.join(", ")
+    )
+}
+
+/// Addresses of prefixes that `spec.prefixes` no longer names stay: partners know them.
+fn foreign(assignment: &Assignment) -> String {
+    let count = assignment.foreign.len();
+    let Some(first) = assignment.foreign.first() else { return String::new() };
+    let (dots, verbs) = if count > 1 {
+        (", ...", "are not of spec.prefixes and stay")
+    } else {
+        ("", "is not of spec.prefixes and stays")
+    };
+    format!(
+        "; {} ({first}{dots}) {verbs} in use: to replace one, raise spec.addresses.ipv4, hand the new address to your partners, and lower it again",
+        plural(count, "address", "addresses"),
     )
 }
 
 pub(super) fn prefixes(prefixes: &Prefixes, planned: &[Address]) -> BTreeMap<String, PrefixOutcome> {
-    let mut used: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut used: BTreeMap<&str, Vec<&AllocationName>> = BTreeMap::new();
     for address in planned {
-        *used.entry(&address.prefix).or_default() += 1;
+        used.entry(&address.prefix).or_default().push(&address.allocation);
     }
-    let outcome = |name: &str, capacity, accepted: &Verdict| {
-        let used = used.get(name).copied().unwrap_or(0);
-        PrefixOutcome { accepted: accepted.clone(), capacity, used, in_use: used > 0 }
+    let none = Vec::new();
+    let outcome = |judged: &Judged| {
+        let holders = used.get(judged.prefix.name.as_str()).unwrap_or(&none);
+        let accepted = match &judged.accepted {
+            Verdict::Bad { reason, message } if judged.prefix.deleting => {
+                Verdict::bad(reason, format!("{message}{}", holding_up(holders)))
+            }
+            other => other.clone(),
+        };
+        PrefixOutcome {
+            accepted,
+            capacity: Pool::new(judged).capacity(),
+            used: u32::try_from(holders.len()).unwrap_or(u32::MAX),
+        }
     };
-    prefixes
-        .iter()
-        .map(|judged| {
-            let name = &judged.prefix.name;
-            (name.clone(), outcome(name, Pool::new(judged.prefix).capacity(), &judged.accepted))
-        })
-        .collect()
+    prefixes.iter().map(|judged| (judged.prefix.name.clone(), outcome(judged))).collect()
 }
 
-fn plural(count: usize, one: &str, many: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { many })
-}
-
-/// The first names; a condition's message must stay short however many nodes there are.
-fn some_of(names: &BTreeSet<String>) -> String {
-    let first: Vec<&str> = names.iter().take(3).map(String::as_str).collect();
-    let dots = if names.len() > first.len() { ", ..." } else { "" };
-    format!("{}{dots}", first.join(", "))
+/// Whose addresses keep a prefix that is being deleted.
+fn holding_up(holders: &[&AllocationName]) -> String {
+    let distinct: BTreeSet<&AllocationName> = holders.iter().copied().collect();
+    if distinct.is_empty() {
+        return String::new();
+    }
+    let first: Vec<String> =
+        distinct.iter().take(3).map(|it| format!("{}/{}", it.account, it.name)).collect();
+    let dots = if distinct.len() > first.len() { ", ..." } else { "" };
+    format!(
+        "; {} ({}{dots}): delete them, or let them take addresses of another prefix",
+        plural(
+            distinct.len(),
+            "EgressAllocation has addresses of it",
+            "EgressAllocations have addresses of it"
+        ),
+        first.join(", ")
+    )
 }

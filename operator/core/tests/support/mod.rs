@@ -3,7 +3,7 @@
 
 use aegis_core::model::*;
 use aegis_core::slice::SliceSet;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 /// When all of the tests begin.
@@ -39,6 +39,7 @@ pub fn allocation(allocation: &str) -> Allocation {
         slices: SliceSet::range(4, 255),
         per_node_min: 8,
         per_node_max: 252,
+        listed: BTreeSet::new(),
         deleting: false,
     }
 }
