@@ -30,7 +30,8 @@ use std::collections::BTreeMap;
 #[serde(rename_all = "camelCase")]
 pub struct EgressAllocationSpec {
     /// Names of the `AegisPrefix` objects to take addresses from, in order of preference: one to eight,
-    /// each of which must belong to this namespace.
+    /// each of which must belong to this namespace. Addresses of prefixes that are no longer named stay in use, since
+    /// partners know them, until `addresses` asks for fewer.
     #[schemars(schema_with = "schema::prefix_names")]
     pub prefixes: Vec<String>,
     /// How many addresses, or exactly which. Left out, it is one IPv4 address.
@@ -62,7 +63,9 @@ pub struct EgressAllocationSpec {
 ))]
 pub struct AddressRequest {
     /// Number of IPv4 addresses, 1 to 16: any that are free, by preference of the prefixes. Fewer than before gives
-    /// the last ones back once nothing leaves from them.
+    /// some back once nothing leaves from them: first those that no node holds, then those of prefixes that are no
+    /// longer named, then the highest. A cluster has at most 1,024 addresses, and at most 1,024 allocations with
+    /// addresses; older allocations come first.
     #[schemars(range(min = 1, max = 16))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv4: Option<u32>,
@@ -138,7 +141,8 @@ impl Default for Ports {
     .message("spec.ports.perNode.min must not be greater than spec.ports.perNode.max").field_path(".min"))]
 pub struct PerNode {
     /// Slices that every node of the sites holds, whether it needs them or not: 256 connections to each origin for
-    /// each slice. 1 to 252. All nodes together can't hold more than the 252 slices of an address.
+    /// each slice. 1 to 252. All nodes together can't hold more than the 252 slices of an address: with the default, 31
+    /// nodes fill one. Further nodes hold slices of the next address, or send through nodes that hold some.
     #[serde(default = "per_node_min")]
     #[schemars(range(min = 1, max = 252))]
     pub min: u32,

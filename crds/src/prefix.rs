@@ -33,7 +33,8 @@ use serde::{Deserialize, Serialize};
 pub struct AegisPrefixSpec {
     /// IPv4 range in CIDR notation without host bits, for example `203.0.113.0/28`. From /16 (the widest) to /32. It
     /// can't be changed later: create another prefix instead. Prefixes must not overlap; where two do, the older one
-    /// (by creation time, then by name) counts and the newer one is not accepted.
+    /// (by creation time, then by name) counts and the newer one is not accepted. Nor must a prefix overlap the pods of
+    /// a node (`spec.podCIDRs` of the Node); addresses of nodes that lie in it are reserved by themselves.
     #[schemars(schema_with = "schema::prefix_cidr")]
     pub cidr: String,
     /// Addresses (`203.0.113.1`) or ranges (`203.0.113.4/30`) within `cidr` that must not be allocated, for example

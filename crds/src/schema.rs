@@ -137,7 +137,12 @@ pub fn reserved(_: &mut SchemaGenerator) -> Schema {
 
 /// `ZoneBinding.spec.zone.cidrs`.
 pub fn zone_cidrs(_: &mut SchemaGenerator) -> Schema {
-    set(text(18, &[IS_CIDR, NO_HOST_BITS]), 1, 64)
+    let outside = (
+        "!isCIDR(self) || !['127.0.0.0/8', '169.254.0.0/16', '224.0.0.0/4'].exists(range, cidr(range).containsCIDR(self))",
+        "is never covered: 127.0.0.0/8 (loopback), 169.254.0.0/16 (link-local) and 224.0.0.0/4 (multicast) do not leave \
+         the node's network",
+    );
+    set(text(18, &[IS_CIDR, NO_HOST_BITS, outside]), 1, 64)
 }
 
 /// `EgressAllocation.spec.prefixes`: an order of preference, so not a set.

@@ -81,7 +81,7 @@ pub struct Workloads {
 #[serde(rename_all = "camelCase")]
 pub struct Zone {
     /// IPv4 ranges in CIDR notation without host bits; `0.0.0.0/0` is everything outside the cluster. One to
-    /// 64, none twice.
+    /// 64, none twice. Loopback, link-local and multicast ranges are refused, since they are never covered.
     #[schemars(schema_with = "schema::zone_cidrs")]
     pub cidrs: Vec<String>,
     /// Ports, all if none is given, at most 32. With ports, only TCP and UDP are covered: ping then leaves with the

@@ -210,7 +210,12 @@ fn wrong_bindings_are_rejected() {
                 "spec.zone.cidrs[1]",
                 "is never covered",
             ),
-            zone("one address of loopback", "cidrs: [127.0.0.53/32]", "spec.zone.cidrs[0]", "is never covered"),
+            zone(
+                "one address of loopback",
+                "cidrs: [127.0.0.53/32]",
+                "spec.zone.cidrs[0]",
+                "is never covered",
+            ),
             zone("link-local", "cidrs: [169.254.169.254/32]", "spec.zone.cidrs[0]", "is never covered"),
             zone("multicast", "cidrs: [239.0.0.0/8]", "spec.zone.cidrs[0]", "is never covered"),
             zone("no ranges", "ports: [{port: 443}]", "spec.zone.cidrs", "Required value"),

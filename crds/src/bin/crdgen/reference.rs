@@ -36,7 +36,7 @@ fn kind(page: &mut String, definition: &Value) {
         text(&spec["scope"]),
         text(&names["shortNames"][0]),
     );
-    for message in messages(schema) {
+    for message in messages(schema).chain(messages(&schema["properties"]["spec"])) {
         let _ = writeln!(page, "- {message}");
     }
     for part in ["spec", "status"] {
@@ -93,7 +93,7 @@ fn type_of(schema: &Value) -> String {
         "object" if schema.get("additionalProperties").is_some() => format!("map of strings{limits}"),
         "string" => match object.get("enum").and_then(Value::as_array) {
             Some(values) => {
-                values.iter().map(|value| format!("`{}`", text(value))).collect::<Vec<_>>().join(" \\| ")
+                values.iter().map(|value| format!("`{}`", text(value))).collect::<Vec<_>>().join(" | ")
             }
             None => format!("{}{limits}", object.get("format").map(text).unwrap_or("string")),
         },
