@@ -8,6 +8,7 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 
 /// A child process, killed when dropped.
@@ -70,9 +71,16 @@ impl Drop for Process {
     }
 }
 
-/// A port of loopback that nobody listens on.
+/// A port of loopback that nobody listens on. It lies below those that the kernel gives to connections, and each process begins
+/// elsewhere: nobody takes it between this look and the server's start.
 pub fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).expect("port").port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let candidates = std::iter::repeat_with(|| {
+        let number = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        10_000 + (number % 20_000) as u16
+    });
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    candidates.take(20_000).find(free).expect("a free port")
 }
 
 /// Where a process of the test writes.
