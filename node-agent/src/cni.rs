@@ -4,6 +4,7 @@ use aegis_core::model::Seconds;
 use futures::StreamExt;
 use inotify::{Inotify, WatchMask};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
@@ -17,8 +18,8 @@ pub struct CniResult {
     pub name: String,
     /// UID of the pod; empty where the runtime does not pass it.
     pub uid: String,
-    /// IPv4 addresses.
-    pub addresses: Vec<Ipv4Addr>,
+    /// IPv4 addresses, with the MAC of the pod's device; all zero where the plugins do not tell it.
+    pub addresses: BTreeMap<Ipv4Addr, [u8; 6]>,
     /// When the file was written.
     pub written: Seconds,
 }
@@ -52,12 +53,39 @@ struct CacheFile {
 #[derive(Deserialize)]
 struct CacheResult {
     #[serde(default)]
+    interfaces: Vec<CacheInterface>,
+    #[serde(default)]
     ips: Vec<CacheAddress>,
+}
+
+#[derive(Deserialize)]
+struct CacheInterface {
+    #[serde(default)]
+    mac: String,
+    /// Empty for devices on the node's side.
+    #[serde(default)]
+    sandbox: String,
 }
 
 #[derive(Deserialize)]
 struct CacheAddress {
     address: String,
+    /// Which of the interfaces has it.
+    #[serde(default)]
+    interface: Option<usize>,
+}
+
+impl CacheResult {
+    fn mac(&self, ip: &CacheAddress) -> [u8; 6] {
+        let interface = ip.interface.and_then(|index| self.interfaces.get(index));
+        let inside = interface.filter(|interface| !interface.sandbox.is_empty());
+        inside.and_then(|interface| parse_mac(&interface.mac)).unwrap_or_default()
+    }
+}
+
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let octets: Option<Vec<u8>> = text.split(':').map(|octet| u8::from_str_radix(octet, 16).ok()).collect();
+    octets?.try_into().ok()
 }
 
 /// Reads one cache file. `None` if it does not belong to a pod or gives it no IPv4 address.
@@ -73,9 +101,9 @@ pub fn parse(contents: &[u8], written: Seconds) -> Result<Option<CniResult>, Cni
         addresses: file
             .result
             .iter()
-            .flat_map(|result| &result.ips)
-            .filter_map(|ip| ip.address.split('/').next()?.parse().ok())
-            .filter(|address: &Ipv4Addr| !address.is_loopback())
+            .flat_map(|result| result.ips.iter().map(|ip| (ip, result.mac(ip))))
+            .filter_map(|(ip, mac)| Some((ip.address.split('/').next()?.parse().ok()?, mac)))
+            .filter(|(address, _): &(Ipv4Addr, _)| !address.is_loopback())
             .collect(),
         written,
     };
@@ -165,13 +193,39 @@ mod tests {
             account: "shop".into(),
             name: "cart-0".into(),
             uid: "u1".into(),
-            addresses: vec![Ipv4Addr::new(10, 244, 1, 7)],
+            addresses: [(Ipv4Addr::new(10, 244, 1, 7), [0xee, 0, 0, 0, 0, 3])].into(),
             written: 5,
         };
         assert_eq!(parse(CONTAINERD.as_bytes(), 5).unwrap(), Some(expected));
         assert_eq!(parse(LOOPBACK.as_bytes(), 5).unwrap(), None);
         assert!(parse(&CONTAINERD.as_bytes()[..300], 5).is_err());
         assert_eq!(parse(br#"{"kind":"cniCacheV1"}"#, 5).unwrap(), None);
+    }
+
+    /// MAC of a pod's only address according to these parts of a result.
+    fn mac(interfaces: &str, ip: &str) -> [u8; 6] {
+        let file = format!(
+            r#"{{"cniArgs":[["K8S_POD_NAME","cart-0"]],"result":{{{interfaces}"ips":[{{"address":"10.244.1.7/32"{ip}}}]}}}}"#
+        );
+        let result = parse(file.as_bytes(), 5).unwrap().unwrap();
+        result.addresses[&Ipv4Addr::new(10, 244, 1, 7)]
+    }
+
+    #[test]
+    fn a_mac_counts_only_if_it_is_that_of_the_pods_own_device() {
+        let inside = r#""interfaces":[{"mac":"ee:00:00:00:00:03","name":"eth0","sandbox":"/run/netns/a"}],"#;
+        let outside = r#""interfaces":[{"mac":"ee:00:00:00:00:03","name":"cali7"}],"#;
+        let without = r#""interfaces":[{"name":"eth0","sandbox":"/run/netns/a"}],"#;
+        assert_eq!(mac(inside, r#","interface":0"#), [0xee, 0, 0, 0, 0, 3]);
+        for (interfaces, ip) in [
+            (inside, ""),
+            (inside, r#","interface":1"#),
+            (outside, r#","interface":0"#),
+            (without, r#","interface":0"#),
+            ("", r#","interface":0"#),
+        ] {
+            assert_eq!(mac(interfaces, ip), [0; 6], "{interfaces} {ip}");
+        }
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub struct Inputs {
     pub node: String,
     /// Pods of this node with the addresses that are theirs now.
     pub pods: Vec<Pod>,
+    /// MAC that belongs to each pod's address, where the CNI has told it.
+    pub macs: BTreeMap<Ipv4Addr, [u8; 6]>,
     /// All bindings.
     pub bindings: Vec<Binding>,
     /// All allocations.

@@ -10,18 +10,27 @@ use aegis_core::policy::Pod;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+/// Who has which address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identities {
+    /// The watched pods that still run, with the addresses that are their own now.
+    pub pods: Vec<Pod>,
+    /// MAC that belongs to each address, where the CNI has told it.
+    pub macs: BTreeMap<Ipv4Addr, [u8; 6]>,
+}
+
 /// Gives every watched pod that still runs the addresses that are its own now. Of several claims to an address the
 /// newest counts; an address that was given to a sandbox whose pod is not watched yet belongs to nobody.
-pub fn resolve(pods: &[PodRecord], cache: &[CniResult]) -> Vec<Pod> {
+pub fn resolve(pods: &[PodRecord], cache: &[CniResult]) -> Identities {
     let running = || pods.iter().filter(|pod| !pod.finished);
-    // Best claim to each address: (time, uid), the larger one wins.
-    let mut claims: BTreeMap<Ipv4Addr, (Seconds, &str)> = BTreeMap::new();
-    let mut claim = |address: Ipv4Addr, time: Seconds, uid| {
-        let best = claims.entry(address).or_insert((time, uid));
-        *best = (*best).max((time, uid));
+    // Best claim to each address: (time, uid, MAC), the larger one wins.
+    let mut claims: BTreeMap<Ipv4Addr, (Seconds, &str, [u8; 6])> = BTreeMap::new();
+    let mut claim = |address: Ipv4Addr, time: Seconds, uid, mac| {
+        let best = claims.entry(address).or_insert((time, uid, mac));
+        *best = (*best).max((time, uid, mac));
     };
     for pod in running().filter(|pod| !pod.host_network) {
-        pod.addresses.iter().for_each(|address| claim(*address, pod.created, &pod.uid));
+        pod.addresses.iter().for_each(|address| claim(*address, pod.created, &pod.uid, [0; 6]));
     }
     for result in cache {
         let owner = owner(pods, result);
@@ -29,13 +38,13 @@ pub fn resolve(pods: &[PodRecord], cache: &[CniResult]) -> Vec<Pod> {
             continue;
         }
         // A sandbox may be made anew long after its pod was created: the file's own time counts.
-        result.addresses.iter().for_each(|address| {
-            claim(*address, result.written, owner.map_or(result.uid.as_str(), |pod| &pod.uid));
+        result.addresses.iter().for_each(|(address, mac)| {
+            claim(*address, result.written, owner.map_or(result.uid.as_str(), |pod| &pod.uid), *mac);
         });
     }
-    running()
+    let pods = running()
         .map(|pod| {
-            let won = claims.iter().filter(|(_, (_, uid))| !pod.host_network && *uid == pod.uid);
+            let won = claims.iter().filter(|(_, (_, uid, _))| !pod.host_network && *uid == pod.uid);
             Pod {
                 account: pod.account.clone(),
                 name: pod.name.clone(),
@@ -46,7 +55,9 @@ pub fn resolve(pods: &[PodRecord], cache: &[CniResult]) -> Vec<Pod> {
                 host_network: pod.host_network,
             }
         })
-        .collect()
+        .collect();
+    let macs = claims.iter().map(|(address, (_, _, mac))| (*address, *mac)).filter(|(_, mac)| *mac != [0; 6]);
+    Identities { pods, macs: macs.collect() }
 }
 
 /// The watched pod of a CNI result: by UID, or by name where the runtime passes none.
@@ -83,7 +94,7 @@ mod tests {
             account: "shop".into(),
             name: name.into(),
             uid: uid.into(),
-            addresses: vec![address.into()],
+            addresses: [(address.into(), MAC)].into(),
             written,
         }
     }
@@ -93,45 +104,57 @@ mod tests {
     }
 
     const A: [u8; 4] = [10, 244, 1, 7];
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
+
+    #[test]
+    fn the_mac_is_that_of_the_claim_that_won() {
+        // Status and CNI of the same pod, also within one second: the CNI's word has the MAC.
+        for written in [1, 2] {
+            let known = resolve(&[record("cart-0", "u1", 1, &[A])], &[result("cart-0", "u1", written, A)]);
+            assert_eq!(known.macs, [(A.into(), MAC)].into());
+        }
+        let known = resolve(&[record("new", "u2", 5, &[A])], &[result("gone", "u1", 2, A)]);
+        assert!(known.macs.is_empty(), "that of an earlier pod");
+    }
 
     #[test]
     fn the_cache_names_a_pod_before_its_status_does() {
-        let pods = resolve(&[record("cart-0", "u1", 1, &[])], &[result("cart-0", "u1", 2, A)]);
+        let pods = resolve(&[record("cart-0", "u1", 1, &[])], &[result("cart-0", "u1", 2, A)]).pods;
         assert_eq!(addresses_of(&pods, "u1"), [Ipv4Addr::from(A)]);
     }
 
     #[test]
     fn without_uid_the_name_decides_but_never_for_a_younger_pod() {
-        let old = resolve(&[record("cart-0", "u1", 1, &[])], &[result("cart-0", "", 2, A)]);
+        let old = resolve(&[record("cart-0", "u1", 1, &[])], &[result("cart-0", "", 2, A)]).pods;
         assert_eq!(addresses_of(&old, "u1"), [Ipv4Addr::from(A)]);
-        let young = resolve(&[record("cart-0", "u2", 9, &[])], &[result("cart-0", "", 2, A)]);
+        let young = resolve(&[record("cart-0", "u2", 9, &[])], &[result("cart-0", "", 2, A)]).pods;
         assert!(addresses_of(&young, "u2").is_empty());
     }
 
     #[test]
     fn a_reused_address_belongs_to_the_newer_pod() {
         let pods = [record("old", "u1", 1, &[A]), record("new", "u2", 5, &[A])];
-        let pods = resolve(&pods, &[]);
+        let pods = resolve(&pods, &[]).pods;
         assert!(addresses_of(&pods, "u1").is_empty());
         assert_eq!(addresses_of(&pods, "u2"), [Ipv4Addr::from(A)]);
     }
 
     #[test]
     fn an_address_given_to_a_pod_not_yet_watched_is_nobodys() {
-        let pods = resolve(&[record("old", "u1", 1, &[A])], &[result("new", "u2", 5, A)]);
+        let pods = resolve(&[record("old", "u1", 1, &[A])], &[result("new", "u2", 5, A)]).pods;
         assert!(addresses_of(&pods, "u1").is_empty());
     }
 
     #[test]
     fn a_result_that_was_left_behind_does_not_take_the_address_of_a_later_pod() {
-        let pods = resolve(&[record("new", "u2", 5, &[A])], &[result("gone", "u1", 2, A)]);
+        let pods = resolve(&[record("new", "u2", 5, &[A])], &[result("gone", "u1", 2, A)]).pods;
         assert_eq!(addresses_of(&pods, "u2"), [Ipv4Addr::from(A)]);
     }
 
     #[test]
     fn a_finished_pod_frees_its_address() {
         let finished = PodRecord { finished: true, ..record("job", "u1", 9, &[A]) };
-        let pods = resolve(&[finished, record("new", "u2", 5, &[A])], &[result("job", "u1", 9, A)]);
+        let pods = resolve(&[finished, record("new", "u2", 5, &[A])], &[result("job", "u1", 9, A)]).pods;
         assert_eq!(pods.len(), 1);
         assert_eq!(addresses_of(&pods, "u2"), [Ipv4Addr::from(A)]);
     }
@@ -139,6 +162,6 @@ mod tests {
     #[test]
     fn pods_of_the_host_network_own_no_address() {
         let host = PodRecord { host_network: true, ..record("agent", "u1", 1, &[[192, 0, 2, 1]]) };
-        assert!(addresses_of(&resolve(&[host], &[]), "u1").is_empty());
+        assert!(addresses_of(&resolve(&[host], &[]).pods, "u1").is_empty());
     }
 }

@@ -54,9 +54,11 @@ pub fn inputs(
     let links =
         local.network.map(|network| neighbour::links(network, peers, args.tunnel_only)).unwrap_or_default();
     let pods: Vec<PodRecord> = cluster.pods.objects.values().cloned().collect();
+    let known = identity::resolve(&pods, local.cni);
     Inputs {
         node: args.node_name.clone(),
-        pods: identity::resolve(&pods, local.cni),
+        pods: known.pods,
+        macs: known.macs,
         bindings: cluster.bindings.objects.values().cloned().collect(),
         allocations: cluster.allocations.objects.values().cloned().collect(),
         addresses,
