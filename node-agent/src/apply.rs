@@ -42,6 +42,8 @@ pub trait Plane: Send {
     fn write(&mut self, op: &Op) -> Result<(), PlaneError>;
     /// `COUNTERS`, summed over the CPUs.
     fn counters(&self) -> Result<Vec<CounterValue>, PlaneError>;
+    /// `REFUSALS` of these allocations, summed over the CPUs.
+    fn refusals(&self, numbers: &BTreeSet<u32>) -> Result<BTreeMap<u32, u64>, PlaneError>;
     /// Attaches programs to devices that lack them, uplinks first, and forgets devices that are not among `existing`
     /// interface indices. Gives what failed, by device.
     fn attach(&mut self, devices: &Devices, existing: &BTreeSet<u32>) -> BTreeMap<String, String>;

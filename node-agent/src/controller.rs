@@ -2,6 +2,7 @@
 
 mod plane;
 mod report;
+mod settled;
 mod table;
 
 pub use plane::Open;
@@ -16,7 +17,7 @@ use crate::neighbour::{self, Resolver};
 use crate::network::{self, Network};
 use crate::nft::Rules;
 use crate::observed::{Observed, from_map};
-use crate::ops::{self, Known, Op};
+use crate::ops::{self, Known};
 use crate::probe::Prober;
 use crate::snapshot::{self, Local};
 use crate::status::Pending;
@@ -24,9 +25,11 @@ use crate::sweep::Usage;
 use crate::uplink::{self, Devices};
 use crate::watch::Shared;
 use aegis_common::DESTINATION_INTERNAL;
+use aegis_core::model::AllocationName;
 use aegis_core::policy::Binding;
 use ipnet::Ipv4Net;
 use plane::Pinned;
+use settled::Settled;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -39,8 +42,6 @@ use tokio::sync::{Notify, watch};
 const DEBOUNCE: Duration = Duration::from_millis(10);
 /// Longest time between two turns.
 const TICK: Duration = Duration::from_secs(1);
-/// A scan counts for what was written this long before it began: no packet is under way in the programs for longer.
-const SETTLED: Duration = Duration::from_secs(1);
 
 /// What has happened since the last turn. Each flag is a level, not an event: setting it twice is the same.
 #[derive(Debug, Default)]
@@ -87,8 +88,11 @@ pub struct Controller {
     resolver: Resolver,
     meter: Meter,
     tunnels: BTreeMap<String, Ipv4Addr>,
-    /// When the holding of an address was written last.
-    held_since: BTreeMap<Ipv4Addr, Instant>,
+    settled: Settled,
+    /// Numbers of the allocations.
+    numbers: BTreeMap<AllocationName, u32>,
+    /// Peers that are kept for the sake of flows.
+    lingering: BTreeSet<u32>,
     devices: Devices,
     attach_errors: BTreeMap<String, String>,
     write_error: Option<String>,
@@ -132,7 +136,9 @@ impl Controller {
             resolver: Resolver::default(),
             meter: Meter::default(),
             tunnels: BTreeMap::new(),
-            held_since: BTreeMap::new(),
+            settled: Settled::new(now),
+            numbers: BTreeMap::new(),
+            lingering: BTreeSet::new(),
             devices: Devices::default(),
             attach_errors: BTreeMap::new(),
             write_error: None,
@@ -195,10 +201,7 @@ impl Controller {
         let usage = self.pinned.usage();
         self.write(wanted.as_ref(), &inputs, &usage, started);
         self.keep_peers_resolved(&inputs);
-        if let Some(wanted) = &wanted {
-            let gateways = wanted.allocations.values().flat_map(|allocation| &allocation.gateways);
-            self.prober.watch(&gateways.copied().collect());
-        }
+        self.prober.watch(&gateways(&self.pinned.observed, &usage));
         self.tell(&inputs, &usage, synced);
     }
 
@@ -231,9 +234,7 @@ impl Controller {
 
     fn open(&mut self, now: Instant) {
         self.dirty |= self.pinned.open(&self.args, self.write_error.is_some(), now);
-        for address in self.pinned.observed.holdings.keys() {
-            self.held_since.entry(*address).or_insert(now);
-        }
+        self.settled.read(&self.pinned.observed, now);
     }
 
     /// What is known now. Before everything has been listed, what the data plane remembers stands in.
@@ -255,7 +256,8 @@ impl Controller {
             cni: &self.cni,
             network: self.network.as_ref().ok(),
             uplink_mtu: self.devices.uplink_mtu(),
-            silent: self.prober.silent(),
+            answers: self.prober.answers(),
+            room: self.pinned.room(),
         };
         snapshot::inputs(&self.args, &cluster, &local, &mut self.tunnels)
     }
@@ -331,12 +333,13 @@ impl Controller {
 
     /// Brings the data plane to what is wanted.
     fn write(&mut self, wanted: Option<&Arc<Desired>>, inputs: &Inputs, usage: &Usage, started: Instant) {
-        self.update_idle(wanted.map(Arc::as_ref), usage);
+        self.look_at_flows(wanted.map(Arc::as_ref), usage);
         let Some(plane) = &mut self.pinned.plane else { return };
         let Some(wanted) = wanted else {
             let ops = ops::refresh_peers(
                 &self.pinned.observed,
                 &inputs_links(inputs, &self.network, &self.pinned.observed, &self.args),
+                &self.prober.answers(),
             );
             if let Err(error) =
                 apply::apply(plane.as_mut(), &ops, &mut self.pinned.observed, &mut self.counts)
@@ -364,14 +367,9 @@ impl Controller {
         let result = tokio::task::block_in_place(|| {
             apply::apply(plane.as_mut(), &change.ops, &mut self.pinned.observed, &mut self.counts)
         });
-        let now = Instant::now();
-        for op in &change.ops {
-            if let Op::SetHolding { address, .. } = op {
-                self.held_since.insert(*address, now);
-            }
-        }
-        self.held_since.retain(|address, _| self.pinned.observed.holdings.contains_key(address));
+        self.settled.wrote(&change.ops, Instant::now());
         (self.stale, self.orphaned, self.full) = (change.stale, change.orphaned, change.full);
+        self.lingering = change.lingering;
         match result {
             Ok(()) => {
                 if !change.ops.is_empty() {
@@ -384,7 +382,7 @@ impl Controller {
                     );
                     self.metrics.reconciled(started.elapsed().as_secs_f64());
                 }
-                self.known.numbers = change.numbers;
+                self.numbers = change.numbers;
                 self.write_error = None;
                 self.dirty = false;
                 self.in_force = Some((Arc::clone(wanted), inputs.bindings.clone()));
@@ -397,8 +395,8 @@ impl Controller {
     }
 
     /// Egress addresses that no longer have an object and, by a scan that began after their right to open flows had
-    /// ended, carry no flow.
-    fn update_idle(&mut self, wanted: Option<&Desired>, usage: &Usage) {
+    /// ended, carry no flow; and what else no flow needs.
+    fn look_at_flows(&mut self, wanted: Option<&Desired>, usage: &Usage) {
         let Some(wanted) = wanted else { return };
         let idle: BTreeSet<Ipv4Addr> = self
             .pinned
@@ -406,16 +404,14 @@ impl Controller {
             .addresses
             .keys()
             .filter(|address| !wanted.addresses.contains_key(address))
-            .filter(|address| self.settled(address, usage) && !usage.slices.contains_key(address))
+            .filter(|address| self.settled.address(address, usage) && !usage.slices.contains_key(address))
             .copied()
             .collect();
         self.dirty |= idle != self.known.idle;
         self.known.idle = idle;
-    }
-
-    fn settled(&self, address: &Ipv4Addr, usage: &Usage) -> bool {
-        let (Some(since), Some(scan)) = (self.held_since.get(address), usage.started) else { return false };
-        scan.checked_duration_since(*since).is_some_and(|age| age >= SETTLED)
+        self.known.flows = self.settled.named(usage);
+        let goes = |flows: &ops::Named| self.lingering.iter().any(|peer| !flows.peers.contains(peer));
+        self.dirty |= self.known.flows.as_ref().is_some_and(goes);
     }
 
     fn keep_peers_resolved(&mut self, inputs: &Inputs) {
@@ -433,6 +429,13 @@ impl Controller {
             tracing::warn!(%error, "cannot speak to peers");
         }
     }
+}
+
+/// Nodes through which flows leave or may: what the data plane goes by, whether or not the API server can be reached.
+fn gateways(observed: &Observed, usage: &Usage) -> BTreeSet<Ipv4Addr> {
+    let listed = observed.allocations.values().flat_map(|entry| entry.gateways).map(u32::from);
+    let peers = listed.chain(usage.gateways.iter().copied());
+    peers.filter_map(|index| Some(from_map(observed.peers.get(&index)?.address))).collect()
 }
 
 fn remembered_ranges(observed: &Observed) -> Vec<Ipv4Net> {

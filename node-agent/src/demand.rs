@@ -1,13 +1,15 @@
 //! How many slices this node wants, from the ports that are in use. Pure: time is passed in.
 
 use crate::desired::Desired;
-use aegis_common::PORTS_PER_SLICE;
+use aegis_common::{FIRST_SLICE, PORTS_PER_SLICE, SLOTS_PER_ADDRESS};
 use aegis_core::model::AllocationName;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 /// Share of the held ports above which more are wanted.
 const TARGET: (u64, u64) = (6, 10);
+/// Slices of an address that can be used, and that can be asked for.
+const MAX_SLICES: u32 = SLOTS_PER_ADDRESS - FIRST_SLICE;
 
 /// What ports towards one destination are counted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,33 +22,57 @@ pub struct Origin {
     pub protocol: u8,
 }
 
-/// Ports in use at one moment.
+/// Ports of one origin, or of several bitmaps together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InUse {
+    /// At this moment. A port that rests counts: it is not to be had.
+    pub now: u32,
+    /// At most, since they were counted last.
+    pub peak: u32,
+}
+
+/// Ports in use.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ports {
     /// By egress address and origin.
-    pub by_origin: HashMap<(Ipv4Addr, Origin), u32>,
-    /// By egress address, over all origins.
+    pub by_origin: HashMap<(Ipv4Addr, Origin), InUse>,
+    /// At this moment by egress address, over all origins.
     pub by_address: BTreeMap<Ipv4Addr, u32>,
 }
 
 impl Ports {
     /// Counts ports of one bitmap.
-    pub fn add(&mut self, egress: Ipv4Addr, origin: Origin, used: u32) {
-        if used > 0 {
-            *self.by_origin.entry((egress, origin)).or_default() += used;
-            *self.by_address.entry(egress).or_default() += used;
+    pub fn add(&mut self, egress: Ipv4Addr, origin: Origin, now: u32, peak: u32) {
+        let peak = peak.max(now);
+        if peak == 0 {
+            return;
+        }
+        let entry = self.by_origin.entry((egress, origin)).or_default();
+        *entry = InUse { now: entry.now + now, peak: entry.peak + peak };
+        if now > 0 {
+            *self.by_address.entry(egress).or_default() += now;
         }
     }
 
-    /// Ports in use towards the busiest origin, over these addresses.
-    fn busiest(&self, addresses: &[Ipv4Addr]) -> u32 {
-        let mut by_origin: HashMap<Origin, u32> = HashMap::new();
-        for ((address, origin), used) in &self.by_origin {
-            if addresses.contains(address) {
-                *by_origin.entry(*origin).or_default() += used;
+    /// Ports towards the busiest origin, for each allocation over all addresses from which this node sends.
+    fn busiest<'a>(&self, desired: &'a Desired) -> BTreeMap<&'a AllocationName, InUse> {
+        let holders = desired.allocations.iter();
+        let owner: HashMap<Ipv4Addr, &AllocationName> = holders
+            .flat_map(|(name, allocation)| allocation.addresses.iter().map(move |address| (*address, name)))
+            .collect();
+        let mut by_origin: HashMap<(&AllocationName, Origin), InUse> = HashMap::new();
+        for ((address, origin), ports) in &self.by_origin {
+            if let Some(name) = owner.get(address) {
+                let sum = by_origin.entry((*name, *origin)).or_default();
+                *sum = InUse { now: sum.now + ports.now, peak: sum.peak + ports.peak };
             }
         }
-        by_origin.into_values().max().unwrap_or(0)
+        let mut busiest: BTreeMap<&AllocationName, InUse> = BTreeMap::new();
+        for ((name, _), ports) in by_origin {
+            let most = busiest.entry(name).or_default();
+            *most = InUse { now: most.now.max(ports.now), peak: most.peak.max(ports.peak) };
+        }
+        busiest
     }
 }
 
@@ -76,11 +102,13 @@ impl Minute {
         *slot = value.max(*slot);
     }
 
-    fn sum(&self) -> u64 {
+    fn sum(&mut self, now: u64) -> u64 {
+        self.turn(now);
         self.slots.iter().sum()
     }
 
-    fn max(&self) -> u64 {
+    fn max(&mut self, now: u64) -> u64 {
+        self.turn(now);
         self.slots.iter().copied().max().unwrap_or(0)
     }
 }
@@ -103,64 +131,69 @@ pub struct Want {
 pub struct Meter {
     peaks: BTreeMap<AllocationName, Minute>,
     refused: BTreeMap<AllocationName, Minute>,
-    refusals_seen: Option<u64>,
+    refusals_seen: BTreeMap<AllocationName, u64>,
 }
 
 impl Meter {
-    /// Wants of every allocation that pods of this node use. `needed` are these allocations, `refusals` the counter of
-    /// flows refused for want of a port, `now` seconds of any steady clock.
+    /// Wants of every allocation that pods of this node use (`local`), and of those from which this node sends for pods of
+    /// others. `refusals` count flows refused for want of a port, `now` seconds of any steady clock.
     pub fn wants(
         &mut self,
         desired: &Desired,
-        needed: &[AllocationName],
+        local: &BTreeSet<AllocationName>,
         ports: &Ports,
-        refusals: u64,
+        refusals: &BTreeMap<AllocationName, u64>,
         now: u64,
     ) -> BTreeMap<AllocationName, Want> {
-        let new_refusals = self.refusals_seen.map_or(0, |seen| refusals.saturating_sub(seen));
-        self.refusals_seen = Some(refusals);
-        self.peaks.retain(|name, _| needed.contains(name));
-        self.refused.retain(|name, _| needed.contains(name));
+        let busiest = ports.busiest(desired);
+        for (name, ports) in &busiest {
+            self.peaks.entry((*name).clone()).or_default().raise(now, ports.peak.into());
+        }
+        for (name, count) in refusals {
+            // What was refused before the agent looked first is no news.
+            let before = self.refusals_seen.insert(name.clone(), *count).unwrap_or(*count);
+            if *count > before {
+                self.refused.entry(name.clone()).or_default().add(now, count - before);
+            }
+        }
+        self.refusals_seen.retain(|name, _| refusals.contains_key(name));
+        for minutes in [&mut self.peaks, &mut self.refused] {
+            minutes.retain(|_, minute| minute.max(now) > 0);
+        }
 
-        let mut wants = BTreeMap::new();
-        let mut fullest: Option<(u32, AllocationName)> = None;
-        for name in needed {
+        let guests = self.peaks.keys().chain(self.refused.keys());
+        let guests = guests.filter(|name| desired.allocations.contains_key(*name));
+        let needed: BTreeSet<AllocationName> = guests.chain(local).cloned().collect();
+        let mut want = |name: &AllocationName| {
             let addresses =
-                desired.allocations.get(name).map(|usable| usable.addresses.as_slice()).unwrap_or_default();
+                desired.allocations.get(name).map(|own| own.addresses.as_slice()).unwrap_or_default();
             let held: u32 =
                 addresses.iter().filter_map(|a| desired.addresses.get(a)).map(|a| a.allowed.len()).sum();
-            let busiest = ports.busiest(addresses);
-            let peak = self.peaks.entry(name.clone()).or_default();
-            peak.raise(now, u64::from(busiest));
-            let each = peak.max().div_ceil((addresses.len() as u64).max(1));
+            let peak = self.peaks.get_mut(name).map_or(0, |minute| minute.max(now));
+            let each = peak.div_ceil((addresses.len() as u64).max(1));
             let slices = (each * TARGET.1).div_ceil(u64::from(PORTS_PER_SLICE) * TARGET.0);
-            let slices = u32::try_from(slices).unwrap_or(u32::MAX).max(1);
-            let capacity = held * PORTS_PER_SLICE;
-            let fill_percent = (busiest * 100).checked_div(capacity).unwrap_or(0).min(100);
-            if held > 0 && fullest.as_ref().is_none_or(|(fill, _)| fill_percent > *fill) {
-                fullest = Some((fill_percent, name.clone()));
+            let in_use = u64::from(busiest.get(name).copied().unwrap_or_default().now);
+            let fill = (in_use * 100).checked_div(u64::from(held * PORTS_PER_SLICE)).unwrap_or(0);
+            let refused = self.refused.get_mut(name).map_or(0, |minute| minute.sum(now));
+            Want {
+                slices: u32::try_from(slices).unwrap_or(u32::MAX).clamp(1, MAX_SLICES),
+                fill_percent: u32::try_from(fill.min(100)).unwrap_or(100),
+                refused: u32::try_from(refused).unwrap_or(u32::MAX),
+                reason: match (slices > 1, local.contains(name)) {
+                    (true, _) => "ports in use towards the busiest origin",
+                    (false, true) => "bound pods",
+                    (false, false) => "pods of other nodes",
+                },
             }
-            let reason = if slices > 1 { "ports in use towards the busiest origin" } else { "bound pods" };
-            wants.insert(name.clone(), Want { slices, fill_percent, refused: 0, reason });
-        }
-        // The counter does not tell the allocation: the fullest one is the one that refuses.
-        if let (Some((_, name)), true) = (fullest, new_refusals > 0) {
-            self.refused.entry(name).or_default().add(now, new_refusals);
-        }
-        for (name, want) in &mut wants {
-            if let Some(refused) = self.refused.get_mut(name) {
-                refused.add(now, 0);
-                want.refused = u32::try_from(refused.sum()).unwrap_or(u32::MAX);
-            }
-        }
-        wants
+        };
+        needed.into_iter().map(|name| (name.clone(), want(&name))).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::{EgressAddress, UsableAllocation};
+    use crate::desired::{Allocation, EgressAddress};
     use aegis_core::slice::SliceSet;
 
     const A: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
@@ -180,7 +213,7 @@ mod tests {
             addresses: addresses.iter().map(|address| (*address, held())).collect(),
             allocations: [(
                 name(),
-                UsableAllocation {
+                Allocation {
                     addresses: addresses.to_vec(),
                     gateways: Vec::new(),
                     near: 0,
@@ -195,54 +228,84 @@ mod tests {
 
     fn used(entries: &[(Ipv4Addr, u8, u32)]) -> Ports {
         let mut ports = Ports::default();
-        entries.iter().for_each(|(address, last, count)| ports.add(*address, origin(*last), *count));
+        entries.iter().for_each(|(address, last, count)| ports.add(*address, origin(*last), *count, *count));
         ports
+    }
+
+    /// What a new meter says.
+    fn want(desired: &Desired, local: bool, ports: &Ports) -> Option<Want> {
+        let local = local.then(name).into_iter().collect();
+        Meter::default().wants(desired, &local, ports, &BTreeMap::new(), 0).remove(&name())
     }
 
     #[test]
     fn bound_pods_want_at_least_one_slice_even_without_any() {
-        let wants = Meter::default().wants(&Desired::default(), &[name()], &Ports::default(), 0, 0);
-        assert_eq!(wants[&name()], Want { slices: 1, fill_percent: 0, refused: 0, reason: "bound pods" });
+        let want = want(&Desired::default(), true, &Ports::default()).unwrap();
+        assert_eq!(want, Want { slices: 1, fill_percent: 0, refused: 0, reason: "bound pods" });
     }
 
     #[test]
     fn more_is_wanted_above_sixty_percent_of_the_busiest_origin() {
-        let desired = holding(&[A], 8);
         let want = |count| {
-            Meter::default().wants(&desired, &[name()], &used(&[(A, 1, count), (A, 2, 50)]), 0, 0)[&name()]
-                .clone()
+            let want = want(&holding(&[A], 8), true, &used(&[(A, 1, count), (A, 2, 50)])).unwrap();
+            (want.slices, want.fill_percent)
         };
-        assert_eq!((want(1228).slices, want(1228).fill_percent), (8, 59));
-        assert_eq!((want(1229).slices, want(1229).fill_percent), (9, 60));
-        assert_eq!((want(2048).slices, want(2048).fill_percent), (14, 100));
+        assert_eq!(want(1228), (8, 59));
+        assert_eq!(want(1229), (9, 60));
+        assert_eq!(want(2048), (14, 100));
+        assert_eq!(want(64_000), (252, 100), "there are no more");
     }
 
     #[test]
     fn the_same_origin_is_summed_over_the_addresses() {
-        let desired = holding(&[A, B], 1);
-        let wants = Meter::default().wants(&desired, &[name()], &used(&[(A, 1, 256), (B, 1, 128)]), 0, 0);
-        assert_eq!((wants[&name()].fill_percent, wants[&name()].slices), (75, 2));
+        let want = want(&holding(&[A, B], 1), true, &used(&[(A, 1, 256), (B, 1, 128)])).unwrap();
+        assert_eq!((want.fill_percent, want.slices), (75, 2));
+    }
+
+    #[test]
+    fn what_was_in_use_between_two_looks_counts() {
+        let mut ports = Ports::default();
+        ports.add(A, origin(1), 10, 2000);
+        let want = want(&holding(&[A], 8), true, &ports).unwrap();
+        assert_eq!((want.slices, want.fill_percent), (14, 0));
+    }
+
+    #[test]
+    fn pods_of_other_nodes_want_slices_too() {
+        let desired = holding(&[A], 8);
+        assert_eq!(want(&desired, false, &Ports::default()), None, "it holds what nobody here uses");
+        let few = want(&desired, false, &used(&[(A, 1, 10)])).unwrap();
+        assert_eq!((few.slices, few.reason), (1, "pods of other nodes"));
+        assert_eq!(want(&desired, false, &used(&[(A, 1, 2000)])).unwrap().slices, 14);
     }
 
     #[test]
     fn a_peak_counts_for_a_minute() {
         let desired = holding(&[A], 8);
         let mut meter = Meter::default();
-        meter.wants(&desired, &[name()], &used(&[(A, 1, 2000)]), 0, 100);
-        let mut slices = |now| meter.wants(&desired, &[name()], &Ports::default(), 0, now)[&name()].slices;
-        assert_eq!((slices(101), slices(159), slices(160)), (14, 14, 1));
+        let mut slices = |ports: &Ports, now| {
+            meter.wants(&desired, &[name()].into(), ports, &BTreeMap::new(), now)[&name()].slices
+        };
+        slices(&used(&[(A, 1, 2000)]), 100);
+        assert_eq!([101, 159, 160].map(|now| slices(&Ports::default(), now)), [14, 14, 1]);
     }
 
     #[test]
-    fn refusals_are_those_since_the_agent_looked_first() {
-        let desired = holding(&[A], 1);
-        let full = used(&[(A, 1, 256)]);
+    fn refusals_are_an_allocations_own_and_those_since_the_agent_looked_first() {
+        let other = AllocationName { account: "shop".into(), name: "other".into() };
         let mut meter = Meter::default();
-        let mut refused = |count, now| meter.wants(&desired, &[name()], &full, count, now)[&name()].refused;
+        let mut refused = |count, now| {
+            let counts = [(name(), count), (other.clone(), 7)].into();
+            let local = [name(), other.clone()].into();
+            let wants = meter.wants(&holding(&[A], 1), &local, &used(&[(A, 1, 256)]), &counts, now);
+            assert_eq!(wants[&other].refused, 0);
+            wants[&name()].refused
+        };
         assert_eq!(refused(1000, 0), 0, "from before");
         assert_eq!(refused(1005, 1), 5);
         assert_eq!(refused(1007, 30), 7);
         assert_eq!(refused(1007, 65), 2);
         assert_eq!(refused(1007, 200), 0);
+        assert_eq!(refused(3, 201), 0, "the counters began anew");
     }
 }

@@ -283,6 +283,17 @@ impl Plane for Kernel {
         (0..Counter::ALL.len()).map(sum).collect()
     }
 
+    fn refusals(&self, numbers: &BTreeSet<u32>) -> Result<BTreeMap<u32, u64>, PlaneError> {
+        let failed =
+            |error: &dyn std::error::Error| PlaneError::Read { map: "REFUSALS", reason: chain(error) };
+        let map = self.dataplane.per_cpu::<u64>("REFUSALS").map_err(|error| failed(&error))?;
+        let sum = |index: &u32| {
+            let values = map.get(index, 0).map_err(|error| failed(&error))?;
+            Ok((*index, values.iter().sum()))
+        };
+        numbers.iter().map(sum).collect()
+    }
+
     fn attach(&mut self, devices: &Devices, existing: &BTreeSet<u32>) -> BTreeMap<String, String> {
         let mut errors = BTreeMap::new();
         // A device keeps its programs for as long as it exists: a route that flaps must not uncover anything.
@@ -429,7 +440,7 @@ impl Tables for Kept {
         };
         let mut over = Vec::new();
         sweep::for_each(self.forward.as_fd(), |key: &FlowKey, value: &ForwardValue| {
-            usage.flows += 1;
+            usage.add_flow(key, value);
             let limits = timeouts.get(&u32::from(value.allocation)).copied().unwrap_or_default();
             if candidate(key, value, &limits, now) || abandoned(key, value) {
                 over.push(*key);

@@ -50,7 +50,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let client = kube::Client::try_from(config).context("cannot make an API client")?;
     let _watches = watch::start(&client, &args.node_name, &shared);
     let (report, pending) = tokio::sync::watch::channel(status::Pending::default());
-    tokio::spawn(status::write(client, pending));
+    tokio::spawn(status::write(client, metrics.clone(), pending));
 
     let (connection, netlink, mut changes) =
         rtnetlink::new_multicast_connection(&network::GROUPS).context("cannot open a netlink socket")?;

@@ -1,11 +1,11 @@
 //! Prometheus metrics: a snapshot that the controller renews, encoded when somebody asks.
 
 use crate::status::NotReady;
-use aegis_common::{Counter, CounterValue};
+use aegis_common::{Counter as Reason, CounterValue};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
@@ -94,6 +94,7 @@ impl Default for Snapshot {
 pub struct Metrics {
     snapshot: Arc<Mutex<Snapshot>>,
     reconcile: Histogram,
+    report_failures: Counter,
     registry: Arc<Registry>,
 }
 
@@ -107,8 +108,14 @@ impl Default for Metrics {
             "Time from noticing a change to having written it to the data plane",
             reconcile.clone(),
         );
+        let report_failures = Counter::default();
+        registry.register(
+            "report_failures",
+            "Attempts to write the EgressNode status that failed",
+            report_failures.clone(),
+        );
         registry.register_collector(Box::new(Encoder(Arc::clone(&snapshot))));
-        Metrics { snapshot, reconcile, registry: Arc::new(registry) }
+        Metrics { snapshot, reconcile, report_failures, registry: Arc::new(registry) }
     }
 }
 
@@ -121,6 +128,11 @@ impl Metrics {
     /// Counts one reconciliation.
     pub fn reconciled(&self, seconds: f64) {
         self.reconcile.observe(seconds);
+    }
+
+    /// Counts an attempt to report that failed.
+    pub fn report_failed(&self) {
+        self.report_failures.inc();
     }
 
     /// The metrics in the OpenMetrics text format.
@@ -167,8 +179,8 @@ impl Collector for Encoder {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Encoded {
         let now = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let e = &mut encoder;
-        let reasons = || Counter::ALL.iter().zip(&now.counters);
-        let by_reason = |c: &Counter| [("reason", c.label().to_owned())];
+        let reasons = || Reason::ALL.iter().zip(&now.counters);
+        let by_reason = |c: &Reason| [("reason", c.label().to_owned())];
         family(
             e,
             ("packets", "Packets by what happened to them", MetricType::Counter),
@@ -284,10 +296,10 @@ mod tests {
     fn every_counter_has_a_series_and_the_text_ends_as_openmetrics_wants() {
         let metrics = Metrics::default();
         metrics.lock().counters =
-            (0..Counter::ALL.len() as u64).map(|i| CounterValue { packets: i, bytes: 2 * i }).collect();
+            (0..Reason::ALL.len() as u64).map(|i| CounterValue { packets: i, bytes: 2 * i }).collect();
         metrics.lock().ports.insert(Ipv4Addr::new(203, 0, 113, 1), 17);
         let text = metrics.encode().unwrap();
-        for (index, counter) in Counter::ALL.iter().enumerate() {
+        for (index, counter) in Reason::ALL.iter().enumerate() {
             assert!(
                 text.contains(&format!("aegis_packets_total{{reason=\"{}\"}} {index}\n", counter.label())),
                 "{text}"

@@ -8,15 +8,18 @@
 //!
 //! Within a step a slot is owned before it may be used for new flows, and loses that right before it loses its owner.
 
+mod addresses;
 mod allocations;
+mod peers;
 mod policy;
 
-use crate::desired::{Desired, EgressAddress, PeerLink};
-use crate::observed::{DestinationEntry, Homes, Observed, PortEntry, VerdictEntry, from_map, to_map};
-use crate::probe::Answer;
+pub use peers::refresh_peers;
+
+use crate::desired::Desired;
+use crate::observed::{DestinationEntry, Homes, Observed, PortEntry, VerdictEntry, to_map};
 use aegis_common::{
-    AddressValue, AllocationValue, Config, HoldingValue, MAX_ADDRESSES, MAX_PEERS, MAX_POD_RANGES, PEER_LOST,
-    PEER_SAME_L2, PEER_SILENT, PeerValue, PodRange, PodValue, SlotValue, VerdictValue,
+    AddressValue, AllocationValue, Config, HoldingValue, MAX_POD_RANGES, PeerValue, PodRange, PodValue,
+    SlotValue, VerdictValue,
 };
 use aegis_core::model::AllocationName;
 use std::collections::{BTreeMap, BTreeSet};
@@ -77,26 +80,52 @@ pub struct Transition {
     pub ops: Vec<Op>,
     /// Addresses of which an object older than the data plane was offered; they stay as they are.
     pub stale: BTreeSet<Ipv4Addr>,
-    /// Addresses whose object is gone while flows live here; they take no new flow.
+    /// Addresses whose object is gone while flows live, here or elsewhere; they take no new flow.
     pub orphaned: BTreeSet<Ipv4Addr>,
+    /// Indices of peers that are kept only because live flows may name them.
+    pub lingering: BTreeSet<u32>,
     /// Numbers of the allocations afterwards.
     pub numbers: BTreeMap<AllocationName, u32>,
     /// What found no room, by table.
     pub full: BTreeSet<&'static str>,
 }
 
-/// What the agent knows of the data plane beside the contents of its maps.
+/// What the agent knows of the data plane beside the contents of the maps that it writes.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
-    /// Egress addresses that carry no flow of this node; one that is no longer wanted is taken out only if it is here.
+    /// Egress addresses that carry no flow of this node.
     pub idle: BTreeSet<Ipv4Addr>,
-    /// Numbers of the allocations after the last transition; empty after a restart.
-    pub numbers: BTreeMap<AllocationName, u32>,
+    /// What live flows name; `None` = anything may be named.
+    pub flows: Option<Named>,
+}
+
+/// Indices that flow entries hold. What is in here must not become somebody else's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// Of peers.
+    pub peers: BTreeSet<u32>,
+    /// Of allocations.
+    pub allocations: BTreeSet<u32>,
+}
+
+impl Op {
+    /// Whether new flows may have named something until now that they cannot name any more.
+    pub fn ends_a_way(&self) -> bool {
+        matches!(
+            self,
+            Op::SetConfig(_)
+                | Op::SetAllocation { .. }
+                | Op::SetAddress { .. }
+                | Op::RemoveAddress { .. }
+                | Op::UnindexPeer { .. }
+        )
+    }
 }
 
 /// How to come from `observed` to `desired`.
 pub fn transition(desired: &Desired, observed: &Observed, known: &Known) -> Transition {
-    let mut builder = Builder { observed, desired, known, plan: Transition::default() };
+    let mut builder =
+        Builder { observed, desired, known, plan: Transition::default(), ending: BTreeMap::new() };
     let peers = builder.grow_peers();
     builder.write_base_config(&peers);
     let kept = builder.grow_addresses(&peers);
@@ -115,6 +144,8 @@ struct Builder<'a> {
     desired: &'a Desired,
     known: &'a Known,
     plan: Transition,
+    /// Entries of allocations that open nothing any more.
+    ending: BTreeMap<u32, AllocationValue>,
 }
 
 /// Numbers that are free: the lowest ones of `0..size` for which `taken` says no.
@@ -125,40 +156,6 @@ fn free_numbers(first: u32, size: u32, taken: impl Fn(u32) -> bool) -> impl Iter
 impl Builder<'_> {
     fn push(&mut self, op: Op) {
         self.plan.ops.push(op);
-    }
-
-    /// Gives every peer an index that stays the same for as long as the peer is wanted.
-    fn grow_peers(&mut self) -> BTreeMap<Ipv4Addr, u32> {
-        let (observed, desired) = (self.observed, self.desired);
-        let mut free = free_numbers(1, MAX_PEERS, |index| observed.peers.contains_key(&index));
-        let mut numbers = BTreeMap::new();
-        for (address, link) in &self.desired.peers {
-            let known = observed.peer_index.get(address).copied().filter(|index| {
-                observed.peers.get(index).is_some_and(|peer| peer.address == to_map(*address))
-            });
-            let Some(index) = known.or_else(|| free.next()) else {
-                self.plan.full.insert("peers");
-                continue;
-            };
-            numbers.insert(*address, index);
-            let current = observed.peers.get(&index).copied().unwrap_or_default();
-            let value = match link {
-                Some(link) => peer_value(*address, link),
-                // Not resolved at the moment: what was known last is a better guess than nothing.
-                None => {
-                    let flags = current.flags & PEER_SAME_L2;
-                    PeerValue { address: to_map(*address), flags, ..current }
-                }
-            };
-            let value = PeerValue { flags: value.flags | silence(desired.silent.get(address)), ..value };
-            if current != value {
-                self.plan.ops.push(Op::SetPeer { index, value });
-            }
-            if observed.peer_index.get(address) != Some(&index) {
-                self.plan.ops.push(Op::IndexPeer { address: *address, index });
-            }
-        }
-        numbers
     }
 
     fn config(&self, peers: &BTreeMap<Ipv4Addr, u32>, generation: u32) -> Config {
@@ -202,165 +199,5 @@ impl Builder<'_> {
         if config != current {
             self.push(Op::SetConfig(config));
         }
-    }
-
-    /// Addresses whose desired state counts; the others (older than the data plane, or without room) stay as they are.
-    fn grow_addresses(&mut self, peers: &BTreeMap<Ipv4Addr, u32>) -> BTreeMap<Ipv4Addr, u32> {
-        let observed = self.observed;
-        let used: BTreeSet<u32> = observed.addresses.values().map(|value| value.index).collect();
-        let mut free = free_numbers(0, MAX_ADDRESSES, |index| used.contains(&index));
-        let mut numbers = BTreeMap::new();
-        for (address, wanted) in &self.desired.addresses {
-            let holding = observed.holdings.get(address).copied().unwrap_or_default();
-            if u64::try_from(wanted.epoch).unwrap_or(0) < holding.epoch {
-                self.plan.stale.insert(*address);
-                continue;
-            }
-            let existing = observed.addresses.get(address).map(|value| value.index);
-            let Some(index) = existing.or_else(|| free.next()) else {
-                self.plan.full.insert("addresses");
-                continue;
-            };
-            numbers.insert(*address, index);
-            self.grow_address(*address, index, wanted, holding, peers);
-            if existing.is_none() {
-                self.push(Op::SetAddress { address: *address, value: AddressValue { index, allocation: 0 } });
-            }
-            let allowed = wanted.allowed.words();
-            let value = HoldingValue { allowed, epoch: u64::try_from(wanted.epoch).unwrap_or(0) };
-            if observed.holdings.get(address) != Some(&value) {
-                self.push(Op::SetHolding { address: *address, value });
-            }
-        }
-        numbers
-    }
-
-    fn grow_address(
-        &mut self,
-        address: Ipv4Addr,
-        index: u32,
-        wanted: &EgressAddress,
-        holding: HoldingValue,
-        peers: &BTreeMap<Ipv4Addr, u32>,
-    ) {
-        let observed = self.observed;
-        // A slice stops taking new flows before its slot changes hands.
-        let words = wanted.allowed.words();
-        let shrunk = std::array::from_fn(|word| holding.allowed[word] & words[word]);
-        let loses_owner = shrunk != holding.allowed;
-        if loses_owner {
-            self.push(Op::SetHolding {
-                address,
-                value: HoldingValue { allowed: shrunk, epoch: holding.epoch },
-            });
-        }
-        let current: BTreeMap<u8, SlotValue> = observed.slots_of(index).collect();
-        for slice in 0..=u8::MAX {
-            let now = current.get(&slice).copied().unwrap_or_default();
-            let value = match wanted.owners.get(&slice) {
-                None => SlotValue::default(),
-                Some(owner) => match owner.peer.and_then(|peer| peers.get(&peer)) {
-                    Some(peer) => SlotValue { peer: *peer, epoch: owner.epoch },
-                    // Nobody has told where the owner is: what the data plane knows of this very holding stays.
-                    None if now.epoch == owner.epoch => now,
-                    None => SlotValue::default(),
-                },
-            };
-            if now != value {
-                self.push(Op::SetSlot { index, slice, value });
-            }
-        }
-        let mut homes = Homes::default();
-        for (home, node) in homes.iter_mut().zip(&wanted.homes) {
-            *home = peers.get(node).copied().unwrap_or(0);
-        }
-        if observed.homes.get(&index).copied().unwrap_or_default() != homes {
-            self.push(Op::SetHomes { index, homes });
-        }
-    }
-
-    fn shrink_addresses(&mut self, kept: &BTreeMap<Ipv4Addr, u32>) {
-        let observed = self.observed;
-        for (address, value) in &observed.addresses {
-            if kept.contains_key(address) || self.plan.stale.contains(address) {
-                continue;
-            }
-            if self.desired.addresses.contains_key(address) {
-                continue;
-            }
-            let holding = observed.holdings.get(address).copied().unwrap_or_default();
-            if holding.allowed != [0; 4] {
-                self.push(Op::SetHolding {
-                    address: *address,
-                    value: HoldingValue { allowed: [0; 4], epoch: holding.epoch },
-                });
-            }
-            if !self.known.idle.contains(address) || holding.allowed != [0; 4] {
-                self.plan.orphaned.insert(*address);
-                continue;
-            }
-            self.push(Op::RemoveHolding { address: *address });
-            self.push(Op::RemoveAddress { address: *address });
-            for (slice, _) in observed.slots_of(value.index) {
-                self.push(Op::SetSlot { index: value.index, slice, value: SlotValue::default() });
-            }
-            if observed.homes.contains_key(&value.index) {
-                self.push(Op::SetHomes { index: value.index, homes: Homes::default() });
-            }
-        }
-    }
-
-    /// A peer goes when no slot and no home of what stays points at it.
-    fn shrink_peers(&mut self, numbers: &BTreeMap<Ipv4Addr, u32>) {
-        let mut after = self.observed.clone();
-        self.plan.ops.iter().for_each(|op| after.apply(op));
-        let gateways = after.allocations.values().flat_map(|entry| entry.gateways).map(u32::from);
-        let used: BTreeSet<u32> = after
-            .slots
-            .values()
-            .map(|slot| slot.peer)
-            .chain(gateways)
-            .chain(after.homes.values().flatten().copied())
-            .chain(numbers.values().copied())
-            .chain([after.config.own_peer])
-            .collect();
-        for (address, index) in &self.observed.peer_index {
-            if !used.contains(index) {
-                self.push(Op::UnindexPeer { address: *address });
-            }
-        }
-        for index in self.observed.peers.keys() {
-            if !used.contains(index) {
-                self.push(Op::SetPeer { index: *index, value: PeerValue::default() });
-            }
-        }
-    }
-}
-
-fn silence(answer: Option<&Answer>) -> u16 {
-    match answer {
-        None | Some(Answer::Prompt) => 0,
-        Some(Answer::Silent) => PEER_SILENT,
-        Some(Answer::Lost) => PEER_SILENT | PEER_LOST,
-    }
-}
-
-/// Ways to peers that have changed, for the time during which nothing else is known: after a start while the API
-/// server cannot be reached, what is pinned stays in force but must follow the network.
-pub fn refresh_peers(observed: &Observed, links: &BTreeMap<Ipv4Addr, PeerLink>) -> Vec<Op> {
-    let changed = |(index, peer): (&u32, &PeerValue)| {
-        let value = peer_value(from_map(peer.address), links.get(&from_map(peer.address))?);
-        let value = PeerValue { flags: value.flags | peer.flags & (PEER_SILENT | PEER_LOST), ..value };
-        (value != *peer).then_some(Op::SetPeer { index: *index, value })
-    };
-    observed.peers.iter().filter_map(changed).collect()
-}
-
-fn peer_value(address: Ipv4Addr, link: &PeerLink) -> PeerValue {
-    PeerValue {
-        address: to_map(address),
-        mac: link.mac,
-        flags: if link.same_l2 { PEER_SAME_L2 } else { 0 },
-        ifindex: link.ifindex,
     }
 }

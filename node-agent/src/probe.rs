@@ -28,6 +28,8 @@ pub enum Answer {
 
 #[derive(Clone, Copy, Debug)]
 struct Seen {
+    /// It has answered since it became one of ours.
+    answered: bool,
     /// Probes since the last answer.
     unanswered: u32,
     /// When it answered last, or became one of ours.
@@ -41,11 +43,11 @@ pub struct Gateways {
 }
 
 impl Gateways {
-    /// Probes these from now on. One that is new is taken to answer until it has not.
+    /// Probes these from now on. Of one that is new nothing is known until it has answered, or has not.
     pub fn watch(&mut self, gateways: &BTreeSet<Ipv4Addr>, now: Instant) {
         self.seen.retain(|gateway, _| gateways.contains(gateway));
         for gateway in gateways {
-            self.seen.entry(*gateway).or_insert(Seen { unanswered: 0, last: now });
+            self.seen.entry(*gateway).or_insert(Seen { answered: false, unanswered: 0, last: now });
         }
     }
 
@@ -55,7 +57,7 @@ impl Gateways {
         let stood_still = since_last > 3 * INTERVAL;
         for seen in self.seen.values_mut() {
             if stood_still && seen.unanswered < MISSED {
-                *seen = Seen { unanswered: 0, last: now };
+                *seen = Seen { unanswered: 0, last: now, ..*seen };
             }
             seen.unanswered = seen.unanswered.saturating_add(1);
         }
@@ -65,25 +67,24 @@ impl Gateways {
     /// A gateway has answered.
     pub fn answered(&mut self, gateway: Ipv4Addr, now: Instant) {
         if let Some(seen) = self.seen.get_mut(&gateway) {
-            *seen = Seen { unanswered: 0, last: now };
+            *seen = Seen { answered: true, unanswered: 0, last: now };
         }
     }
 
-    /// Those that do not answer.
-    pub fn silent(&self, now: Instant) -> BTreeMap<Ipv4Addr, Answer> {
-        let judged = self.seen.iter().map(|(gateway, seen)| (*gateway, judge(seen, now)));
-        judged.filter(|(_, answer)| *answer != Answer::Prompt).collect()
+    /// How those answer of which that is known.
+    pub fn answers(&self, now: Instant) -> BTreeMap<Ipv4Addr, Answer> {
+        self.seen.iter().filter_map(|(gateway, seen)| Some((*gateway, judge(seen, now)?))).collect()
     }
 }
 
-fn judge(seen: &Seen, now: Instant) -> Answer {
+fn judge(seen: &Seen, now: Instant) -> Option<Answer> {
     // The probe that was sent last is still under way.
     if seen.unanswered <= MISSED {
-        Answer::Prompt
+        seen.answered.then_some(Answer::Prompt)
     } else if now.saturating_duration_since(seen.last) < LOST {
-        Answer::Silent
+        Some(Answer::Silent)
     } else {
-        Answer::Lost
+        Some(Answer::Lost)
     }
 }
 
@@ -99,9 +100,9 @@ impl Prober {
         self.with(|all| all.watch(gateways, Instant::now()));
     }
 
-    /// See [`Gateways::silent`].
-    pub fn silent(&self) -> BTreeMap<Ipv4Addr, Answer> {
-        self.with(|all| all.silent(Instant::now()))
+    /// See [`Gateways::answers`].
+    pub fn answers(&self) -> BTreeMap<Ipv4Addr, Answer> {
+        self.with(|all| all.answers(Instant::now()))
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Gateways) -> T) -> T {
@@ -137,17 +138,17 @@ impl Prober {
                     }
                 }
             }
-            let silent = self.silent();
-            if silent != known {
-                for (gateway, answer) in &silent {
-                    if known.get(gateway) != Some(answer) {
-                        tracing::warn!(%gateway, ?answer, "a gateway does not answer");
+            let answers = self.answers();
+            if answers != known {
+                for (gateway, answer) in &answers {
+                    match (known.get(gateway), answer) {
+                        (before, now) if before == Some(now) => {}
+                        (None, Answer::Prompt) => {}
+                        (Some(_), Answer::Prompt) => tracing::info!(%gateway, "a gateway answers again"),
+                        _ => tracing::warn!(%gateway, ?answer, "a gateway does not answer"),
                     }
                 }
-                for gateway in known.keys().filter(|gateway| !silent.contains_key(gateway)) {
-                    tracing::info!(%gateway, "a gateway answers again");
-                }
-                known = silent;
+                known = answers;
                 changed();
             }
         }
@@ -182,21 +183,35 @@ mod tests {
         now
     }
 
+    fn silent(gateways: &Gateways, now: Instant) -> BTreeMap<Ipv4Addr, Answer> {
+        gateways.answers(now).into_iter().filter(|(_, answer)| *answer != Answer::Prompt).collect()
+    }
+
+    #[test]
+    fn nothing_is_known_of_a_gateway_that_is_new() {
+        let start = Instant::now();
+        let mut gateways = Gateways::default();
+        gateways.watch(&[A, B].into(), start);
+        assert_eq!(gateways.answers(start), [].into(), "what an agent before knew of it stays");
+        let now = probe(&mut gateways, start, 2, &[B]);
+        assert_eq!(gateways.answers(now), [(B, Answer::Prompt)].into());
+    }
+
     #[test]
     fn three_unanswered_probes_make_a_gateway_silent_and_five_seconds_lost() {
         let start = Instant::now();
         let mut gateways = Gateways::default();
         gateways.watch(&[A, B].into(), start);
         let now = probe(&mut gateways, start, 3, &[B]);
-        assert_eq!(gateways.silent(now), [].into(), "the third may still be answered");
+        assert_eq!(silent(&gateways, now), [].into(), "the third may still be answered");
         let now = probe(&mut gateways, now, 1, &[B]);
-        assert_eq!(gateways.silent(now), [(A, Answer::Silent)].into());
+        assert_eq!(silent(&gateways, now), [(A, Answer::Silent)].into());
         let now = probe(&mut gateways, now, 20, &[B]);
-        assert_eq!(gateways.silent(now), [(A, Answer::Silent)].into());
+        assert_eq!(silent(&gateways, now), [(A, Answer::Silent)].into());
         let now = probe(&mut gateways, now, 2, &[B]);
-        assert_eq!(gateways.silent(now), [(A, Answer::Lost)].into());
+        assert_eq!(silent(&gateways, now), [(A, Answer::Lost)].into());
         gateways.answered(A, now);
-        assert_eq!(gateways.silent(now), [].into(), "one answer is enough");
+        assert_eq!(silent(&gateways, now), [].into(), "one answer is enough");
     }
 
     #[test]
@@ -209,11 +224,11 @@ mod tests {
             now += Duration::from_secs(2);
             gateways.probe(Duration::from_secs(2), now);
         }
-        assert_eq!(gateways.silent(now), [].into());
+        assert_eq!(silent(&gateways, now), [].into());
         let now = probe(&mut gateways, now, 4, &[]);
-        assert_eq!(gateways.silent(now), [(A, Answer::Silent)].into());
+        assert_eq!(silent(&gateways, now), [(A, Answer::Silent)].into());
         gateways.probe(Duration::from_secs(2), now);
-        assert_eq!(gateways.silent(now), [(A, Answer::Silent)].into(), "but a silent one stays so");
+        assert_eq!(silent(&gateways, now), [(A, Answer::Silent)].into(), "but a silent one stays so");
     }
 
     #[test]
@@ -223,7 +238,7 @@ mod tests {
         gateways.watch(&[A].into(), start);
         let now = probe(&mut gateways, start, 5, &[]);
         gateways.watch(&[B].into(), now);
-        assert_eq!(gateways.silent(now), [].into());
+        assert_eq!(silent(&gateways, now), [].into());
         assert_eq!(gateways.probe(INTERVAL, now), [B]);
         gateways.answered(A, now);
         assert_eq!(gateways.probe(INTERVAL, now), [B], "nor does an answer bring it back");

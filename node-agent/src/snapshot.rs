@@ -9,6 +9,7 @@ use crate::network::Network;
 use crate::objects::PodRecord;
 use crate::probe::Answer;
 use crate::watch::Cluster;
+use aegis_core::policy::Room;
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -26,8 +27,10 @@ pub struct Local<'a> {
     pub network: Option<&'a Network>,
     /// Smallest MTU of the uplinks.
     pub uplink_mtu: Option<u32>,
-    /// Gateways that do not answer.
-    pub silent: BTreeMap<Ipv4Addr, Answer>,
+    /// How gateways answer.
+    pub answers: BTreeMap<Ipv4Addr, Answer>,
+    /// Room in the tables of the policy.
+    pub room: Room,
 }
 
 /// Puts the inputs together. `tunnels` remembers where nodes were when they told it last: an `EgressNode` that is gone
@@ -73,6 +76,7 @@ pub fn inputs(
         tunnel_port: args.tunnel_port,
         refusals_per_second: args.refusals_per_second,
         unknown_pods: args.unknown_pods,
-        silent: local.silent.clone(),
+        answers: local.answers.clone(),
+        room: local.room,
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::demand::Want;
 use crate::desired::Desired;
+use crate::metrics::Metrics;
 use crate::observed::Observed;
 use aegis_core::model::AllocationName;
 use aegis_core::policy::Binding;
@@ -29,6 +30,10 @@ const PAUSE: Duration = Duration::from_millis(500);
 const USAGE_PAUSE: Duration = Duration::from_secs(2);
 /// Longest time of one call.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// What the schema takes of each list, and of a message.
+const MAX_DEMAND: usize = 1024;
+const MAX_BINDINGS: usize = 4096;
+const MAX_MESSAGE: usize = 4096;
 
 /// Why the node is not ready, in the words of the condition.
 pub mod reason {
@@ -40,7 +45,7 @@ pub mod reason {
     pub const LOAD_FAILED: &str = "DataplaneLoadFailed";
     /// No device leads out of the node, or the node has no internal IPv4 address.
     pub const NO_UPLINK: &str = "NoUplink";
-    /// Nobody says which addresses pods of this node have.
+    /// Nobody says which addresses pods of this node have, or too many ranges are named.
     pub const NO_POD_RANGE: &str = "NoPodRange";
     /// A program cannot be attached.
     pub const ATTACH_FAILED: &str = "AttachFailed";
@@ -48,6 +53,8 @@ pub mod reason {
     pub const NFT_MISSING: &str = "NftMissing";
     /// A map write failed.
     pub const WRITE_FAILED: &str = "WriteFailed";
+    /// Every table has room for what is wanted.
+    pub const EVERYTHING_FITS: &str = "EverythingFits";
     /// A table has no room for what is wanted.
     pub const TABLE_FULL: &str = "TableFull";
     /// The kernel's network cannot be read.
@@ -84,6 +91,8 @@ pub struct Facts<'a> {
     pub policy_in_force: bool,
     /// Readiness.
     pub ready: &'a Result<(), NotReady>,
+    /// Whether everything has room, or else what has not and what to do.
+    pub room: &'a Result<(), String>,
 }
 
 /// The report, with a condition whose time is not set yet.
@@ -105,17 +114,7 @@ pub fn report(facts: &Facts<'_>) -> EgressNodeStatus {
                 .collect(),
         })
         .collect();
-    let bindings: Vec<ProgrammedBinding> = facts
-        .bindings
-        .iter()
-        .map(|binding| ProgrammedBinding {
-            namespace: binding.name.account.clone(),
-            name: binding.name.name.clone(),
-            generation: binding.generation,
-            pods: facts.desired.covered.get(&binding.name).copied().unwrap_or(0),
-        })
-        .collect();
-    let demand = facts.wants.iter().map(|(name, want)| Demand {
+    let demand = facts.wants.iter().take(MAX_DEMAND).map(|(name, want)| Demand {
         allocation: AllocationRef { namespace: name.account.clone(), name: name.name.clone() },
         slices: want.slices,
         fill_percent: want.fill_percent,
@@ -133,15 +132,46 @@ pub fn report(facts: &Facts<'_>) -> EgressNodeStatus {
         covered_pods: facts.desired.covered_pods,
         demand: demand.collect(),
         addresses,
-        bindings: if facts.policy_in_force { bindings } else { Vec::new() },
-        conditions: vec![Condition {
-            type_: type_::READY.to_owned(),
-            status: status.to_owned(),
-            reason: reason.to_owned(),
-            message,
-            observed_generation: None,
-            last_transition_time: Time(Timestamp::UNIX_EPOCH),
-        }],
+        bindings: if facts.policy_in_force { bindings(facts) } else { Vec::new() },
+        conditions: vec![condition(type_::READY, status, reason, message), room(facts)],
+    }
+}
+
+/// Bindings that this node enforces. A report that is too long would be refused as a whole: those with pods here go first.
+fn bindings(facts: &Facts<'_>) -> Vec<ProgrammedBinding> {
+    let enforced = facts.bindings.iter().filter(|it| !facts.desired.refused.contains(&it.name.account));
+    let programmed = enforced.map(|binding| ProgrammedBinding {
+        namespace: binding.name.account.clone(),
+        name: binding.name.name.clone(),
+        generation: binding.generation,
+        pods: facts.desired.covered.get(&binding.name).copied().unwrap_or(0),
+    });
+    let mut bindings: Vec<ProgrammedBinding> = programmed.collect();
+    if bindings.len() > MAX_BINDINGS {
+        bindings.sort_by_key(|binding| binding.pods == 0);
+        bindings.truncate(MAX_BINDINGS);
+    }
+    bindings
+}
+
+fn room(facts: &Facts<'_>) -> Condition {
+    match facts.room {
+        Ok(()) => {
+            condition(type_::WITHIN_LIMITS, "True", reason::EVERYTHING_FITS, "everything has room".to_owned())
+        }
+        Err(message) => condition(type_::WITHIN_LIMITS, "False", reason::TABLE_FULL, message.clone()),
+    }
+}
+
+fn condition(type_: &str, status: &str, reason: &str, mut message: String) -> Condition {
+    message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+    Condition {
+        type_: type_.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        observed_generation: None,
+        last_transition_time: Time(Timestamp::UNIX_EPOCH),
     }
 }
 
@@ -189,7 +219,7 @@ pub struct Pending {
 }
 
 /// Writes reports as they come: only changes, at most about two a second, the latest one only. Ends with the sender.
-pub async fn write(client: Client, mut pending: watch::Receiver<Pending>) {
+pub async fn write(client: Client, metrics: Metrics, mut pending: watch::Receiver<Pending>) {
     let api: Api<EgressNode> = Api::all(client);
     let mut written: Option<EgressNodeStatus> = None;
     let mut next = Instant::now();
@@ -240,6 +270,7 @@ pub async fn write(client: Client, mut pending: watch::Receiver<Pending>) {
                         tracing::warn!(error, "cannot write the EgressNode status; trying again");
                     }
                     failures = failures.saturating_add(1);
+                    metrics.report_failed();
                     // Whatever was written last may be gone with the object.
                     written = None;
                     tokio::time::sleep(Duration::from_millis(500 * u64::from(failures.min(6)))).await;
@@ -285,19 +316,69 @@ async fn write_once(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aegis_core::policy::BindingName;
+    use std::sync::LazyLock;
 
     fn status(ready: &Result<(), NotReady>) -> EgressNodeStatus {
-        report(&Facts {
+        report(&facts(ready))
+    }
+
+    fn facts(ready: &Result<(), NotReady>) -> Facts<'_> {
+        type Nothing = (Desired, Observed, BTreeMap<AllocationName, Want>, BTreeMap<Ipv4Addr, SliceSet>);
+        static NOTHING: LazyLock<Nothing> = LazyLock::new(Default::default);
+        Facts {
             tunnel_address: Some(Ipv4Addr::new(192, 0, 2, 1)),
             uplinks: Vec::new(),
-            desired: &Desired::default(),
-            observed: &Observed::default(),
+            desired: &NOTHING.0,
+            observed: &NOTHING.1,
             bindings: &[],
-            wants: &BTreeMap::new(),
-            drained: &BTreeMap::new(),
+            wants: &NOTHING.2,
+            drained: &NOTHING.3,
             policy_in_force: true,
             ready,
-        })
+            room: &Ok(()),
+        }
+    }
+
+    fn binding(account: &str, name: String) -> Binding {
+        Binding {
+            name: BindingName { account: account.into(), name },
+            allocation: AllocationName { account: account.into(), name: "main".into() },
+            enabled: true,
+            workloads: Default::default(),
+            cidrs: Vec::new(),
+            ports: Vec::new(),
+            use_node_address: false,
+            generation: 3,
+        }
+    }
+
+    #[test]
+    fn a_report_is_never_longer_than_the_schema_takes() {
+        let bindings: Vec<Binding> =
+            (0..5000).map(|number| binding("shop", format!("b{number:04}"))).collect();
+        let covered = [(bindings[4999].name.clone(), 2)].into();
+        let desired = Desired { covered, ..Desired::default() };
+        let message = Err("ä".repeat(5000));
+        let status =
+            report(&Facts { desired: &desired, bindings: &bindings, room: &message, ..facts(&Ok(())) });
+        assert_eq!(status.bindings.len(), 4096);
+        assert_eq!((status.bindings[0].name.as_str(), status.bindings[0].pods), ("b4999", 2));
+        assert_eq!(status.bindings[1].name, "b0000");
+        assert_eq!(status.conditions[1].message.len(), 4096);
+    }
+
+    #[test]
+    fn what_has_no_room_is_told_and_leaves_the_node_ready() {
+        let bindings = [binding("big", "a".into()), binding("small", "b".into())];
+        let desired = Desired { refused: ["big".to_owned()].into(), ..Desired::default() };
+        let full = Err("big".to_owned());
+        let status = report(&Facts { desired: &desired, bindings: &bindings, room: &full, ..facts(&Ok(())) });
+        let conditions: Vec<_> =
+            status.conditions.iter().map(|c| (c.type_.as_str(), c.status.as_str())).collect();
+        assert_eq!(conditions, [("Ready", "True"), ("WithinLimits", "False")]);
+        let enforced: Vec<_> = status.bindings.iter().map(|it| it.namespace.as_str()).collect();
+        assert_eq!(enforced, ["small"]);
     }
 
     #[test]

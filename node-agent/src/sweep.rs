@@ -3,9 +3,10 @@
 
 use crate::demand::{Origin, Ports};
 use crate::observed::from_map;
-use aegis_common::{BLOCK_DEAD, BlockKey, BlockValue, WORDS_PER_BLOCK};
+use crate::ops::Named;
+use aegis_common::{BLOCK_DEAD, BlockKey, BlockValue, FlowKey, ForwardValue, WORDS_PER_BLOCK};
 use aegis_core::slice::SliceSet;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::Ipv4Addr;
@@ -37,9 +38,25 @@ pub struct Usage {
     pub slices: BTreeMap<Ipv4Addr, SliceSet>,
     /// Ports in use.
     pub ports: Ports,
+    /// Indices that live flows hold.
+    pub named: Named,
+    /// Those of the peers through which flows of this node's pods leave.
+    pub gateways: BTreeSet<u32>,
 }
 
 impl Usage {
+    /// Counts one flow.
+    pub fn add_flow(&mut self, key: &FlowKey, value: &ForwardValue) {
+        self.flows += 1;
+        self.named.allocations.insert(u32::from(value.allocation));
+        if value.peer != 0 {
+            self.named.peers.insert(u32::from(value.peer));
+            if !value.is_guest(key) {
+                self.gateways.insert(u32::from(value.peer));
+            }
+        }
+    }
+
     /// Counts one bitmap.
     pub fn add_block(&mut self, key: &BlockKey, value: &BlockValue) {
         self.blocks += 1;
@@ -49,7 +66,7 @@ impl Usage {
         let egress = from_map(key.egress);
         let origin = Origin { address: from_map(key.remote), port: key.remote_port, protocol: key.protocol };
         let used: u32 = value.words.iter().map(|word| word.count_ones()).sum();
-        self.ports.add(egress, origin, used);
+        self.ports.add(egress, origin, used, value.high);
         // Four words are a slice, eight slices a block.
         for (slice, _) in
             (0..WORDS_PER_BLOCK / 4).zip(value.words.chunks(4)).filter(|(_, words)| **words != [0; 4])

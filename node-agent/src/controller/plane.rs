@@ -6,6 +6,8 @@ use crate::kernel;
 use crate::network::Network;
 use crate::observed::Observed;
 use crate::sweep::{Sweeper, Usage};
+use aegis_core::policy::Room;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Time after which the maps are read again, in case somebody else wrote to them.
@@ -99,6 +101,18 @@ impl Pinned {
             (Some(plane), _) => plane.attached(),
             (None, Some(network)) => kernel::pinned(args, network),
             (None, None) => Attached::default(),
+        }
+    }
+
+    /// Room in the tables of the policy. They hold two generations while one follows the other.
+    pub fn room(&self) -> Room {
+        let sizes: BTreeMap<&str, u64> = self.plane.iter().flat_map(|plane| plane.policy_sizes()).collect();
+        let of = |table| sizes.get(table).and_then(|size| usize::try_from(size / 2).ok());
+        let unknown = Room::default();
+        Room {
+            destinations: of("destinations").unwrap_or(unknown.destinations),
+            ports: of("ports").unwrap_or(unknown.ports),
+            verdicts: of("verdicts").unwrap_or(unknown.verdicts),
         }
     }
 

@@ -5,12 +5,14 @@ use crate::demand::Want;
 use crate::desired::{Desired, Inputs};
 use crate::ethtool;
 use crate::metrics::Snapshot;
+use crate::probe::Answer;
 use crate::status::{self, Facts, NotReady, Pending, reason};
 use crate::sweep::Usage;
-use aegis_common::{Counter, CounterValue};
+use aegis_common::{CounterValue, MAX_ADDRESSES, MAX_ALLOCATIONS, MAX_PEERS, MAX_POD_RANGES};
 use aegis_core::model::AllocationName;
 use aegis_core::slice::SliceSet;
 use aegis_crds::Uplink;
+use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -31,7 +33,7 @@ impl Controller {
             .filter(|(address, object)| {
                 !object.draining.is_empty()
                     && programmed(address, object.epoch)
-                    && self.settled(address, usage)
+                    && self.settled.address(address, usage)
             })
             .map(|(address, object)| {
                 let busy = usage.slices.get(address).copied().unwrap_or(SliceSet::EMPTY);
@@ -49,14 +51,14 @@ impl Controller {
             None => (nothing, Vec::new()),
         };
         let counters = self.pinned.plane.as_ref().and_then(|plane| plane.counters().ok()).unwrap_or_default();
-        let refusals = counters.get(Counter::RefuseNoPort as usize).copied().unwrap_or_default().packets;
-        let needed: BTreeSet<AllocationName> = bindings
+        let local: BTreeSet<AllocationName> = bindings
             .iter()
             .filter(|binding| binding.enabled && wanted.covered.get(&binding.name).copied().unwrap_or(0) > 0)
             .map(|binding| binding.allocation.clone())
             .collect();
-        let needed: Vec<AllocationName> = needed.into_iter().collect();
-        let wants = self.meter.wants(&wanted, &needed, &usage.ports, refusals, self.born.elapsed().as_secs());
+        let refusals = self.refusals(&wanted);
+        let now = self.born.elapsed().as_secs();
+        let wants = self.meter.wants(&wanted, &local, &usage.ports, &refusals, now);
         let drained = self.drained(&wanted, usage);
         let modes = self.attached().uplinks;
         let uplinks = self.devices.uplinks.iter().map(|(index, device)| Uplink {
@@ -74,6 +76,7 @@ impl Controller {
             drained: &drained,
             policy_in_force: self.in_force.is_some(),
             ready: &ready,
+            room: &self.room(&wanted),
         });
         let (uid, present) = {
             let cluster = self.shared.lock();
@@ -95,6 +98,43 @@ impl Controller {
         self.show(counters, usage, &wanted, &wants, inputs, ready);
     }
 
+    /// Flows refused for want of a port, of each allocation from which this node sends.
+    fn refusals(&self, wanted: &Desired) -> BTreeMap<AllocationName, u64> {
+        let sends =
+            |name: &AllocationName| wanted.allocations.get(name).is_some_and(|a| !a.addresses.is_empty());
+        let numbers: BTreeMap<u32, &AllocationName> = self
+            .numbers
+            .iter()
+            .filter(|(name, _)| sends(name))
+            .map(|(name, number)| (*number, name))
+            .collect();
+        let plane = self.pinned.plane.as_ref();
+        let counts = plane.and_then(|plane| plane.refusals(&numbers.keys().copied().collect()).ok());
+        let counts = counts.unwrap_or_default().into_iter();
+        counts.filter_map(|(number, count)| Some(((*numbers.get(&number)?).clone(), count))).collect()
+    }
+
+    /// What has no room. That is no reason to give this node less of everything else.
+    fn room(&self, wanted: &Desired) -> Result<(), String> {
+        let table = |table: &&str| match *table {
+            "addresses" => format!(
+                "a node knows at most {MAX_ADDRESSES} egress addresses: give up allocations or addresses that are not used"
+            ),
+            "allocations" => format!(
+                "a node knows at most {MAX_ALLOCATIONS} allocations with an address: give up those that are not used"
+            ),
+            _ => format!("a node knows at most {MAX_PEERS} others"),
+        };
+        let account = |account: &String| {
+            format!(
+                "the bindings of {account} need too many entries on this node, so its covered pods open nothing outside:                  merge bindings, or name fewer CIDRs and port ranges"
+            )
+        };
+        let lacks: Vec<String> =
+            self.full.iter().map(table).chain(wanted.refused.iter().map(account)).collect();
+        if lacks.is_empty() { Ok(()) } else { Err(lacks.join("; ")) }
+    }
+
     fn ready(&self, inputs: &Inputs, synced: bool) -> Result<(), NotReady> {
         let not = |reason, message: String| Err(NotReady { reason, message });
         if self.pinned.plane.is_none() {
@@ -107,7 +147,13 @@ impl Controller {
             return not(reason::NETWORK_UNKNOWN, format!("cannot read the node's network: {error}"));
         }
         if !synced {
-            let missing: Vec<&str> = self.shared.lock().missing().collect();
+            let cluster = self.shared.lock();
+            let errors = cluster.errors();
+            let missing = cluster.missing().map(|kind| match errors.get(kind) {
+                Some(error) => format!("{kind} ({error})"),
+                None => kind.to_owned(),
+            });
+            let missing: Vec<String> = missing.collect();
             let message = format!(
                 "waiting for {} from the API server; what is pinned stays in force",
                 missing.join(", ")
@@ -118,6 +164,15 @@ impl Controller {
             return not(
                 reason::NO_UPLINK,
                 "the Node object has no IPv4 InternalIP: set the kubelet's --node-ip".into(),
+            );
+        }
+        let has = |name: &&String| self.network.as_ref().is_ok_and(|network| network.device(name).is_some());
+        let absent: Vec<&str> =
+            self.args.uplinks.iter().filter(|name| !has(name)).map(String::as_str).collect();
+        if !absent.is_empty() {
+            return not(
+                reason::NO_UPLINK,
+                format!("--uplinks names {}, which this node does not have", absent.join(", ")),
             );
         }
         if self.devices.uplinks.is_empty() {
@@ -132,6 +187,17 @@ impl Controller {
                 "the Node object has no podCIDRs: name the node's range with --pod-cidrs".into(),
             );
         }
+        let ranges = Ipv4Net::aggregate(&inputs.pod_ranges).len();
+        if ranges > MAX_POD_RANGES {
+            return not(
+                reason::NO_POD_RANGE,
+                format!(
+                    "pods that start in the last {} of {ranges} ranges are not held: name at most {MAX_POD_RANGES}, \
+                     larger ones, with --pod-cidrs",
+                    ranges - MAX_POD_RANGES
+                ),
+            );
+        }
         if let Some((device, error)) = self.attach_errors.first_key_value() {
             return not(reason::ATTACH_FAILED, format!("{device}: {error}"));
         }
@@ -143,10 +209,6 @@ impl Controller {
         }
         if let Some(error) = &self.write_error {
             return not(reason::WRITE_FAILED, error.clone());
-        }
-        if !self.full.is_empty() {
-            let tables: Vec<&str> = self.full.iter().copied().collect();
-            return not(reason::TABLE_FULL, format!("no room in: {}", tables.join(", ")));
         }
         Ok(())
     }
@@ -201,7 +263,7 @@ impl Controller {
                 u64::from(wanted.covered_pods),
                 inputs.pods.iter().map(|pod| pod.addresses.len() as u64).sum(),
             ),
-            silent_gateways: inputs.silent.len(),
+            silent_gateways: inputs.answers.values().filter(|answer| **answer != Answer::Prompt).count(),
             watch_errors,
             invalid_objects,
             stale_addresses: count(self.stale.len()),

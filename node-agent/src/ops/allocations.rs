@@ -1,6 +1,7 @@
 //! `ALLOCATIONS`: which entry is whose, and in which order addresses leave one and join another.
 
 use super::{Builder, Op, free_numbers};
+use crate::desired::Allocation;
 use crate::observed::{NO_ALLOCATION, from_map, to_map};
 use aegis_common::{
     ACTION_ALLOCATE, ADDRESSES_PER_ALLOCATION, AddressValue, AllocationValue, MAX_ALLOCATIONS,
@@ -10,113 +11,127 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 impl Builder<'_> {
-    /// Gives every allocation an index. An egress address belongs to one allocation only, so an entry that has an
-    /// address of the allocation is the allocation's, also after a restart.
+    /// Writes what allocations grow by; gives their numbers.
     pub(super) fn grow_allocations(
         &mut self,
         kept: &BTreeMap<Ipv4Addr, u32>,
         peers: &BTreeMap<Ipv4Addr, u32>,
     ) -> BTreeMap<AllocationName, u32> {
-        let observed = self.observed;
-        let mut owner: BTreeMap<u32, u32> = BTreeMap::new();
-        for (index, value) in &observed.allocations {
-            let count = (value.count as usize).min(ADDRESSES_PER_ALLOCATION);
-            owner.extend(value.addresses[..count].iter().map(|address| (*address, *index)));
-        }
-        // The live policy may still point at an entry that has run out of addresses: it must not become another's.
-        let live = observed.generations.get(&observed.config.generation);
-        let referenced: BTreeSet<u32> = live
+        let (observed, desired) = (self.observed, self.desired);
+        let numbers = self.number_allocations();
+        let values: BTreeMap<u32, AllocationValue> = numbers
             .iter()
-            .flat_map(|live| live.verdicts.values())
+            .filter_map(|(name, index)| {
+                let wanted = desired.allocations.get(name)?;
+                Some((*index, self.allocation_value(name, *index, wanted, kept, peers)))
+            })
+            .collect();
+        self.unname_allocations(kept, &numbers);
+        // An address that moves between allocations leaves the one before it joins the other.
+        let mut current = observed.allocations.clone();
+        for (index, entry) in &mut current {
+            let joins = |address: &u32| {
+                values.iter().any(|(other, value)| other != index && addresses(value).contains(address))
+            };
+            let stays: Vec<u32> =
+                addresses(entry).iter().copied().filter(|address| !joins(address)).collect();
+            if stays.len() < addresses(entry).len() {
+                let rest = values.get(index).copied().unwrap_or_else(|| retired(entry));
+                *entry = with_addresses(rest, &stays);
+                self.push(Op::SetAllocation { index: *index, value: *entry });
+            }
+        }
+        for (index, value) in values {
+            if (value.count, value.gateway_count) == (0, 0) && current.contains_key(&index) {
+                // The live policy may still send new flows there.
+                self.ending.insert(index, value);
+            } else if current.get(&index) != Some(&value) {
+                self.push(Op::SetAllocation { index, value });
+            }
+        }
+        numbers
+    }
+
+    /// Every allocation has an entry, which its identity names also after a restart. An entry is another's only when
+    /// nothing names it any more: no verdict, no address, no live flow.
+    fn number_allocations(&mut self) -> BTreeMap<AllocationName, u32> {
+        let (observed, desired) = (self.observed, self.desired);
+        let entries = observed.allocations.iter().filter(|(_, entry)| entry.identity != 0);
+        let by_identity: BTreeMap<u64, u32> =
+            entries.map(|(index, entry)| (entry.identity, *index)).collect();
+        let identity = |name: &AllocationName| identity(name, observed.config.seed);
+        let live = observed.generations.get(&observed.config.generation);
+        let verdicts = live.iter().flat_map(|live| live.verdicts.values());
+        let mut in_use: BTreeSet<u32> = verdicts
             .filter(|verdict| verdict.action == ACTION_ALLOCATE)
             .map(|verdict| u32::from(verdict.allocation))
             .collect();
-        let taken = |index: u32| {
-            referenced.contains(&index)
-                || observed
-                    .allocations
-                    .get(&index)
-                    .is_some_and(|entry| entry.count != 0 || entry.gateway_count != 0)
-        };
-        // Entries never used come first: flows of an allocation that ended still have their time-outs in theirs.
-        let unused = free_numbers(0, MAX_ALLOCATIONS, |index| {
-            taken(index) || observed.allocations.contains_key(&index)
+        in_use.extend(observed.addresses.values().filter_map(|address| address.allocation.checked_sub(1)));
+        in_use.extend(desired.allocations.keys().filter_map(|name| by_identity.get(&identity(name))));
+        let flows = self.known.flows.as_ref();
+        // Entries never used come first: those of allocations that ended may be wanted back.
+        let unused = free_numbers(0, MAX_ALLOCATIONS, |index| observed.allocations.contains_key(&index));
+        let ended = observed.allocations.iter().filter(|(index, entry)| {
+            (entry.count, entry.gateway_count) == (0, 0)
+                && !in_use.contains(index)
+                && flows.is_some_and(|flows| !flows.allocations.contains(index))
         });
-        let reused = free_numbers(0, MAX_ALLOCATIONS, |index| {
-            taken(index) || !observed.allocations.contains_key(&index)
-        });
-        let mut free = unused.chain(reused);
+        let mut free = unused.chain(ended.map(|(index, _)| *index));
 
-        let mut numbers: BTreeMap<AllocationName, u32> = BTreeMap::new();
-        let mut claimed: BTreeSet<u32> = BTreeSet::new();
-        let others: BTreeSet<u32> = self.known.numbers.values().copied().collect();
-        // An address with a stale object stays where it is.
-        let stale = self.plan.stale.clone();
-        let counts = |address: &Ipv4Addr| kept.contains_key(address) || stale.contains(address);
-        let mut growth = Vec::new();
-        for (name, wanted) in &self.desired.allocations {
-            let addresses: Vec<u32> =
-                wanted.addresses.iter().filter(|a| counts(a)).map(|a| to_map(*a)).collect();
-            let mine = self
-                .known
-                .numbers
-                .get(name)
-                .copied()
-                .filter(|index| observed.allocations.contains_key(index));
-            let by_address = addresses.iter().filter_map(|address| owner.get(address)).copied();
-            let by_address =
-                by_address.filter(|index| !others.contains(index) && !claimed.contains(index)).min();
-            let Some(index) = mine.or(by_address).or_else(|| free.find(|index| !others.contains(index)))
-            else {
-                self.plan.full.insert("allocations");
-                continue;
-            };
-            claimed.insert(index);
-            numbers.insert(name.clone(), index);
-            let current = observed.allocations.get(&index).copied().unwrap_or(NO_ALLOCATION);
-            let mut value = AllocationValue {
-                timeouts: wanted.timeouts,
-                name: to_map(wanted.name),
-                near_count: wanted.near as u16,
-                ..NO_ALLOCATION
-            };
-            let gateways =
-                wanted.gateways.iter().filter_map(|gateway| u16::try_from(*peers.get(gateway)?).ok());
-            for (slot, gateway) in value.gateways.iter_mut().zip(gateways) {
-                *slot = gateway;
-                value.gateway_count += 1;
+        // Should there be too many, those that local pods use come first.
+        let verdicts = desired.policy.verdicts.values();
+        let local: BTreeSet<&AllocationName> =
+            verdicts.filter_map(|verdict| verdict.allocation.as_ref()).collect();
+        let (first, rest): (Vec<_>, Vec<_>) =
+            desired.allocations.keys().partition(|name| local.contains(name));
+        let mut taken = BTreeSet::new();
+        let mut numbers = BTreeMap::new();
+        for name in first.into_iter().chain(rest) {
+            let identity = identity(name);
+            // Two with one identity must not share an entry: the second has none.
+            let own =
+                taken.insert(identity).then(|| by_identity.get(&identity).copied().or_else(|| free.next()));
+            match own.flatten() {
+                Some(index) => _ = numbers.insert(name.clone(), index),
+                None => _ = self.plan.full.insert("allocations"),
             }
-            for (slot, address) in value.addresses.iter_mut().zip(&addresses) {
-                *slot = *address;
-                value.count += 1;
-            }
-            if current != value {
-                growth.push((index, current, value));
-            }
-        }
-        self.unname_allocations(kept, &numbers);
-        // An address that moves between allocations leaves the one before it joins the other.
-        for (index, current, value) in &growth {
-            let shrunk = common(current, value);
-            if shrunk != *current && shrunk != *value {
-                self.push(Op::SetAllocation { index: *index, value: shrunk });
-            }
-        }
-        for (index, entry) in &observed.allocations {
-            let moved = entry.addresses[..(entry.count as usize).min(ADDRESSES_PER_ALLOCATION)]
-                .iter()
-                .any(|address| growth.iter().any(|(_, _, value)| value.addresses.contains(address)));
-            if moved && !claimed.contains(index) {
-                self.push(Op::SetAllocation {
-                    index: *index,
-                    value: AllocationValue { timeouts: entry.timeouts, ..NO_ALLOCATION },
-                });
-            }
-        }
-        for (index, _, value) in growth {
-            self.push(Op::SetAllocation { index, value });
         }
         numbers
+    }
+
+    fn allocation_value(
+        &self,
+        name: &AllocationName,
+        index: u32,
+        wanted: &Allocation,
+        kept: &BTreeMap<Ipv4Addr, u32>,
+        peers: &BTreeMap<Ipv4Addr, u32>,
+    ) -> AllocationValue {
+        // An address with a stale object stays where it is.
+        let current = self.observed.allocations.get(&index).map(addresses).unwrap_or_default();
+        let stale = current.iter().filter(|address| self.plan.stale.contains(&from_map(**address)));
+        let own = wanted.addresses.iter().filter(|address| kept.contains_key(address));
+        let own: BTreeSet<Ipv4Addr> = own.copied().chain(stale.map(|address| from_map(*address))).collect();
+        let own: Vec<u32> = own.into_iter().map(to_map).collect();
+        // The other nodes may not know a new address yet: the name stays for as long as it is right.
+        let former = self.observed.allocations.get(&index).map_or(wanted.name, |entry| from_map(entry.name));
+        let object = self.desired.addresses.get(&former);
+        let right = object.is_some_and(|object| object.allocation.as_ref() == Some(name));
+        let mut value = AllocationValue {
+            timeouts: wanted.timeouts,
+            name: to_map(if right { former } else { wanted.name }),
+            identity: identity(name, self.observed.config.seed),
+            ..NO_ALLOCATION
+        };
+        let numbered = wanted.gateways.iter().enumerate().filter_map(|(rank, gateway)| {
+            Some((rank < wanted.near, u16::try_from(*peers.get(gateway)?).ok()?))
+        });
+        for (slot, (near, gateway)) in value.gateways.iter_mut().zip(numbered) {
+            *slot = gateway;
+            value.gateway_count += 1;
+            value.near_count += u16::from(near);
+        }
+        with_addresses(value, &own)
     }
 
     /// Addresses must not name an entry that is about to become another allocation's.
@@ -157,32 +172,57 @@ impl Builder<'_> {
         number.map_or(0, |number| number + 1)
     }
 
+    /// Takes from allocations what they open flows by, where nothing is left. Their flows go on, so entries keep name and
+    /// time-outs.
     pub(super) fn shrink_allocations(&mut self, numbers: &BTreeMap<AllocationName, u32>) {
         let used: BTreeSet<u32> = numbers.values().copied().collect();
         for (index, entry) in &self.observed.allocations {
-            let count = (entry.count as usize).min(ADDRESSES_PER_ALLOCATION);
             // Entries whose address has a stale object are left alone, as the address is.
-            let stale =
-                entry.addresses[..count].iter().any(|address| self.plan.stale.contains(&from_map(*address)));
-            let already =
-                self.plan.ops.iter().any(|op| matches!(op, Op::SetAllocation { index: i, .. } if i == index));
-            if used.contains(index) || stale || already || (count == 0 && entry.gateway_count == 0) {
-                continue;
+            let stale = addresses(entry).iter().any(|address| self.plan.stale.contains(&from_map(*address)));
+            let value = match self.ending.get(index) {
+                Some(value) => *value,
+                None if used.contains(index) || stale => continue,
+                None => retired(entry),
+            };
+            let mut writes = self.plan.ops.iter().rev();
+            let written = writes.find_map(|op| match op {
+                Op::SetAllocation { index: other, value } if other == index => Some(*value),
+                _ => None,
+            });
+            if written.unwrap_or(*entry) != value {
+                self.push(Op::SetAllocation { index: *index, value });
             }
-            let value = AllocationValue { timeouts: entry.timeouts, ..NO_ALLOCATION };
-            self.plan.ops.push(Op::SetAllocation { index: *index, value });
         }
     }
 }
 
-/// The addresses of `current` that `value` keeps, with the new time-outs.
-fn common(current: &AllocationValue, value: &AllocationValue) -> AllocationValue {
-    let mut both = AllocationValue { timeouts: value.timeouts, ..NO_ALLOCATION };
-    let count = (current.count as usize).min(ADDRESSES_PER_ALLOCATION);
-    let kept = current.addresses[..count].iter().filter(|address| value.addresses.contains(address));
-    for (slot, address) in both.addresses.iter_mut().zip(kept) {
+/// What is set of an entry's addresses.
+fn addresses(entry: &AllocationValue) -> &[u32] {
+    &entry.addresses[..(entry.count as usize).min(ADDRESSES_PER_ALLOCATION)]
+}
+
+fn with_addresses(entry: AllocationValue, own: &[u32]) -> AllocationValue {
+    let mut entry = AllocationValue { addresses: NO_ALLOCATION.addresses, count: 0, ..entry };
+    for (slot, address) in entry.addresses.iter_mut().zip(own) {
         *slot = *address;
-        both.count += 1;
+        entry.count += 1;
     }
-    both
+    entry
+}
+
+/// An entry from which nothing is opened any more.
+fn retired(entry: &AllocationValue) -> AllocationValue {
+    let AllocationValue { timeouts, name, identity, .. } = *entry;
+    AllocationValue { timeouts, name, identity, ..NO_ALLOCATION }
+}
+
+/// What tells an allocation from all others, the same after a restart (FNV-1a). It begins with the data plane's secret, so
+/// that nobody can choose a name that has the identity of another's.
+fn identity(name: &AllocationName, seed: u32) -> u64 {
+    let seed = u64::from(seed);
+    let text = name.account.bytes().chain([b'/']).chain(name.name.bytes());
+    let digest = text.fold(0xcbf2_9ce4_8422_2325 ^ seed ^ seed << 32, |digest, byte| {
+        (digest ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    digest.max(1)
 }

@@ -3,7 +3,7 @@
 use super::{Builder, Op};
 use crate::desired::Policy;
 use crate::observed::Generation;
-use aegis_common::{ACTION_DENY, PodValue, VerdictValue};
+use aegis_common::{ACTION_DENY, MAC_LEAVING, PodValue, VerdictValue};
 use aegis_core::model::AllocationName;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -32,9 +32,14 @@ impl Builder<'_> {
         let stays = |address: &Ipv4Addr, pod: &PodValue| {
             wanted.pods.get(address).is_some_and(|next| next.incarnation == pod.incarnation)
         };
-        for (address, _) in live.pods.extract_if(.., |address, pod| !stays(address, pod)) {
-            self.push(Op::RemovePod { generation: number, address });
+        for (address, pod) in live.pods.extract_if(.., |address, pod| !stays(address, pod)) {
+            // The map remembers what is still to be forgotten, should that fail or the agent end before.
+            let value = PodValue { incarnation: 0, mac: MAC_LEAVING, ..pod };
+            if pod != value {
+                self.push(Op::SetPod { generation: number, address, value });
+            }
             self.push(Op::ForgetConnections { address });
+            self.push(Op::RemovePod { generation: number, address });
         }
         if same_rules {
             for (address, pod) in

@@ -113,6 +113,24 @@ pub struct PolicyInputs {
     pub usable: BTreeSet<AllocationName>,
 }
 
+/// Most entries that each table of a [`NodePolicy`] may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// `destinations`.
+    pub destinations: usize,
+    /// `ports`.
+    pub ports: usize,
+    /// `verdicts`.
+    pub verdicts: usize,
+}
+
+impl Default for Room {
+    /// Room for everything.
+    fn default() -> Room {
+        Room { destinations: usize::MAX, ports: usize::MAX, verdicts: usize::MAX }
+    }
+}
+
 /// What a node must enforce.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodePolicy {
@@ -162,6 +180,11 @@ pub enum Action {
 /// Compiles. Of the bindings that cover a packet the one with the longest matching range counts, then the first by
 /// name.
 pub fn compile(inputs: &PolicyInputs) -> NodePolicy {
+    compile_within(inputs, &Room::default()).unwrap_or_default()
+}
+
+/// Compiles; `None` if it does not fit. A table that is too large is not made first.
+pub fn compile_within(inputs: &PolicyInputs, room: &Room) -> Option<NodePolicy> {
     let mut bindings: Vec<&Binding> = inputs.bindings.iter().filter(|binding| binding.enabled).collect();
     bindings.sort_by(|a, b| a.name.cmp(&b.name));
     let mut policy = NodePolicy {
@@ -176,6 +199,9 @@ pub fn compile(inputs: &PolicyInputs) -> NodePolicy {
     let destinations = classify_destinations(inputs, &bindings, &here, &mut policy);
     let ports = PortClasses::new(here.iter().map(|number| (*number, bindings[*number].ports.as_slice())));
     policy.ports = ports.prefixes();
+    if policy.destinations.len() > room.destinations || policy.ports.len() > room.ports {
+        return None;
+    }
 
     for (pod_class, members) in (1..).zip(&pod_classes) {
         for (destination, destination_class) in &destinations {
@@ -196,11 +222,14 @@ pub fn compile(inputs: &PolicyInputs) -> NodePolicy {
                 if matching.any(|number| !passes(inputs, bindings[number])) {
                     let action = action(inputs, bindings[winner], winner);
                     policy.verdicts.insert((pod_class, *destination_class, port_class), action);
+                    if policy.verdicts.len() > room.verdicts {
+                        return None;
+                    }
                 }
             }
         }
     }
-    policy
+    Some(policy)
 }
 
 /// Fills `pods` and `covered`. Pods with the same bindings share a class; gives the bindings of class 1, 2, ...

@@ -164,3 +164,20 @@ fn neighbours_of_different_protocols_stay_apart() {
     let ports: Vec<(u8, u16)> = compile(&inputs).ports.keys().map(|it| (it.protocol, it.port)).collect();
     assert_eq!(ports, [(6, 80), (17, 81)]);
 }
+
+#[test]
+fn what_does_not_fit_is_not_made() {
+    let inputs = inputs(vec![binding("a", "203.0.113.0/24"), binding("b", "198.51.100.0/24")]);
+    let whole = compile(&inputs);
+    let room = Room {
+        destinations: whole.destinations.len(),
+        ports: whole.ports.len(),
+        verdicts: whole.verdicts.len(),
+    };
+    assert_eq!(compile_within(&inputs, &room), Some(whole));
+    for less in
+        [Room { destinations: room.destinations - 1, ..room }, Room { verdicts: room.verdicts - 1, ..room }]
+    {
+        assert_eq!(compile_within(&inputs, &less), None, "{less:?}");
+    }
+}

@@ -1,15 +1,12 @@
-//! Any change of the world, written one map entry at a time: after every single write the look-ups that the programs
-//! would make are made here, on the same contents.
-#![allow(clippy::unwrap_used, reason = "in a test a failure is what unwrap is for")]
+//! A small world, what the programs would do by the maps' contents, and what must hold after each write.
 
-use aegis_common::{ACTION_ALLOCATE, ACTION_DENY, DESTINATION_INTERNAL, PodValue};
+use aegis_common::{ACTION_ALLOCATE, ACTION_DENY, DESTINATION_INTERNAL, MAC_LEAVING};
 use aegis_core::model::{Address, AllocationName, Holding, State};
 use aegis_core::policy::{Binding, BindingName, Pod, Workloads};
-use aegis_core::slice::SliceSet;
-use aegis_node_agent::desired::{Desired, Inputs, desired};
+use aegis_node_agent::desired::{Desired, Inputs};
 use aegis_node_agent::objects::NodeRecord;
 use aegis_node_agent::observed::{Observed, from_map, to_map};
-use aegis_node_agent::ops::{Known, Op, transition};
+use aegis_node_agent::ops::{Known, Named, Op, transition};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -18,21 +15,21 @@ const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 /// One state of the cluster, small enough to be drawn at random.
 #[derive(Clone, Debug)]
-struct World {
+pub struct World {
     /// Class of label and enabled pods: (address, label).
-    pods: Vec<(u8, u8)>,
+    pub pods: Vec<(u8, u8)>,
     /// (allocation, destination, label, enabled, falls back to the node's address)
-    bindings: Vec<(u8, u8, u8, bool, bool)>,
+    pub bindings: Vec<(u8, u8, u8, bool, bool)>,
     /// By address: allocation, and by block of eight slices (holder, state).
-    addresses: Vec<Option<Dedicated>>,
+    pub addresses: Vec<Option<Dedicated>>,
     /// Nodes beside this one that exist.
-    nodes: u8,
+    pub nodes: u8,
 }
 
 /// Allocation and, for each block of eight slices, (holder, state).
-type Dedicated = (u8, Vec<(u8, u8)>);
+pub type Dedicated = (u8, Vec<(u8, u8)>);
 
-fn world() -> impl Strategy<Value = World> {
+pub fn world() -> impl Strategy<Value = World> {
     let pods = prop::collection::vec((2u8..8, 0u8..3), 0..5);
     let bindings =
         prop::collection::vec((0u8..3, 0u8..3, 0u8..3, any::<bool>(), prop::bool::weighted(0.2)), 0..5);
@@ -46,11 +43,11 @@ fn world() -> impl Strategy<Value = World> {
     })
 }
 
-fn allocation(number: u8) -> AllocationName {
+pub fn allocation(number: u8) -> AllocationName {
     AllocationName { account: "shop".into(), name: format!("a{number}") }
 }
 
-fn egress(number: usize) -> Ipv4Addr {
+pub fn egress(number: usize) -> Ipv4Addr {
     Ipv4Addr::new(203, 0, 113, number as u8 + 1)
 }
 
@@ -63,7 +60,7 @@ const DESTINATIONS: [Ipv4Addr; 4] = [
 ];
 
 impl World {
-    fn inputs(&self, epoch: i64) -> Inputs {
+    pub fn inputs(&self, epoch: i64) -> Inputs {
         let pods: BTreeMap<u8, u8> = self.pods.iter().copied().collect();
         let node = |number: u8| {
             let record =
@@ -146,19 +143,19 @@ impl World {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-enum Fate {
+pub enum Fate {
     /// Leaves with the node's address.
     Pass,
     /// Goes no further.
     Held,
     /// Refused.
     Deny,
-    /// Leaves from one of these.
-    Leaves(BTreeSet<Ipv4Addr>),
+    /// Leaves from one of these addresses, or through one of these nodes where there is none.
+    Leaves(BTreeSet<Ipv4Addr>, BTreeSet<Ipv4Addr>),
 }
 
 /// What the programs would do.
-fn fate(maps: &Observed, pod: Ipv4Addr, destination: Ipv4Addr) -> Fate {
+pub fn fate(maps: &Observed, pod: Ipv4Addr, destination: Ipv4Addr) -> Fate {
     let live = maps.live();
     let best = live
         .destinations
@@ -171,7 +168,8 @@ fn fate(maps: &Observed, pod: Ipv4Addr, destination: Ipv4Addr) -> Fate {
     if best == Some(DESTINATION_INTERNAL) {
         return Fate::Pass;
     }
-    let Some(named) = live.pods.get(&pod) else {
+    let named = live.pods.get(&pod).filter(|named| named.mac != MAC_LEAVING);
+    let Some(named) = named else {
         let config = maps.config;
         let ranges = &config.pod_ranges[..config.pod_range_count as usize];
         let inside = ranges.iter().any(|range| to_map(pod) & range.mask == range.network);
@@ -190,7 +188,10 @@ fn fate(maps: &Observed, pod: Ipv4Addr, destination: Ipv4Addr) -> Fate {
                 maps.holdings.get(address).is_some_and(|holding| holding.allowed != [0; 4])
                     && maps.addresses.contains_key(address)
             });
-            Fate::Leaves(usable.collect())
+            let gateways = entry.map(|entry| entry.gateways[..entry.gateway_count as usize].to_vec());
+            let gateways = gateways.unwrap_or_default().into_iter();
+            let gateways = gateways.filter_map(|peer| maps.peers.get(&u32::from(peer)));
+            Fate::Leaves(usable.collect(), gateways.map(|peer| from_map(peer.address)).collect())
         }
         _ => Fate::Pass,
     }
@@ -214,6 +215,18 @@ fn own_what_is_allowed(maps: &Observed) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// Packets of other nodes' pods find the allocation of an address that stays with it, whatever else is written.
+fn names_stay(old: &Observed, maps: &Observed, before: &World, after: &World) -> Result<(), TestCaseError> {
+    for (number, (was, will)) in before.addresses.iter().zip(&after.addresses).enumerate() {
+        let (Some(was), Some(will)) = (was, will) else { continue };
+        let named = |maps: &Observed| maps.addresses.get(&egress(number)).map(|value| value.allocation);
+        if was.0 == will.0 && named(old).is_some_and(|named| named != 0) {
+            prop_assert_eq!(named(maps), named(old), "the allocation of {}", egress(number));
+        }
+    }
+    Ok(())
+}
+
 fn policy_of(wanted: &Desired, pod: Ipv4Addr, destination: Ipv4Addr) -> Option<AllocationName> {
     let class = wanted.policy.pods.get(&pod)?.class;
     let best = wanted
@@ -227,51 +240,112 @@ fn policy_of(wanted: &Desired, pod: Ipv4Addr, destination: Ipv4Addr) -> Option<A
     wanted.policy.verdicts.get(&(class, *best.1, 0))?.allocation.clone()
 }
 
+/// Connections that never end.
+#[derive(Clone, Debug, Default)]
+pub struct Flows {
+    /// Of pods here through another node: allocation, its number, the node, its number.
+    through: BTreeSet<(AllocationName, u32, Ipv4Addr, u32)>,
+    /// Addresses that an allocation has ever had, by which its gateways know it.
+    names: BTreeMap<AllocationName, BTreeSet<Ipv4Addr>>,
+}
+
+impl Flows {
+    /// Addresses of a new world.
+    fn learn(&mut self, world: &World, wanted: &Desired) {
+        for name in wanted.allocations.keys() {
+            self.names.entry(name.clone()).or_default().extend(world.owned(name));
+        }
+    }
+
+    /// Opens one for each way that there is.
+    fn open(&mut self, wanted: &Desired, maps: &Observed, numbers: &BTreeMap<AllocationName, u32>) {
+        for (name, allocation) in &wanted.allocations {
+            for gateway in &allocation.gateways {
+                self.through.insert((name.clone(), numbers[name], *gateway, maps.peer_index[gateway]));
+            }
+        }
+    }
+
+    /// What a scan finds.
+    pub fn named(&self) -> Named {
+        Named {
+            peers: self.through.iter().map(|flow| flow.3).collect(),
+            allocations: self.through.iter().map(|flow| flow.1).collect(),
+        }
+    }
+
+    /// Packets still reach the node that translates them, under a name of their own allocation.
+    fn live(&self, maps: &Observed) -> Result<(), TestCaseError> {
+        for (allocation, number, gateway, peer) in &self.through {
+            let name = maps.allocations.get(number).map_or(0, |entry| entry.name);
+            prop_assert!(
+                self.names[allocation].contains(&from_map(name)),
+                "{:?} is sent as {}",
+                allocation,
+                from_map(name)
+            );
+            prop_assert_eq!(maps.peers.get(peer).map(|peer| from_map(peer.address)), Some(*gateway));
+            prop_assert_eq!(maps.peer_index.get(gateway), Some(peer), "what it returns is taken in");
+        }
+        Ok(())
+    }
+}
+
 /// Steps through one change and checks every state in between.
-fn step(
+pub fn step(
     maps: &mut Observed,
     known: &mut Known,
+    flows: &mut Flows,
     before: (&World, &Desired),
     after: (&World, &Desired),
 ) -> Result<(), TestCaseError> {
     let change = transition(after.1, maps, known);
     prop_assert!(change.full.is_empty());
-    write(maps, &change.ops, before, after)?;
-    known.numbers = change.numbers;
+    flows.learn(after.0, after.1);
+    write(maps, &change.ops, flows, before, after)?;
+    for (name, number) in &change.numbers {
+        let of = |flow: &&(AllocationName, u32, Ipv4Addr, u32)| flow.0 == *name;
+        let before = flows.through.iter().find(of).map_or(*number, |flow| flow.1);
+        prop_assert_eq!(*number, before, "{:?} has another number now", name);
+    }
+    flows.open(after.1, maps, &change.numbers);
+    known.flows = Some(flows.named());
 
     // What is there now is what was wanted.
     for pod in pods() {
         for destination in DESTINATIONS {
             if let Some(name) = policy_of(after.1, pod, destination) {
-                let Fate::Leaves(sources) = fate(maps, pod, destination) else {
+                let Fate::Leaves(sources, gateways) = fate(maps, pod, destination) else {
                     return Err(TestCaseError::fail(format!(
                         "{pod} to {destination} has nothing to leave from"
                     )));
                 };
-                let usable: BTreeSet<Ipv4Addr> =
-                    after.1.allocations[&name].addresses.iter().copied().collect();
-                prop_assert_eq!(sources, usable);
+                let wanted = &after.1.allocations[&name];
+                prop_assert_eq!(sources, wanted.addresses.iter().copied().collect());
+                prop_assert_eq!(gateways, wanted.gateways.iter().copied().collect());
             }
         }
     }
-    if !change.orphaned.is_empty() {
-        // What has just lost its right to open flows goes the next time.
-        return step(maps, known, after, after);
+    // What nobody can begin to use any more goes the next time, and the numbers of peers the time after.
+    for _ in 0..3 {
+        let rest = transition(after.1, maps, known);
+        write(maps, &rest.ops, flows, after, after)?;
     }
     let again = transition(after.1, maps, known);
-    prop_assert!(again.ops.is_empty(), "the second time there is nothing to do, but {:?}", again.ops);
+    prop_assert!(again.ops.is_empty(), "in the end there is nothing to do, but {:?}", again.ops);
     Ok(())
 }
 
 /// All addresses that pods may have.
-fn pods() -> impl Iterator<Item = Ipv4Addr> {
+pub fn pods() -> impl Iterator<Item = Ipv4Addr> {
     (2..8).map(|last| Ipv4Addr::new(10, 244, 0, last))
 }
 
 /// Writes one by one, and looks at every state in between.
-fn write(
+pub fn write(
     maps: &mut Observed,
     ops: &[Op],
+    flows: &Flows,
     before: (&World, &Desired),
     after: (&World, &Desired),
 ) -> Result<(), TestCaseError> {
@@ -281,6 +355,8 @@ fn write(
     for op in ops {
         maps.apply(op);
         own_what_is_allowed(maps)?;
+        flows.live(maps)?;
+        names_stay(&old, maps, before.0, after.0)?;
         for pod in &pods().collect::<Vec<_>>() {
             for destination in DESTINATIONS {
                 let (was, now, will) = (
@@ -299,7 +375,14 @@ fn write(
                 if was != Fate::Held && will != Fate::Held && stays {
                     prop_assert_ne!(&now, &Fate::Held, "{} to {} held after {:?}", pod, destination, op);
                 }
-                if let Fate::Leaves(sources) = &now {
+                if let (Fate::Leaves(_, one), Fate::Leaves(_, other)) = (&was, &will)
+                    && !one.is_empty()
+                    && !other.is_empty()
+                {
+                    let on = matches!(&now, Fate::Leaves(_, gateways) if !gateways.is_empty());
+                    prop_assert!(on, "{} to {} has no way after {:?}", pod, destination, op);
+                }
+                if let Fate::Leaves(sources, _) = &now {
                     let mut right = BTreeSet::new();
                     for name in
                         [before.1, after.1].iter().filter_map(|wanted| policy_of(wanted, *pod, destination))
@@ -321,189 +404,4 @@ fn write(
         }
     }
     Ok(())
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 80, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn no_moment_leaks(worlds in prop::collection::vec(world(), 1..5), restart in any::<bool>()) {
-        let mut maps = Observed::default();
-        let mut known = Known::default();
-        let empty = World { pods: vec![], bindings: vec![], addresses: vec![None; 4], nodes: 0 };
-        let mut former = (empty, Desired::default());
-        for (epoch, world) in worlds.into_iter().enumerate() {
-            // Nothing flows here, so whatever has left the world may go.
-            known.idle = (0..4).map(egress).collect();
-            if restart {
-                known.numbers.clear();
-            }
-            let wanted = desired(&world.inputs(epoch as i64 + 1));
-            step(&mut maps, &mut known, (&former.0, &former.1), (&world, &wanted))?;
-            former = (world, wanted);
-        }
-    }
-}
-
-fn simple() -> World {
-    World {
-        pods: vec![(2, 0), (3, 1)],
-        bindings: vec![(0, 0, 0, true, false)],
-        addresses: vec![Some((0, vec![(0, 3), (1, 3)])), None, None, None],
-        nodes: 2,
-    }
-}
-
-fn after(world: &World, epoch: i64) -> (Observed, Known) {
-    let mut maps = Observed::default();
-    let change = transition(&desired(&world.inputs(epoch)), &maps, &Known::default());
-    change.ops.iter().for_each(|op| maps.apply(op));
-    (maps, Known { numbers: change.numbers, ..Known::default() })
-}
-
-#[test]
-fn a_new_pod_of_a_known_class_is_a_single_write() {
-    let (maps, known) = after(&simple(), 1);
-    let mut world = simple();
-    world.pods.push((4, 0));
-    let change = transition(&desired(&world.inputs(1)), &maps, &known);
-    let address = Ipv4Addr::new(10, 244, 0, 4);
-    let value = wanted(&world).policy.pods[&address];
-    assert_eq!((value.class, value.incarnation), (1, aegis_common::incarnation("4")));
-    assert_eq!(change.ops, [Op::SetPod { generation: maps.config.generation, address, value }]);
-}
-
-fn wanted(world: &World) -> Desired {
-    desired(&world.inputs(1))
-}
-
-#[test]
-fn an_address_changes_hands_by_way_of_nobody() {
-    let (maps, known) = after(&simple(), 1);
-    let address = Ipv4Addr::new(10, 244, 0, 2);
-    let mut inputs = simple().inputs(1);
-    inputs.pods.iter_mut().filter(|pod| pod.addresses == [address]).for_each(|pod| pod.uid = "next".into());
-    let value = PodValue { class: 1, incarnation: aegis_common::incarnation("next"), ..PodValue::default() };
-    let generation = maps.config.generation;
-    let change = transition(&desired(&inputs), &maps, &known);
-    assert_eq!(
-        change.ops,
-        [
-            Op::RemovePod { generation, address },
-            Op::ForgetConnections { address },
-            Op::SetPod { generation, address, value }
-        ]
-    );
-    // The same where a new policy comes with it.
-    inputs.bindings[0].cidrs = vec!["198.51.100.0/25".parse().unwrap()];
-    let ops = transition(&desired(&inputs), &maps, &known).ops;
-    let at = |wanted: Op| ops.iter().position(|op| *op == wanted).unwrap();
-    let gone = at(Op::RemovePod { generation, address });
-    let forgotten = at(Op::ForgetConnections { address });
-    let named = at(Op::SetPod { generation: generation + 1, address, value });
-    assert!(gone < forgotten && forgotten < named, "{ops:?}");
-}
-
-#[test]
-fn draining_takes_the_right_to_open_flows_and_leaves_the_slot() {
-    let (mut maps, known) = after(&simple(), 1);
-    let slot = maps.slots[&(0, 8)];
-    let mut world = simple();
-    world.addresses[0] = Some((0, vec![(0, 1), (1, 3)]));
-    let wanted = desired(&world.inputs(2));
-    assert_eq!(wanted.addresses[&egress(0)].draining, SliceSet::range(8, 15));
-    transition(&wanted, &maps, &known).ops.iter().for_each(|op| maps.apply(op));
-    assert_eq!(maps.holdings[&egress(0)].allowed, [0; 4]);
-    assert_eq!(maps.slots[&(0, 8)].peer, slot.peer);
-}
-
-#[test]
-fn an_older_object_changes_nothing_and_is_reported() {
-    let (maps, known) = after(&simple(), 7);
-    let mut world = simple();
-    world.addresses[0] = Some((0, vec![(1, 3), (0, 3)]));
-    let change = transition(&desired(&world.inputs(6)), &maps, &known);
-    assert_eq!(change.stale, [egress(0)].into());
-    assert!(
-        !change.ops.iter().any(|op| matches!(op, Op::SetSlot { .. } | Op::SetHolding { .. })),
-        "{:?}",
-        change.ops
-    );
-}
-
-#[test]
-fn an_address_without_object_keeps_its_flows_and_goes_when_they_have_ended() {
-    let (mut maps, mut known) = after(&simple(), 1);
-    let world = World { addresses: vec![None; 4], ..simple() };
-    let wanted = desired(&world.inputs(1));
-    let change = transition(&wanted, &maps, &known);
-    change.ops.iter().for_each(|op| maps.apply(op));
-    assert_eq!(change.orphaned, [egress(0)].into());
-    assert_eq!(maps.holdings[&egress(0)].allowed, [0; 4], "no new flow");
-    assert!(maps.addresses.contains_key(&egress(0)), "live flows go on");
-    assert!(!maps.slots.is_empty());
-
-    known = Known { idle: [egress(0)].into(), ..known };
-    transition(&wanted, &maps, &known).ops.iter().for_each(|op| maps.apply(op));
-    assert!(maps.addresses.is_empty() && maps.slots.is_empty() && maps.holdings.is_empty());
-}
-
-#[test]
-fn an_old_policy_goes_only_when_no_packet_is_judged_by_it_any_more() {
-    let (maps, known) = after(&simple(), 1);
-    let mut inputs = simple().inputs(1);
-    inputs.bindings[0].cidrs = vec!["198.51.100.0/25".parse().unwrap()];
-    let ops = transition(&desired(&inputs), &maps, &known).ops;
-    let old = maps.config.generation;
-    let switch =
-        ops.iter().position(|op| matches!(op, Op::SetConfig(config) if config.generation != old)).unwrap();
-    let settle = ops.iter().position(|op| *op == Op::Settle).unwrap();
-    let removal = ops
-        .iter()
-        .position(|op| {
-            matches!(op, Op::RemovePod { generation, .. } | Op::RemoveDestination { generation, .. }
-                | Op::RemovePort { generation, .. } | Op::RemoveVerdict { generation, .. } if *generation == old)
-        })
-        .unwrap();
-    assert!(switch < settle && settle < removal, "{ops:?}");
-}
-
-#[test]
-fn leftovers_of_a_crash_between_two_generations_are_removed() {
-    let (mut maps, known) = after(&simple(), 1);
-    let clean = maps.clone();
-    let generation = maps.config.generation + 1;
-    maps.apply(&Op::SetPod {
-        generation,
-        address: Ipv4Addr::new(10, 244, 0, 9),
-        value: PodValue { class: 3, incarnation: 1, ..PodValue::default() },
-    });
-    maps.apply(&Op::SetDestination { generation, destination: (Ipv4Addr::UNSPECIFIED, 0), class: 9 });
-    transition(&desired(&simple().inputs(1)), &maps, &known).ops.iter().for_each(|op| maps.apply(op));
-    assert_eq!(maps, clean);
-}
-
-#[test]
-fn the_checks_notice_writes_in_another_order() {
-    let (maps, known) = after(&simple(), 1);
-    let world = World { bindings: vec![(0, 1, 0, true, false)], ..simple() };
-    let (old, new) = (desired(&simple().inputs(1)), desired(&world.inputs(1)));
-    let ops = transition(&new, &maps, &known).ops;
-    let check = |ops: &[Op]| write(&mut maps.clone(), ops, (&simple(), &old), (&world, &new));
-    assert!(check(&ops).is_ok());
-    // The switch of the policy before the policy is complete.
-    let switch = ops.iter().position(|op| matches!(op, Op::SetConfig(_))).unwrap();
-    let mut early = ops.clone();
-    early[..=switch].rotate_right(1);
-    assert!(check(&early).is_err());
-
-    // A slot that changes hands before the right to open flows has ended.
-    let world = World { addresses: vec![Some((0, vec![(1, 3), (0, 3)])), None, None, None], ..simple() };
-    let new = desired(&world.inputs(2));
-    let mut ops = transition(&new, &maps, &known).ops;
-    let check = |ops: &[Op]| write(&mut maps.clone(), ops, (&simple(), &old), (&world, &new));
-    assert!(check(&ops).is_ok());
-    let first = ops.iter().position(|op| matches!(op, Op::SetHolding { .. })).unwrap();
-    ops.remove(first);
-    assert!(check(&ops).is_err());
 }

@@ -1,0 +1,101 @@
+//! What a scan of the flows proves: it counts for what was written a while before it began, since by then no packet is
+//! under way that met anything older.
+
+use crate::observed::Observed;
+use crate::ops::{Named, Op};
+use crate::sweep::Usage;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+/// No packet is under way in the programs for longer.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// Remembers when things were written.
+#[derive(Debug)]
+pub(super) struct Settled {
+    /// When the right to open flows from an address changed last.
+    held: BTreeMap<Ipv4Addr, Instant>,
+    /// When something ceased to be what new flows may name.
+    ended: Instant,
+}
+
+impl Settled {
+    /// Nothing is known of the time before `now`.
+    pub fn new(now: Instant) -> Settled {
+        Settled { held: BTreeMap::new(), ended: now }
+    }
+
+    /// These maps have been read.
+    pub fn read(&mut self, observed: &Observed, now: Instant) {
+        let known = observed.holdings.keys().chain(observed.addresses.keys());
+        known.for_each(|address| _ = self.held.entry(*address).or_insert(now));
+        self.held.retain(|address, _| {
+            observed.holdings.contains_key(address) || observed.addresses.contains_key(address)
+        });
+    }
+
+    /// These writes have just been made, or tried.
+    pub fn wrote(&mut self, ops: &[Op], now: Instant) {
+        for op in ops {
+            if let Op::SetHolding { address, .. } = op {
+                self.held.insert(*address, now);
+            }
+            if op.ends_a_way() {
+                self.ended = now;
+            }
+        }
+    }
+
+    /// Whether the scan shows every flow that an address has by its present holding.
+    pub fn address(&self, address: &Ipv4Addr, usage: &Usage) -> bool {
+        self.held.get(address).is_some_and(|since| after(usage, *since))
+    }
+
+    /// What flows name, if the scan shows all of it.
+    pub fn named(&self, usage: &Usage) -> Option<Named> {
+        after(usage, self.ended).then(|| usage.named.clone())
+    }
+}
+
+fn after(usage: &Usage, time: Instant) -> bool {
+    let age = usage.started.and_then(|scan| scan.checked_duration_since(time));
+    age.is_some_and(|age| age >= SETTLED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aegis_common::{AddressValue, AllocationValue};
+
+    const ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+
+    fn scan(start: Instant, seconds: u64) -> Usage {
+        Usage { started: Some(start + Duration::from_secs(seconds)), ..Usage::default() }
+    }
+
+    #[test]
+    fn a_scan_counts_only_for_what_was_written_before() {
+        let start = Instant::now();
+        let mut settled = Settled::new(start);
+        assert_eq!(settled.named(&Usage::default()), None, "there was none yet");
+        assert_eq!(settled.named(&scan(start, 0)), None);
+        assert!(settled.named(&scan(start, 1)).is_some());
+        let op = Op::SetAllocation { index: 0, value: AllocationValue::default() };
+        settled.wrote(&[op], start + Duration::from_secs(5));
+        assert_eq!(settled.named(&scan(start, 5)), None);
+        assert!(settled.named(&scan(start, 6)).is_some());
+    }
+
+    #[test]
+    fn an_address_without_holding_has_a_time_too() {
+        let start = Instant::now();
+        let mut settled = Settled::new(start);
+        assert!(!settled.address(&ADDRESS, &scan(start, 9)));
+        let mut observed = Observed::default();
+        observed.addresses.insert(ADDRESS, AddressValue::default());
+        settled.read(&observed, start);
+        settled.read(&observed, start + Duration::from_secs(9));
+        assert!(settled.address(&ADDRESS, &scan(start, 9)), "what a crash has left is not kept for ever");
+    }
+}

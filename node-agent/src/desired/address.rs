@@ -1,0 +1,59 @@
+//! Egress addresses: who owns which slice, from which this node may open flows, and where fragments meet.
+
+use super::{Inputs, tunnel_of};
+use aegis_core::model::{Address, AllocationName, State};
+use aegis_core::slice::SliceSet;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// An egress address as this node should know it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EgressAddress {
+    /// Allocation that it is dedicated to.
+    pub allocation: Option<AllocationName>,
+    /// Epoch of the object.
+    pub epoch: i64,
+    /// Owner of each slice that has one.
+    pub owners: BTreeMap<u8, Owner>,
+    /// Tunnel addresses at which fragments meet: 16, or none.
+    pub homes: Vec<Ipv4Addr>,
+    /// Slices from which this node may open flows.
+    pub allowed: SliceSet,
+    /// Slices of this node that are to become empty.
+    pub draining: SliceSet,
+}
+
+/// Owner of a slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Its tunnel address; `None` when nobody has told it, in which case the slot stays as it is.
+    pub peer: Option<Ipv4Addr>,
+    /// Epoch of the holding.
+    pub epoch: u32,
+}
+
+/// An address as this node should know it, from its object.
+pub(super) fn egress_address(inputs: &Inputs, object: &Address) -> EgressAddress {
+    let mut address = EgressAddress {
+        allocation: Some(object.allocation.clone()),
+        epoch: object.epoch,
+        ..EgressAddress::default()
+    };
+    for holding in &object.holdings {
+        let own = holding.node == inputs.node;
+        let slices = SliceSet::range(holding.first, holding.last);
+        match holding.state {
+            State::Quarantined { .. } => continue,
+            State::Held if own => address.allowed = address.allowed.union(slices),
+            State::Draining if own => address.draining = address.draining.union(slices),
+            State::Held | State::Draining => {}
+        }
+        let peer = tunnel_of(inputs, &holding.node);
+        let owner = Owner { peer, epoch: u32::try_from(holding.epoch).unwrap_or(u32::MAX) };
+        address.owners.extend(slices.iter().map(|slice| (slice, owner)));
+    }
+    let homes = aegis_core::fragment_homes(object);
+    let resolved: Option<Vec<Ipv4Addr>> = homes.iter().map(|node| tunnel_of(inputs, node)).collect();
+    address.homes = resolved.unwrap_or_default();
+    address
+}

@@ -1,0 +1,77 @@
+//! Allocations: what this node sends from, or through whom.
+
+use super::{EgressAddress, Inputs, tunnel_of};
+use aegis_common::{ADDRESSES_PER_ALLOCATION, Timeouts};
+use aegis_core::gateway::{self, Place};
+use aegis_core::model::{Address, AllocationName, State};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// An allocation that has an egress address. It keeps its entry and its name even while nothing may be opened from it:
+/// flows that leave through a gateway name it with each packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// Addresses in which this node may open flows, sorted.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Without any such address: tunnel addresses of the nodes to send through, best first.
+    pub gateways: Vec<Ipv4Addr>,
+    /// How many of the gateways are nearer than the rest.
+    pub near: usize,
+    /// One of the allocation's addresses, by which gateways know it.
+    pub name: Ipv4Addr,
+    /// Time-outs.
+    pub timeouts: Timeouts,
+}
+
+impl Allocation {
+    /// Whether new flows have a way out.
+    pub fn is_usable(&self) -> bool {
+        !self.addresses.is_empty() || !self.gateways.is_empty()
+    }
+}
+
+/// All allocations that have an egress address.
+pub(super) fn allocations(
+    inputs: &Inputs,
+    addresses: &BTreeMap<Ipv4Addr, EgressAddress>,
+) -> BTreeMap<AllocationName, Allocation> {
+    let mut objects: BTreeMap<&AllocationName, Vec<&Address>> = BTreeMap::new();
+    for object in inputs.addresses.values() {
+        objects.entry(&object.allocation).or_default().push(object);
+    }
+    let allocation = |(name, objects): (&AllocationName, Vec<&Address>)| {
+        let may_open =
+            |object: &&&Address| addresses.get(&object.address).is_some_and(|own| !own.allowed.is_empty());
+        let own: Vec<Ipv4Addr> = objects
+            .iter()
+            .filter(may_open)
+            .map(|object| object.address)
+            .take(ADDRESSES_PER_ALLOCATION)
+            .collect();
+        let (gateways, near) = if own.is_empty() { gateways(inputs, &objects) } else { (Vec::new(), 0) };
+        let timeouts = inputs.allocations.get(name).map(|allocation| allocation.timeouts);
+        let allocation = Allocation {
+            addresses: own,
+            gateways,
+            near,
+            name: objects.first()?.address,
+            timeouts: timeouts.unwrap_or_default(),
+        };
+        Some((name.clone(), allocation))
+    };
+    objects.into_iter().filter_map(allocation).collect()
+}
+
+/// Tunnel addresses of the nodes to send through, and how many of them are near.
+fn gateways(inputs: &Inputs, objects: &[&Address]) -> (Vec<Ipv4Addr>, usize) {
+    let place = |node: &str| inputs.nodes.get(node).map(|node| node.place.clone()).unwrap_or_default();
+    let holders: BTreeMap<&str, Place> = objects
+        .iter()
+        .flat_map(|object| &object.holdings)
+        .filter(|holding| holding.state == State::Held && tunnel_of(inputs, &holding.node).is_some())
+        .map(|holding| (holding.node.as_str(), place(&holding.node)))
+        .collect();
+    let chosen = gateway::choose(&inputs.node, &place(&inputs.node), &holders);
+    let addresses = chosen.nodes.iter().filter_map(|node| tunnel_of(inputs, node));
+    (addresses.collect(), chosen.near)
+}

@@ -1,0 +1,173 @@
+//! The policy: which local pod leaves from where, as far as it fits into the tables.
+
+use super::{Allocation, Inputs, internal};
+use aegis_common::{
+    ACTION_ALLOCATE, ACTION_DENY, ACTION_PASS, DESTINATION_INTERNAL, POD_REFUSED, PodValue, incarnation,
+};
+use aegis_core::model::AllocationName;
+use aegis_core::policy::{self, Action, BindingName, Destination, NodePolicy, Pod, PolicyInputs};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+/// The policy with allocations by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Local pods by address.
+    pub pods: BTreeMap<Ipv4Addr, PodValue>,
+    /// Class of destinations.
+    pub destinations: BTreeMap<(Ipv4Addr, u8), u32>,
+    /// Class of ports.
+    pub ports: BTreeMap<(u8, u16, u8), u32>,
+    /// What happens.
+    pub verdicts: BTreeMap<(u32, u32, u32), Verdict>,
+}
+
+/// What happens to a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// `ACTION_*`.
+    pub action: u16,
+    /// For `ACTION_ALLOCATE`.
+    pub allocation: Option<AllocationName>,
+    /// Number of the binding.
+    pub binding: u32,
+}
+
+/// The policy, with what is told of it.
+#[derive(Default)]
+pub(super) struct Compiled {
+    pub policy: Policy,
+    /// Bindings that cover local pods, in the order of their numbers.
+    pub bindings: Vec<BindingName>,
+    /// Local pods that each enforced binding covers.
+    pub covered: BTreeMap<BindingName, u32>,
+    /// Local pods that some binding covers.
+    pub covered_pods: u32,
+    /// Accounts whose rules find no room: their covered pods are refused.
+    pub refused: BTreeSet<String>,
+}
+
+/// Compiles the policy of the local pods.
+pub(super) fn compile(inputs: &Inputs, allocations: &BTreeMap<AllocationName, Allocation>) -> Compiled {
+    let usable = allocations.iter().filter(|(_, allocation)| allocation.is_usable());
+    let all = PolicyInputs {
+        bindings: inputs.bindings.clone(),
+        pods: inputs.pods.clone(),
+        internal: internal(inputs),
+        usable: usable.map(|(name, _)| name.clone()).collect(),
+    };
+    let (mut rules, refused) = fitting(all, inputs);
+    for address in refused_pods(inputs, &refused) {
+        rules.pods.insert(address, POD_REFUSED);
+    }
+
+    let classes = rules.verdicts.iter().filter(|(_, action)| !matches!(action, Action::Pass));
+    let covered: BTreeSet<u32> = classes.map(|((pod, _, _), _)| *pod).chain([POD_REFUSED]).collect();
+    let is_covered = |own: &Ipv4Addr| rules.pods.get(own).is_some_and(|class| covered.contains(class));
+    let covered_pods = inputs.pods.iter().filter(|pod| pod.addresses.iter().any(is_covered)).count();
+
+    // Numbers are of those bindings only that have a pod here, so that others may come and go without a new policy.
+    let mut numbers = BTreeMap::new();
+    let mut bindings = Vec::new();
+    for (number, name) in rules.bindings.iter().enumerate() {
+        if rules.covered.get(name).is_some_and(|pods| *pods > 0) {
+            numbers.insert(number, u32::try_from(bindings.len()).unwrap_or(u32::MAX));
+            bindings.push(name.clone());
+        }
+    }
+    let destinations = rules.destinations.iter().map(|(network, destination)| {
+        let class = match destination {
+            Destination::Internal => DESTINATION_INTERNAL,
+            Destination::Class(class) => *class,
+        };
+        ((network.network(), network.prefix_len()), class)
+    });
+    let ports = rules.ports.iter();
+    let ports = ports.map(|(prefix, class)| ((prefix.protocol, prefix.port, prefix.length), *class));
+    Compiled {
+        policy: Policy {
+            pods: pods(&rules.pods, inputs),
+            destinations: destinations.collect(),
+            ports: ports.collect(),
+            verdicts: rules
+                .verdicts
+                .into_iter()
+                .map(|(key, action)| (key, verdict(action, &numbers)))
+                .collect(),
+        },
+        bindings,
+        covered: rules.covered,
+        covered_pods: u32::try_from(covered_pods).unwrap_or(u32::MAX),
+        refused,
+    }
+}
+
+/// The rules, if need be without the accounts that need the most room: by what an account's rules need alone, then by
+/// name, so that one account cannot crowd out the others and the same inputs refuse the same ones.
+fn fitting(all: PolicyInputs, inputs: &Inputs) -> (NodePolicy, BTreeSet<String>) {
+    if let Some(rules) = policy::compile_within(&all, &inputs.room) {
+        return (rules, BTreeSet::new());
+    }
+    let of = |accounts: &[(usize, &str)]| {
+        let named = |account: &str| accounts.iter().any(|(_, name)| *name == account);
+        let bindings = all.bindings.iter().filter(|binding| named(&binding.name.account));
+        policy::compile_within(
+            &PolicyInputs { bindings: bindings.cloned().collect(), ..all.clone() },
+            &inputs.room,
+        )
+    };
+    let local: BTreeSet<&str> = inputs.pods.iter().map(|pod| pod.account.as_str()).collect();
+    let size = |account| {
+        let alone = of(&[(0, account)]);
+        alone.map_or(usize::MAX, |rules| rules.verdicts.len() + rules.destinations.len() + rules.ports.len())
+    };
+    let mut accounts: Vec<(usize, &str)> =
+        local.into_iter().map(|account| (size(account), account)).collect();
+    accounts.sort_unstable();
+    // The more accounts, the more entries: so the largest number that fits can be found by halving.
+    let numbers: Vec<usize> = (1..=accounts.len()).collect();
+    let fit = numbers.partition_point(|number| of(&accounts[..*number]).is_some());
+    let rules = of(&accounts[..fit]).unwrap_or_default();
+    (rules, accounts[fit..].iter().map(|(_, account)| (*account).to_owned()).collect())
+}
+
+/// Addresses of the pods of these accounts that some binding covers.
+fn refused_pods(inputs: &Inputs, refused: &BTreeSet<String>) -> Vec<Ipv4Addr> {
+    let covers = |pod: &&Pod| {
+        inputs.bindings.iter().any(|binding| {
+            binding.enabled && binding.name.account == pod.account && binding.workloads.matches(pod)
+        })
+    };
+    let pods = inputs.pods.iter().filter(|pod| !pod.host_network && refused.contains(&pod.account));
+    pods.filter(covers).flat_map(|pod| pod.addresses.iter().copied()).collect()
+}
+
+/// Class, incarnation and MAC of each address; no two pods have the same one.
+fn pods(classes: &BTreeMap<Ipv4Addr, u32>, inputs: &Inputs) -> BTreeMap<Ipv4Addr, PodValue> {
+    let owners = inputs.pods.iter().filter(|pod| !pod.host_network).flat_map(|pod| {
+        let incarnation = incarnation(&pod.uid);
+        pod.addresses.iter().map(move |address| (*address, incarnation))
+    });
+    let owners: BTreeMap<Ipv4Addr, u32> = owners.collect();
+    classes
+        .iter()
+        .map(|(address, class)| {
+            let incarnation = owners.get(address).copied().unwrap_or_default();
+            let mac = inputs.macs.get(address).copied().unwrap_or_default();
+            (*address, PodValue { class: *class, incarnation, mac, ..PodValue::default() })
+        })
+        .collect()
+}
+
+fn verdict(action: Action, numbers: &BTreeMap<usize, u32>) -> Verdict {
+    let number = |binding: usize| numbers.get(&binding).copied().unwrap_or(u32::MAX);
+    match action {
+        Action::Pass => Verdict { action: ACTION_PASS, allocation: None, binding: 0 },
+        Action::Deny { binding } => {
+            Verdict { action: ACTION_DENY, allocation: None, binding: number(binding) }
+        }
+        Action::Allocate { allocation, binding } => {
+            Verdict { action: ACTION_ALLOCATE, allocation: Some(allocation), binding: number(binding) }
+        }
+    }
+}

@@ -1,0 +1,235 @@
+use super::*;
+use aegis_common::{ACTION_ALLOCATE, ACTION_DENY, DESTINATION_INTERNAL, POD_REFUSED};
+use aegis_core::model::{Holding, State};
+use aegis_core::policy::{PortRange, Workloads};
+use aegis_core::slice::SliceSet;
+
+const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const FAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const EGRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+
+fn name() -> AllocationName {
+    AllocationName { account: "shop".into(), name: "main".into() }
+}
+
+fn inputs(holdings: &[(u8, u8, &str, State)]) -> Inputs {
+    let holdings = holdings.iter().map(|(first, last, node, state)| Holding {
+        first: *first,
+        last: *last,
+        node: (*node).into(),
+        epoch: 7,
+        state: *state,
+    });
+    let address = Address {
+        address: EGRESS,
+        prefix: "p".into(),
+        allocation: name(),
+        epoch: 9,
+        holdings: holdings.collect(),
+    };
+    Inputs {
+        node: "own".into(),
+        addresses: [(EGRESS, address)].into(),
+        tunnels: [("far".to_owned(), FAR)].into(),
+        tunnel_address: Some(OWN),
+        ..Inputs::default()
+    }
+}
+
+fn binding(enabled: bool) -> Binding {
+    Binding {
+        name: BindingName { account: "shop".into(), name: "b".into() },
+        allocation: name(),
+        enabled,
+        workloads: Workloads { all: true, ..Workloads::default() },
+        cidrs: vec!["0.0.0.0/0".parse().unwrap()],
+        ports: Vec::new(),
+        use_node_address: false,
+        generation: 1,
+    }
+}
+
+fn pod() -> Pod {
+    Pod {
+        account: "shop".into(),
+        name: "p".into(),
+        uid: "u".into(),
+        addresses: vec![Ipv4Addr::new(10, 244, 1, 2)],
+        ..Pod::default()
+    }
+}
+
+#[test]
+fn each_state_of_a_holding_means_what_it_says() {
+    let quarantined = State::Quarantined { until: 0 };
+    let wanted = desired(&inputs(&[
+        (4, 5, "own", State::Held),
+        (6, 7, "own", State::Draining),
+        (8, 9, "own", quarantined),
+        (10, 11, "far", State::Held),
+        (12, 13, "far", State::Draining),
+    ]));
+    let address = &wanted.addresses[&EGRESS];
+    assert_eq!(address.allowed, SliceSet::range(4, 5), "new flows");
+    assert_eq!(address.draining, SliceSet::range(6, 7));
+    let owners: Vec<(u8, Option<Ipv4Addr>)> =
+        address.owners.iter().map(|(slice, owner)| (*slice, owner.peer)).collect();
+    let own = [4, 5, 6, 7].map(|slice| (slice, Some(OWN)));
+    let far = [10, 11, 12, 13].map(|slice| (slice, Some(FAR)));
+    assert_eq!(owners, [own, far].concat(), "nobody owns what is quarantined");
+    assert_eq!(address.homes.len(), 16);
+}
+
+#[test]
+fn a_holder_that_nobody_has_heard_of_keeps_its_slots_unresolved() {
+    let mut inputs = inputs(&[(4, 4, "lost", State::Held)]);
+    assert_eq!(desired(&inputs).addresses[&EGRESS].owners[&4], Owner { peer: None, epoch: 7 });
+    // The Node object tells where it is, even if its agent does not.
+    let node = NodeRecord { addresses: vec![FAR], ..NodeRecord::default() };
+    inputs.nodes.insert("lost".into(), node);
+    let wanted = desired(&inputs);
+    assert_eq!(wanted.addresses[&EGRESS].owners[&4].peer, Some(FAR));
+    assert!(wanted.peers.contains_key(&FAR));
+}
+
+#[test]
+fn unknown_addresses_are_held_while_a_binding_is_enabled() {
+    let hold = |unknown_pods, enabled: Option<bool>| {
+        let bindings = enabled.map(binding).into_iter().collect();
+        desired(&Inputs { unknown_pods, bindings, ..inputs(&[]) }).settings.hold_unknown
+    };
+    assert!(hold(UnknownPods::Hold, Some(true)));
+    assert!(!hold(UnknownPods::Hold, Some(false)) && !hold(UnknownPods::Hold, None));
+    assert!(!hold(UnknownPods::Pass, Some(true)));
+}
+
+#[test]
+fn covered_pods_without_slices_here_are_refused() {
+    let verdicts = |holdings: &[(u8, u8, &str, State)]| {
+        let wanted =
+            desired(&Inputs { bindings: vec![binding(true)], pods: vec![pod()], ..inputs(holdings) });
+        assert_eq!(wanted.covered_pods, 1);
+        wanted.policy.verdicts.into_values().map(|verdict| verdict.action).collect::<Vec<_>>()
+    };
+    assert_eq!(verdicts(&[(4, 4, "far", State::Held)]), [ACTION_ALLOCATE], "through a gateway");
+    assert_eq!(verdicts(&[(4, 4, "far", State::Draining)]), [ACTION_DENY]);
+    assert_eq!(verdicts(&[(4, 4, "lost", State::Held)]), [ACTION_DENY], "nobody knows where it is");
+    assert_eq!(verdicts(&[(4, 4, "own", State::Draining)]), [ACTION_DENY]);
+    assert_eq!(verdicts(&[(4, 4, "own", State::Held)]), [ACTION_ALLOCATE]);
+}
+
+#[test]
+fn gateways_are_for_those_who_hold_nothing() {
+    let through = |holdings: &[(u8, u8, &str, State)]| {
+        let usable = desired(&inputs(holdings)).allocations.remove(&name()).unwrap();
+        (usable.addresses, usable.gateways, usable.near, usable.name)
+    };
+    assert_eq!(through(&[(4, 4, "far", State::Held)]), (vec![], vec![FAR], 1, EGRESS));
+    assert_eq!(
+        through(&[(4, 4, "far", State::Held), (5, 5, "own", State::Held)]),
+        (vec![EGRESS], vec![], 0, EGRESS)
+    );
+    assert_eq!(
+        through(&[(4, 4, "far", State::Held), (5, 5, "own", State::Draining)]),
+        (vec![], vec![FAR], 1, EGRESS),
+        "what drains opens nothing any more"
+    );
+}
+
+#[test]
+fn the_cluster_itself_is_never_covered() {
+    let mut inputs = inputs(&[]);
+    let node = NodeRecord {
+        addresses: vec![FAR],
+        pod_ranges: vec!["10.244.2.0/24".parse().unwrap()],
+        ..NodeRecord::default()
+    };
+    inputs.nodes.insert("far".into(), node);
+    inputs.internal = vec!["10.96.0.0/16".parse().unwrap()];
+    let wanted = desired(&Inputs { bindings: vec![binding(true)], pods: vec![pod()], ..inputs });
+    let internal: Vec<String> = wanted
+        .policy
+        .destinations
+        .iter()
+        .filter(|(_, class)| **class == DESTINATION_INTERNAL)
+        .map(|((address, length), _)| format!("{address}/{length}"))
+        .collect();
+    for range in
+        ["10.244.2.0/24", "192.0.2.2/32", "10.96.0.0/16", "169.254.0.0/16", "127.0.0.0/8", "224.0.0.0/4"]
+    {
+        assert!(internal.iter().any(|found| found == range), "{range} in {internal:?}");
+    }
+}
+
+#[test]
+fn what_drains_everywhere_is_known_but_not_usable() {
+    let wanted = desired(&inputs(&[(4, 4, "far", State::Draining), (5, 5, "own", State::Draining)]));
+    let allocation = &wanted.allocations[&name()];
+    assert!(!allocation.is_usable());
+    assert_eq!(allocation.name, EGRESS);
+}
+
+#[test]
+fn bindings_without_pods_here_change_nothing() {
+    let with = |others: &[&str]| {
+        let mut inputs = Inputs { bindings: vec![binding(true)], pods: vec![pod()], ..inputs(&[]) };
+        for other in others {
+            let name = BindingName { account: (*other).into(), name: "a".into() };
+            inputs.bindings.push(Binding { name, ..binding(true) });
+        }
+        desired(&inputs)
+    };
+    let (alone, among) = (with(&[]), with(&["aaa", "zzz"]));
+    assert_eq!(alone.policy, among.policy);
+    assert_eq!(alone.bindings, among.bindings);
+}
+
+#[test]
+fn rules_without_room_refuse_the_pods_of_the_largest_account_only() {
+    let account = |account: &str, cidrs: usize, last: u8| {
+        let cidrs = (0..cidrs).map(|net| Ipv4Net::new_assert(Ipv4Addr::new(198, 18, net as u8, 0), 24));
+        let binding = Binding {
+            name: BindingName { account: account.into(), name: "b".into() },
+            cidrs: cidrs.collect(),
+            ports: vec![PortRange { protocol: 6, first: 443, last: 443 }],
+            ..binding(true)
+        };
+        let addresses = vec![Ipv4Addr::new(10, 244, 1, last)];
+        (binding, Pod { account: account.into(), addresses, ..pod() })
+    };
+    let with = |room| {
+        let all = [account("big", 50, 2), account("bog", 50, 3), account("small", 3, 4)];
+        let (bindings, pods) = all.into_iter().unzip();
+        desired(&Inputs { bindings, pods, room, ..inputs(&[]) })
+    };
+    let class = |wanted: &Desired, last| wanted.policy.pods[&Ipv4Addr::new(10, 244, 1, last)].class;
+    let all = with(Room::default());
+    assert_eq!(all.refused, [].into());
+    let needed = all.policy.verdicts.len();
+    assert_eq!(with(Room { verdicts: needed, ..Room::default() }).refused, [].into());
+    let one = with(Room { verdicts: needed - 1, ..Room::default() });
+    assert_eq!(one.refused, ["bog".to_owned()].into(), "of two that need as much, the first by name stays");
+    assert_eq!([2, 3, 4].map(|last| class(&one, last) == POD_REFUSED), [false, true, false]);
+    assert!([2, 4].iter().all(|last| class(&one, *last) != 0));
+    assert_eq!(one.covered_pods, 3);
+    let none = with(Room { verdicts: 0, ..Room::default() });
+    assert_eq!(none.refused.len(), 3);
+    assert!([2, 3, 4].iter().all(|last| class(&none, *last) == POD_REFUSED), "nothing is let out instead");
+}
+
+#[test]
+fn pod_ranges_are_as_few_as_say_the_same() {
+    let pod_ranges = vec!["10.244.0.0/25".parse().unwrap(), "10.244.0.128/25".parse().unwrap()];
+    let wanted = desired(&Inputs { pod_ranges, ..inputs(&[]) });
+    assert_eq!(wanted.settings.pod_ranges, ["10.244.0.0/24".parse().unwrap()]);
+}
+
+#[test]
+fn a_pod_is_known_by_the_mac_that_the_cni_tells() {
+    let address = pod().addresses[0];
+    let mac = |macs: BTreeMap<Ipv4Addr, [u8; 6]>| {
+        desired(&Inputs { pods: vec![pod()], macs, ..inputs(&[]) }).policy.pods[&address].mac
+    };
+    assert_eq!(mac([(address, [2, 0, 0, 0, 0, 7])].into()), [2, 0, 0, 0, 0, 7]);
+    assert_eq!(mac(BTreeMap::new()), [0; 6], "nobody told it: it is not compared");
+}

@@ -1,0 +1,116 @@
+//! `ADDRESSES`, `SLOTS`, `HOMES` and `HOLDINGS`: who owns which ports.
+
+use super::{Builder, Op, free_numbers};
+use crate::desired::EgressAddress;
+use crate::observed::Homes;
+use aegis_common::{AddressValue, HoldingValue, MAX_ADDRESSES, SlotValue};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+impl Builder<'_> {
+    /// Addresses whose desired state counts; the others (older than the data plane, or without room) stay as they are.
+    pub(super) fn grow_addresses(&mut self, peers: &BTreeMap<Ipv4Addr, u32>) -> BTreeMap<Ipv4Addr, u32> {
+        let observed = self.observed;
+        let used: BTreeSet<u32> = observed.addresses.values().map(|value| value.index).collect();
+        let mut free = free_numbers(0, MAX_ADDRESSES, |index| used.contains(&index));
+        let mut numbers = BTreeMap::new();
+        for (address, wanted) in &self.desired.addresses {
+            let holding = observed.holdings.get(address).copied().unwrap_or_default();
+            if u64::try_from(wanted.epoch).unwrap_or(0) < holding.epoch {
+                self.plan.stale.insert(*address);
+                continue;
+            }
+            let existing = observed.addresses.get(address).map(|value| value.index);
+            let Some(index) = existing.or_else(|| free.next()) else {
+                self.plan.full.insert("addresses");
+                continue;
+            };
+            numbers.insert(*address, index);
+            self.grow_address(*address, index, wanted, holding, peers);
+            if existing.is_none() {
+                self.push(Op::SetAddress { address: *address, value: AddressValue { index, allocation: 0 } });
+            }
+            let allowed = wanted.allowed.words();
+            let value = HoldingValue { allowed, epoch: u64::try_from(wanted.epoch).unwrap_or(0) };
+            if observed.holdings.get(address) != Some(&value) {
+                self.push(Op::SetHolding { address: *address, value });
+            }
+        }
+        numbers
+    }
+
+    fn grow_address(
+        &mut self,
+        address: Ipv4Addr,
+        index: u32,
+        wanted: &EgressAddress,
+        holding: HoldingValue,
+        peers: &BTreeMap<Ipv4Addr, u32>,
+    ) {
+        let observed = self.observed;
+        // A slice stops taking new flows before its slot changes hands.
+        let words = wanted.allowed.words();
+        let shrunk = std::array::from_fn(|word| holding.allowed[word] & words[word]);
+        let loses_owner = shrunk != holding.allowed;
+        if loses_owner {
+            self.push(Op::SetHolding {
+                address,
+                value: HoldingValue { allowed: shrunk, epoch: holding.epoch },
+            });
+        }
+        let current: BTreeMap<u8, SlotValue> = observed.slots_of(index).collect();
+        for slice in 0..=u8::MAX {
+            let now = current.get(&slice).copied().unwrap_or_default();
+            let value = match wanted.owners.get(&slice) {
+                None => SlotValue::default(),
+                Some(owner) => match owner.peer.and_then(|peer| peers.get(&peer)) {
+                    Some(peer) => SlotValue { peer: *peer, epoch: owner.epoch },
+                    // Nobody has told where the owner is: what the data plane knows of this very holding stays.
+                    None if now.epoch == owner.epoch => now,
+                    None => SlotValue::default(),
+                },
+            };
+            if now != value {
+                self.push(Op::SetSlot { index, slice, value });
+            }
+        }
+        let mut homes = Homes::default();
+        for (home, node) in homes.iter_mut().zip(&wanted.homes) {
+            *home = peers.get(node).copied().unwrap_or(0);
+        }
+        if observed.homes.get(&index).copied().unwrap_or_default() != homes {
+            self.push(Op::SetHomes { index, homes });
+        }
+    }
+
+    /// An address without object is taken out if the operator has deleted it, which it does only when nobody owns a slice any
+    /// more. Otherwise somebody else has deleted the object, and flows live on here or, steered, elsewhere.
+    pub(super) fn shrink_addresses(&mut self, kept: &BTreeMap<Ipv4Addr, u32>) {
+        let observed = self.observed;
+        for (address, value) in &observed.addresses {
+            if kept.contains_key(address) || self.plan.stale.contains(address) {
+                continue;
+            }
+            if self.desired.addresses.contains_key(address) {
+                continue;
+            }
+            let holding = observed.holdings.get(address).copied().unwrap_or_default();
+            if holding.allowed != [0; 4] {
+                self.push(Op::SetHolding {
+                    address: *address,
+                    value: HoldingValue { allowed: [0; 4], epoch: holding.epoch },
+                });
+            }
+            let owned = observed.slots_of(value.index).next().is_some();
+            if owned || !self.known.idle.contains(address) || holding.allowed != [0; 4] {
+                self.plan.orphaned.insert(*address);
+                continue;
+            }
+            self.push(Op::RemoveHolding { address: *address });
+            self.push(Op::RemoveAddress { address: *address });
+            if observed.homes.contains_key(&value.index) {
+                self.push(Op::SetHomes { index: value.index, homes: Homes::default() });
+            }
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! Any change of the world, written one map entry at a time: after every single write the look-ups that the programs
+//! would make are made here, on the same contents.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is what unwrap is for")]
+
+mod world;
+
+use aegis_common::{MAC_LEAVING, PodValue};
+use aegis_core::slice::SliceSet;
+use aegis_node_agent::desired::{Desired, desired};
+use aegis_node_agent::observed::{Observed, from_map, to_map};
+use aegis_node_agent::ops::{Known, Named, Op, transition};
+use aegis_node_agent::probe::Answer;
+use proptest::prelude::*;
+use std::net::Ipv4Addr;
+use world::{Flows, World, allocation, egress, step, world, write};
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_moment_leaks(worlds in prop::collection::vec(world(), 1..5), restart in any::<bool>()) {
+        let mut maps = Observed::default();
+        let mut known = Known::default();
+        let mut flows = Flows::default();
+        let empty = World { pods: vec![], bindings: vec![], addresses: vec![None; 4], nodes: 0 };
+        let mut former = (empty, Desired::default());
+        for (epoch, world) in worlds.into_iter().enumerate() {
+            // Nothing flows from addresses of this node, so whatever has left the world may go.
+            known = Known { idle: (0..4).map(egress).collect(), flows: known.flows.filter(|_| !restart) };
+            let wanted = desired(&world.inputs(epoch as i64 + 1));
+            step(&mut maps, &mut known, &mut flows, (&former.0, &former.1), (&world, &wanted))?;
+            former = (world, wanted);
+        }
+    }
+}
+
+fn simple() -> World {
+    World {
+        pods: vec![(2, 0), (3, 1)],
+        bindings: vec![(0, 0, 0, true, false)],
+        addresses: vec![Some((0, vec![(0, 3), (1, 3)])), None, None, None],
+        nodes: 2,
+    }
+}
+
+fn after(world: &World, epoch: i64) -> (Observed, Known) {
+    let mut maps = Observed::default();
+    let change = transition(&desired(&world.inputs(epoch)), &maps, &Known::default());
+    change.ops.iter().for_each(|op| maps.apply(op));
+    (maps, Known { flows: Some(Named::default()), ..Known::default() })
+}
+
+#[test]
+fn a_new_pod_of_a_known_class_is_a_single_write() {
+    let (maps, known) = after(&simple(), 1);
+    let mut world = simple();
+    world.pods.push((4, 0));
+    let change = transition(&desired(&world.inputs(1)), &maps, &known);
+    let address = Ipv4Addr::new(10, 244, 0, 4);
+    let value = wanted(&world).policy.pods[&address];
+    assert_eq!((value.class, value.incarnation), (1, aegis_common::incarnation("4")));
+    assert_eq!(change.ops, [Op::SetPod { generation: maps.config.generation, address, value }]);
+}
+
+fn wanted(world: &World) -> Desired {
+    desired(&world.inputs(1))
+}
+
+#[test]
+fn an_address_changes_hands_by_way_of_nobody() {
+    let (maps, known) = after(&simple(), 1);
+    let address = Ipv4Addr::new(10, 244, 0, 2);
+    let mut inputs = simple().inputs(1);
+    inputs.pods.iter_mut().filter(|pod| pod.addresses == [address]).for_each(|pod| pod.uid = "next".into());
+    let value = PodValue { class: 1, incarnation: aegis_common::incarnation("next"), ..PodValue::default() };
+    let generation = maps.config.generation;
+    let leaving = PodValue { incarnation: 0, mac: MAC_LEAVING, ..maps.live().pods[&address] };
+    let change = transition(&desired(&inputs), &maps, &known);
+    assert_eq!(
+        change.ops,
+        [
+            Op::SetPod { generation, address, value: leaving },
+            Op::ForgetConnections { address },
+            Op::RemovePod { generation, address },
+            Op::SetPod { generation, address, value }
+        ]
+    );
+    // What was not forgotten, or not to the end, is forgotten before the next pod is named, also by another agent.
+    for done in 1..=2 {
+        let mut maps = maps.clone();
+        change.ops[..done].iter().for_each(|op| maps.apply(op));
+        let again = transition(&desired(&inputs), &maps, &Known::default());
+        assert_eq!(again.ops, change.ops[1..]);
+    }
+    // The same where a new policy comes with it.
+    inputs.bindings[0].cidrs = vec!["198.51.100.0/25".parse().unwrap()];
+    let ops = transition(&desired(&inputs), &maps, &known).ops;
+    let at = |wanted: Op| ops.iter().position(|op| *op == wanted).unwrap();
+    let gone = at(Op::RemovePod { generation, address });
+    let forgotten = at(Op::ForgetConnections { address });
+    let named = at(Op::SetPod { generation: generation + 1, address, value });
+    assert!(forgotten < gone && gone < named, "{ops:?}");
+}
+
+#[test]
+fn draining_takes_the_right_to_open_flows_and_leaves_the_slot() {
+    let (mut maps, known) = after(&simple(), 1);
+    let slot = maps.slots[&(0, 8)];
+    let mut world = simple();
+    world.addresses[0] = Some((0, vec![(0, 1), (1, 3)]));
+    let wanted = desired(&world.inputs(2));
+    assert_eq!(wanted.addresses[&egress(0)].draining, SliceSet::range(8, 15));
+    transition(&wanted, &maps, &known).ops.iter().for_each(|op| maps.apply(op));
+    assert_eq!(maps.holdings[&egress(0)].allowed, [0; 4]);
+    assert_eq!(maps.slots[&(0, 8)].peer, slot.peer);
+}
+
+#[test]
+fn an_older_object_changes_nothing_and_is_reported() {
+    let (maps, known) = after(&simple(), 7);
+    let mut world = simple();
+    world.addresses[0] = Some((0, vec![(1, 3), (0, 3)]));
+    let change = transition(&desired(&world.inputs(6)), &maps, &known);
+    assert_eq!(change.stale, [egress(0)].into());
+    assert!(
+        !change.ops.iter().any(|op| matches!(op, Op::SetSlot { .. } | Op::SetHolding { .. })),
+        "{:?}",
+        change.ops
+    );
+}
+
+#[test]
+fn an_address_without_object_keeps_its_flows_and_goes_when_they_have_ended() {
+    let (mut maps, mut known) = after(&simple(), 1);
+    let world = World { addresses: vec![None; 4], ..simple() };
+    let wanted = desired(&world.inputs(1));
+    let change = transition(&wanted, &maps, &known);
+    change.ops.iter().for_each(|op| maps.apply(op));
+    assert_eq!(change.orphaned, [egress(0)].into());
+    assert_eq!(maps.holdings[&egress(0)].allowed, [0; 4], "no new flow");
+    assert!(maps.addresses.contains_key(&egress(0)), "live flows go on");
+    assert!(!maps.slots.is_empty());
+
+    // Nothing flows here, but replies for the other owner still enter here.
+    known = Known { idle: [egress(0)].into(), ..known };
+    let change = transition(&wanted, &maps, &known);
+    assert_eq!((change.orphaned, change.ops), ([egress(0)].into(), vec![]));
+}
+
+#[test]
+fn an_address_goes_with_its_object_once_nobody_owns_a_slice() {
+    let (mut maps, known) = after(&simple(), 1);
+    let mut world = simple();
+    // All slices rest, and then the operator deletes the object.
+    world.addresses[0] = Some((0, vec![(0, 2), (1, 2)]));
+    for world in [world, World { addresses: vec![None; 4], ..simple() }] {
+        let change = transition(&desired(&world.inputs(2)), &maps, &known);
+        change.ops.iter().for_each(|op| maps.apply(op));
+    }
+    assert!(maps.addresses.contains_key(&egress(0)), "a scan must show first that nothing flows");
+    let known = Known { idle: [egress(0)].into(), ..known };
+    let wanted = desired(&World { addresses: vec![None; 4], ..simple() }.inputs(2));
+    transition(&wanted, &maps, &known).ops.iter().for_each(|op| maps.apply(op));
+    assert!(maps.addresses.is_empty() && maps.slots.is_empty() && maps.holdings.is_empty());
+}
+
+#[test]
+fn an_old_policy_goes_only_when_no_packet_is_judged_by_it_any_more() {
+    let (maps, known) = after(&simple(), 1);
+    let mut inputs = simple().inputs(1);
+    inputs.bindings[0].cidrs = vec!["198.51.100.0/25".parse().unwrap()];
+    let ops = transition(&desired(&inputs), &maps, &known).ops;
+    let old = maps.config.generation;
+    let switch =
+        ops.iter().position(|op| matches!(op, Op::SetConfig(config) if config.generation != old)).unwrap();
+    let settle = ops.iter().position(|op| *op == Op::Settle).unwrap();
+    let removal = ops
+        .iter()
+        .position(|op| {
+            matches!(op, Op::RemovePod { generation, .. } | Op::RemoveDestination { generation, .. }
+                | Op::RemovePort { generation, .. } | Op::RemoveVerdict { generation, .. } if *generation == old)
+        })
+        .unwrap();
+    assert!(switch < settle && settle < removal, "{ops:?}");
+}
+
+#[test]
+fn leftovers_of_a_crash_between_two_generations_are_removed() {
+    let (mut maps, known) = after(&simple(), 1);
+    let clean = maps.clone();
+    let generation = maps.config.generation + 1;
+    maps.apply(&Op::SetPod {
+        generation,
+        address: Ipv4Addr::new(10, 244, 0, 9),
+        value: PodValue { class: 3, incarnation: 1, ..PodValue::default() },
+    });
+    maps.apply(&Op::SetDestination { generation, destination: (Ipv4Addr::UNSPECIFIED, 0), class: 9 });
+    transition(&desired(&simple().inputs(1)), &maps, &known).ops.iter().for_each(|op| maps.apply(op));
+    assert_eq!(maps, clean);
+}
+
+#[test]
+fn the_checks_notice_writes_in_another_order() {
+    let (maps, known) = after(&simple(), 1);
+    let world = World { bindings: vec![(0, 1, 0, true, false)], ..simple() };
+    let (old, new) = (desired(&simple().inputs(1)), desired(&world.inputs(1)));
+    let ops = transition(&new, &maps, &known).ops;
+    let none = Flows::default();
+    let check = |ops: &[Op]| write(&mut maps.clone(), ops, &none, (&simple(), &old), (&world, &new));
+    assert!(check(&ops).is_ok());
+    // The switch of the policy before the policy is complete.
+    let switch = ops.iter().position(|op| matches!(op, Op::SetConfig(_))).unwrap();
+    let mut early = ops.clone();
+    early[..=switch].rotate_right(1);
+    assert!(check(&early).is_err());
+
+    // A slot that changes hands before the right to open flows has ended.
+    let world = World { addresses: vec![Some((0, vec![(1, 3), (0, 3)])), None, None, None], ..simple() };
+    let new = desired(&world.inputs(2));
+    let mut ops = transition(&new, &maps, &known).ops;
+    let check = |ops: &[Op]| write(&mut maps.clone(), ops, &none, (&simple(), &old), (&world, &new));
+    assert!(check(&ops).is_ok());
+    let first = ops.iter().position(|op| matches!(op, Op::SetHolding { .. })).unwrap();
+    ops.remove(first);
+    assert!(check(&ops).is_err());
+}
+
+/// Sends through node 1, and 2 where `second`.
+fn through(second: bool) -> World {
+    let blocks = if second { vec![(1, 3), (2, 3)] } else { vec![(1, 3)] };
+    World { addresses: vec![Some((0, blocks)), None, None, None], ..simple() }
+}
+
+#[test]
+fn an_agent_that_starts_finds_its_allocations_again() {
+    let draining = World { addresses: vec![Some((0, vec![(0, 1), (1, 1)])), None, None, None], ..simple() };
+    for world in [simple(), through(false), draining] {
+        let (maps, _) = after(&world, 1);
+        assert_ne!(maps.addresses[&egress(0)].allocation, 0, "{world:?}");
+        assert_eq!(maps.allocations[&0].name, to_map(egress(0)), "{world:?}");
+        let change = transition(&desired(&world.inputs(1)), &maps, &Known::default());
+        assert_eq!(change.ops, [], "{world:?}");
+        assert_eq!(change.numbers, [(allocation(0), 0)].into(), "{world:?}");
+    }
+}
+
+#[test]
+fn an_allocation_of_which_nobody_holds_a_slice_keeps_its_name_and_opens_nothing() {
+    let (mut maps, known) = after(&through(true), 1);
+    let world = World { addresses: vec![Some((0, vec![(1, 1), (2, 1)])), None, None, None], ..simple() };
+    let wanted = desired(&world.inputs(2));
+    assert!(
+        wanted.policy.verdicts.values().all(|verdict| verdict.allocation.is_none()),
+        "new flows are refused"
+    );
+    transition(&wanted, &maps, &known).ops.iter().for_each(|op| maps.apply(op));
+    let entry = maps.allocations[&0];
+    assert_eq!((entry.name, entry.count, entry.gateway_count), (to_map(egress(0)), 0, 0));
+    assert_eq!(maps.addresses[&egress(0)].allocation, 1, "packets of other nodes' pods find it");
+    // The same where the object is gone, until no flow names the entry and another allocation needs it.
+    let wanted = desired(&World { addresses: vec![None; 4], ..simple() }.inputs(2));
+    transition(&wanted, &maps, &known).ops.iter().for_each(|op| maps.apply(op));
+    assert_eq!(maps.allocations[&0], entry);
+}
+
+#[test]
+fn the_name_of_an_allocation_stays_for_as_long_as_it_is_right() {
+    let mut world = through(false);
+    world.addresses.swap(0, 1);
+    let (mut maps, known) = after(&world, 1);
+    let holders = world.addresses[1].clone();
+    let mut name = |addresses: [bool; 2]| {
+        world.addresses[0] = holders.clone().filter(|_| addresses[0]);
+        world.addresses[1] = holders.clone().filter(|_| addresses[1]);
+        let change = transition(&desired(&world.inputs(1)), &maps, &known);
+        change.ops.iter().for_each(|op| maps.apply(op));
+        from_map(maps.allocations[&0].name)
+    };
+    assert_eq!(name([false, true]), egress(1));
+    assert_eq!(name([true, true]), egress(1), "gateways may not know the first one yet");
+    assert_eq!(name([true, false]), egress(0));
+}
+
+#[test]
+fn a_list_of_gateways_changes_in_one_write() {
+    let (maps, known) = after(&through(false), 1);
+    let mut inputs = through(true).inputs(2);
+    inputs.allocations.insert(allocation(0), Default::default());
+    inputs.allocations.get_mut(&allocation(0)).unwrap().timeouts.udp = 30;
+    let change = transition(&desired(&inputs), &maps, &known);
+    let writes: Vec<_> = change
+        .ops
+        .iter()
+        .filter_map(|op| match op {
+            Op::SetAllocation { value, .. } => Some((value.gateway_count, value.timeouts.udp, value.name)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(writes, [(2, 30, to_map(egress(0)))]);
+}
+
+#[test]
+fn a_node_that_is_gone_keeps_its_number_while_flows_leave_through_it() {
+    let (mut maps, _) = after(&through(true), 1);
+    let gone = Ipv4Addr::new(192, 0, 2, 3);
+    let index = maps.peer_index[&gone];
+    let mut world = through(false);
+    world.nodes = 1;
+    let mut turn = |flows: Option<Named>, answer: Option<Answer>| {
+        let mut inputs = world.inputs(2);
+        inputs.answers.extend(answer.map(|answer| (gone, answer)));
+        let change = transition(&desired(&inputs), &maps, &Known { flows, ..Known::default() });
+        change.ops.iter().for_each(|op| maps.apply(op));
+        let peer = maps.peers.get(&index).map(|peer| (from_map(peer.address), peer.flags));
+        (peer, maps.peer_index.contains_key(&gone), change.lingering.contains(&index))
+    };
+    let flows = || Some(Named { peers: [index].into(), ..Named::default() });
+    assert_eq!(turn(flows(), None), (Some((gone, 0)), true, true));
+    assert_eq!(turn(flows(), Some(Answer::Lost)), (Some((gone, 6)), true, true), "its flows are given up");
+    assert_eq!(turn(None, None), (Some((gone, 6)), true, true), "nobody knows");
+    assert_eq!(turn(Some(Named::default()), None), (Some((gone, 6)), false, true), "nothing begins");
+    assert_eq!(turn(Some(Named::default()), None), (None, false, false));
+}
+
+#[test]
+fn an_entry_becomes_anothers_only_when_nothing_names_it() {
+    let (mut maps, _) = after(&through(false), 1);
+    // Every entry has been used before.
+    let retired = maps.allocations[&0];
+    for index in 1..aegis_common::MAX_ALLOCATIONS {
+        let value = aegis_common::AllocationValue { identity: u64::from(index), gateway_count: 0, ..retired };
+        maps.apply(&Op::SetAllocation { index, value });
+    }
+    let mut world = through(false);
+    world.addresses[1] = Some((1, vec![(1, 3)]));
+    let number = |named: &[u32]| {
+        let flows = Some(Named { allocations: named.iter().copied().collect(), ..Named::default() });
+        let change = transition(&desired(&world.inputs(2)), &maps, &Known { flows, ..Known::default() });
+        (change.numbers.get(&allocation(1)).copied(), change.full.len())
+    };
+    assert_eq!(number(&[]), (Some(1), 0));
+    assert_eq!(number(&[1, 2]), (Some(3), 0));
+    let all: Vec<u32> = (0..aegis_common::MAX_ALLOCATIONS).collect();
+    assert_eq!(number(&all), (None, 1));
+}
