@@ -57,7 +57,7 @@ pub struct EgressNodeStatus {
     #[schemars(length(max = 4096), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bindings: Vec<ProgrammedBinding>,
-    /// `Ready`.
+    /// `Ready`, and `WithinLimits`: whether there is room for everything that is asked of this node.
     #[schemars(schema_with = "schema::conditions")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
