@@ -1,15 +1,10 @@
-//! Loads the eBPF programs, keeps maps and links pinned, and attaches programs to devices.
-//!
-//! Everything is pinned below `<root>/v<SCHEMA>`: `maps/<NAME>` and `links/<program>-<ifindex>`. A new agent finds the
-//! maps, loads its own programs and puts them into the existing links: at no moment is a device without a program.
+//! Loads the eBPF programs and keeps their maps pinned, below `<root>/v<SCHEMA>/maps`. A new agent finds them.
 
+use crate::links::Links;
 use crate::test_run;
 use aegis_common::{BlockKey, FlowKey, SCHEMA, SWEEP_BATCH, SWEEP_BLOCKS, SWEEP_FLOWS, SWEEP_HEADER};
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
-use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
-use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, ProgramFd, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use aya::programs::{ProgramError, ProgramFd, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -103,6 +98,14 @@ pub enum EbpfError {
         /// The kernel's reason.
         reason: String,
     },
+    /// A pinned link can't be moved or removed.
+    #[error("cannot move or remove {path}: {source}")]
+    Link {
+        /// The link, or the folder of links.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: io::Error,
+    },
     /// A program can't be run.
     #[error("cannot run the sweep program: {0}")]
     Sweep(io::Error),
@@ -129,19 +132,10 @@ impl Default for MapSizes {
     }
 }
 
-/// How XDP runs on a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// In the driver.
-    Native,
-    /// In the network stack, for drivers that lack it: correct, but slower.
-    Generic,
-}
-
 /// Loaded programs and their maps.
 pub struct Dataplane {
-    object: Ebpf,
-    links: PathBuf,
+    pub(crate) object: Ebpf,
+    pub(crate) links: Links,
 }
 
 impl Dataplane {
@@ -151,8 +145,9 @@ impl Dataplane {
             return Err(EbpfError::NoObject);
         }
         let root = pin_root.join(format!("v{SCHEMA}"));
-        let (maps, links) = (root.join("maps"), root.join("links"));
-        for folder in [&maps, &links] {
+        let maps = root.join("maps");
+        let links = Links::new(pin_root, SCHEMA);
+        for folder in [&maps, &links.folder()] {
             fs::create_dir_all(folder)
                 .map_err(|source| EbpfError::PinFolder { path: folder.clone(), source })?;
         }
@@ -183,44 +178,6 @@ impl Dataplane {
             xdp(&mut object, program)?.load().map_err(|source| EbpfError::Program { program, source })?;
         }
         Ok(Dataplane { object, links })
-    }
-
-    /// Attaches the classifier to a device that faces pods (tcx ingress).
-    pub fn attach_pod_device(&mut self, device: &str, ifindex: u32) -> Result<(), EbpfError> {
-        self.attach_tcx(POD_INGRESS, TcAttachType::Ingress, device, ifindex)
-    }
-
-    /// Attaches translation (tcx egress) and steering (XDP) to an uplink.
-    pub fn attach_uplink(&mut self, device: &str, ifindex: u32) -> Result<Mode, EbpfError> {
-        // Steering first: a translated packet's reply must find it.
-        let mode = self.attach_xdp(device, ifindex)?;
-        self.attach_tcx(UPLINK_EGRESS, TcAttachType::Egress, device, ifindex)?;
-        Ok(mode)
-    }
-
-    /// Detaches all programs from a device that is gone or is not to be used any more.
-    pub fn detach(&mut self, ifindex: u32) -> io::Result<()> {
-        for program in [POD_INGRESS, UPLINK_EGRESS, UPLINK_INGRESS, UPLINK_INGRESS_GENERIC] {
-            match fs::remove_file(self.pin(program, ifindex)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => (),
-            }
-        }
-        Ok(())
-    }
-
-    /// Interface indices that have pinned links.
-    pub fn attached(&self) -> io::Result<Vec<u32>> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&self.links)? {
-            let name = entry?.file_name();
-            let ifindex: Option<u32> =
-                name.to_string_lossy().rsplit_once('-').and_then(|(_, index)| index.parse().ok());
-            found.extend(ifindex);
-        }
-        found.sort_unstable();
-        found.dedup();
-        Ok(found)
     }
 
     /// A hash map (LRU or not).
@@ -290,90 +247,11 @@ impl Dataplane {
         let fd = self.program_fd(SWEEP)?.try_clone().map_err(EbpfError::Sweep)?;
         Ok(SweepProgram { fd })
     }
-
-    fn pin(&self, program: &str, ifindex: u32) -> PathBuf {
-        self.links.join(format!("{program}-{ifindex}"))
-    }
-
-    /// The link that an earlier agent left for this program and device.
-    fn pinned(&self, program: &str, ifindex: u32) -> Option<FdLink> {
-        PinnedLink::from_pin(self.pin(program, ifindex)).ok().map(FdLink::from)
-    }
-
-    fn attach_tcx(
-        &mut self,
-        program: &'static str,
-        kind: TcAttachType,
-        device: &str,
-        ifindex: u32,
-    ) -> Result<(), EbpfError> {
-        let path = self.pin(program, ifindex);
-        let old = self.pinned(program, ifindex).and_then(|link| SchedClassifierLink::try_from(link).ok());
-        let failed = |error: &dyn ToString| EbpfError::Attach {
-            program,
-            device: device.into(),
-            reason: error.to_string(),
-        };
-        let classifier = classifier(&mut self.object, program)?;
-        if let Some(link) = old {
-            match classifier.attach_to_link(link) {
-                // The pin keeps the link; this handle may go.
-                Ok(_) => return Ok(()),
-                // The link's device is gone, and another one has its index.
-                Err(_) => fs::remove_file(&path).map_err(|error| failed(&error))?,
-            }
-        }
-        let order = LinkOrder::default();
-        let id = classifier
-            .attach_with_options(device, kind, TcAttachOptions::TcxOrder(order))
-            .map_err(|error| failed(&chain(&error)))?;
-        let link = classifier.take_link(id).map_err(|error| failed(&chain(&error)))?;
-        let link = FdLink::try_from(link).map_err(|error| failed(&error))?;
-        link.pin(&path).map_err(|error| failed(&chain(&error)))?;
-        Ok(())
-    }
-
-    fn attach_xdp(&mut self, device: &str, ifindex: u32) -> Result<Mode, EbpfError> {
-        // The mode is part of the pin's name, since the kernel does not tell it afterwards.
-        for (name, mode) in [(UPLINK_INGRESS, Mode::Native), (UPLINK_INGRESS_GENERIC, Mode::Generic)] {
-            let Some(link) = self.pinned(name, ifindex).and_then(|link| XdpLink::try_from(link).ok()) else {
-                continue;
-            };
-            let path = self.pin(name, ifindex);
-            match xdp(&mut self.object, UPLINK_INGRESS)?.attach_to_link(link) {
-                Ok(_) => return Ok(mode),
-                Err(_) => fs::remove_file(&path).map_err(|error| EbpfError::Attach {
-                    program: UPLINK_INGRESS,
-                    device: device.into(),
-                    reason: error.to_string(),
-                })?,
-            }
-        }
-        let failed =
-            |reason: String| EbpfError::Attach { program: UPLINK_INGRESS, device: device.into(), reason };
-        let native = self.pin(UPLINK_INGRESS, ifindex);
-        let generic = self.pin(UPLINK_INGRESS_GENERIC, ifindex);
-        let program = xdp(&mut self.object, UPLINK_INGRESS)?;
-        let (id, path, mode) = match program.attach_to_if_index(ifindex, XdpMode::Driver) {
-            Ok(id) => (id, native, Mode::Native),
-            Err(first) => match program.attach_to_if_index(ifindex, XdpMode::Skb) {
-                Ok(id) => (id, generic, Mode::Generic),
-                Err(second) => {
-                    return Err(failed(format!("native: {}; generic: {}", chain(&first), chain(&second))));
-                }
-            },
-        };
-        let link = program.take_link(id).map_err(|error| failed(chain(&error)))?;
-        let link = FdLink::try_from(link).map_err(|error| failed(error.to_string()))?;
-        link.pin(&path).map_err(|error| failed(chain(&error)))?;
-        Ok(mode)
-    }
 }
 
-const POD_INGRESS: &str = "pod_ingress";
-const UPLINK_EGRESS: &str = "uplink_egress";
-const UPLINK_INGRESS: &str = "uplink_ingress";
-const UPLINK_INGRESS_GENERIC: &str = "uplink_ingress_generic";
+pub(crate) const POD_INGRESS: &str = "pod_ingress";
+pub(crate) const UPLINK_EGRESS: &str = "uplink_egress";
+pub(crate) const UPLINK_INGRESS: &str = "uplink_ingress";
 const SWEEP: &str = "sweep";
 
 /// The `sweep` program.
@@ -407,16 +285,19 @@ impl SweepProgram {
     }
 }
 
-fn classifier<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, EbpfError> {
+pub(crate) fn classifier<'a>(
+    object: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier, EbpfError> {
     object.program_mut(name).and_then(|program| program.try_into().ok()).ok_or(EbpfError::Missing(name))
 }
 
-fn xdp<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, EbpfError> {
+pub(crate) fn xdp<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, EbpfError> {
     object.program_mut(name).and_then(|program| program.try_into().ok()).ok_or(EbpfError::Missing(name))
 }
 
 /// An error with the causes it hides: aya's own texts stop at "syscall failed".
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -2,8 +2,10 @@
 
 use crate::apply::{Attached, Plane, PlaneError};
 use crate::args::Args;
+use crate::attach::Mode;
 use crate::conntrack;
-use crate::ebpf::{Dataplane, EbpfError, MapSizes, Mode, SweepProgram};
+use crate::ebpf::{Dataplane, EbpfError, MapSizes, SweepProgram};
+use crate::links::{Links, Pin};
 use crate::network::{Device, Network};
 use crate::observed::{Homes, NO_ALLOCATION, Observed, from_map, to_map};
 use crate::ops::Op;
@@ -26,6 +28,8 @@ pub struct Kernel {
     dataplane: Dataplane,
     uplinks: BTreeMap<u32, (Device, Mode)>,
     pods: BTreeMap<u32, Device>,
+    /// What has programs of an agent with another schema, until they are taken over.
+    inherited: Attached,
 }
 
 /// Loads the programs and makes the maps, or takes over what is pinned.
@@ -41,7 +45,12 @@ pub fn open(args: &Args) -> Result<Box<dyn Plane>, PlaneError> {
         value.seed = u32::from_ne_bytes(seed) | 1;
         config.set(0, value, 0).map_err(load)?;
     }
-    Ok(Box::new(Kernel { dataplane, uplinks: BTreeMap::new(), pods: BTreeMap::new() }))
+    Ok(Box::new(Kernel {
+        dataplane,
+        uplinks: BTreeMap::new(),
+        pods: BTreeMap::new(),
+        inherited: Attached::default(),
+    }))
 }
 
 fn load(error: impl std::error::Error) -> PlaneError {
@@ -125,6 +134,14 @@ impl Kernel {
             None => gone(handle.remove(key)),
         };
         result.map_err(|source| EbpfError::Map { name: map.into(), source })
+    }
+
+    /// Live generation of the policy; 0 before the first.
+    fn generation(&mut self) -> u32 {
+        let config = self.dataplane.array::<Config>("CONFIG").and_then(|config| {
+            config.get(&0, 0).map_err(|source| EbpfError::Map { name: "CONFIG".into(), source })
+        });
+        config.map_or(0, |config| config.generation)
     }
 
     fn write_op(&mut self, op: &Op) -> Result<(), EbpfError> {
@@ -299,19 +316,28 @@ impl Plane for Kernel {
         // A device keeps its programs for as long as it exists: a route that flaps must not uncover anything.
         self.uplinks.retain(|index, _| existing.contains(index));
         self.pods.retain(|index, _| existing.contains(index));
-        match self.dataplane.attached() {
-            Ok(pinned) => {
-                for index in pinned.into_iter().filter(|index| !existing.contains(index)) {
-                    if let Err(error) = self.dataplane.detach(index) {
-                        errors.insert(format!("interface {index}"), chain(&error));
-                    }
-                }
+        if let Err(error) = self.dataplane.detach_all_but(existing) {
+            errors.insert("pinned links".to_owned(), chain(&error));
+        }
+        let inherited = self.dataplane.inherited(existing);
+        self.inherited = Attached::default();
+        if !inherited.is_empty() {
+            // Programs of an agent with another schema go on until the own maps hold a policy: empty ones cover nothing.
+            if self.generation() == 0 {
+                let known = |index| devices.uplinks.get(&index).or(devices.pods.get(&index));
+                self.inherited = by_pins(&inherited, |index| Some(known(index)?.name.clone()));
+                return errors;
             }
-            Err(error) => _ = errors.insert("pinned links".to_owned(), chain(&error)),
+            if let Err(error) = self.dataplane.take_over(existing) {
+                errors.insert("pinned links".to_owned(), chain(&error));
+            }
         }
         let same = |known: &Device, device: &Device| (&known.name, known.mac) == (&device.name, device.mac);
         for (index, device) in &devices.uplinks {
             if self.uplinks.get(index).is_some_and(|(known, _)| same(known, device)) {
+                if let Err(error) = self.dataplane.check_uplink(&device.name, *index) {
+                    errors.insert(device.name.clone(), chain(&error));
+                }
                 continue;
             }
             match self.dataplane.attach_uplink(&device.name, *index) {
@@ -321,6 +347,9 @@ impl Plane for Kernel {
         }
         for (index, device) in &devices.pods {
             if self.pods.get(index).is_some_and(|known| same(known, device)) {
+                if let Err(error) = self.dataplane.check_pod_device(&device.name, *index) {
+                    errors.insert(device.name.clone(), chain(&error));
+                }
                 continue;
             }
             match self.dataplane.attach_pod_device(&device.name, *index) {
@@ -336,14 +365,13 @@ impl Plane for Kernel {
             Mode::Native => "Native".to_owned(),
             Mode::Generic => "Generic".to_owned(),
         };
-        Attached {
-            uplinks: self
-                .uplinks
-                .iter()
-                .map(|(index, (device, how))| (*index, (device.name.clone(), mode(how))))
-                .collect(),
-            pods: self.pods.iter().map(|(index, device)| (*index, device.name.clone())).collect(),
-        }
+        let mut attached = self.inherited.clone();
+        let uplinks = self.uplinks.iter();
+        attached
+            .uplinks
+            .extend(uplinks.map(|(index, (device, how))| (*index, (device.name.clone(), mode(how)))));
+        attached.pods.extend(self.pods.iter().map(|(index, device)| (*index, device.name.clone())));
+        attached
     }
 
     fn sweeper(&mut self) -> Result<Sweeper, PlaneError> {
@@ -373,19 +401,20 @@ impl Plane for Kernel {
 
 /// Devices that have programs by what is pinned: programs of an earlier agent go on even if this one can't load its own.
 pub fn pinned(args: &Args, network: &Network) -> Attached {
+    let own = Links::new(&args.pin_root, SCHEMA);
+    let all = own.others().into_iter().chain([own]);
+    let pins: Vec<Pin> = all.filter_map(|links| links.pins().ok()).flatten().collect();
+    by_pins(&pins, |index| Some(network.devices.get(&index)?.name.clone()))
+}
+
+/// Devices that have programs by what is pinned, if they have a name.
+fn by_pins(pins: &[Pin], name: impl Fn(u32) -> Option<String>) -> Attached {
     let mut attached = Attached::default();
-    let links = args.pin_root.join(format!("v{SCHEMA}/links"));
-    for entry in std::fs::read_dir(links).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some((program, index)) = name.rsplit_once('-') else { continue };
-        let Some(device) = index.parse().ok().and_then(|index: u32| network.devices.get(&index)) else {
-            continue;
-        };
-        match program {
-            "uplink_egress" => {
-                attached.uplinks.insert(device.index, (device.name.clone(), "Unknown".to_owned()));
-            }
-            "pod_ingress" => _ = attached.pods.insert(device.index, device.name.clone()),
+    for pin in pins {
+        let Some(name) = name(pin.ifindex) else { continue };
+        match pin.program.as_str() {
+            "uplink_egress" => _ = attached.uplinks.insert(pin.ifindex, (name, "Unknown".to_owned())),
+            "pod_ingress" => _ = attached.pods.insert(pin.ifindex, name),
             _ => {}
         }
     }

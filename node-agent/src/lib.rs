@@ -9,13 +9,15 @@
 //! | in which order it is written | [`ops`] |
 //! | devices, next hops, nftables, conntrack | [`network`], [`uplink`], [`neighbour`], [`nft`], [`conntrack`] |
 //! | whether gateways answer | [`probe`] |
-//! | how maps are read and written | [`apply`], [`kernel`] (programs: `node-agent/ebpf`) |
+//! | how maps are read and written | [`apply`], [`kernel`], [`ebpf`] (programs: `node-agent/ebpf`) |
+//! | how programs are attached, and outlive the agent | [`attach`], [`links`] |
 //! | how flows end, how ports are counted | [`sweep`], [`demand`] |
 //! | what is reported | [`status`], [`metrics`], [`server`] |
 //! | when all of this happens | [`controller`] |
 
 pub mod apply;
 pub mod args;
+pub mod attach;
 pub mod cni;
 pub mod conntrack;
 pub mod controller;
@@ -25,6 +27,7 @@ pub mod ebpf;
 pub mod ethtool;
 pub mod identity;
 pub mod kernel;
+pub mod links;
 pub mod metrics;
 pub mod neighbour;
 pub mod network;
@@ -37,6 +40,7 @@ pub mod server;
 pub mod snapshot;
 pub mod status;
 pub mod sweep;
+pub mod tcx;
 pub mod test_run;
 pub mod uplink;
 pub mod watch;

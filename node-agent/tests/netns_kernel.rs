@@ -15,6 +15,7 @@ use aegis_node_agent::network;
 use aegis_node_agent::objects::NodeRecord;
 use aegis_node_agent::observed::Observed;
 use aegis_node_agent::ops::{Known, transition};
+use aegis_node_agent::tcx;
 use aegis_node_agent::uplink::{Devices, devices};
 use clap::Parser;
 use netns_support::{Namespace, need_root};
@@ -207,6 +208,105 @@ fn devices_get_their_programs_when_they_come_and_lose_them_when_they_go() {
         assert_eq!(pins(), 2);
         node.run("ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0; ip link set cni0 up");
         assert!(attach(plane.as_mut()).pods.into_values().eq(["cni0"]));
+    });
+}
+
+/// Ids of the programs of a device's hook, the one that runs first first.
+fn order(device: &str, hook: tcx::Hook) -> Vec<u32> {
+    let index = nix::net::if_::if_nametoindex(device).unwrap();
+    tcx::programs(index, hook).unwrap()
+}
+
+#[test]
+fn our_programs_come_first_and_say_so_if_they_do_not() {
+    let bpffs = Bpffs::new("order");
+    let (node, router) = (Namespace::new("node"), Namespace::new("router"));
+    node.link("eth0", &router, "eth0");
+    node.run("ip addr add 192.0.2.1/24 dev eth0; ip route add default via 192.0.2.254");
+    node.run("ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0; ip link set cni0 up");
+    node.enter(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (found, existing) = runtime.block_on(look());
+        let others = Bpffs::new("others");
+        // Stands for somebody else's program: it puts itself first too.
+        let come_first = || {
+            let pods = Devices { pods: found.pods.clone(), ..Devices::default() };
+            let mut plane = others.open();
+            assert_eq!(plane.attach(&pods, &existing), [].into());
+            (plane, order("cni0", tcx::Hook::Ingress)[0])
+        };
+        let (_other, other_id) = come_first();
+        assert_eq!(order("cni0", tcx::Hook::Ingress), [other_id]);
+
+        let mut plane = bpffs.open();
+        assert_eq!(plane.attach(&found, &existing), [].into());
+        let ours = order("cni0", tcx::Hook::Ingress);
+        assert_eq!((ours.len(), ours[1]), (2, other_id), "ours runs first");
+        assert_eq!(plane.attach(&found, &existing), [].into());
+
+        // Somebody comes before us: said by device. A new agent takes the place again, without a moment without.
+        let (_late, late_id) = come_first();
+        let errors = plane.attach(&found, &existing);
+        assert_eq!(errors.keys().collect::<Vec<_>>(), ["cni0"]);
+        assert!(errors["cni0"].contains(&format!("program {late_id}")), "{errors:?}");
+        drop(plane);
+        let mut plane = bpffs.open();
+        assert_eq!(plane.attach(&found, &existing), [].into());
+        assert_eq!(plane.attach(&found, &existing), [].into());
+        let again = order("cni0", tcx::Hook::Ingress);
+        assert_eq!(again[1..], [late_id], "the old program of ours is gone");
+        assert_ne!(again[0], ours[0]);
+        // In its place a program is replaced, not attached anew.
+        drop(plane);
+        let mut plane = bpffs.open();
+        assert_eq!(plane.attach(&found, &existing), [].into());
+        assert_eq!(order("cni0", tcx::Hook::Ingress)[1..], [late_id]);
+    });
+}
+
+#[test]
+fn programs_of_another_schema_run_until_there_is_a_policy_and_are_replaced_in_place() {
+    let bpffs = Bpffs::new("schema");
+    let (node, router) = (Namespace::new("node"), Namespace::new("router"));
+    node.link("eth0", &router, "eth0");
+    node.run("ip addr add 192.0.2.1/24 dev eth0; ip route add default via 192.0.2.254");
+    node.run("ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0; ip link set cni0 up");
+    node.enter(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (found, existing) = runtime.block_on(look());
+        let mut plane = bpffs.open();
+        assert_eq!(plane.attach(&found, &existing), [].into());
+        drop(plane);
+        let other = bpffs.0.join("aegis/v1");
+        std::fs::rename(bpffs.folder(""), &other).unwrap();
+        let hooks = || [order("cni0", tcx::Hook::Ingress), order("eth0", tcx::Hook::Egress)].concat();
+        let before = hooks();
+        assert_eq!(before.len(), 2);
+
+        let mut plane = bpffs.open();
+        assert_eq!(plane.attach(&found, &existing), [].into());
+        assert_eq!(hooks(), before, "the maps are empty: nothing would be covered");
+        let attached = plane.attached();
+        assert_eq!((attached.uplinks.len(), attached.pods.len()), (1, 1));
+        bring(plane.as_mut(), &desired(&inputs(2, 1, 0)), &mut Known::default());
+        // Watched all the time: no hook is ever empty.
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let watch = scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    assert_eq!(hooks().len(), 2);
+                }
+            });
+            assert_eq!(plane.attach(&found, &existing), [].into());
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            watch.join().unwrap();
+        });
+        let after = hooks();
+        assert!(after.len() == 2 && after.iter().all(|id| !before.contains(id)), "{before:?} {after:?}");
+        assert!(!other.exists());
+        assert_eq!(plane.attached().uplinks.into_values().next().unwrap().1, "Native");
+        assert_eq!(std::fs::read_dir(bpffs.folder("links")).unwrap().count(), 3);
+        assert_eq!(plane.attach(&found, &existing), [].into());
     });
 }
 

@@ -1,0 +1,187 @@
+//! Attaches the programs to devices.
+
+use crate::ebpf::{Dataplane, EbpfError, POD_INGRESS, UPLINK_EGRESS, UPLINK_INGRESS, chain, classifier, xdp};
+use crate::links::Pin;
+use crate::tcx;
+use aya::programs::links::{FdLink, LinkOrder};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{TcAttachType, XdpMode};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::{fs, io};
+
+/// How XDP runs on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// In the driver.
+    Native,
+    /// In the network stack, for drivers that lack it: correct, but slower.
+    Generic,
+}
+
+/// Name of the pin where XDP runs generically: the kernel does not tell the mode afterwards.
+const UPLINK_INGRESS_GENERIC: &str = "uplink_ingress_generic";
+/// All names of pins, in the order in which programs are attached. Steering first: a translated packet's reply must find it.
+const PINS: [&str; 4] = [UPLINK_INGRESS, UPLINK_INGRESS_GENERIC, UPLINK_EGRESS, POD_INGRESS];
+
+impl Dataplane {
+    /// Attaches the classifier to a device that faces pods (tcx ingress).
+    pub fn attach_pod_device(&mut self, device: &str, ifindex: u32) -> Result<(), EbpfError> {
+        self.attach_tcx(POD_INGRESS, device, ifindex)
+    }
+
+    /// Attaches translation (tcx egress) and steering (XDP) to an uplink.
+    pub fn attach_uplink(&mut self, device: &str, ifindex: u32) -> Result<Mode, EbpfError> {
+        let mode = self.attach_xdp(device, ifindex)?;
+        self.attach_tcx(UPLINK_EGRESS, device, ifindex)?;
+        Ok(mode)
+    }
+
+    /// Fails if another program comes before ours on a device that faces pods: it may end the chain.
+    pub fn check_pod_device(&mut self, device: &str, ifindex: u32) -> Result<(), EbpfError> {
+        self.check_tcx(POD_INGRESS, device, ifindex)
+    }
+
+    /// Fails if another program comes before ours on an uplink.
+    pub fn check_uplink(&mut self, device: &str, ifindex: u32) -> Result<(), EbpfError> {
+        self.check_tcx(UPLINK_EGRESS, device, ifindex)
+    }
+
+    /// Forgets devices that are gone: the kernel has detached their programs.
+    pub fn detach_all_but(&mut self, existing: &BTreeSet<u32>) -> Result<(), EbpfError> {
+        let folder = self.links.folder();
+        let pins = self.links.pins().map_err(|source| EbpfError::Link { path: folder, source })?;
+        pins.into_iter().filter(|pin| !existing.contains(&pin.ifindex)).try_for_each(|pin| unpin(&pin.path))
+    }
+
+    /// Links of agents with another schema, of devices that exist: their programs run with maps of their own.
+    pub fn inherited(&self, existing: &BTreeSet<u32>) -> Vec<Pin> {
+        let pins = self.links.others().into_iter().filter_map(|links| links.pins().ok()).flatten();
+        pins.filter(|pin| existing.contains(&pin.ifindex) && PINS.contains(&pin.program.as_str())).collect()
+    }
+
+    /// Puts the own programs into all links of agents with another schema, and removes what is left of these.
+    pub fn take_over(&mut self, existing: &BTreeSet<u32>) -> Result<(), EbpfError> {
+        let mut pins = self.inherited(existing);
+        pins.sort_by_key(|pin| PINS.iter().position(|name| *name == pin.program));
+        for pin in pins {
+            let path = self.links.path(&pin.program, pin.ifindex);
+            fs::rename(&pin.path, &path)
+                .map_err(|source| EbpfError::Link { path: pin.path.clone(), source })?;
+            let link = self.links.pinned(&pin.program, pin.ifindex);
+            let failed = |error: &dyn std::error::Error| EbpfError::Link {
+                path: path.clone(),
+                source: io::Error::other(chain(error)),
+            };
+            let Some(link) = link else { continue };
+            match pin.program.as_str() {
+                UPLINK_INGRESS | UPLINK_INGRESS_GENERIC => {
+                    let link = XdpLink::try_from(link).map_err(|error| failed(&error))?;
+                    xdp(&mut self.object, UPLINK_INGRESS)?.attach_to_link(link).map(drop)
+                }
+                name => {
+                    let name = if name == POD_INGRESS { POD_INGRESS } else { UPLINK_EGRESS };
+                    let link = SchedClassifierLink::try_from(link).map_err(|error| failed(&error))?;
+                    classifier(&mut self.object, name)?.attach_to_link(link).map(drop)
+                }
+            }
+            .map_err(|error| failed(&error))?;
+        }
+        for links in self.links.others() {
+            links.remove().map_err(|source| EbpfError::Link { path: links.folder(), source })?;
+        }
+        Ok(())
+    }
+
+    fn check_tcx(&mut self, program: &'static str, device: &str, ifindex: u32) -> Result<(), EbpfError> {
+        let failed = |reason: String| EbpfError::Attach { program, device: device.into(), reason };
+        let own = classifier(&mut self.object, program)?.info().map_err(|error| failed(chain(&error)))?.id();
+        let order = tcx::programs(ifindex, hook(program)).map_err(|error| failed(error.to_string()))?;
+        match order.first() {
+            Some(first) if *first == own => Ok(()),
+            Some(first) if order.contains(&own) => Err(failed(format!(
+                "program {first} has put itself before it and may end the chain: make its owner attach behind \
+                 others, or restart this agent"
+            ))),
+            _ => Err(failed("it is not attached any more: restart this agent".into())),
+        }
+    }
+
+    fn attach_tcx(&mut self, program: &'static str, device: &str, ifindex: u32) -> Result<(), EbpfError> {
+        let path = self.links.path(program, ifindex);
+        let old = self.links.pinned(program, ifindex);
+        let failed = |error: &dyn std::error::Error| EbpfError::Attach {
+            program,
+            device: device.into(),
+            reason: chain(error),
+        };
+        let classifier = classifier(&mut self.object, program)?;
+        let own = classifier.info().map_err(|error| failed(&error))?.id();
+        let there = old.as_ref().and_then(|link| link.info().ok()).map(|info| info.program_id());
+        let first = tcx::programs(ifindex, hook(program)).map_err(|error| failed(&error))?.first().copied();
+        if there == Some(own) {
+            return Ok(());
+        }
+        if let Some(link) = old.filter(|_| there.is_some() && there == first) {
+            let link = SchedClassifierLink::try_from(link).map_err(|error| failed(&error))?;
+            // The pin keeps the link; this handle may go.
+            return classifier.attach_to_link(link).map(drop).map_err(|error| failed(&error));
+        }
+        // There is no link, its device is gone and another one has its index, or somebody has come before it. In the last
+        // case both run for a moment, which loses some packets at worst.
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let kind = if program == POD_INGRESS { TcAttachType::Ingress } else { TcAttachType::Egress };
+        let id = classifier.attach_with_options(device, kind, order).map_err(|error| failed(&error))?;
+        let link = classifier.take_link(id).map_err(|error| failed(&error))?;
+        let link = FdLink::try_from(link).map_err(|error| failed(&error))?;
+        let beside = self.links.path(program, ifindex).with_file_name(format!("{program}-{ifindex}-new"));
+        unpin(&beside)?;
+        link.pin(&beside).map_err(|error| failed(&error))?;
+        fs::rename(&beside, &path).map_err(|error| failed(&error))
+    }
+
+    fn attach_xdp(&mut self, device: &str, ifindex: u32) -> Result<Mode, EbpfError> {
+        for (name, mode) in [(UPLINK_INGRESS, Mode::Native), (UPLINK_INGRESS_GENERIC, Mode::Generic)] {
+            let link = self.links.pinned(name, ifindex).and_then(|link| XdpLink::try_from(link).ok());
+            let Some(link) = link else { continue };
+            match xdp(&mut self.object, UPLINK_INGRESS)?.attach_to_link(link) {
+                Ok(_) => return Ok(mode),
+                // The link's device is gone, and another one has its index.
+                Err(_) => unpin(&self.links.path(name, ifindex))?,
+            }
+        }
+        let failed =
+            |reason: String| EbpfError::Attach { program: UPLINK_INGRESS, device: device.into(), reason };
+        let native = self.links.path(UPLINK_INGRESS, ifindex);
+        let generic = self.links.path(UPLINK_INGRESS_GENERIC, ifindex);
+        let program = xdp(&mut self.object, UPLINK_INGRESS)?;
+        let (id, path, mode) = match program.attach_to_if_index(ifindex, XdpMode::Driver) {
+            Ok(id) => (id, native, Mode::Native),
+            Err(first) => match program.attach_to_if_index(ifindex, XdpMode::Skb) {
+                Ok(id) => (id, generic, Mode::Generic),
+                Err(second) => {
+                    return Err(failed(format!("native: {}; generic: {}", chain(&first), chain(&second))));
+                }
+            },
+        };
+        let link = program.take_link(id).map_err(|error| failed(chain(&error)))?;
+        let link = FdLink::try_from(link).map_err(|error| failed(error.to_string()))?;
+        link.pin(&path).map_err(|error| failed(chain(&error)))?;
+        Ok(mode)
+    }
+}
+
+fn hook(program: &str) -> tcx::Hook {
+    if program == POD_INGRESS { tcx::Hook::Ingress } else { tcx::Hook::Egress }
+}
+
+/// Removing what is not there is no failure.
+fn unpin(path: &Path) -> Result<(), EbpfError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(EbpfError::Link { path: path.into(), source })
+        }
+        _ => Ok(()),
+    }
+}
