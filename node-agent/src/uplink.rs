@@ -51,6 +51,11 @@ pub fn devices(
     Devices { uplinks, pods }
 }
 
+/// Devices that are named as uplinks and are not there.
+pub fn absent<'a>(network: &Network, named: &'a [String]) -> Vec<&'a str> {
+    named.iter().filter(|name| network.device(name).is_none()).map(String::as_str).collect()
+}
+
 impl Devices {
     /// Smallest MTU of the uplinks.
     pub fn uplink_mtu(&self) -> Option<u32> {
@@ -120,6 +125,7 @@ mod tests {
     fn named_uplinks_replace_the_guess() {
         let found = devices(&node(), &["eth1".into(), "gone0".into()], None, &range(), &[]);
         assert_eq!(names(&found.uplinks), ["eth1"]);
+        assert_eq!(absent(&node(), &["eth1".into(), "gone0".into()]), ["gone0"]);
     }
 
     #[test]

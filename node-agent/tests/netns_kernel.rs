@@ -288,7 +288,7 @@ fn programs_of_another_schema_run_until_there_is_a_policy_and_are_replaced_in_pl
         assert_eq!(hooks(), before, "the maps are empty: nothing would be covered");
         let attached = plane.attached();
         assert_eq!((attached.uplinks.len(), attached.pods.len()), (1, 1));
-        bring(plane.as_mut(), &desired(&inputs(2, 1, 0)), &mut Known::default());
+        bring(plane.as_mut(), &desired(&inputs(2, 1, 0)), &Known::default());
         // Watched all the time: no hook is ever empty.
         let done = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {

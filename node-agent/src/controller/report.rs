@@ -8,6 +8,8 @@ use crate::metrics::Snapshot;
 use crate::probe::Answer;
 use crate::status::{self, Facts, NotReady, Pending, reason};
 use crate::sweep::Usage;
+use crate::uplink;
+use crate::watch::Cluster;
 use aegis_common::{CounterValue, MAX_ADDRESSES, MAX_ALLOCATIONS, MAX_PEERS, MAX_POD_RANGES};
 use aegis_core::model::AllocationName;
 use aegis_core::slice::SliceSet;
@@ -147,17 +149,7 @@ impl Controller {
             return not(reason::NETWORK_UNKNOWN, format!("cannot read the node's network: {error}"));
         }
         if !synced {
-            let cluster = self.shared.lock();
-            let errors = cluster.errors();
-            let missing = cluster.missing().map(|kind| match errors.get(kind) {
-                Some(error) => format!("{kind} ({error})"),
-                None => kind.to_owned(),
-            });
-            let missing: Vec<String> = missing.collect();
-            let message = format!(
-                "waiting for {} from the API server; what is pinned stays in force",
-                missing.join(", ")
-            );
+            let message = waiting(&self.shared.lock());
             return not(reason::WAITING, message);
         }
         if inputs.tunnel_address.is_none() {
@@ -166,9 +158,8 @@ impl Controller {
                 "the Node object has no IPv4 InternalIP: set the kubelet's --node-ip".into(),
             );
         }
-        let has = |name: &&String| self.network.as_ref().is_ok_and(|network| network.device(name).is_some());
-        let absent: Vec<&str> =
-            self.args.uplinks.iter().filter(|name| !has(name)).map(String::as_str).collect();
+        let network = self.network.as_ref().ok();
+        let absent = network.map(|network| uplink::absent(network, &self.args.uplinks)).unwrap_or_default();
         if !absent.is_empty() {
             return not(
                 reason::NO_UPLINK,
@@ -283,5 +274,31 @@ impl Controller {
         let names = self.devices.uplinks.values().map(|device| &device.name);
         // Drivers without such a counter, or devices that have just gone, are not worth a word.
         names.filter_map(|name| Some((name.clone(), ethtool::sum(name, "xdp_tx_errors").ok()?))).collect()
+    }
+}
+
+/// What has not been listed yet, and why not.
+fn waiting(cluster: &Cluster) -> String {
+    let errors = cluster.errors();
+    let missing = cluster.missing().map(|kind| match errors.get(kind) {
+        Some(error) => format!("{kind} ({error})"),
+        None => kind.to_owned(),
+    });
+    let missing: Vec<String> = missing.collect();
+    format!("waiting for {} from the API server; what is pinned stays in force", missing.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_waited_for_comes_with_the_reason() {
+        let mut cluster = Cluster::default();
+        cluster.pods.listed = true;
+        cluster.nodes.error = Some("forbidden".to_owned());
+        let message = waiting(&cluster);
+        assert!(message.contains("ZoneBinding, ") && message.contains("Node (forbidden)"), "{message}");
+        assert!(!message.contains("Pod"), "{message}");
     }
 }

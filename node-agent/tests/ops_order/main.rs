@@ -343,3 +343,34 @@ fn an_entry_becomes_anothers_only_when_nothing_names_it() {
     let all: Vec<u32> = (0..aegis_common::MAX_ALLOCATIONS).collect();
     assert_eq!(number(&all), (None, 1));
 }
+
+#[test]
+fn an_address_that_moves_leaves_an_entry_that_is_whole() {
+    let mut world = simple();
+    world.addresses[1] = world.addresses[0].clone();
+    let (maps, known) = after(&world, 1);
+    world.addresses[1] = Some((1, vec![(0, 3)]));
+    let change = transition(&desired(&world.inputs(2)), &maps, &known);
+    let writes = change.ops.iter().filter_map(|op| match op {
+        Op::SetAllocation { index, value } => Some((*index, value.count, value.name)),
+        _ => None,
+    });
+    let name = to_map(egress(0));
+    assert_eq!(writes.collect::<Vec<_>>(), [(0, 1, name), (1, 1, to_map(egress(1)))]);
+}
+
+#[test]
+fn pods_move_to_another_allocation_before_their_own_ends() {
+    let (maps, known) = after(&through(false), 1);
+    let addresses = vec![Some((0, vec![(1, 1)])), Some((1, vec![(1, 3)])), None, None];
+    let world = World { addresses, bindings: vec![(1, 0, 0, true, false)], ..simple() };
+    let (old, new) = (desired(&through(false).inputs(1)), desired(&world.inputs(2)));
+    let mut ops = transition(&new, &maps, &known).ops;
+    let none = Flows::default();
+    let check = |ops: &[Op]| write(&mut maps.clone(), ops, &none, (&through(false), &old), (&world, &new));
+    check(&ops).unwrap();
+    let end = ops.iter().position(|op| matches!(op, Op::SetAllocation { index: 0, .. })).unwrap();
+    let end = ops.remove(end);
+    ops.insert(0, end);
+    assert!(check(&ops).is_err(), "the check notices");
+}
