@@ -51,8 +51,9 @@ pub trait Plane: Send {
     fn attached(&self) -> Attached;
     /// Starts the thread that ends flows.
     fn sweeper(&mut self) -> Result<Sweeper, PlaneError>;
-    /// Room in the policy maps (`pods`, `destinations`, `ports`, `verdicts`).
-    fn policy_sizes(&self) -> Vec<(&'static str, u64)>;
+    /// Room in the maps that are sized by the user or hold the policy (`flows`, `blocks`, `pods`, `destinations`, `ports`,
+    /// `verdicts`): a pinned one keeps its size.
+    fn sizes(&self) -> Vec<(&'static str, u64)>;
 }
 
 /// Devices that have their programs, by interface index.

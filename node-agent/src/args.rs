@@ -9,6 +9,8 @@ use std::path::PathBuf;
 /// the node that owns their port, and reports what it has done as the EgressNode object of its node.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "aegis-node-agent", version, about, long_about = None)]
+// Of a flag that is given twice the last counts: the chart's extraArgs come last.
+#[command(args_override_self = true)]
 pub struct Args {
     /// Name of the node (downward API: spec.nodeName).
     #[arg(long, env = "NODE_NAME")]
@@ -27,23 +29,18 @@ pub struct Args {
     #[arg(long, env = "AEGIS_TUNNEL_PORT", default_value_t = 6081)]
     pub tunnel_port: u16,
 
-    /// Always use the tunnel between nodes, even if they share a layer 2: for networks that drop packets whose
-    /// destination address is not the node's own.
-    #[arg(long, env = "AEGIS_TUNNEL_ONLY")]
-    pub tunnel_only: bool,
-
     /// Ranges inside the cluster beside what Node and ServiceCIDR objects tell, comma-separated. Traffic to them is
     /// never covered by a binding.
-    #[arg(long, env = "AEGIS_CLUSTER_CIDRS", value_delimiter = ',')]
+    #[arg(long, env = "AEGIS_CLUSTER_CIDRS", value_delimiter = ',', action = clap::ArgAction::Set)]
     pub cluster_cidrs: Vec<Ipv4Net>,
 
     /// Ranges of this node's pods, comma-separated, where the Node object's podCIDRs do not tell them.
-    #[arg(long, env = "AEGIS_POD_CIDRS", value_delimiter = ',')]
+    #[arg(long, env = "AEGIS_POD_CIDRS", value_delimiter = ',', action = clap::ArgAction::Set)]
     pub pod_cidrs: Vec<Ipv4Net>,
 
     /// Devices through which traffic leaves, comma-separated. Default: those of the default routes and of the node's
     /// internal address.
-    #[arg(long, env = "AEGIS_UPLINKS", value_delimiter = ',')]
+    #[arg(long, env = "AEGIS_UPLINKS", value_delimiter = ',', action = clap::ArgAction::Set)]
     pub uplinks: Vec<String>,
 
     /// What happens to packets from an address of the node's pod ranges that no pod is known to have (yet), once any
@@ -136,5 +133,12 @@ mod tests {
         let args = Args::parse_from(["aegis-node-agent", "--node-name", "n1"]);
         assert_eq!((args.mark, args.tunnel_port, args.unknown_pods), (0x1000, 6081, UnknownPods::Hold));
         assert!(Args::try_parse_from(["x", "--node-name", "n1", "--unknown-pods", "maybe"]).is_err());
+    }
+
+    #[test]
+    fn of_a_flag_given_twice_the_last_counts() {
+        let twice = ["--mark", "0x1000", "--mark=0x2000", "--uplinks=eth0,eth1", "--uplinks", "eth2"];
+        let args = Args::parse_from(["x", "--node-name", "n1"].into_iter().chain(twice));
+        assert_eq!((args.mark, args.uplinks), (0x2000, vec!["eth2".to_owned()]));
     }
 }

@@ -42,6 +42,8 @@ use tokio::sync::{Notify, watch};
 const DEBOUNCE: Duration = Duration::from_millis(10);
 /// Longest time between two turns.
 const TICK: Duration = Duration::from_secs(1);
+/// Time after which the network is read again, in case a notification was lost.
+const READ_NETWORK_AGAIN: Duration = Duration::from_secs(60);
 
 /// What has happened since the last turn. Each flag is a level, not an event: setting it twice is the same.
 #[derive(Debug, Default)]
@@ -81,6 +83,7 @@ pub struct Controller {
     born: Instant,
 
     network: Result<Network, String>,
+    network_read: Option<Instant>,
     cni: Vec<CniResult>,
     pinned: Pinned,
     known: Known,
@@ -131,6 +134,7 @@ impl Controller {
             prober: Prober::default(),
             born: now,
             network: Err("not read yet".to_owned()),
+            network_read: None,
             cni: Vec::new(),
             known: Known::default(),
             resolver: Resolver::default(),
@@ -206,9 +210,11 @@ impl Controller {
     }
 
     async fn look_at_network(&mut self) {
-        if !Signals::take(&self.signals.network) && self.network.is_ok() {
+        let due = self.network_read.is_none_or(|read| read.elapsed() >= READ_NETWORK_AGAIN);
+        if !Signals::take(&self.signals.network) && self.network.is_ok() && !due {
             return;
         }
+        self.network_read = Some(Instant::now());
         let network = network::read(&self.netlink).await.map_err(|error| error.to_string());
         if let Err(error) = &network {
             tracing::warn!(error, "cannot read the network");
@@ -338,7 +344,7 @@ impl Controller {
         let Some(wanted) = wanted else {
             let ops = ops::refresh_peers(
                 &self.pinned.observed,
-                &inputs_links(inputs, &self.network, &self.pinned.observed, &self.args),
+                &inputs_links(inputs, &self.network, &self.pinned.observed),
                 &self.prober.answers(),
             );
             if let Err(error) =
@@ -385,7 +391,9 @@ impl Controller {
                 self.numbers = change.numbers;
                 self.write_error = None;
                 self.dirty = false;
-                self.in_force = Some((Arc::clone(wanted), inputs.bindings.clone()));
+                // Those without allocation stand for bindings that cannot be read: there is nothing to report of them.
+                let readable = inputs.bindings.iter().filter(|binding| !binding.allocation.name.is_empty());
+                self.in_force = Some((Arc::clone(wanted), readable.cloned().collect()));
             }
             Err(error) => {
                 tracing::error!(%error, "cannot write to the data plane; reading it anew");
@@ -424,7 +432,7 @@ impl Controller {
             .filter(|peer| Some(*peer) != inputs.tunnel_address)
             .collect();
         let Ok(network) = &self.network else { return };
-        let links = neighbour::links(network, peers.iter().copied(), self.args.tunnel_only);
+        let links = neighbour::links(network, peers.iter().copied());
         if let Err(error) = self.resolver.provoke(peers, &links, Instant::now()) {
             tracing::warn!(%error, "cannot speak to peers");
         }
@@ -459,8 +467,7 @@ fn inputs_links(
     inputs: &Inputs,
     network: &Result<Network, String>,
     observed: &Observed,
-    args: &Args,
 ) -> BTreeMap<Ipv4Addr, desired::PeerLink> {
     let peers = observed.peer_index.keys().copied().filter(|peer| Some(*peer) != inputs.tunnel_address);
-    network.as_ref().map(|network| neighbour::links(network, peers, args.tunnel_only)).unwrap_or_default()
+    network.as_ref().map(|network| neighbour::links(network, peers)).unwrap_or_default()
 }

@@ -66,8 +66,6 @@ pub struct Inputs {
 pub struct PeerLink {
     /// MAC of the next hop.
     pub mac: [u8; 6],
-    /// The next hop is the peer itself.
-    pub same_l2: bool,
     /// Interface index of the uplink.
     pub ifindex: u32,
 }

@@ -36,6 +36,18 @@ pub struct Kernel {
 pub fn open(args: &Args) -> Result<Box<dyn Plane>, PlaneError> {
     let sizes = MapSizes { flows: args.max_flows, blocks: args.max_blocks, ..MapSizes::default() };
     let mut dataplane = Dataplane::load(&args.pin_root, &sizes).map_err(load)?;
+    for (map, flag, wanted) in
+        [("FORWARD", "--max-flows", sizes.flows), ("BLOCKS", "--max-blocks", sizes.blocks)]
+    {
+        let size = dataplane.max_entries(map).map_err(load)?;
+        if size != wanted {
+            tracing::warn!(
+                "{map} is pinned and keeps its size of {size}, though {flag} says {wanted}: to change it, drain the node, stop \
+                 this agent, remove {} and start it again",
+                args.pin_root.display()
+            );
+        }
+    }
     let mut config = dataplane.array::<Config>("CONFIG").map_err(load)?;
     let mut value = config.get(&0, 0).map_err(load)?;
     if value.seed == 0 {
@@ -391,11 +403,17 @@ impl Plane for Kernel {
         Sweeper::start(tables).map_err(|error| failed(&error))
     }
 
-    fn policy_sizes(&self) -> Vec<(&'static str, u64)> {
-        [("pods", "PODS"), ("destinations", "DESTINATIONS"), ("ports", "PORTS"), ("verdicts", "VERDICTS")]
-            .into_iter()
-            .filter_map(|(name, map)| Some((name, self.dataplane.max_entries(map).ok()?.into())))
-            .collect()
+    fn sizes(&self) -> Vec<(&'static str, u64)> {
+        let maps = [
+            ("flows", "FORWARD"),
+            ("blocks", "BLOCKS"),
+            ("pods", "PODS"),
+            ("destinations", "DESTINATIONS"),
+            ("ports", "PORTS"),
+            ("verdicts", "VERDICTS"),
+        ];
+        let size = |(name, map)| Some((name, self.dataplane.max_entries(map).ok()?.into()));
+        maps.into_iter().filter_map(size).collect()
     }
 }
 

@@ -54,7 +54,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
 
     let (connection, netlink, mut changes) =
         rtnetlink::new_multicast_connection(&network::GROUPS).context("cannot open a netlink socket")?;
-    tokio::spawn(connection);
+    let netlink_ended = tokio::spawn(connection);
     let changed = Arc::clone(&signals);
     tokio::spawn(async move {
         while changes.next().await.is_some() {
@@ -92,6 +92,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     // Nothing is undone at the end: what is pinned goes on without the agent.
     tokio::select! {
         () = controller.run() => {}
+        // Without it nothing of the network would be noticed any more; started again, the agent opens another one.
+        _ = netlink_ended => anyhow::bail!("the netlink socket has failed"),
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

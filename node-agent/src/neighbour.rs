@@ -16,11 +16,7 @@ const BURST: usize = 64;
 const DISCARD: u16 = 9;
 
 /// The way to each peer that the kernel can reach at the moment.
-pub fn links(
-    network: &Network,
-    peers: impl IntoIterator<Item = Ipv4Addr>,
-    tunnel_only: bool,
-) -> BTreeMap<Ipv4Addr, PeerLink> {
+pub fn links(network: &Network, peers: impl IntoIterator<Item = Ipv4Addr>) -> BTreeMap<Ipv4Addr, PeerLink> {
     let link = |peer: Ipv4Addr| {
         if network.addresses.iter().any(|(_, own)| *own == peer) {
             return None;
@@ -28,7 +24,7 @@ pub fn links(
         let route = network.route(peer)?;
         let next_hop = route.gateway.unwrap_or(peer);
         let mac = *network.neighbours.get(&(route.device, next_hop))?;
-        Some(PeerLink { mac, same_l2: next_hop == peer && !tunnel_only, ifindex: route.device })
+        Some(PeerLink { mac, ifindex: route.device })
     };
     peers.into_iter().filter_map(|peer| Some((peer, link(peer)?))).collect()
 }
@@ -106,10 +102,9 @@ mod tests {
             ..Network::default()
         };
         let peers = [near, far, silent, own];
-        let found = links(&network, peers, false);
+        let found = links(&network, peers);
         assert_eq!(found.len(), 2);
-        assert_eq!(found[&near], PeerLink { mac: [2; 6], same_l2: true, ifindex: 2 });
-        assert_eq!(found[&far], PeerLink { mac: [9; 6], same_l2: false, ifindex: 2 });
-        assert!(!links(&network, peers, true)[&near].same_l2);
+        assert_eq!(found[&near], PeerLink { mac: [2; 6], ifindex: 2 });
+        assert_eq!(found[&far], PeerLink { mac: [9; 6], ifindex: 2 });
     }
 }

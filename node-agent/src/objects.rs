@@ -140,6 +140,21 @@ pub fn tunnel_address(object: &EgressNode) -> Option<Ipv4Addr> {
     object.status.as_ref()?.tunnel_address.parse().ok()
 }
 
+/// Stands for a ZoneBinding that cannot be read: since nobody knows what it covers, pods of its account are refused whatever no
+/// other binding covers. Its allocation has no name, and so never an address.
+pub fn unreadable_binding(account: &str, name: &str) -> Binding {
+    Binding {
+        name: BindingName { account: account.to_owned(), name: name.to_owned() },
+        allocation: AllocationName { account: account.to_owned(), name: String::new() },
+        enabled: true,
+        workloads: Workloads { all: true, ..Workloads::default() },
+        cidrs: vec![Ipv4Net::default()],
+        ports: Vec::new(),
+        use_node_address: false,
+        generation: 0,
+    }
+}
+
 /// Reads a ZoneBinding. One that is being deleted counts as switched off.
 pub fn binding(object: &ZoneBinding) -> Result<Binding, ObjectError> {
     let account = text(object.metadata.namespace.as_ref());

@@ -6,7 +6,7 @@ use crate::desired::Inputs;
 use crate::identity;
 use crate::neighbour;
 use crate::network::Network;
-use crate::objects::PodRecord;
+use crate::objects::{self, PodRecord};
 use crate::probe::Answer;
 use crate::watch::Cluster;
 use aegis_core::policy::Room;
@@ -54,15 +54,16 @@ pub fn inputs(
         cluster.nodes.objects.iter().map(|((_, name), node)| (name.clone(), node.clone())).collect();
     let peers =
         tunnels.values().copied().chain(nodes.values().filter_map(|node| node.addresses.first().copied()));
-    let links =
-        local.network.map(|network| neighbour::links(network, peers, args.tunnel_only)).unwrap_or_default();
+    let links = local.network.map(|network| neighbour::links(network, peers)).unwrap_or_default();
     let pods: Vec<PodRecord> = cluster.pods.objects.values().cloned().collect();
+    let unreadable = cluster.unreadable_bindings();
+    let unreadable = unreadable.map(|((account, name), _)| objects::unreadable_binding(account, name));
     let known = identity::resolve(&pods, local.cni);
     Inputs {
         node: args.node_name.clone(),
         pods: known.pods,
         macs: known.macs,
-        bindings: cluster.bindings.objects.values().cloned().collect(),
+        bindings: cluster.bindings.objects.values().cloned().chain(unreadable).collect(),
         allocations: cluster.allocations.objects.values().cloned().collect(),
         addresses,
         nodes,
@@ -78,5 +79,42 @@ pub fn inputs(
         unknown_pods: args.unknown_pods,
         answers: local.answers.clone(),
         room: local.room,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::desired;
+    use aegis_common::ACTION_DENY;
+    use clap::Parser;
+
+    #[test]
+    fn pods_of_an_account_with_a_binding_that_cannot_be_read_are_refused_what_nothing_else_covers() {
+        const NOTHING: Vec<u16> = Vec::new();
+        let args = Args::parse_from(["x", "--node-name", "n0"]);
+        let mut cluster = Cluster::default();
+        for (account, last) in [("shop", 2), ("other", 3)] {
+            let addresses = vec![Ipv4Addr::new(10, 244, 1, last)];
+            let pod =
+                PodRecord { account: account.into(), uid: account.into(), addresses, ..Default::default() };
+            cluster.pods.objects.insert((account.into(), "p".into()), pod);
+        }
+        let actions = |cluster: &Cluster| {
+            let policy = desired(&inputs(&args, cluster, &Local::default(), &mut BTreeMap::new())).policy;
+            [2, 3].map(|last| {
+                let class = policy.pods[&Ipv4Addr::new(10, 244, 1, last)].class;
+                let of = policy.verdicts.iter().filter(|((pod, _, _), _)| *pod == class);
+                of.map(|(_, verdict)| verdict.action).collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(actions(&cluster), [NOTHING, NOTHING]);
+        let key = ("shop".to_owned(), "newer".to_owned());
+        cluster.bindings.invalid.insert(key.clone(), "unknown field".into());
+        assert_eq!(actions(&cluster), [vec![ACTION_DENY], NOTHING]);
+        // Once there is a form that can be read, it counts, even if a later one cannot be read again.
+        let last = crate::objects::unreadable_binding("shop", "newer");
+        cluster.bindings.objects.insert(key, aegis_core::policy::Binding { enabled: false, ..last });
+        assert_eq!(actions(&cluster), [NOTHING, NOTHING]);
     }
 }

@@ -57,6 +57,10 @@ pub mod reason {
     pub const EVERYTHING_FITS: &str = "EverythingFits";
     /// A table has no room for what is wanted.
     pub const TABLE_FULL: &str = "TableFull";
+    /// A binding cannot be read, and never could be.
+    pub const BINDING_UNREADABLE: &str = "BindingUnreadable";
+    /// Flows that have ended cannot be removed.
+    pub const SWEEP_FAILED: &str = "SweepFailed";
     /// The kernel's network cannot be read.
     pub const NETWORK_UNKNOWN: &str = "NetworkUnknown";
 }

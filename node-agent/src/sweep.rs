@@ -11,8 +11,8 @@ use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -167,7 +167,25 @@ pub trait Tables: Send + 'static {
 pub struct Sweeper {
     latest: watch::Receiver<Usage>,
     stop: Arc<AtomicBool>,
+    failures: Arc<Mutex<Failures>>,
 }
+
+/// Scans that have failed in a row, and why the last one did.
+#[derive(Debug, Default)]
+struct Failures {
+    count: u32,
+    reason: String,
+}
+
+impl Failures {
+    fn add(&mut self, error: &io::Error) {
+        self.count = self.count.saturating_add(1);
+        self.reason = error.to_string();
+    }
+}
+
+/// Scans that may fail in a row before it counts.
+const PATIENCE: u32 = 2;
 
 impl Sweeper {
     /// Starts sweeping.
@@ -175,21 +193,24 @@ impl Sweeper {
         let (publish, latest) = watch::channel(Usage::default());
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let failures = Arc::new(Mutex::new(Failures::default()));
+        let noted = Arc::clone(&failures);
         std::thread::Builder::new().name("sweep".to_owned()).spawn(move || {
-            let mut failing = false;
+            let failing = || noted.lock().unwrap_or_else(PoisonError::into_inner);
             while !stopped.load(Ordering::Acquire) {
                 let started = Instant::now();
                 let result = tables.sweep();
                 let scan = started.elapsed();
                 match result {
                     Ok(usage) => {
-                        failing = false;
+                        *failing() = Failures::default();
                         publish.send_replace(Usage { started: Some(started), scan, ..usage });
                     }
                     Err(error) => {
-                        if !std::mem::replace(&mut failing, true) {
+                        if failing().count == 0 {
                             tracing::error!(%error, "cannot sweep; ports of ended flows are not reused");
                         }
+                        failing().add(&error);
                     }
                 }
                 let wake = Instant::now() + pause(scan);
@@ -201,12 +222,21 @@ impl Sweeper {
                 }
             }
         })?;
-        Ok(Sweeper { latest, stop })
+        Ok(Sweeper { latest, stop, failures })
     }
 
     /// What the last scan found.
     pub fn usage(&self) -> Usage {
         self.latest.borrow().clone()
+    }
+
+    /// Why it does not work, if it keeps failing.
+    pub fn failure(&self) -> Option<String> {
+        if self.latest.has_changed().is_err() {
+            return Some("the sweeping thread has ended".to_owned());
+        }
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        (failures.count > PATIENCE).then(|| failures.reason.clone())
     }
 
     /// Resolves when there was another scan.
@@ -220,5 +250,37 @@ impl Sweeper {
 impl Drop for Sweeper {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails until it is mended.
+    struct Failing(Arc<AtomicBool>);
+
+    impl Tables for Failing {
+        fn sweep(&mut self) -> io::Result<Usage> {
+            let mended = self.0.load(Ordering::Acquire);
+            if mended { Ok(Usage::default()) } else { Err(io::Error::other("no such map")) }
+        }
+    }
+
+    #[test]
+    fn a_sweep_that_keeps_failing_is_told_until_it_works_again() {
+        let mended = Arc::new(AtomicBool::new(false));
+        let sweeper = Sweeper::start(Failing(Arc::clone(&mended))).unwrap();
+        assert_eq!(sweeper.failure(), None, "once is nothing");
+        let wait_for = |failure: Option<&str>| {
+            let end = Instant::now() + Duration::from_secs(30);
+            while sweeper.failure().as_deref() != failure {
+                assert!(Instant::now() < end, "{:?}", sweeper.failure());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        wait_for(Some("no such map"));
+        mended.store(true, Ordering::Release);
+        wait_for(None);
     }
 }

@@ -26,6 +26,9 @@ use tokio::task::JoinSet;
 
 /// Seconds after which the server ends an idle watch; five more and the client takes the connection for dead.
 const WATCH_SECONDS: u32 = 60;
+/// A watch that has failed and then is silent for this long works again: attempts to connect take less, and nothing tells of
+/// one that succeeds before the next event.
+const CALM: Duration = Duration::from_secs(15);
 
 /// Namespace (empty for cluster-scoped kinds) and name.
 pub type Key = (String, String);
@@ -57,6 +60,15 @@ impl<T> Default for Table<T> {
 }
 
 impl<T: Clone + PartialEq> Table<T> {
+    /// True if it did not work until now.
+    fn works_again(&mut self, kind: &str) -> bool {
+        let failed = self.error.take().is_some();
+        if failed {
+            tracing::info!(kind, "watch works again");
+        }
+        failed
+    }
+
     /// Takes an event; true if something that matters has changed.
     pub fn handle(&mut self, event: Event<(Key, Result<T, String>)>) -> bool {
         match event {
@@ -146,6 +158,11 @@ impl Cluster {
             ("ServiceCIDR", &self.services.error),
         ];
         kinds.into_iter().filter_map(|(kind, error)| Some((kind, error.clone()?))).collect()
+    }
+
+    /// Bindings of which no form could ever be read, with the reason: what they cover is not known.
+    pub fn unreadable_bindings(&self) -> impl Iterator<Item = (&Key, &String)> {
+        self.bindings.invalid.iter().filter(|(key, _)| !self.bindings.objects.contains_key(*key))
     }
 
     /// Objects that could not be read: kind, key, reason.
@@ -287,7 +304,25 @@ async fn keep<K, T>(
         }
         (key, object)
     };
-    while let Some(event) = events.next().await {
+    // Whether a list is under way: its silence means nothing.
+    let mut listing = true;
+    loop {
+        let event = match tokio::time::timeout(CALM, events.next()).await {
+            Ok(Some(event)) => event,
+            Ok(None) => return,
+            Err(_) if listing => continue,
+            Err(_) => {
+                if table(&mut shared.lock()).works_again(kind.as_ref()) {
+                    shared.changed.notify_one();
+                }
+                continue;
+            }
+        };
+        match &event {
+            Ok(Event::Init) => listing = true,
+            Ok(Event::InitDone) => listing = false,
+            _ => {}
+        }
         let wait = match &event {
             // `Init` is only the intention to list.
             Ok(Event::Init) => None,
@@ -302,10 +337,7 @@ async fn keep<K, T>(
             let table = table(&mut cluster);
             match event {
                 Ok(event) => {
-                    let connected = !matches!(event, Event::Init) && table.error.take().is_some();
-                    if connected {
-                        tracing::info!(kind, "watch works again");
-                    }
+                    let connected = !matches!(event, Event::Init) && table.works_again(&kind);
                     connected | table.handle(map(event, convert))
                 }
                 Err(watcher::Error::InitialListFailed(kube::Error::Api(status)))

@@ -107,11 +107,7 @@ fn inputs(pods: u8, bindings: u8, variant: u8) -> Inputs {
             })
             .into(),
         internal: vec!["10.96.0.0/16".parse().unwrap()],
-        links: [(
-            Ipv4Addr::new(192, 0, 2, 2),
-            PeerLink { mac: [2, 0, 0, 0, 0, 9], same_l2: true, ifindex: 3 },
-        )]
-        .into(),
+        links: [(Ipv4Addr::new(192, 0, 2, 2), PeerLink { mac: [2, 0, 0, 0, 0, 9], ifindex: 3 })].into(),
         tunnel_address: Some(own),
         pod_ranges: vec!["10.244.1.0/24".parse().unwrap()],
         uplink_mtu: Some(1500),

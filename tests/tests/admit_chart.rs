@@ -18,7 +18,6 @@ const SETS: [&[&str]; 6] = [
     &[
         "agent.privileged=true",
         "agent.updateStrategy=OnDelete",
-        "agent.tunnelOnly=true",
         "agent.unknownPods=Pass",
     ],
     &[

@@ -47,15 +47,13 @@ pub struct PeerValue {
     pub address: u32,
     /// MAC of the next hop towards it, all zero while unknown (the program then asks the kernel's FIB).
     pub mac: [u8; 6],
-    /// [`PEER_SAME_L2`] and the like.
+    /// [`PEER_SILENT`] and the like.
     pub flags: u16,
     /// Interface index of the uplink towards it; 0 while unknown.
     pub ifindex: u32,
 }
 map_type!(PeerValue, 16);
 
-/// The peer is on the same layer 2 as the uplink, its own MAC being the next hop.
-pub const PEER_SAME_L2: u16 = 1;
 /// As a gateway the peer has not answered the last probes: new flows take another.
 pub const PEER_SILENT: u16 = 2;
 /// It has not answered for so long that its flows are given up.

@@ -28,6 +28,8 @@ pub(super) struct Pinned {
     read_at: Instant,
     pub observed: Observed,
     pub sweeper: Option<Sweeper>,
+    /// Why there is no sweeper.
+    no_sweeper: String,
 }
 
 impl Pinned {
@@ -40,6 +42,7 @@ impl Pinned {
             read_at: now,
             observed: Observed::default(),
             sweeper: None,
+            no_sweeper: "it has not started yet".to_owned(),
         }
     }
 
@@ -82,7 +85,13 @@ impl Pinned {
         if self.sweeper.is_none() {
             match plane.sweeper() {
                 Ok(sweeper) => self.sweeper = Some(sweeper),
-                Err(error) => tracing::error!(%error, "cannot start the sweeper"),
+                Err(error) => {
+                    let error = error.to_string();
+                    if self.no_sweeper != error {
+                        tracing::error!(error, "cannot start the sweeper");
+                    }
+                    self.no_sweeper = error;
+                }
             }
         }
         new
@@ -106,7 +115,7 @@ impl Pinned {
 
     /// Room in the tables of the policy. They hold two generations while one follows the other.
     pub fn room(&self) -> Room {
-        let sizes: BTreeMap<&str, u64> = self.plane.iter().flat_map(|plane| plane.policy_sizes()).collect();
+        let sizes: BTreeMap<&str, u64> = self.plane.iter().flat_map(|plane| plane.sizes()).collect();
         let of = |table| sizes.get(table).and_then(|size| usize::try_from(size / 2).ok());
         let unknown = Room::default();
         Room {
@@ -114,6 +123,11 @@ impl Pinned {
             ports: of("ports").unwrap_or(unknown.ports),
             verdicts: of("verdicts").unwrap_or(unknown.verdicts),
         }
+    }
+
+    /// Why flows are not swept, if they are not.
+    pub fn sweep_failure(&self) -> Option<String> {
+        self.sweeper.as_ref().map_or_else(|| Some(self.no_sweeper.clone()), Sweeper::failure)
     }
 
     /// What the last scan found.

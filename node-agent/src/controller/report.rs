@@ -5,6 +5,7 @@ use crate::demand::Want;
 use crate::desired::{Desired, Inputs};
 use crate::ethtool;
 use crate::metrics::Snapshot;
+use crate::observed::Generation;
 use crate::probe::Answer;
 use crate::status::{self, Facts, NotReady, Pending, reason};
 use crate::sweep::Usage;
@@ -201,6 +202,21 @@ impl Controller {
         if let Some(error) = &self.write_error {
             return not(reason::WRITE_FAILED, error.clone());
         }
+        if let Some(error) = self.pinned.sweep_failure() {
+            return not(
+                reason::SWEEP_FAILED,
+                format!("flows that have ended keep their ports, until none is free: {error}"),
+            );
+        }
+        if let Some(((account, name), error)) = self.shared.lock().unreadable_bindings().next() {
+            return not(
+                reason::BINDING_UNREADABLE,
+                format!(
+                    "ZoneBinding {account}/{name} cannot be read ({error}): until it is changed or deleted, or this agent is \
+                     upgraded, pods of {account} open nothing outside but what other bindings cover"
+                ),
+            );
+        }
         Ok(())
     }
 
@@ -217,11 +233,10 @@ impl Controller {
             let cluster = self.shared.lock();
             (cluster.errors().len() as u64, cluster.invalid().len() as u64)
         };
+        let nothing = Generation::default();
         let live = self.pinned.observed.generations.get(&self.pinned.observed.config.generation);
         let count = |entries: usize| entries as u64;
         let mut tables = BTreeMap::from([
-            ("flows", (usage.flows, u64::from(self.args.max_flows))),
-            ("blocks", (usage.blocks, u64::from(self.args.max_blocks))),
             ("addresses", (count(self.pinned.observed.addresses.len()), aegis_common::MAX_ADDRESSES.into())),
             ("peers", (count(self.pinned.observed.peers.len()), aegis_common::MAX_PEERS.into())),
             (
@@ -229,15 +244,17 @@ impl Controller {
                 (count(self.pinned.observed.allocations.len()), aegis_common::MAX_ALLOCATIONS.into()),
             ),
         ]);
-        if let (Some(live), Some(plane)) = (live, &self.pinned.plane) {
-            tables.extend(plane.policy_sizes().into_iter().map(|(name, size)| {
+        if let (live, Some(plane)) = (live.unwrap_or(&nothing), &self.pinned.plane) {
+            tables.extend(plane.sizes().into_iter().map(|(name, size)| {
                 let used = match name {
-                    "pods" => live.pods.len(),
-                    "destinations" => live.destinations.len(),
-                    "ports" => live.ports.len(),
-                    _ => live.verdicts.len(),
+                    "flows" => usage.flows,
+                    "blocks" => usage.blocks,
+                    "pods" => count(live.pods.len()),
+                    "destinations" => count(live.destinations.len()),
+                    "ports" => count(live.ports.len()),
+                    _ => count(live.verdicts.len()),
                 };
-                (name, (count(used), size))
+                (name, (used, size))
             }));
         }
         *self.metrics.lock() = Snapshot {

@@ -4,7 +4,7 @@ use super::{Builder, Op, free_numbers};
 use crate::desired::PeerLink;
 use crate::observed::{Observed, from_map, to_map};
 use crate::probe::Answer;
-use aegis_common::{MAX_PEERS, PEER_LOST, PEER_SAME_L2, PEER_SILENT, PeerValue};
+use aegis_common::{MAX_PEERS, PEER_LOST, PEER_SILENT, PeerValue};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -107,9 +107,6 @@ fn peer_value(
         Some(Answer::Silent) => PEER_SILENT,
         Some(Answer::Lost) => PEER_SILENT | PEER_LOST,
     };
-    let (mac, ifindex, way) = match link {
-        Some(link) => (link.mac, link.ifindex, if link.same_l2 { PEER_SAME_L2 } else { 0 }),
-        None => (current.mac, current.ifindex, current.flags & PEER_SAME_L2),
-    };
-    PeerValue { address: to_map(address), mac, ifindex, flags: way | silence }
+    let (mac, ifindex) = link.map_or((current.mac, current.ifindex), |link| (link.mac, link.ifindex));
+    PeerValue { address: to_map(address), mac, ifindex, flags: silence }
 }
