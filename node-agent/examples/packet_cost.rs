@@ -56,12 +56,19 @@ fn main() {
 
     // One flow whose translation changes nothing, so that the same packet can run again and again.
     let still = Packet::tcp((POD_2, 7), (ORIGIN, 443), ACK).with_payload(100);
-    let value =
-        ForwardValue { egress: raw(POD_2), egress_port: 7, incarnation: INCARNATION, ..Default::default() };
-    world.plane.hash("FORWARD").unwrap().insert(flow(6, (POD_2, 7), (ORIGIN, 443)), value, 0).unwrap();
+    let key = flow(6, (POD_2, 7), (ORIGIN, 443));
+    let value = ForwardValue {
+        life: ForwardValue::new_life(&key, 1),
+        egress: raw(POD_2),
+        egress_port: 7,
+        incarnation: INCARNATION,
+        ..Default::default()
+    };
+    world.plane.hash("FORWARD").unwrap().insert(key, value, 0).unwrap();
     let still_back = Packet::tcp((ORIGIN, 443), (EGRESS, 2048), ACK).with_payload(100);
-    let value = ReverseValue { pod: raw(EGRESS), pod_port: 2048, ..Default::default() };
-    world.plane.hash("REVERSE").unwrap().insert(flow(6, (EGRESS, 2048), (ORIGIN, 443)), value, 0).unwrap();
+    let key = flow(6, (EGRESS, 2048), (ORIGIN, 443));
+    let value = ReverseValue { digest: key.digest(), pod: raw(EGRESS), pod_port: 2048, ..Default::default() };
+    world.plane.hash("REVERSE").unwrap().insert(key, value, 0).unwrap();
 
     let (tc, marked) = (context(0), context(MARK));
     let arps = || std::iter::repeat_n(arp.clone(), RUNS);

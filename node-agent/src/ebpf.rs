@@ -2,7 +2,10 @@
 
 use crate::links::Links;
 use crate::test_run;
-use aegis_common::{BlockKey, FlowKey, SCHEMA, SWEEP_BATCH, SWEEP_BLOCKS, SWEEP_FLOWS, SWEEP_HEADER};
+use aegis_common::{
+    BlockKey, FlowKey, PeakKey, SCHEMA, SWEEP_BATCH, SWEEP_BLOCKS, SWEEP_FLOWS, SWEEP_HEADER, SWEEP_PEAKS,
+    SWEEP_REVERSE, SWEEP_REVOKED,
+};
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
 use aya::programs::{ProgramError, ProgramFd, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
@@ -34,6 +37,7 @@ const PINNED: &[&str] = &[
     "FRAGMENTS_OUT",
     "FRAGMENTS_IN",
     "COUNTERS",
+    "REFUSALS",
     "LIMITER",
 ];
 
@@ -268,6 +272,21 @@ impl SweepProgram {
     /// Looks at these blocks again and removes those without ports in use. Returns how many.
     pub fn blocks(&self, keys: &[BlockKey]) -> Result<u32, EbpfError> {
         self.run(SWEEP_BLOCKS, keys)
+    }
+
+    /// Looks at these entries of `REVERSE` again and removes those that no flow has. Returns how many.
+    pub fn orphans(&self, keys: &[FlowKey]) -> Result<u32, EbpfError> {
+        self.run(SWEEP_REVERSE, keys)
+    }
+
+    /// Looks at these flows again and ends those whose slice is not this node's. Returns how many.
+    pub fn revoked(&self, keys: &[FlowKey]) -> Result<u32, EbpfError> {
+        self.run(SWEEP_REVOKED, keys)
+    }
+
+    /// Lets high-water marks that have been read begin anew, unless they have risen meanwhile. Returns how many did.
+    pub fn peaks(&self, peaks: &[PeakKey]) -> Result<u32, EbpfError> {
+        self.run(SWEEP_PEAKS, peaks)
     }
 
     fn run<K: Pod>(&self, kind: u32, keys: &[K]) -> Result<u32, EbpfError> {

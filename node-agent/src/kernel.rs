@@ -1,5 +1,7 @@
 //! The data plane in the kernel: [`Plane`] by way of the loaded programs and their maps.
 
+mod doubts;
+
 use crate::apply::{Attached, Plane, PlaneError};
 use crate::args::Args;
 use crate::attach::Mode;
@@ -13,11 +15,12 @@ use crate::sweep::{self, Sweeper, Tables, Usage};
 use crate::uplink::Devices;
 use aegis_common::{
     AddressValue, AllocationValue, BLOCK_IDLE, BlockKey, BlockValue, Config, Counter, CounterValue,
-    DestinationKey, DestinationValue, FlowKey, ForwardValue, HOMES_PER_ADDRESS, HoldingValue, PeerValue,
-    PodKey, PodValue, PortKey, ReverseValue, SCHEMA, SEEN_RST, SLOTS_PER_ADDRESS, SlotValue, VerdictKey,
-    VerdictValue, expired,
+    DestinationKey, DestinationValue, FlowKey, ForwardValue, HOMES_PER_ADDRESS, HoldingValue, PeakKey,
+    PeerValue, PodKey, PodValue, PortKey, ReverseValue, SCHEMA, SEEN_FIN, SEEN_RST, SLOTS_PER_ADDRESS,
+    SlotValue, VerdictKey, VerdictValue, expired,
 };
 use aya::maps::lpm_trie::Key;
+use doubts::Doubts;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -398,6 +401,7 @@ impl Plane for Kernel {
             allocations: fd("ALLOCATIONS")?,
             config: fd("CONFIG")?,
             pods: fd("PODS")?,
+            doubts: Doubts::new(&self.dataplane).map_err(|error| failed(&error))?,
             program: self.dataplane.sweeper().map_err(|error| failed(&error))?,
         };
         Sweeper::start(tables).map_err(|error| failed(&error))
@@ -446,14 +450,19 @@ struct Kept {
     allocations: OwnedFd,
     config: OwnedFd,
     pods: OwnedFd,
+    doubts: Doubts,
     program: SweepProgram,
 }
 
 impl Kept {
+    fn config(&self) -> io::Result<Config> {
+        let mut found = Config::default();
+        sweep::for_each(self.config.as_fd(), |_: &u32, config: &Config| found = *config)?;
+        Ok(found)
+    }
+
     /// The pods of the live policy, by address. (Should it be switched right now: the program looks again.)
-    fn pods(&self) -> io::Result<BTreeMap<u32, PodValue>> {
-        let mut generation = 0;
-        sweep::for_each(self.config.as_fd(), |_: &u32, config: &Config| generation = config.generation)?;
+    fn pods(&self, generation: u32) -> io::Result<BTreeMap<u32, PodValue>> {
         let mut pods = BTreeMap::new();
         sweep::for_each(self.pods.as_fd(), |key: &PodKey, value: &PodValue| {
             if key.generation == generation {
@@ -464,10 +473,10 @@ impl Kept {
     }
 }
 
-/// Whether a flow could be over, judged without what the other direction saw: a reset from there would make the limit
-/// the shortest.
+/// Whether a flow could be over, judged without what the other direction saw: a FIN and a reset from there would make the
+/// limit the shortest.
 fn candidate(key: &FlowKey, forward: &ForwardValue, timeouts: &aegis_common::Timeouts, now: u32) -> bool {
-    let reverse = ReverseValue { seen: SEEN_RST, ..ReverseValue::default() };
+    let reverse = ReverseValue { seen: SEEN_FIN | SEEN_RST, ..ReverseValue::default() };
     expired(key.protocol, forward, &reverse, timeouts, now)
 }
 
@@ -481,13 +490,16 @@ impl Tables for Kept {
                 timeouts.insert(*index, value.timeouts);
             }
         })?;
-        let pods = self.pods()?;
+        let config = self.config()?;
+        let pods = self.pods(config.generation)?;
         let abandoned = |key: &FlowKey, flow: &ForwardValue| {
             !flow.is_guest(key) && pods.get(&key.local).is_none_or(|pod| pod.incarnation != flow.incarnation)
         };
+        self.doubts.begin(&config, now)?;
         let mut over = Vec::new();
         sweep::for_each(self.forward.as_fd(), |key: &FlowKey, value: &ForwardValue| {
             usage.add_flow(key, value);
+            self.doubts.look(key, value);
             let limits = timeouts.get(&u32::from(value.allocation)).copied().unwrap_or_default();
             if candidate(key, value, &limits, now) || abandoned(key, value) {
                 over.push(*key);
@@ -495,15 +507,20 @@ impl Tables for Kept {
         })?;
         self.program.flows(&over).map_err(io::Error::other)?;
         drop(over);
+        self.doubts.end(&self.program, now)?;
 
-        let mut empty = Vec::new();
+        let (mut empty, mut peaks) = (Vec::new(), Vec::new());
         sweep::for_each(self.blocks.as_fd(), |key: &BlockKey, value: &BlockValue| {
             usage.add_block(key, value);
+            if value.high > value.used {
+                peaks.push(PeakKey { block: *key, high: value.high });
+            }
             if value.used == 0 && now.saturating_sub(value.last_used) >= BLOCK_IDLE {
                 empty.push(*key);
             }
         })?;
         self.program.blocks(&empty).map_err(io::Error::other)?;
+        self.program.peaks(&peaks).map_err(io::Error::other)?;
         Ok(usage)
     }
 }

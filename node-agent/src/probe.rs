@@ -1,7 +1,7 @@
 //! Do the gateways answer? The data plane of each sends a probe back by itself, so that an agent that is away does not
 //! look like a node that is.
 
-use aegis_common::VNI_PROBE;
+use aegis_common::{VNI_PROBE, VNI_PROBE_ANSWER};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -116,7 +116,7 @@ impl Prober {
             Ok(socket) => socket,
             Err(error) => return error,
         };
-        let message = message();
+        let (message, answer) = (message(VNI_PROBE), message(VNI_PROBE_ANSWER));
         let mut timer = tokio::time::interval(INTERVAL);
         timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut known, mut last) = (BTreeMap::new(), Instant::now());
@@ -133,7 +133,7 @@ impl Prober {
                 }
                 received = socket.recv_from(&mut buffer) => {
                     let Ok((length, std::net::SocketAddr::V4(from))) = received else { continue };
-                    if buffer.get(..length) == Some(message.as_slice()) && from.port() == tunnel_port {
+                    if buffer.get(..length) == Some(answer.as_slice()) && from.port() == tunnel_port {
                         self.with(|all| all.answered(*from.ip(), Instant::now()));
                     }
                 }
@@ -156,9 +156,9 @@ impl Prober {
 }
 
 /// A Geneve header (RFC 8926) without anything behind it.
-fn message() -> [u8; 8] {
+fn message(vni: u32) -> [u8; 8] {
     let mut message = [0, 0, 0x08, 0, 0, 0, 0, 0];
-    message[4..].copy_from_slice(&(VNI_PROBE << 8).to_be_bytes());
+    message[4..].copy_from_slice(&(vni << 8).to_be_bytes());
     message
 }
 

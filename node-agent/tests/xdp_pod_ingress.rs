@@ -132,7 +132,8 @@ fn xdp_pod_ingress_switches_the_generation_in_one_store() {
 fn xdp_pod_ingress_a_live_flow_stays_covered() {
     let mut world = World::new();
     let key = flow(6, (POD, 40000), (ELSEWHERE, 443));
-    let value = ForwardValue { incarnation: INCARNATION, ..Default::default() };
+    let life = ForwardValue::new_life(&key, 1);
+    let value = ForwardValue { life, incarnation: INCARNATION, ..Default::default() };
     world.plane.hash("FORWARD").unwrap().insert(key, value, 0).unwrap();
     check(&mut world, &covered("a flow from before the binding lost it", syn(POD, ELSEWHERE, 443)));
     check(&mut world, &passes("another port is none of it", syn(POD, ELSEWHERE, 444)));
@@ -164,4 +165,26 @@ fn xdp_pod_ingress_a_pod_whose_rules_have_no_room_opens_nothing_outside() {
     world.counted();
     world.out(&syn(POD, ELSEWHERE, 443));
     assert_eq!(world.counted(), [("refusal_sent", 1), ("refuse_unavailable", 1)]);
+}
+
+#[test]
+fn xdp_pod_ingress_an_address_with_another_mac_is_a_stranger() {
+    let mut world = World::new();
+    let inside = Ipv4Addr::new(10, 244, 2, 9);
+    let named = |mac| PodValue { class: 1, incarnation: INCARNATION, mac, pad: 0 };
+    // Frames of these tests come from ROUTER_MAC.
+    world.set_pod(1, POD, named(ROUTER_MAC));
+    check(&mut world, &covered("the pod's own device", syn(POD, ORIGIN, 443)));
+    for mac in [NODE_MAC, MAC_LEAVING] {
+        world.set_pod(1, POD, named(mac));
+        check(&mut world, &dropped("another device", syn(POD, ORIGIN, 443), Counter::DropUnknownPod));
+        check(&mut world, &dropped("uncovered too", syn(POD, ELSEWHERE, 443), Counter::DropUnknownPod));
+        check(&mut world, &passes("inside the cluster", syn(POD, inside, 53)));
+    }
+    // Also where the address is in no known range.
+    let outside = Ipv4Addr::new(10, 9, 9, 9);
+    world.set_pod(1, outside, named(NODE_MAC));
+    check(&mut world, &dropped("in no range", syn(outside, ORIGIN, 443), Counter::DropUnknownPod));
+    world.set_config(&Config { hold_unknown: 0, ..config() });
+    check(&mut world, &passes("where strangers pass it is no pod's", syn(POD, ORIGIN, 443)));
 }

@@ -187,6 +187,38 @@ fn xdp_ports_full_tables() {
     assert_eq!((blocks.len(), blocks[0].1.used, blocks[0].1.words), (1, 0, [0; WORDS_PER_BLOCK]));
 }
 
+/// All addresses that have slices are tried, in whichever blocks these are, and what finds nothing is counted by allocation.
+#[test]
+fn xdp_ports_every_address_and_block_is_tried_and_refusals_are_counted() {
+    let mut world = World::new();
+    let nowhere = Ipv4Addr::new(192, 0, 2, 9);
+    world.allocation(&[nowhere, EGRESS, nowhere, EGRESS_2], Timeouts::default());
+    let slices = [4, 15, 16, 63, 64, 255];
+    for slice in slices {
+        for address in [0, 1] {
+            world.own(address, slice, 1);
+        }
+    }
+    world.allow(EGRESS, &slices);
+    world.allow(EGRESS_2, &[255]);
+    let opened = fill(&world, 10_000, 7 * 256);
+    assert_eq!(opened.iter().filter(|(address, _)| *address == EGRESS_2).count(), 256);
+    assert_eq!(world.consistent(), 7 * 256);
+    world.counted();
+    for port in 0..3 {
+        assert_eq!(open(&world, 30_000 + port), None);
+    }
+    assert_eq!(counted_refusals(&mut world), [("refuse_no_port", 3)]);
+    let refusals = |world: &World, index: u32| -> u64 {
+        world.plane.per_cpu::<u64>("REFUSALS").unwrap().get(&index, 0).unwrap().iter().sum()
+    };
+    assert_eq!((refusals(&world, 0), refusals(&world, 1)), (3, 0));
+    world.allow(EGRESS, &[]);
+    world.allow(EGRESS_2, &[]);
+    assert_eq!(open(&world, 30_000), None);
+    assert_eq!(refusals(&world, 0), 3, "nothing held is no want of ports");
+}
+
 /// The summary may miss that a word is full (a release that races with the last take clears it late): places in other
 /// words must be found all the same.
 #[test]

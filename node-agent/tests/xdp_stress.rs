@@ -69,6 +69,50 @@ fn xdp_stress_ports_stay_accounted_for() {
     assert_eq!(world.consistent(), 512);
 }
 
+/// The address of pods that come and go: packets of two pods with it fight for the same keys on all CPUs, while the sweeper
+/// ends what it looked at before. No flow loses its way back, and no port is lost.
+#[test]
+fn xdp_stress_pods_change_while_their_flows_are_swept() {
+    let mut world = World::new();
+    // The slice is another node's, so that the sweeper ends whatever it is given.
+    world.own(0, SLICE, 2);
+    let stop = AtomicBool::new(false);
+    let program = world.program("uplink_egress").try_clone_to_owned().unwrap();
+    let sweeper = world.plane.sweeper().unwrap();
+    let frame = |pod_port| Packet::udp((POD, pod_port), (ORIGIN, 53), b"x").frame();
+    let mut swept = 0;
+    let begun = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            let (program, stop) = (program.as_fd(), &stop);
+            scope.spawn(move || {
+                let frames: Vec<_> = (0..16).map(|at| frame(5000 + at)).collect();
+                while !stop.load(Ordering::Acquire) {
+                    for frame in &frames {
+                        let verdict = classify(program, frame, MARK).verdict;
+                        assert!([TCX_NEXT, TCX_DROP].contains(&verdict), "verdict {verdict}");
+                    }
+                }
+            });
+        }
+        let mut incarnation = 0;
+        while begun.elapsed() < std::time::Duration::from_secs(3) {
+            incarnation += 1;
+            let value = PodValue { class: 1, incarnation, ..PodValue::default() };
+            world.set_pod(1, POD, value);
+            let flows: Vec<(FlowKey, ForwardValue)> = world.entries("FORWARD");
+            let keys: Vec<_> = flows.iter().map(|(key, _)| *key).collect();
+            swept += sweeper.revoked(&keys).unwrap();
+        }
+        stop.store(true, Ordering::Release);
+    });
+    assert!(swept > 500, "{swept} swept");
+    let live = world.consistent();
+    let more =
+        (40_000..41_000).filter(|port| classify(program.as_fd(), &frame(*port), MARK).verdict == TCX_NEXT);
+    assert_eq!(live + more.count(), 256, "no port is lost");
+}
+
 /// Without exhaustion no flow may be refused, however many CPUs ask at once.
 #[test]
 fn xdp_stress_nothing_is_refused_while_there_is_room() {

@@ -57,7 +57,9 @@ fn xdp_sweep_each_phase_has_its_time() {
         ("FIN of the origin", tcp.clone(), both, both | SEEN_FIN, 10 + REST),
         ("FIN both ways", tcp.clone(), both | SEEN_FIN, both | SEEN_FIN, 5),
         ("RST of the pod", tcp.clone(), both | SEEN_RST, both, 5),
-        ("RST of the origin", tcp, both, both | SEEN_RST, 5),
+        ("an RST from outside that the pod has no part in", tcp.clone(), both, both | SEEN_RST, 10 + REST),
+        ("the same to a pod that had closed", tcp.clone(), both | SEEN_FIN, both | SEEN_RST, 5),
+        ("refused", tcp, SEEN_SYN, SEEN_RST, 5),
         ("UDP", Packet::udp((POD, 5000), (ORIGIN, 53), b"x"), 0, 0, 8 + REST),
         ("echo", Packet::echo(POD, ORIGIN, 7), 0, 0, 3 + REST),
     ] {
@@ -200,4 +202,99 @@ fn xdp_sweep_flows_of_a_pod_that_is_gone_take_nothing_in_and_end_after_a_rest() 
         assert_eq!(sweep(&world, &[keys.0]), 1, "{gone}: after the rest");
         assert_eq!(world.consistent(), 0, "{gone}");
     }
+}
+
+#[test]
+fn xdp_sweep_a_pod_that_was_only_overlooked_gets_its_replies_again() {
+    let mut world = World::new();
+    let packet = Packet::udp((POD, 5000), (ORIGIN, 53), b"x");
+    let keys = open(&world, &packet);
+    let reply = Packet::udp((ORIGIN, 53), (EGRESS, keys.1.local_port), b"y").frame();
+    world.remove_pod(POD);
+    assert_eq!(sweep(&world, &[keys.0]), 0);
+    assert_eq!(world.back(&reply).0, XDP_DROP);
+    assert_eq!(world.out(&packet.frame()).verdict, TCX_NEXT);
+    assert_eq!(world.back(&reply).0, XDP_DROP, "nobody has named the pod again");
+    world.pod_class(1, POD, 1);
+    assert_eq!(world.out(&packet.frame()).verdict, TCX_NEXT);
+    assert_eq!(world.back(&reply).0, XDP_PASS);
+    assert_eq!(world.consistent(), 1);
+}
+
+#[test]
+fn xdp_sweep_entries_that_no_flow_has_are_buried_and_then_removed() {
+    uptime_suffices();
+    let mut world = World::new();
+    let packet = Packet::udp((POD, 5000), (ORIGIN, 53), b"x");
+    let keys = open(&world, &packet);
+    let reply = Packet::udp((ORIGIN, 53), (EGRESS, keys.1.local_port), b"y").frame();
+    let orphans = |world: &World| world.plane.sweeper().unwrap().orphans(&[keys.1]).unwrap();
+    let made = |world: &mut World, made| {
+        let value = ReverseValue { made, ..world.reverse(&keys.1).unwrap() };
+        world.plane.hash("REVERSE").unwrap().insert(keys.1, value, 0).unwrap();
+    };
+    made(&mut world, 1);
+    assert_eq!(orphans(&world), 0, "it has its flow");
+    assert_eq!(world.consistent(), 1);
+    world.plane.hash::<_, ForwardValue>("FORWARD").unwrap().remove(&keys.0).unwrap();
+    let just = now();
+    made(&mut world, just);
+    assert_eq!(orphans(&world), 0, "the flow may just be about to be entered");
+    made(&mut world, 1);
+    assert_eq!(world.back(&reply).0, XDP_PASS);
+    assert_eq!(orphans(&world), 0, "the port rests");
+    world.counted();
+    assert_eq!(world.back(&reply).0, XDP_DROP);
+    assert_eq!(world.counted(), [("drop_no_flow", 1)], "nothing is taken in meanwhile");
+    let value = ReverseValue { last_seen: 1, ..world.reverse(&keys.1).unwrap() };
+    world.plane.hash("REVERSE").unwrap().insert(keys.1, value, 0).unwrap();
+    assert_eq!(orphans(&world), 1);
+    assert_eq!(world.counted(), [("orphaned", 1)]);
+    assert_eq!(world.consistent(), 0, "the port is given back");
+    assert_eq!(orphans(&world), 0, "gone already");
+}
+
+#[test]
+fn xdp_sweep_flows_whose_slice_is_another_nodes_are_ended() {
+    let mut world = World::new();
+    let keys = open(&world, &Packet::udp((POD, 5000), (ORIGIN, 53), b"x"));
+    let revoked = |world: &World| world.plane.sweeper().unwrap().revoked(&[keys.0]).unwrap();
+    assert_eq!(revoked(&world), 0, "the slice is ours");
+    world.allow(EGRESS, &[]);
+    assert_eq!(revoked(&world), 0, "it drains");
+    world.own(0, SLICE, 2);
+    world.plane.hash::<u32, AddressValue>("ADDRESSES").unwrap().remove(&raw(EGRESS)).unwrap();
+    assert_eq!(revoked(&world), 0, "the address is not known");
+    let value = AddressValue { index: 0, allocation: 0 };
+    world.plane.hash("ADDRESSES").unwrap().insert(raw(EGRESS), value, 0).unwrap();
+    world.counted();
+    assert_eq!(revoked(&world), 1, "it is another node's");
+    assert_eq!(world.counted(), [("revoked", 1)]);
+    assert_eq!(world.consistent(), 0);
+    world.own(0, SLICE, 0);
+    world.allow(EGRESS, &[SLICE]);
+    let keys = open(&world, &Packet::udp((POD, 5001), (ORIGIN, 53), b"x"));
+    assert_eq!(world.plane.sweeper().unwrap().revoked(&[keys.0]).unwrap(), 1, "it is nobody's");
+}
+
+/// A mark that rises between being read and being reset is not lost.
+#[test]
+fn xdp_sweep_high_water_marks_begin_anew_when_they_have_been_read() {
+    let mut world = World::new();
+    let packet = |port| Packet::tcp((POD, port), (ORIGIN, 443), SYN);
+    let keys = open(&world, &packet(40000));
+    let egress = Ipv4Addr::from(keys.1.local.to_ne_bytes());
+    let block = block(6, (egress, keys.1.local_port), (ORIGIN, 443));
+    open(&world, &packet(40001));
+    let read = |high| world.plane.sweeper().unwrap().peaks(&[PeakKey { block, high }]).unwrap();
+    assert_eq!(read(2), 0, "as many are in use");
+    set(&mut world, &keys, (1, SEEN_RST), (1, 0));
+    assert_eq!(sweep(&world, &[keys.0]), 1);
+    let read =
+        |world: &World, high| world.plane.sweeper().unwrap().peaks(&[PeakKey { block, high }]).unwrap();
+    assert_eq!(read(&world, 1), 0, "it has risen since");
+    assert_eq!(world.block(&block).unwrap().high, 2);
+    assert_eq!(read(&world, 2), 1);
+    assert_eq!(world.block(&block).unwrap().high, 1);
+    assert_eq!(world.consistent(), 1);
 }

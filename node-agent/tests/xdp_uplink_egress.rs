@@ -68,18 +68,24 @@ fn xdp_uplink_egress_enters_the_flow_into_all_tables() {
     let forward = world.forward(&flow(6, (POD, 40000), (ORIGIN, 443))).unwrap();
     assert!(forward.last_seen >= before);
     let expected = ForwardValue {
+        life: forward.life,
         egress: raw(EGRESS),
         egress_port: port,
         allocation: 0,
         seen: SEEN_SYN,
         binding: 3,
+        buried: 0,
         last_seen: forward.last_seen,
         incarnation: INCARNATION,
         peer: 0,
     };
     assert_eq!(forward, expected);
-    let reverse = world.reverse(&flow(6, (EGRESS, port), (ORIGIN, 443))).unwrap();
-    assert_eq!(reverse, ReverseValue { pod: raw(POD), pod_port: 40000, ..Default::default() });
+    let key = flow(6, (EGRESS, port), (ORIGIN, 443));
+    let reverse = world.reverse(&key).unwrap();
+    assert!(reverse.made >= before);
+    let (digest, made) = (key.digest(), reverse.made);
+    let expected = ReverseValue { digest, pod: raw(POD), pod_port: 40000, made, ..Default::default() };
+    assert_eq!(reverse, expected);
     let block = world.block(&block(6, (EGRESS, port), (ORIGIN, 443))).unwrap();
     assert_eq!((block.used, block.high, block.full), (1, 1, 0));
     assert_eq!(world.consistent(), 1);
@@ -422,4 +428,20 @@ fn xdp_uplink_egress_the_last_packets_of_a_pod_that_is_gone_leave() {
     let new = Packet::tcp((POD, 40001), (ORIGIN, 443), SYN);
     assert_eq!(world.out(&new.frame()).verdict, TCX_REDIRECT, "nobody opens anything any more");
     assert_eq!(world.counted(), [("refusal_sent", 1), ("refuse_unavailable", 1)]);
+}
+
+/// A packet that the kernel will cut into segments may be longer than its header can say, which says 0 then.
+#[test]
+fn xdp_uplink_egress_takes_big_tcp_for_what_it_is() {
+    let mut world = World::new();
+    translated(&mut world, "SYN", &syn(), true);
+    let mut frame = Packet::tcp((POD, 40000), (ORIGIN, 443), ACK).with_payload(3000).frame();
+    frame[16..18].copy_from_slice(&[0, 0]);
+    assert_eq!(world.out(&frame).verdict, TCX_DROP, "not if it is not to be cut");
+    world.counted();
+    let out = classify_segments(world.program("uplink_egress"), &frame, MARK, 1400);
+    assert_eq!((out.verdict, &out.packet[26..30]), (TCX_NEXT, &EGRESS.octets()[..]));
+    assert_eq!(world.counted(), [("translated", 1)]);
+    assert_eq!(world.pod(&frame, 0).verdict, TCX_DROP);
+    assert_eq!(classify_segments(world.program("pod_ingress"), &frame, 0, 1400).verdict, TCX_NEXT);
 }

@@ -59,8 +59,10 @@ pub const VNI_FRAGMENT: u32 = 0xae9151;
 pub const VNI_GATEWAY: u32 = 0xae9152;
 /// A packet for a pod of this node, which the sender has translated back.
 pub const VNI_RETURN: u32 = 0xae9153;
-/// To be sent back as it is: does the receiver's data plane work?
+/// To be answered: does the receiver's data plane work?
 pub const VNI_PROBE: u32 = 0xae9154;
+/// The answer: for the agent that asked, and never answered itself.
+pub const VNI_PROBE_ANSWER: u32 = 0xae9155;
 /// Bytes that encapsulation adds: IPv4 20, UDP 8, Geneve 8.
 pub const TUNNEL_OVERHEAD: u32 = 36;
 /// The same on the way to a gateway: an option more.

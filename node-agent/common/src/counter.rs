@@ -74,7 +74,7 @@ counters! {
     RefuseTableFull = "refuse_table_full",
     /// Out: dropped, the pod's address is not known yet.
     DropUnknownPod = "drop_unknown_pod",
-    /// Out: dropped, the source is an egress address that the sender forged.
+    /// Dropped, what a pod forged: a source that is an egress address, or a packet of the tunnel between nodes.
     DropForged = "drop_forged",
     /// Out: dropped, somebody else translated a covered packet (leak guard).
     DropLeak = "drop_leak",
@@ -82,6 +82,8 @@ counters! {
     DropMalformedOut = "drop_malformed_out",
     /// Out: dropped, a later fragment whose first fragment was not seen.
     DropFragmentOut = "drop_fragment_out",
+    /// Out: dropped, another CPU is just ending the flow; the next packet finds it gone.
+    DropEnding = "drop_ending",
     /// In: dropped, nobody holds the slice.
     DropNoOwner = "drop_no_owner",
     /// In: dropped, no live flow asked for it.
@@ -94,10 +96,14 @@ counters! {
     DropNotOwner = "drop_not_owner",
     /// In: dropped, too large for the tunnel, and nothing that could be answered (a later fragment, for example).
     DropTooBig = "drop_too_big",
-    /// In: dropped, no way to the owner (no neighbour, no route).
+    /// Dropped, no way on (no neighbour, no route): to the owner, or from a gateway to the origin.
     DropNoNeighbour = "drop_no_neighbour",
     /// In: dropped, the tunnel packet came from an address that is no peer.
     DropNotPeer = "drop_not_peer",
     /// Flows that the sweeper removed.
     Expired = "expired",
+    /// Flows that the sweeper removed since their slice is not this node's any more.
+    Revoked = "revoked",
+    /// Entries of incoming packets that the sweeper removed since no flow had them.
+    Orphaned = "orphaned",
 }

@@ -14,9 +14,9 @@ const UDP: u8 = 17;
 pub enum Phase {
     /// TCP: segments passed both ways.
     Established,
-    /// TCP: being opened, or closed by one side only.
+    /// TCP: being opened, or closed by one side only, or by an RST that only the outside has seen.
     Transitory,
-    /// TCP: closed by FIN both ways, or by RST.
+    /// TCP: closed by FIN both ways, or by an RST in which the pod had a part.
     Closed,
     /// UDP.
     Datagrams,
@@ -25,12 +25,15 @@ pub enum Phase {
 }
 
 /// Phase of a flow, from what both directions saw (RFC 5382 section 5, RFC 7857 section 2).
+///
+/// An RST from outside may be anybody's, since sequence numbers are not followed: of an established connection it proves
+/// nothing before the pod agrees (RFC 7857 section 2.2). A connection that the pod has not yet acknowledged is refused by it.
 #[inline(always)]
 pub fn phase(protocol: u8, out: u16, back: u16) -> Phase {
     match protocol {
-        TCP if (out | back) & SEEN_RST != 0 => Phase::Closed,
-        TCP if out & back & SEEN_FIN != 0 => Phase::Closed,
-        TCP if (out | back) & SEEN_FIN != 0 => Phase::Transitory,
+        TCP if out & SEEN_RST != 0 || out & back & SEEN_FIN != 0 => Phase::Closed,
+        TCP if back & SEEN_RST != 0 && (out & SEEN_FIN != 0 || out & SEEN_ACK == 0) => Phase::Closed,
+        TCP if (out | back) & (SEEN_FIN | SEEN_RST) != 0 => Phase::Transitory,
         TCP if out & SEEN_ACK != 0 && back & (SEEN_SYN | SEEN_ACK) != 0 => Phase::Established,
         TCP => Phase::Transitory,
         UDP => Phase::Datagrams,
@@ -77,7 +80,10 @@ mod tests {
             (6, SEEN_SYN | SEEN_ACK, SEEN_SYN | SEEN_ACK, 7440 + REST),
             (6, SEEN_SYN | SEEN_ACK | SEEN_FIN, SEEN_SYN | SEEN_ACK, 240 + REST),
             (6, SEEN_SYN | SEEN_ACK | SEEN_FIN, SEEN_SYN | SEEN_ACK | SEEN_FIN, 10),
-            (6, SEEN_SYN | SEEN_ACK, SEEN_SYN | SEEN_RST, 10),
+            (6, SEEN_SYN | SEEN_ACK | SEEN_RST, SEEN_SYN | SEEN_ACK, 10),
+            (6, SEEN_SYN | SEEN_ACK, SEEN_SYN | SEEN_ACK | SEEN_RST, 240 + REST),
+            (6, SEEN_SYN | SEEN_ACK | SEEN_FIN, SEEN_SYN | SEEN_ACK | SEEN_RST, 10),
+            (6, SEEN_SYN, SEEN_RST, 10),
             (17, 0, 0, 300 + REST),
             (1, 0, 0, 60 + REST),
         ];

@@ -3,7 +3,7 @@
 //! Each direction of a packet costs one look-up: what the outgoing direction saw is kept in `FORWARD`, what the
 //! incoming direction saw in `REVERSE`. Whoever judges a flow (the sweeper) reads both.
 
-use crate::map_type;
+use crate::{map_type, mix};
 
 /// Key of `FORWARD` (local = the pod) and of `REVERSE` (local = the egress address). Both are non-LRU hashes: an
 /// LRU map would evict live flows.
@@ -27,10 +27,24 @@ pub struct FlowKey {
 }
 map_type!(FlowKey, 16);
 
+impl FlowKey {
+    /// What a flow's values carry of their key. Memory of an entry that is removed is used for another at once, even under
+    /// the eyes of a program that still reads it: whoever has copied a value compares.
+    #[inline(always)]
+    pub const fn digest(&self) -> u32 {
+        let ports = (self.local_port as u32) << 16 | self.remote_port as u32;
+        mix(mix(self.local ^ self.remote.rotate_left(16)) ^ ports ^ (self.protocol as u32) << 8)
+    }
+}
+
 /// Value of `FORWARD`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ForwardValue {
+    /// Which flow this is: [`FlowKey::digest`] of its key in the upper half, a random number in the lower; 0 once somebody has
+    /// begun to end it. Whoever ends a flow puts the 0 there by compare-and-swap: one only, and only the very flow that it
+    /// has looked at.
+    pub life: u64,
     /// Egress address of the flow; the pod's own where another node translates it.
     pub egress: u32,
     /// Egress port (or identifier) of the flow; the pod's own where another node translates it.
@@ -48,11 +62,25 @@ pub struct ForwardValue {
     /// gateway, the node whose pod it is of. 0 = none.
     pub peer: u16,
     /// Index of the binding that made the flow (see `VerdictValue::binding`).
-    pub binding: u32,
+    pub binding: u16,
+    /// Not 0: [`ReverseValue::buried`] was set, which a packet of the pod undoes.
+    pub buried: u16,
 }
-map_type!(ForwardValue, 24);
+map_type!(ForwardValue, 32);
 
 impl ForwardValue {
+    /// Whether this is the value of a live flow with that key.
+    #[inline(always)]
+    pub fn is_of(&self, key: &FlowKey) -> bool {
+        self.life >> 32 == u64::from(key.digest()) && self.life != 0
+    }
+
+    /// [`ForwardValue::life`] of a new flow.
+    #[inline(always)]
+    pub fn new_life(key: &FlowKey, random: u32) -> u64 {
+        u64::from(key.digest()) << 32 | u64::from(random | 1)
+    }
+
     /// Whether the flow is translated here for a pod of another node.
     #[inline(always)]
     pub fn is_guest(&self, key: &FlowKey) -> bool {
@@ -64,20 +92,32 @@ impl ForwardValue {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReverseValue {
-    /// Pod's address; 0 once the pod is gone: the port rests, and nothing is taken to the next pod with that address.
+    /// [`FlowKey::digest`] of the key.
+    pub digest: u32,
+    /// Pod's address.
     pub pod: u32,
     /// Pod's port (or identifier).
     pub pod_port: u16,
-    /// Index into `PEERS` of the node on which the pod is; 0 = this one.
+    /// Index into `PEERS` of the other node that takes part, as in [`ForwardValue::peer`].
     pub peer: u16,
     /// Second of the last packet in; 0 while the origin has not answered.
     pub last_seen: u32,
+    /// Second at which the flow was made.
+    pub made: u32,
     /// What was seen in this direction: [`SEEN_SYN`] and the others.
     pub seen: u16,
-    /// Zero.
-    pub pad: u16,
+    /// Not 0: the pod is gone. The port rests, and nothing is taken to the next pod with that address.
+    pub buried: u16,
 }
-map_type!(ReverseValue, 16);
+map_type!(ReverseValue, 24);
+
+impl ReverseValue {
+    /// Key in `FORWARD` of the flow with this value under `key` in `REVERSE`.
+    #[inline(always)]
+    pub fn forward_key(&self, key: &FlowKey) -> FlowKey {
+        FlowKey { local: self.pod, local_port: self.pod_port, ..*key }
+    }
+}
 
 /// A TCP SYN passed in this direction.
 pub const SEEN_SYN: u16 = 1;

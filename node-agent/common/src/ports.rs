@@ -39,7 +39,7 @@ pub struct BlockValue {
     pub cursor: u32,
     /// Ports in use. [`BLOCK_DEAD`] is set while the sweeper removes the block.
     pub used: u32,
-    /// Highest value of `used` since the agent last read and reset it.
+    /// Highest value of `used` since the agent last read and reset it (see [`PeakKey`](crate::PeakKey)).
     pub high: u32,
     /// Bit `w` is set while word `w` has no free place.
     pub full: u32,
@@ -64,9 +64,39 @@ pub fn words_of(slices: u32) -> u32 {
     spread * 15
 }
 
+/// The blocks of an address in which slices are set: bit `b` = block `b`.
+#[inline(always)]
+pub fn blocks_of(slices: &[u64; 4]) -> u32 {
+    let mut blocks = 0;
+    let mut at = 0;
+    while at < 4 {
+        // Eight bytes, one for each block: gather in each byte's lowest bit whether any is set, then those bits.
+        let mut word = slices[at];
+        word |= word >> 4;
+        word |= word >> 2;
+        word |= word >> 1;
+        word &= 0x0101_0101_0101_0101;
+        blocks |= ((word.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u32) << (at * 8);
+        at += 1;
+    }
+    blocks
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_block_counts_if_it_has_any_slice() {
+        assert_eq!(blocks_of(&[0; 4]), 0);
+        assert_eq!(blocks_of(&[u64::MAX; 4]), u32::MAX);
+        for slice in 0..256u32 {
+            let mut slices = [0; 4];
+            slices[(slice >> 6) as usize] = 1 << (slice & 63);
+            assert_eq!(blocks_of(&slices), 1 << (slice / 8), "slice {slice}");
+        }
+        assert_eq!(blocks_of(&[0x81 << 8, 0, 1 << 63, 3]), 1 << 1 | 1 << 23 | 1 << 24);
+    }
 
     #[test]
     fn each_slice_has_its_four_words() {

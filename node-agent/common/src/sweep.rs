@@ -1,13 +1,32 @@
 //! What the agent hands to the `sweep` program: [`SWEEP_HEADER`] bytes that begin with a `u32` kind, then up to
 //! [`SWEEP_BATCH`] keys.
 
+use crate::{BlockKey, map_type};
+
 /// The keys are `FlowKey`s of `FORWARD`.
 pub const SWEEP_FLOWS: u32 = 0;
 /// The keys are `BlockKey`s.
 pub const SWEEP_BLOCKS: u32 = 1;
+/// The keys are `FlowKey`s of `REVERSE`, which may have no flow any more.
+pub const SWEEP_REVERSE: u32 = 2;
+/// The keys are `FlowKey`s of `FORWARD`, whose slices may be another node's.
+pub const SWEEP_REVOKED: u32 = 4;
+/// The keys are [`PeakKey`]s.
+pub const SWEEP_PEAKS: u32 = 3;
 /// Bytes before the first key.
 pub const SWEEP_HEADER: usize = 16;
 /// Keys of one run: the packet of a test run is limited to about 3,500 bytes.
 pub const SWEEP_BATCH: usize = 64;
 /// Seconds without a change after which an empty block is removed.
 pub const BLOCK_IDLE: u32 = 60;
+
+/// A block whose high-water mark has been read, to be begun anew.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeakKey {
+    /// The block.
+    pub block: BlockKey,
+    /// What was read. A mark that has risen since is left alone, so that no peak goes unseen.
+    pub high: u32,
+}
+map_type!(PeakKey, 16);

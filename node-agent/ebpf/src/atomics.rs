@@ -46,3 +46,10 @@ pub fn compare_exchange(cell: *mut u32, old: u32, new: u32) -> bool {
     // SAFETY: as in `fetch_add`.
     unsafe { intrinsics::atomic_cxchg::<u32, { AcqRel }, { Acquire }>(cell, old, new).0 == old }
 }
+
+/// Stores `new` if the cell holds `old`; true if it did.
+#[inline(always)]
+pub fn compare_exchange_u64(cell: *mut u64, old: u64, new: u64) -> bool {
+    // SAFETY: as in `fetch_add`.
+    unsafe { intrinsics::atomic_cxchg::<u64, { AcqRel }, { Acquire }>(cell, old, new).0 == old }
+}

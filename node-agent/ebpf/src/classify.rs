@@ -4,9 +4,10 @@
 //! their first packet had. So a covered flow that may not leave is not dropped here but at the uplink, where flows
 //! from before the binding can be told apart.
 
-use crate::headers::{self, ETH_P_IP, Packet};
-use crate::maps::{self, ADDRESSES, FORWARD};
-use aegis_common::{Counter, DESTINATION_INTERNAL, FlowKey, PodValue};
+use crate::flow;
+use crate::headers::{self, ETH_P_IP, Ethernet, Packet};
+use crate::maps::{self, ADDRESSES, PEER_INDEX};
+use aegis_common::{Config, Counter, DESTINATION_INTERNAL, FlowKey, PodValue};
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
 use aya_ebpf::programs::TcContext;
 
@@ -19,15 +20,16 @@ pub fn run(ctx: &TcContext) -> i32 {
         maps::count(Counter::DropMalformedOut, ctx.len());
         return TCX_DROP;
     };
-    let bytes = u32::from(packet.ip.total_length());
+    let bytes = packet.length;
     let (source, destination) = (packet.ip.source, packet.ip.destination);
     // SAFETY: only presence matters.
-    if unsafe { ADDRESSES.get(&source) }.is_some() {
+    if unsafe { ADDRESSES.get(&source) }.is_some() || enters_tunnel(ctx, config, &packet) {
         maps::count(Counter::DropForged, bytes);
         return TCX_DROP;
     }
     let generation = maps::generation(config);
-    let covered = match maps::pod(generation, source) {
+    let named = maps::pod(generation, source);
+    let covered = match named.filter(|pod| is_sender(ctx, pod)) {
         Some(pod) if pod.class == 0 => false,
         Some(pod) => match covered(ctx, generation, &packet, &pod) {
             Some(covered) => covered,
@@ -38,7 +40,7 @@ pub fn run(ctx: &TcContext) -> i32 {
         },
         None => {
             let held = config.hold_unknown != 0
-                && maps::in_pod_range(config, source)
+                && (named.is_some() || maps::in_pod_range(config, source))
                 && maps::destination_class(generation, destination) != Some(DESTINATION_INTERNAL);
             if held {
                 maps::count(Counter::DropUnknownPod, bytes);
@@ -50,6 +52,27 @@ pub fn run(ctx: &TcContext) -> i32 {
     let mark = headers::mark(ctx) & !config.mark;
     ctx.skb.set_mark(if covered { mark | config.mark } else { mark });
     TCX_NEXT
+}
+
+/// Whether the packet comes from the pod's own device. Otherwise another pod has its address by now, of which the agent does
+/// not know yet, and must inherit nothing.
+#[inline(always)]
+fn is_sender(ctx: &TcContext, pod: &PodValue) -> bool {
+    pod.mac == [0; 6] || ctx.load::<Ethernet>(0).is_ok_and(|ethernet| ethernet.source == pod.mac)
+}
+
+/// Whether a node would take the packet for one that another node has sent through the tunnel: whoever can send such
+/// packets can send from every account's addresses.
+#[inline(always)]
+fn enters_tunnel(ctx: &TcContext, config: &Config, packet: &Packet) -> bool {
+    // Fragments are not taken out of the tunnel.
+    if packet.ip.protocol != headers::UDP || packet.ip.is_later_fragment() {
+        return false;
+    }
+    let Some(transport) = packet.transport(ctx) else { return false };
+    // SAFETY: only presence matters.
+    u32::from(transport.destination_port()) == config.tunnel_port
+        && unsafe { PEER_INDEX.get(&packet.ip.destination) }.is_some()
 }
 
 /// Whether the packet belongs to a flow of ours, or would begin one. `None` if it can't be parsed.
@@ -70,8 +93,8 @@ fn covered(ctx: &TcContext, generation: u32, packet: &Packet, pod: &PodValue) ->
         local_port = packet.transport(ctx)?.icmp_id();
     }
     let key = FlowKey { local: source, remote: destination, local_port, remote_port, protocol, pad: [0; 3] };
-    // SAFETY: read at once.
-    if unsafe { FORWARD.get(&key) }.is_some_and(|flow| flow.incarnation == pod.incarnation) {
+    let flow = flow::find(&key);
+    if flow.exists() && flow.value.incarnation == pod.incarnation {
         return Some(true);
     }
     Some(maps::verdict(generation, pod.class, destination, protocol, port).is_some())

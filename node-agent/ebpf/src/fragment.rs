@@ -1,7 +1,8 @@
 //! Incoming fragments: all of a datagram meet at one node (its home), where the first one's port is remembered and the
 //! others follow it.
 
-use crate::maps::{self, FRAGMENTS_IN, HOMES, REVERSE};
+use crate::flow;
+use crate::maps::{self, FRAGMENTS_IN, HOMES};
 use crate::reverse;
 use crate::steer::{self, Inbound, Step, owner};
 use crate::tunnel::{self, Arrival};
@@ -86,6 +87,6 @@ fn forward(ctx: &XdpContext, config: &Config, inbound: &Inbound, port: u16) -> S
 #[inline(always)]
 fn pod_of(ctx: &XdpContext, inbound: &Inbound) -> Option<(u32, u16)> {
     let key = reverse::key(ctx, inbound)?;
-    // SAFETY: read at once.
-    unsafe { REVERSE.get(&key) }.map(|flow| (flow.pod, flow.peer))
+    let back = flow::find_back(&key);
+    (back.exists() && back.value.buried == 0).then_some((back.value.pod, back.value.peer))
 }

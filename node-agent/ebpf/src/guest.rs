@@ -2,12 +2,15 @@
 
 use crate::answer;
 use crate::checksum::{apply, difference, difference16};
+use crate::flow::{self, Leaving};
 use crate::headers::{self, ACK, ETH_LEN, Ipv4, SYN, Transport};
-use crate::maps::{self, ADDRESSES, FORWARD, FRAGMENTS_OUT};
+use crate::icmp_out::key_of_quoted;
+use crate::maps::{self, ADDRESSES, FRAGMENTS_OUT};
+use crate::opening::{self, Opener};
 use crate::refuse;
 use crate::reverse::{replace_checksum, replace_word};
 use crate::route;
-use crate::snat::{self, Stop, fragment_key, remove};
+use crate::snat::{self, Stop, fragment_key};
 use crate::steer::{Inbound, Step};
 use crate::tunnel::{self, Arrival, Received};
 use crate::xdp;
@@ -26,7 +29,7 @@ pub fn run(
     transport_offset: usize,
     received: &Received,
 ) -> Step {
-    match translate(ctx, ip, transport_offset, received) {
+    match translate(ctx, config, ip, transport_offset, received) {
         Ok(egress) => match route::find(ctx, ip.protocol, egress, ip.destination) {
             Some(way) => {
                 maps::count(Counter::Guest, u32::from(ip.total_length()));
@@ -41,7 +44,13 @@ pub fn run(
 
 /// Gives the egress address.
 #[inline(always)]
-fn translate(ctx: &XdpContext, ip: &Ipv4, transport_offset: usize, received: &Received) -> Result<u32, Stop> {
+fn translate(
+    ctx: &XdpContext,
+    config: &Config,
+    ip: &Ipv4,
+    transport_offset: usize,
+    received: &Received,
+) -> Result<u32, Stop> {
     // SAFETY: only presence matters.
     if unsafe { ADDRESSES.get(&ip.source) }.is_some() {
         return Err(Stop::Drop(Counter::DropForged));
@@ -52,11 +61,6 @@ fn translate(ctx: &XdpContext, ip: &Ipv4, transport_offset: usize, received: &Re
         source(ctx, ip, first.address).ok_or(MALFORMED)?;
         return Ok(first.address);
     }
-    // SAFETY: read at once.
-    let named = unsafe { ADDRESSES.get(&received.name) }.map_or(0, |address| address.allocation);
-    let Some(allocation) = named.checked_sub(1) else {
-        return Err(Stop::Refuse(Counter::RefuseUnavailable));
-    };
     // SAFETY: within the frame.
     let transport = unsafe { *xdp::at::<Transport>(ctx, transport_offset).ok_or(MALFORMED)? };
     let flags = match ip.protocol {
@@ -66,38 +70,28 @@ fn translate(ctx: &XdpContext, ip: &Ipv4, transport_offset: usize, received: &Re
             unsafe { (*header)[13] }
         }
         headers::UDP => 0,
-        // Errors about packets that came back through here: the gateway has no part in the pod's answers to them yet.
         headers::ICMP if transport.icmp_type() == headers::ICMP_ECHO => 0,
+        headers::ICMP if headers::is_icmp_error(transport.icmp_type()) => {
+            return error(ctx, ip, transport_offset, received.peer);
+        }
         headers::ICMP => return Err(Stop::Drop(Counter::RefuseNoFlow)),
         _ => return Err(Stop::Drop(Counter::RefuseProtocol)),
     };
-    let key = snat::key(ip, &transport);
+    let mut leaving = Leaving::new(snat::key(ip, &transport));
     let peer = received.peer as u16;
-    let (egress, port) = match FORWARD.get_ptr_mut(&key) {
-        // SAFETY: map values stay readable until the program ends.
-        Some(flow) if belongs(unsafe { &*flow }, &key, allocation, peer) => {
-            // SAFETY: as above.
-            let flow = unsafe { &mut *flow };
-            snat::touch(flow, &key, flags);
-            (flow.egress, flow.egress_port)
+    // SAFETY: read at once.
+    let named = unsafe { ADDRESSES.get(&received.name) }.map_or(0, |address| address.allocation);
+    let opens = ip.protocol != headers::TCP || flags & (SYN | ACK) == SYN;
+    if follow_guest(&mut leaving, u32::from(peer), named, u32::from(flags) | if opens { OPENS } else { 0 })
+        == 0
+    {
+        let allocation = may_open(config, ip, named)?;
+        if !opens {
+            return Err(Stop::Refuse(Counter::RefuseNoFlow));
         }
-        other => {
-            if ip.protocol == headers::TCP && flags & (SYN | ACK) != SYN {
-                return Err(Stop::Refuse(Counter::RefuseNoFlow));
-            }
-            if let Some(flow) = other {
-                // SAFETY: as above.
-                remove(&key, unsafe { &*flow });
-            }
-            let flow = snat::claim(
-                &key,
-                allocation,
-                peer,
-                ForwardValue { peer, ..snat::fresh(&key, allocation, flags) },
-            )?;
-            (flow.egress, flow.egress_port)
-        }
-    };
+        opening::make(&mut leaving, allocation, Opener { incarnation: 0, binding: 0, peer }, flags)?;
+    }
+    let (egress, port) = (leaving.egress, leaving.egress_port);
     if ip.is_first_fragment() {
         let value = FragmentValue { address: egress, port, peer: 0, seen: maps::now() };
         let _ = FRAGMENTS_OUT.insert(&fragment_key(ip), &value, u64::from(BPF_ANY));
@@ -106,11 +100,96 @@ fn translate(ctx: &XdpContext, ip: &Ipv4, transport_offset: usize, received: &Re
     Ok(egress)
 }
 
+/// Finds the flow of a packet and notes the packet; 0 if there is none that goes on. One that a packet that opens one finds in
+/// its place is ended: the pod's address has been another pod's, of another account or on another node. A function of its own
+/// for the verifier's sake, like `take` in `ports`, and for that of the stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn follow_guest(leaving: *mut Leaving, peer: u32, named: u32, flags: u32) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let Some(leaving) = (unsafe { leaving.as_mut() }) else { return 0 };
+    let key = leaving.key;
+    let found = flow::find(&key);
+    if !found.exists() {
+        return 0;
+    }
+    if !belongs(&found.value, &key, named, peer) {
+        if flags & OPENS != 0 {
+            found.end(&key);
+        }
+        return 0;
+    }
+    found.touch(&key, flags as u8);
+    leaving.like(&found.value);
+    1
+}
+
+/// Beside the TCP flags: the packet opens a flow if there is none.
+const OPENS: u32 = 1 << 8;
+
 /// Whether a flow is the one that the node speaks of: the pod's address may have been another pod's, of another account or
-/// on another node.
+/// on another node. `named` is what the packet's name stands for here (see `AddressValue::allocation`); if it stands for
+/// nothing, the two nodes just do not know the same, which a live flow need not mind.
 #[inline(always)]
-fn belongs(flow: &ForwardValue, key: &FlowKey, allocation: u32, peer: u16) -> bool {
-    flow.is_guest(key) && u32::from(flow.allocation) == allocation && flow.peer == peer
+fn belongs(flow: &ForwardValue, key: &FlowKey, named: u32, peer: u32) -> bool {
+    flow.is_guest(key)
+        && u32::from(flow.peer) == peer
+        && (named == 0 || named - 1 == u32::from(flow.allocation))
+}
+
+/// Whether a new flow may be opened; gives its allocation. No node sends such packets as these of its own accord.
+#[inline(always)]
+fn may_open(config: &Config, ip: &Ipv4, named: u32) -> Result<u32, Stop> {
+    let generation = maps::generation(config);
+    // A pod of this node, which would not come from another one.
+    if maps::pod(generation, ip.source).is_some()
+        || maps::destination_class(generation, ip.destination) == Some(DESTINATION_INTERNAL)
+    {
+        return Err(Stop::Drop(Counter::DropForged));
+    }
+    // SAFETY: only presence matters. Nobody listens at an egress address.
+    if unsafe { ADDRESSES.get(&ip.destination) }.is_some() {
+        return Err(Stop::Refuse(Counter::RefuseUnavailable));
+    }
+    named.checked_sub(1).ok_or(Stop::Refuse(Counter::RefuseUnavailable))
+}
+
+/// An ICMP error of the pod about a packet that came back through here: see `icmp_out`. Gives the egress address.
+#[inline(always)]
+fn error(ctx: &XdpContext, ip: &Ipv4, transport_offset: usize, peer: u32) -> Result<u32, Stop> {
+    let start = transport_offset + 8;
+    // SAFETY: within the frame.
+    let quoted = unsafe { *xdp::at::<Ipv4>(ctx, start).ok_or(MALFORMED)? };
+    let length = quoted.header_length().ok_or(MALFORMED)?;
+    // SAFETY: within the frame.
+    let ports = unsafe { *xdp::at::<Transport>(ctx, start + length).ok_or(MALFORMED)? };
+    let key = key_of_quoted(&quoted, &ports);
+    let flow = flow::find(&key);
+    let about_it = flow.exists()
+        && flow.value.is_guest(&key)
+        && u32::from(flow.value.peer) == peer
+        && quoted.destination == ip.source
+        && !quoted.is_later_fragment();
+    if !about_it {
+        return Err(Stop::Drop(Counter::RefuseNoFlow));
+    }
+    let (egress, port) = (flow.value.egress, flow.value.egress_port);
+    let place = xdp::at::<Ipv4>(ctx, start).ok_or(MALFORMED)?;
+    // The quoted header sums to the same before and after, so the ICMP checksum only notices the port.
+    // SAFETY: within the frame.
+    unsafe {
+        (*place).checksum = apply((*place).checksum, difference(quoted.destination, egress));
+        (*place).destination = egress;
+    }
+    let at = match quoted.protocol {
+        headers::ICMP => start + length + 4,
+        _ => start + length + 2,
+    };
+    replace_word(ctx, at, port.to_be()).ok_or(MALFORMED)?;
+    let change = difference16(key.local_port.to_be(), port.to_be());
+    replace_checksum(ctx, transport_offset + 2, change).ok_or(MALFORMED)?;
+    source(ctx, ip, egress).ok_or(MALFORMED)?;
+    Ok(egress)
 }
 
 /// Writes source address and port, with all checksums.
@@ -175,7 +254,7 @@ fn refuse(
     maps::count(reason, u32::from(ip.total_length()));
     let answer = match ip.protocol {
         headers::TCP => answer::reset(ctx, ip, transport_offset),
-        _ => answer::unreachable(ctx, ip, refuse::code(reason), 0),
+        _ => answer::unreachable(ctx, ip, refuse::code(reason as u32), 0),
     };
     let Some(ip) = answer else { return Step::Drop(Counter::DropMalformedIn) };
     maps::count(Counter::RefusalSent, 0);

@@ -112,6 +112,9 @@ pub fn is_icmp_error(kind: u8) -> bool {
 /// An outgoing IPv4 packet in an skb.
 pub struct Packet {
     pub ip: Ipv4,
+    /// Length in bytes. What the kernel will cut into segments may be longer than the header can say, which is 0 then
+    /// ("BIG TCP").
+    pub length: u32,
     /// Offset of the transport header from the start of the frame.
     pub transport_offset: usize,
 }
@@ -122,16 +125,20 @@ impl Packet {
     pub fn read(ctx: &TcContext) -> Option<Packet> {
         let ip: Ipv4 = ctx.load(ETH_LEN).ok()?;
         let header_length = ip.header_length()?;
-        if usize::from(ip.total_length()) < header_length {
+        let mut length = u32::from(ip.total_length());
+        if length == 0 && segment_size(ctx) != 0 {
+            length = ctx.len().wrapping_sub(ETH_LEN as u32);
+        }
+        if (length as usize) < header_length {
             return None;
         }
-        Some(Packet { ip, transport_offset: ETH_LEN + header_length })
+        Some(Packet { ip, length, transport_offset: ETH_LEN + header_length })
     }
 
     /// Whether the packet goes on for this many bytes after the IP header (what follows in the frame is padding).
     #[inline(always)]
     fn has(&self, bytes: usize) -> bool {
-        self.transport_offset - ETH_LEN + bytes <= usize::from(self.ip.total_length())
+        self.transport_offset - ETH_LEN + bytes <= self.length as usize
     }
 
     /// Reads the start of the transport header.
@@ -151,6 +158,13 @@ impl Packet {
         }
         ctx.load(self.transport_offset + 13).ok()
     }
+}
+
+/// Bytes of payload that each segment gets into which the kernel or the device will cut the packet; 0 = it is not cut.
+#[inline(always)]
+pub fn segment_size(ctx: &TcContext) -> u32 {
+    // SAFETY: a field of the context, which is valid while the program runs.
+    unsafe { (*ctx.skb.skb).gso_size }
 }
 
 /// The skb's mark.

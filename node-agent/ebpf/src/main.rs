@@ -19,6 +19,8 @@ mod checksum;
 #[cfg(target_arch = "bpf")]
 mod classify;
 #[cfg(target_arch = "bpf")]
+mod flow;
+#[cfg(target_arch = "bpf")]
 mod fragment;
 #[cfg(target_arch = "bpf")]
 mod guest;
@@ -30,6 +32,8 @@ mod icmp_out;
 mod maps;
 #[cfg(any(target_arch = "bpf", test))]
 mod mss;
+#[cfg(target_arch = "bpf")]
+mod opening;
 #[cfg(target_arch = "bpf")]
 mod ports;
 #[cfg(target_arch = "bpf")]

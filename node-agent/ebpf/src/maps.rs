@@ -42,6 +42,9 @@ pub static FRAGMENTS_OUT: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::w
 pub static FRAGMENTS_IN: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::with_max_entries(8192, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<CounterValue> = PerCpuArray::with_max_entries(64, 0);
+/// How often a new flow was refused for want of a port, by index into `ALLOCATIONS`.
+#[map]
+pub static REFUSALS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_ALLOCATIONS, 0);
 #[map]
 pub static LIMITER: PerCpuArray<LimiterValue> = PerCpuArray::with_max_entries(1, 0);
 /// Where a new block is put together: it is too large for the stack.
@@ -64,6 +67,15 @@ pub fn count(counter: Counter, bytes: u32) {
             (*value).packets += 1;
             (*value).bytes += u64::from(bytes);
         }
+    }
+}
+
+/// Counts a new flow of an allocation that was refused for want of a port.
+#[inline(always)]
+pub fn count_refusal(allocation: u32) {
+    if let Some(value) = REFUSALS.get_ptr_mut(allocation) {
+        // SAFETY: as in `count`.
+        unsafe { *value += 1 };
     }
 }
 
@@ -140,24 +152,38 @@ pub fn verdict(
     protocol: u8,
     port: u32,
 ) -> Option<VerdictValue> {
+    let packed = look_up_verdict(generation, pod_class, remote, u32::from(protocol), port);
+    let verdict = VerdictValue {
+        action: packed as u16,
+        allocation: (packed >> 16) as u16,
+        binding: (packed >> 32) as u32,
+    };
+    (verdict.action != ACTION_PASS).then_some(verdict)
+}
+
+/// A function of its own for the verifier's sake, like `take` in `ports`, and for that of the stack. Gives the verdict's fields
+/// from the lowest bits on.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn look_up_verdict(generation: u32, pod_class: u32, remote: u32, protocol: u32, port: u32) -> u64 {
     let destination_class = destination_class(generation, remote);
     if destination_class == Some(DESTINATION_INTERNAL) {
-        return None;
+        return u64::from(ACTION_PASS);
     }
     if pod_class == POD_REFUSED {
-        return Some(VerdictValue { action: ACTION_DENY, allocation: 0, binding: 0 });
+        return u64::from(ACTION_DENY);
     }
-    let destination_class = destination_class?;
+    let Some(destination_class) = destination_class else { return u64::from(ACTION_PASS) };
     let mut port_class = 0;
     if port != NO_PORT {
         let port = (port as u16).to_be();
-        let key = PortKey { generation, protocol: u16::from(protocol), port };
+        let key = PortKey { generation, protocol: protocol as u16, port };
         if let Some(class) = PORTS.get(&Key::new(64, key)) {
             port_class = *class;
         }
     }
     let key = VerdictKey { generation, pod_class, destination_class, port_class };
     // SAFETY: verdicts of a live generation are not changed.
-    let verdict = unsafe { VERDICTS.get(&key) }?;
-    (verdict.action != ACTION_PASS).then_some(*verdict)
+    let Some(verdict) = (unsafe { VERDICTS.get(&key) }) else { return u64::from(ACTION_PASS) };
+    u64::from(verdict.binding) << 32 | u64::from(verdict.allocation) << 16 | u64::from(verdict.action)
 }

@@ -4,6 +4,7 @@
 //! exist", decides. `used` counts bits exactly, under any interleaving.
 
 use crate::atomics;
+use crate::flow;
 use crate::maps::{self, BLOCKS, HOLDINGS, REVERSE, SCRATCH};
 use aegis_common::*;
 use aya_ebpf::bindings::BPF_NOEXIST;
@@ -15,29 +16,18 @@ const ATTEMPTS: u32 = 8;
 const EEXIST: i32 = -17;
 
 /// What a new flow asks for, and what it got.
-#[repr(C)]
 pub struct Claim {
-    /// In: the pod's end.
-    pub pod: u32,
-    /// In: the origin's address.
-    pub remote: u32,
-    /// In: the pod's port.
-    pub pod_port: u16,
-    /// In: the origin's port.
-    pub remote_port: u16,
-    /// In: index into `ALLOCATIONS`.
-    pub allocation: u32,
-    /// In: where in the list of blocks to begin.
+    /// Key of the flow in `FORWARD`.
+    pub key: FlowKey,
+    /// The flow. Its egress address and port are what is asked for; meanwhile `egress` is the present address.
+    pub flow: ForwardValue,
+    /// Where in an address's row of blocks to begin.
     pub start: u32,
-    /// Out: the egress address.
-    pub egress: u32,
-    /// Out: the egress port.
-    pub egress_port: u32,
-    /// In: protocol number.
-    pub protocol: u16,
-    /// In: index into `PEERS` of the pod's node; 0 = this one.
-    pub peer: u16,
-    /// Out: what came of it.
+    /// Addresses that have been begun with.
+    pub address: u32,
+    /// Blocks of the present address in which there is something to try, counted from `start`.
+    pub left: u32,
+    /// What came of it.
     pub outcome: u32,
 }
 
@@ -54,34 +44,29 @@ pub const NO_ROOM: u32 = 2;
 #[inline(always)]
 pub fn claim(claim: &mut Claim) {
     claim.outcome = UNAVAILABLE;
-    let steps = ADDRESSES_PER_ALLOCATION as u32 * BLOCKS_PER_ADDRESS;
+    // One step for each address, and one for each block in which there is something to take.
+    let steps = ADDRESSES_PER_ALLOCATION as u32 * (BLOCKS_PER_ADDRESS + 1);
     // SAFETY: the callback gets a pointer to `claim`, which outlives the call.
     unsafe {
         bpf_loop(steps, step as *mut c_void, core::ptr::from_mut(claim).cast(), 0);
     }
 }
 
-/// One block of one address of the allocation. Returns 1 to stop.
-unsafe extern "C" fn step(index: u64, claim: *mut c_void) -> i64 {
+/// Goes to the next address of the allocation, or tries the next block of this one. Returns 1 to stop.
+unsafe extern "C" fn step(_: u64, claim: *mut c_void) -> i64 {
     // SAFETY: `claim` is what `bpf_loop` was given.
     let claim = unsafe { &mut *claim.cast::<Claim>() };
-    let Some(allocation) = maps::ALLOCATIONS.get(claim.allocation) else { return 1 };
-    let count = allocation.count;
-    let turn = (index >> 5) as u32;
-    if count == 0 || turn >= count {
-        return 1;
+    if claim.left == 0 {
+        return next_address(claim);
     }
-    // A pod stays with its address while that has room (RFC 4787 REQ-2, "paired").
-    let at = ((u64::from(mix(claim.pod)) + u64::from(turn)) % u64::from(count)) as usize;
-    // The verifier does not follow a remainder; in 64 bits it believes this check.
-    if at >= ADDRESSES_PER_ALLOCATION {
-        return 1;
-    }
-    let egress = allocation.addresses[at];
+    let egress = claim.flow.egress;
+    // Blocks are counted from where this origin's flows begin.
+    let turn = claim.left.trailing_zeros();
+    claim.left &= claim.left - 1;
+    let block = (claim.start + turn) & (BLOCKS_PER_ADDRESS - 1);
     // SAFETY: the value is replaced as a whole by the agent; a torn read would mix two sets of this node's slices, both
     // of which it owns or owned until now with its slot still set.
     let Some(holding) = (unsafe { HOLDINGS.get(&egress) }) else { return 0 };
-    let block = (claim.start.wrapping_add(index as u32)) & (BLOCKS_PER_ADDRESS - 1);
     let word = holding.allowed[(block >> 3) as usize & 3];
     let slices = (word >> ((block & 7) * 8)) as u32 & 0xff;
     if slices == 0 {
@@ -92,9 +77,9 @@ unsafe extern "C" fn step(index: u64, claim: *mut c_void) -> i64 {
     }
     let key = BlockKey {
         egress,
-        remote: claim.remote,
-        remote_port: claim.remote_port,
-        protocol: claim.protocol as u8,
+        remote: claim.key.remote,
+        remote_port: claim.key.remote_port,
+        protocol: claim.key.protocol,
         block: block as u8,
     };
     // A second try where the sweeper was just removing the block, or `REVERSE` knew a flow that the bitmap did not.
@@ -116,23 +101,36 @@ unsafe extern "C" fn step(index: u64, claim: *mut c_void) -> i64 {
     0
 }
 
+/// Begins with the next address of the allocation. Returns 1 if there is none.
+#[inline(always)]
+fn next_address(claim: &mut Claim) -> i64 {
+    let Some(allocation) = maps::ALLOCATIONS.get(u32::from(claim.flow.allocation)) else { return 1 };
+    let count = allocation.count;
+    if count == 0 || claim.address >= count {
+        return 1;
+    }
+    // A pod stays with its address while that has room (RFC 4787 REQ-2, "paired").
+    let at = ((u64::from(mix(claim.key.local)) + u64::from(claim.address)) % u64::from(count)) as usize;
+    claim.address += 1;
+    // The verifier does not follow a remainder; in 64 bits it believes this check.
+    if at >= ADDRESSES_PER_ALLOCATION {
+        return 1;
+    }
+    let egress = allocation.addresses[at];
+    claim.flow.egress = egress;
+    // SAFETY: as in `step`.
+    let Some(holding) = (unsafe { HOLDINGS.get(&egress) }) else { return 0 };
+    claim.left = blocks_of(&holding.allowed).rotate_right(claim.start & (BLOCKS_PER_ADDRESS - 1));
+    0
+}
+
 /// Enters the flow into `REVERSE`. False if another port should be tried.
 #[inline(always)]
 fn enter(claim: &mut Claim, block: &BlockKey, port: u16) -> bool {
-    let key = FlowKey {
-        local: block.egress,
-        remote: block.remote,
-        local_port: port,
-        remote_port: block.remote_port,
-        protocol: block.protocol,
-        pad: [0; 3],
-    };
-    let value =
-        ReverseValue { pod: claim.pod, pod_port: claim.pod_port, peer: claim.peer, ..Default::default() };
-    match REVERSE.insert(&key, &value, u64::from(BPF_NOEXIST)) {
+    let key = FlowKey { local: block.egress, local_port: port, ..claim.key };
+    match REVERSE.insert(&key, &flow::back(&key, &claim.key, &claim.flow), u64::from(BPF_NOEXIST)) {
         Ok(()) => {
-            claim.egress = block.egress;
-            claim.egress_port = u32::from(port);
+            claim.flow.egress_port = port;
             claim.outcome = TAKEN;
             true
         }
@@ -207,7 +205,7 @@ extern "C" fn take(key: *const BlockKey, slices: u32) -> u32 {
 
 /// Raises the high-water mark to what is in use.
 #[inline(always)]
-fn note_high(value: &mut BlockValue) {
+pub fn note_high(value: &mut BlockValue) {
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         attempt += 1;

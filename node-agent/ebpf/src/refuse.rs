@@ -8,24 +8,42 @@ use crate::headers::{self, ACK, ETH_LEN, FIN, Packet, RST, SYN};
 use crate::maps::{self, LIMITER};
 use crate::via;
 use aegis_common::{Config, Counter};
-use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::bindings::tcx_action_base::TCX_DROP;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS};
 use aya_ebpf::helpers::{bpf_redirect, bpf_skb_change_tail};
 use aya_ebpf::programs::TcContext;
 
 /// Bytes of the refused packet that an ICMP error quotes: its IP header and eight more (RFC 792).
 const QUOTED: usize = 28;
 
-/// Turns the packet into an answer, or drops it.
+/// Turns the packet into an answer, or drops it. Gives the verdict.
 #[inline(always)]
-pub fn answer(ctx: &TcContext, config: &Config, packet: &Packet, reason: Counter) -> i32 {
-    // SAFETY: fields of the context.
-    let (segments, ifindex) = unsafe { ((*ctx.skb.skb).gso_size, (*ctx.skb.skb).ifindex) };
-    if segments != 0 || !allowed(config) {
+pub fn answer(ctx: &TcContext, reason: Counter) -> i32 {
+    answer_skb(ctx.skb.skb, reason as u32) as i32
+}
+
+/// A function of its own for the verifier's sake, like `take` in `ports`, and for that of the stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn answer_skb(skb: *mut __sk_buff, reason: u32) -> u32 {
+    let ctx = &TcContext::new(skb);
+    match (maps::config(), Packet::read(ctx)) {
+        (Some(config), Some(packet)) => turned(ctx, config, &packet, reason) as u32,
+        _ => TCX_DROP as u32,
+    }
+}
+
+#[inline(always)]
+fn turned(ctx: &TcContext, config: &Config, packet: &Packet, reason: u32) -> i32 {
+    // SAFETY: a field of the context.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    // What is still to be cut into segments is answered only where that is what is wrong with it.
+    let whole = headers::segment_size(ctx) == 0 || reason == Counter::TooBigOut as u32;
+    if !whole || !allowed(config) {
         return TCX_DROP;
     }
     let made = match packet.ip.protocol {
-        headers::TCP if !matches!(reason, Counter::TooBigOut) => reset(ctx, packet),
+        headers::TCP if reason != Counter::TooBigOut as u32 => reset(ctx, packet),
         _ => unreachable(ctx, config, packet, reason),
     };
     if made.is_none() {
@@ -77,7 +95,7 @@ fn reset(ctx: &TcContext, packet: &Packet) -> Option<()> {
         (acknowledged, 0, RST)
     } else {
         let header = (packet.transport_offset - ETH_LEN) as u32 + u32::from(length >> 4) * 4;
-        let payload = u32::from(packet.ip.total_length()).wrapping_sub(header);
+        let payload = packet.length.wrapping_sub(header);
         let taken = payload + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
         (0, u32::from_be(sequence).wrapping_add(taken).to_be(), RST | ACK)
     };
@@ -95,7 +113,7 @@ fn reset(ctx: &TcContext, packet: &Packet) -> Option<()> {
 
 /// Makes the packet an ICMP "destination unreachable" about itself, as if the origin had sent it.
 #[inline(always)]
-fn unreachable(ctx: &TcContext, config: &Config, packet: &Packet, reason: Counter) -> Option<()> {
+fn unreachable(ctx: &TcContext, config: &Config, packet: &Packet, reason: u32) -> Option<()> {
     if packet.transport_offset != ETH_LEN + 20 || packet.ip.is_later_fragment() {
         return None;
     }
@@ -120,7 +138,7 @@ fn unreachable(ctx: &TcContext, config: &Config, packet: &Packet, reason: Counte
         kind: headers::ICMP_UNREACHABLE,
         code: code(reason),
         checksum: 0,
-        mtu: if matches!(reason, Counter::TooBigOut) { via::limit(config).to_be() } else { 0 },
+        mtu: if reason == Counter::TooBigOut as u32 { via::limit(config).to_be() } else { 0 },
         quoted,
     };
     // SAFETY: `Reply` is 56 bytes without padding, so it can be read as 28 words of 16 bits.
@@ -147,10 +165,13 @@ fn unreachable(ctx: &TcContext, config: &Config, packet: &Packet, reason: Counte
 /// Code of "destination unreachable": host unreachable for want of a port, fragmentation needed, administratively
 /// prohibited (RFC 1812 section 5.2.7.1) otherwise.
 #[inline(always)]
-pub fn code(reason: Counter) -> u8 {
+pub fn code(reason: u32) -> u8 {
+    const NO_PORT: u32 = Counter::RefuseNoPort as u32;
+    const TABLE_FULL: u32 = Counter::RefuseTableFull as u32;
+    const TOO_BIG: u32 = Counter::TooBigOut as u32;
     match reason {
-        Counter::RefuseNoPort | Counter::RefuseTableFull => 1,
-        Counter::TooBigOut => 4,
+        NO_PORT | TABLE_FULL => 1,
+        TOO_BIG => 4,
         _ => 13,
     }
 }

@@ -1,7 +1,8 @@
 //! On the node of a pod whose flow leaves through a gateway: what comes back.
 
+use crate::flow;
 use crate::headers::{self, Ipv4};
-use crate::maps::{self, FRAGMENTS_IN, REVERSE};
+use crate::maps::{self, FRAGMENTS_IN};
 use crate::reverse;
 use crate::steer::{Inbound, Step};
 use crate::xdp;
@@ -10,23 +11,21 @@ use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::programs::XdpContext;
 
-/// Takes a packet in if a live flow of a pod of this node asked for it.
+/// Takes a packet in if a live flow of a pod of this node, that leaves through this gateway, asked for it.
 #[inline(always)]
-pub fn run(ctx: &XdpContext, inbound: &Inbound) -> Step {
+pub fn run(ctx: &XdpContext, inbound: &Inbound, gateway: u32) -> Step {
     let ip = &inbound.ip;
     if ip.is_later_fragment() {
         return match maps::first_fragment(&FRAGMENTS_IN, &crate::fragment::key(inbound)) {
-            Some(first) if first.address == ip.destination => pass(ip),
+            Some(first) if first.address == ip.destination && u32::from(first.peer) == gateway => pass(ip),
             _ => Step::Drop(Counter::DropFragmentIn),
         };
     }
     let Some(key) = key(ctx, inbound) else { return Step::Drop(Counter::DropMalformedIn) };
-    let flow = REVERSE.get_ptr_mut(&key);
-    let Some(flow) = flow else { return Step::Drop(Counter::DropNoFlow) };
-    // SAFETY: map values stay readable until the program ends.
-    let flow = unsafe { &mut *flow };
-    // Only flows that leave through a gateway are entered under the pod's own address; a buried one takes nothing in.
-    if flow.pod != ip.destination {
+    let back = flow::find_back(&key);
+    let flow = back.value;
+    // Only flows that leave through a gateway are entered under the pod's own address, and only theirs may answer.
+    if !back.exists() || flow.pod != ip.destination || flow.buried != 0 || u32::from(flow.peer) != gateway {
         return Step::Drop(Counter::DropNoFlow);
     }
     let seen = match ip.protocol {
@@ -39,11 +38,15 @@ pub fn run(ctx: &XdpContext, inbound: &Inbound) -> Step {
     };
     // An error about the flow says nothing of its life (RFC 5508 section 4).
     if key.protocol == ip.protocol {
-        reverse::touch(flow, seen);
+        back.touch(seen);
     }
     if ip.is_first_fragment() {
-        let value =
-            FragmentValue { address: ip.destination, port: key.local_port, peer: 0, seen: maps::now() };
+        let value = FragmentValue {
+            address: ip.destination,
+            port: key.local_port,
+            peer: flow.peer,
+            seen: maps::now(),
+        };
         let _ = FRAGMENTS_IN.insert(&crate::fragment::key(inbound), &value, u64::from(BPF_ANY));
     }
     pass(ip)

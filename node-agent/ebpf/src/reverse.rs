@@ -1,8 +1,9 @@
 //! Translating replies back to the pod.
 
 use crate::checksum::{apply, difference, difference16};
+use crate::flow::{self, Back};
 use crate::headers::{self, ACK, ETH_LEN, Ipv4, SYN, Transport};
-use crate::maps::{self, REVERSE};
+use crate::maps;
 use crate::steer::Inbound;
 use crate::xdp;
 use aegis_common::{Config, Counter, FlowKey, ReverseValue, seen_after};
@@ -100,12 +101,10 @@ fn rewrite(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u16, 
     }
     let key = key_of(inbound, &transport);
     let local_port = key.local_port;
-    let flow = REVERSE.get_ptr_mut(&key).ok_or(Counter::DropNoFlow)?;
-    // SAFETY: map values stay readable until the program ends.
-    let flow = unsafe { &mut *flow };
+    let back = flow::find_back(&key);
+    let flow = back.value;
     let (pod, pod_port) = (flow.pod, flow.pod_port);
-    let peer = flow.peer;
-    may_go_on(config, inbound, pod, peer)?;
+    may_go_on(config, inbound, &back)?;
     let change = difference(inbound.ip.destination, pod) + difference16(local_port.to_be(), pod_port.to_be());
     match inbound.ip.protocol {
         headers::TCP => {
@@ -116,12 +115,12 @@ fn rewrite(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u16, 
             if flags & (SYN | ACK) == SYN && flow.seen != 0 {
                 return Err(Counter::DropNoFlow);
             }
-            touch(flow, seen_after(flow.seen, flags));
+            back.touch(seen_after(flow.seen, flags));
             replace_checksum(ctx, offset + 16, change).ok_or(malformed)?;
             replace_word(ctx, offset + 2, pod_port.to_be()).ok_or(malformed)?;
         }
         headers::UDP => {
-            touch(flow, 0);
+            back.touch(0);
             // SAFETY: within the frame.
             let checksum = unsafe { *xdp::at::<u16>(ctx, offset + 6).ok_or(malformed)? };
             // Zero means "no checksum", so a computed zero is sent as ones (RFC 768).
@@ -133,23 +132,23 @@ fn rewrite(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u16, 
             replace_word(ctx, offset + 2, pod_port.to_be()).ok_or(malformed)?;
         }
         _ => {
-            touch(flow, 0);
+            back.touch(0);
             let id = difference16(local_port.to_be(), pod_port.to_be());
             replace_checksum(ctx, offset + 2, id).ok_or(malformed)?;
             replace_word(ctx, offset + 4, pod_port.to_be()).ok_or(malformed)?;
         }
     }
     destination(ctx, inbound, pod).ok_or(malformed)?;
-    Ok(peer)
+    Ok(flow.peer)
 }
 
-/// Whether the packet can be taken to the pod.
+/// Whether a live flow asked for the packet, and it can be taken to the pod.
 #[inline(always)]
-fn may_go_on(config: &Config, inbound: &Inbound, pod: u32, peer: u16) -> Result<(), Counter> {
-    if pod == 0 {
+fn may_go_on(config: &Config, inbound: &Inbound, back: &Back) -> Result<(), Counter> {
+    if !back.exists() || back.value.buried != 0 {
         return Err(Counter::DropNoFlow);
     }
-    if peer != 0 && u32::from(inbound.ip.total_length()) > config.tunnel_mtu {
+    if back.value.peer != 0 && u32::from(inbound.ip.total_length()) > config.tunnel_mtu {
         return Err(Counter::TooBig);
     }
     Ok(())
@@ -160,11 +159,10 @@ fn may_go_on(config: &Config, inbound: &Inbound, pod: u32, peer: u16) -> Result<
 fn error(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u16, Counter> {
     let malformed = Counter::DropMalformedIn;
     let quoted = quoted(ctx, inbound).ok_or(malformed)?;
-    // SAFETY: read at once.
-    let flow = unsafe { REVERSE.get(&quoted.key) }.ok_or(Counter::DropNoFlow)?;
+    let back = flow::find_back(&quoted.key);
+    let flow = back.value;
     let (pod, pod_port, port) = (flow.pod, flow.pod_port, quoted.key.local_port);
-    let peer = flow.peer;
-    may_go_on(config, inbound, pod, peer)?;
+    may_go_on(config, inbound, &back)?;
     let start = inbound.transport_offset + 8;
     let ip = xdp::at::<Ipv4>(ctx, start).ok_or(malformed)?;
     // The quoted header sums to the same before and after, so the ICMP checksum only notices the port.
@@ -181,19 +179,7 @@ fn error(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u16, Co
     let change = difference16(port.to_be(), pod_port.to_be());
     replace_checksum(ctx, inbound.transport_offset + 2, change).ok_or(malformed)?;
     destination(ctx, inbound, pod).ok_or(malformed)?;
-    Ok(peer)
-}
-
-/// Notes a packet in.
-#[inline(always)]
-pub fn touch(flow: &mut ReverseValue, seen: u16) {
-    let now = maps::now();
-    if flow.last_seen != now {
-        flow.last_seen = now;
-    }
-    if flow.seen != seen {
-        flow.seen = seen;
-    }
+    Ok(flow.peer)
 }
 
 /// Writes the destination address, with the IP checksum.

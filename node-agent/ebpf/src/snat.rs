@@ -1,12 +1,13 @@
 //! `uplink_egress`: gives covered packets their egress address and port, and lets nothing else of them out.
 
+use crate::flow::{self, Leaving};
 use crate::headers::{self, ACK, ETH_LEN, ETH_P_IP, Ipv4, Packet, SYN, Transport};
-use crate::maps::{self, ADDRESSES, FORWARD, FRAGMENTS_OUT, REVERSE};
-use crate::ports::{self, Claim};
+use crate::maps::{self, ADDRESSES, FRAGMENTS_OUT};
+use crate::opening::{self, Opener};
 use crate::{icmp_out, mss, refuse, via};
 use aegis_common::*;
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
-use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_NOEXIST};
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::programs::TcContext;
 
 /// Why a packet does not pass.
@@ -30,7 +31,7 @@ pub fn run(ctx: &TcContext) -> i32 {
         maps::count(Counter::DropMalformedOut, ctx.len());
         return TCX_DROP;
     };
-    let bytes = u32::from(packet.ip.total_length());
+    let bytes = packet.length;
     if !covered {
         // SAFETY: only presence matters.
         if unsafe { ADDRESSES.get(&packet.ip.source) }.is_none() {
@@ -52,7 +53,7 @@ pub fn run(ctx: &TcContext) -> i32 {
         }
         Err(Stop::Refuse(reason)) => {
             maps::count(reason, bytes);
-            refuse::answer(ctx, config, &packet, reason)
+            refuse::answer(ctx, reason)
         }
     }
 }
@@ -68,7 +69,7 @@ fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<i32, S
         return Err(Stop::Drop(Counter::DropLeak));
     }
     if packet.ip.is_later_fragment() {
-        return later_fragment(ctx, config, packet);
+        return later_fragment(ctx, packet);
     }
     let (transport, flags) = match protocol {
         headers::TCP => {
@@ -79,56 +80,90 @@ fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<i32, S
         headers::ICMP => {
             let transport = packet.transport(ctx).ok_or(MALFORMED)?;
             if headers::is_icmp_error(transport.icmp_type()) {
-                return icmp_out::translate(ctx, packet, &pod).map(|()| TCX_NEXT);
+                return icmp_out::translate(ctx, whose(&pod));
             }
             (transport, 0)
         }
         _ => return Err(Stop::Refuse(Counter::RefuseProtocol)),
     };
-    let key = key(&packet.ip, &transport);
-    let flow = match FORWARD.get_ptr_mut(&key) {
-        // SAFETY: map values stay readable until the program ends.
-        Some(flow) if belongs(unsafe { &*flow }, &pod) && goes_on(unsafe { &*flow }, &key, flags)? => {
-            // SAFETY: as above.
-            let flow = unsafe { &mut *flow };
-            touch(flow, &key, flags);
-            *flow
-        }
-        other => {
-            let opens = match protocol {
-                headers::TCP => flags & (SYN | ACK) == SYN,
-                headers::UDP => true,
-                _ => transport.icmp_type() == headers::ICMP_ECHO,
-            };
-            if !opens {
-                return Err(Stop::Refuse(Counter::RefuseNoFlow));
-            }
-            if let Some(flow) = other {
-                // SAFETY: as above.
-                remove(&key, unsafe { &*flow });
-            }
-            open(generation, pod.unwrap_or_default(), &key, flags)?
-        }
+    let mut leaving = Leaving::new(key(&packet.ip, &transport));
+    let opens = match protocol {
+        headers::TCP => flags & (SYN | ACK) == SYN,
+        headers::UDP => true,
+        _ => transport.icmp_type() == headers::ICMP_ECHO,
     };
-    let (egress, port) = (flow.egress, flow.egress_port);
+    match follow(&mut leaving, whose(&pod), u32::from(flags), u32::from(opens && pod.is_some())) {
+        FOLLOWED => (),
+        LOST => return Err(Stop::Refuse(Counter::RefuseGatewayLost)),
+        _ => match pod {
+            Some(pod) if opens => open(generation, pod, &mut leaving, flags)?,
+            None if opens => return Err(Stop::Refuse(Counter::RefuseUnavailable)),
+            _ => return Err(Stop::Refuse(Counter::RefuseNoFlow)),
+        },
+    }
+    let (egress, port, peer) = (leaving.egress, leaving.egress_port, leaving.peer);
     if packet.ip.is_first_fragment() {
-        let value = FragmentValue { address: egress, port, peer: flow.peer, seen: maps::now() };
+        let value = FragmentValue { address: egress, port, peer, seen: maps::now() };
         let _ = FRAGMENTS_OUT.insert(&fragment_key(&packet.ip), &value, u64::from(BPF_ANY));
     }
     if protocol == headers::TCP && flags & SYN != 0 && config.mss != 0 {
         clamp_mss(ctx.skb.skb, packet.transport_offset as u32, config.mss);
     }
-    if flow.peer != 0 {
-        return via::send(ctx, config, packet, Some(&transport), flow.peer, flow.allocation);
+    if peer != 0 {
+        let ports = u32::from(transport.source_port()) << 16 | u32::from(transport.destination_port());
+        return via::send(ctx, peer, leaving.allocation, ports);
     }
     rewrite(ctx, packet, &transport, egress, port).map_err(|_| MALFORMED)?;
     Ok(TCX_NEXT)
 }
 
-/// Whether a flow can go on as it is: always, unless its gateway has failed.
-#[inline(always)]
-fn goes_on(flow: &ForwardValue, key: &FlowKey, flags: u8) -> Result<bool, Stop> {
-    if flow.peer == 0 { Ok(true) } else { via::keeps(flow, key, flags) }
+/// The packet is of a flow that goes on.
+const FOLLOWED: u32 = 0;
+/// It is of a flow whose gateway is lost.
+const LOST: u32 = 1;
+/// It is of no flow, or, if it opens one, of one that has been ended for that.
+const NONE: u32 = 2;
+
+/// Finds the flow of a packet and notes the packet. A function of its own for the verifier's sake, like `take` in `ports`, and
+/// for that of the stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn follow(leaving: *mut Leaving, whose: u64, flags: u32, opens: u32) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let Some(leaving) = (unsafe { leaving.as_mut() }) else { return NONE };
+    let (key, flags) = (leaving.key, flags as u8);
+    let found = flow::find(&key);
+    if !found.exists() {
+        return NONE;
+    }
+    let flow = &found.value;
+    let goes_on = if !belongs(flow, &key, whose) {
+        via::MOVES
+    } else if flow.peer == 0 {
+        via::STAYS
+    } else {
+        via::keeps(flow, &key, flags)
+    };
+    match goes_on {
+        via::STAYS => {
+            found.touch(&key, flags);
+            if flow.buried != 0 && whose != ANYBODY {
+                found.unbury(&key);
+            }
+            leaving.like(flow);
+            FOLLOWED
+        }
+        via::MOVES => {
+            if opens != 0 {
+                found.end(&key);
+            }
+            NONE
+        }
+        _ => {
+            found.end(&key);
+            LOST
+        }
+    }
 }
 
 /// Key in `FORWARD` of the flow of a packet from a pod.
@@ -148,148 +183,31 @@ pub fn key(ip: &Ipv4, transport: &Transport) -> FlowKey {
     }
 }
 
-/// Whether a flow was made by this pod, not by an earlier one with its address. Of an address that nobody has named (its
-/// pod is just gone) the flow is the last one's.
+/// In place of an incarnation: of an address that nobody has named (its pod is just gone) a flow is the last one's.
+pub const ANYBODY: u64 = u64::MAX;
+
+/// The incarnation of a pod, or [`ANYBODY`].
 #[inline(always)]
-pub fn belongs(flow: &ForwardValue, pod: &Option<PodValue>) -> bool {
-    pod.is_none_or(|pod| pod.incarnation == flow.incarnation)
+pub fn whose(pod: &Option<PodValue>) -> u64 {
+    pod.map_or(ANYBODY, |pod| u64::from(pod.incarnation))
 }
 
-/// Ends a flow and gives its port back.
+/// Whether a flow was made by this pod, not by an earlier one with its address or by one of another node.
 #[inline(always)]
-pub fn remove(key: &FlowKey, flow: &ForwardValue) {
-    end(key, flow.egress, u32::from(flow.egress_port));
+pub fn belongs(flow: &ForwardValue, key: &FlowKey, whose: u64) -> bool {
+    !flow.is_guest(key) && (whose == ANYBODY || whose == u64::from(flow.incarnation))
 }
 
-/// A function of its own for the verifier's sake, like `take` in `ports`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn end(key: *const FlowKey, egress: u32, port: u32) -> u32 {
-    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's key.
-    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
-    let port = port as u16;
-    let _ = REVERSE.remove(&reverse_key(key, egress, port));
-    let _ = FORWARD.remove(key);
-    ports::release(&block_key(key, egress, port), port);
-    0
-}
-
-/// Notes a packet of a flow that exists.
+/// Makes a new flow, if the policy says so.
 #[inline(always)]
-pub fn touch(flow: &mut ForwardValue, key: &FlowKey, flags: u8) {
-    let now = maps::now();
-    // Written only when it changes: the line stays shared between CPUs.
-    if flow.last_seen != now {
-        flow.last_seen = now;
-    }
-    if key.protocol == headers::TCP {
-        if flags & (SYN | ACK) == SYN {
-            reopen(flow, key);
-        }
-        let seen = seen_after(flow.seen, flags);
-        if seen != flow.seen {
-            flow.seen = seen;
-        }
-    }
-}
-
-/// Forgets what a connection saw that has ended, by whichever side, when the pod uses its port for a new one.
-#[inline(always)]
-fn reopen(flow: &mut ForwardValue, key: &FlowKey) {
-    let Some(reverse) = REVERSE.get_ptr_mut(&reverse_key(key, flow.egress, flow.egress_port)) else { return };
-    // SAFETY: map values stay readable until the program ends.
-    let reverse = unsafe { &mut *reverse };
-    if (flow.seen | reverse.seen) & (SEEN_FIN | SEEN_RST) != 0 {
-        flow.seen = 0;
-        reverse.seen = 0;
-    }
-}
-
-/// The key in `REVERSE` of a flow with this key in `FORWARD`.
-#[inline(always)]
-pub fn reverse_key(key: &FlowKey, egress: u32, egress_port: u16) -> FlowKey {
-    FlowKey { local: egress, local_port: egress_port, ..*key }
-}
-
-/// Makes a new flow: from a port of this node, or through a gateway where it has none.
-#[inline(always)]
-fn open(generation: u32, pod: PodValue, key: &FlowKey, flags: u8) -> Result<ForwardValue, Stop> {
+fn open(generation: u32, pod: PodValue, leaving: &mut Leaving, flags: u8) -> Result<(), Stop> {
+    let key = &leaving.key;
     let unavailable = Stop::Refuse(Counter::RefuseUnavailable);
     let port = if key.protocol == headers::ICMP { maps::NO_PORT } else { u32::from(key.remote_port) };
     let verdict = maps::verdict(generation, pod.class, key.remote, key.protocol, port);
-    let Some(verdict) = verdict.filter(|verdict| verdict.action == ACTION_ALLOCATE) else {
-        return Err(unavailable);
-    };
-    let number = u32::from(verdict.allocation);
-    let Some(allocation) = maps::ALLOCATIONS.get(number) else { return Err(unavailable) };
-    let fresh = fresh(key, number, flags);
-    let flow = ForwardValue { incarnation: pod.incarnation, binding: verdict.binding, ..fresh };
-    if allocation.count == 0 {
-        return via::open(key, flow);
-    }
-    claim(key, number, 0, flow)
-}
-
-/// A flow of which one packet is known, before it has a way.
-#[inline(always)]
-pub fn fresh(key: &FlowKey, allocation: u32, flags: u8) -> ForwardValue {
-    ForwardValue {
-        allocation: allocation as u16,
-        last_seen: maps::now(),
-        seen: if key.protocol == headers::TCP { seen_after(0, flags) } else { 0 },
-        ..Default::default()
-    }
-}
-
-/// Takes a port for a new flow of a pod on the node `peer` (0 = this one) and enters it.
-#[inline(always)]
-pub fn claim(key: &FlowKey, allocation: u32, peer: u16, flow: ForwardValue) -> Result<ForwardValue, Stop> {
-    let mut claim = Claim {
-        pod: key.local,
-        remote: key.remote,
-        pod_port: key.local_port,
-        remote_port: key.remote_port,
-        allocation,
-        start: mix(key.remote ^ u32::from(key.remote_port)),
-        egress: 0,
-        egress_port: 0,
-        protocol: u16::from(key.protocol),
-        peer,
-        outcome: ports::UNAVAILABLE,
-    };
-    ports::claim(&mut claim);
-    match claim.outcome {
-        ports::TAKEN => (),
-        ports::UNAVAILABLE => return Err(Stop::Refuse(Counter::RefuseUnavailable)),
-        ports::NO_ROOM => return Err(Stop::Refuse(Counter::RefuseTableFull)),
-        _ => return Err(Stop::Refuse(Counter::RefuseNoPort)),
-    }
-    let (egress, egress_port) = (claim.egress, claim.egress_port as u16);
-    let flow = ForwardValue { egress, egress_port, ..flow };
-    if FORWARD.insert(key, &flow, u64::from(BPF_NOEXIST)).is_ok() {
-        maps::count(Counter::NewFlow, 0);
-        return Ok(flow);
-    }
-    // Another CPU made the same flow first, or there is no room: undo, in the reverse order.
-    let _ = REVERSE.remove(&reverse_key(key, egress, egress_port));
-    ports::release(&block_key(key, egress, egress_port), egress_port);
-    // SAFETY: copied at once.
-    match unsafe { FORWARD.get(key) } {
-        Some(winner) => Ok(*winner),
-        None => Err(Stop::Refuse(Counter::RefuseTableFull)),
-    }
-}
-
-/// The block that a flow's port belongs to.
-#[inline(always)]
-pub fn block_key(key: &FlowKey, egress: u32, egress_port: u16) -> BlockKey {
-    BlockKey {
-        egress,
-        remote: key.remote,
-        remote_port: key.remote_port,
-        protocol: key.protocol,
-        block: (egress_port >> 11) as u8,
-    }
+    let verdict = verdict.filter(|verdict| verdict.action == ACTION_ALLOCATE).ok_or(unavailable)?;
+    let by = Opener { incarnation: pod.incarnation, binding: verdict.binding as u16, peer: 0 };
+    opening::make(leaving, u32::from(verdict.allocation), by, flags)
 }
 
 /// Key of a datagram from a pod.
@@ -306,13 +224,13 @@ pub fn fragment_key(ip: &Ipv4) -> FragmentKey {
 
 /// The host stack fragments in order, so the first fragment has always passed before.
 #[inline(always)]
-fn later_fragment(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<i32, Stop> {
+fn later_fragment(ctx: &TcContext, packet: &Packet) -> Result<i32, Stop> {
     let Some(first) = maps::first_fragment(&FRAGMENTS_OUT, &fragment_key(&packet.ip)) else {
         return Err(Stop::Drop(Counter::DropFragmentOut));
     };
     if first.peer != 0 {
         // The gateway asks for no allocation here: it goes by the first fragment too.
-        return via::send(ctx, config, packet, None, first.peer, 0);
+        return via::send(ctx, first.peer, 0, 0);
     }
     rewrite_source(ctx, packet, first.address).map_err(|_| MALFORMED)?;
     Ok(TCX_NEXT)

@@ -72,7 +72,7 @@ pub fn run(ctx: &XdpContext) -> u32 {
             let inbound = Inbound { ip, transport_offset: ETH_LEN + length, address, arrival };
             match arrival {
                 Arrival::Guest => guest::run(ctx, config, &ip, inbound.transport_offset, &received),
-                Arrival::Returned => returned::run(ctx, &inbound),
+                Arrival::Returned => returned::run(ctx, &inbound, received.peer),
                 _ => handle(ctx, config, &inbound),
             }
         }

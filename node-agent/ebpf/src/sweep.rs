@@ -5,13 +5,15 @@
 //! `BPF_PROG_TEST_RUN`; the packet is a list of candidates.
 
 use crate::atomics;
-use crate::maps::{self, ALLOCATIONS, BLOCKS, FORWARD, REVERSE};
-use crate::snat::{remove, reverse_key};
+use crate::flow::{self, Back};
+use crate::maps::{self, ADDRESSES, ALLOCATIONS, BLOCKS, REVERSE};
+use crate::ports;
+use crate::steer;
 use crate::xdp;
 use aegis_common::*;
 use aya_ebpf::programs::XdpContext;
 
-/// Returns how many candidates were removed.
+/// Returns for how many candidates there was something to do.
 pub fn run(ctx: &XdpContext) -> u32 {
     let Some(kind) = xdp::at::<u32>(ctx, 0) else { return 0 };
     // SAFETY: within the frame.
@@ -20,47 +22,60 @@ pub fn run(ctx: &XdpContext) -> u32 {
     let mut removed = 0;
     let mut at = 0;
     while at < SWEEP_BATCH {
-        let gone = match kind {
-            SWEEP_FLOWS => match xdp::at::<FlowKey>(ctx, SWEEP_HEADER + at * size_of::<FlowKey>()) {
-                // SAFETY: within the frame.
-                Some(key) => flow(unsafe { *key }, now),
-                None => break,
-            },
-            _ => match xdp::at::<BlockKey>(ctx, SWEEP_HEADER + at * size_of::<BlockKey>()) {
-                // SAFETY: within the frame.
-                Some(key) => block(unsafe { *key }, now),
-                None => break,
-            },
+        let done = match kind {
+            SWEEP_FLOWS => candidate(ctx, at).map(|key| ended(&key, now)),
+            SWEEP_BLOCKS => candidate(ctx, at).map(|key| block(&key, now)),
+            SWEEP_REVERSE => candidate(ctx, at).map(|key| orphan(&key, now)),
+            SWEEP_PEAKS => candidate(ctx, at).map(|read| peak(&read)),
+            SWEEP_REVOKED => candidate(ctx, at).map(|key| revoked(&key)),
+            _ => None,
         };
-        removed += u32::from(gone);
+        let Some(done) = done else { break };
+        removed += done;
         at += 1;
     }
     removed
 }
 
+/// A candidate of the list, `None` at its end.
+#[inline(always)]
+fn candidate<K: Copy>(ctx: &XdpContext, at: usize) -> Option<K> {
+    let key = xdp::at::<K>(ctx, SWEEP_HEADER + at * size_of::<K>())?;
+    // SAFETY: within the frame.
+    Some(unsafe { *key })
+}
+
+// Functions of their own for the verifier's sake, like `take` in `ports`.
+
 /// Removes a flow that is over.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn flow(key: FlowKey, now: u32) -> bool {
-    // SAFETY: copied at once; the last packet may come while we judge, see below.
-    let Some(forward) = (unsafe { FORWARD.get(&key) }).copied() else { return false };
-    let reverse_key = reverse_key(&key, forward.egress, forward.egress_port);
-    // SAFETY: copied at once.
-    let reverse = (unsafe { REVERSE.get(&reverse_key) }).copied().unwrap_or_default();
-    let Some(allocation) = ALLOCATIONS.get(u32::from(forward.allocation)) else { return false };
-    let over = if abandoned(&key, &forward) {
-        bury(&reverse_key);
+extern "C" fn ended(key: *const FlowKey, now: u32) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let found = flow::find(key);
+    if !found.exists() {
+        return 0;
+    }
+    let forward = &found.value;
+    let back = flow::find_back(&flow::reverse_key(key, forward)).value;
+    let Some(allocation) = ALLOCATIONS.get(u32::from(forward.allocation)) else { return 0 };
+    let over = if abandoned(key, forward) {
+        found.bury(key);
         now.saturating_sub(forward.last_seen) > REST
     } else {
         false
     };
-    if !over && !expired(key.protocol, &forward, &reverse, &allocation.timeouts, now) {
-        return false;
+    if !over && !expired(key.protocol, forward, &back, &allocation.timeouts, now) {
+        return 0;
     }
     // A packet that comes right now makes the flow anew, with another port: after this much silence that is what
     // the origin expects as well.
-    remove(&key, &forward);
-    maps::count(Counter::Expired, 0);
-    true
+    let removed = found.end(key);
+    if removed {
+        maps::count(Counter::Expired, 0);
+    }
+    u32::from(removed)
 }
 
 /// Whether the pod that made the flow is gone.
@@ -79,23 +94,98 @@ fn abandoned(key: &FlowKey, forward: &ForwardValue) -> bool {
     }
 }
 
-/// What arrives for the flow from now on is dropped: the next pod with the address has not asked for it.
+/// Ends a flow whose slice is not this node's any more. Slices are taken from a node only when they are empty or the node
+/// is taken for dead, so there is none of these unless two things failed at once; then it is what keeps two nodes from
+/// sending from one port: a slice rests for longer than it takes to notice. An address that is not known at all says
+/// nothing: its object may have vanished, and its flows go on.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn revoked(key: *const FlowKey) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let found = flow::find(key);
+    if !found.exists() {
+        return 0;
+    }
+    let forward = &found.value;
+    let Some(config) = maps::config() else { return 0 };
+    // A flow through a gateway has the pod's own address, which is none of these.
+    // SAFETY: read at once.
+    let Some(address) = (unsafe { ADDRESSES.get(&forward.egress) }) else { return 0 };
+    if config.own_peer == 0 || steer::owner(address.index, forward.egress_port) == config.own_peer {
+        return 0;
+    }
+    let removed = found.end(key);
+    if removed {
+        maps::count(Counter::Revoked, 0);
+    }
+    u32::from(removed)
+}
+
+/// Removes an entry of `REVERSE` that no flow has. There should be none, but nothing else would ever give its port back.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn orphan(key: *const FlowKey, now: u32) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let back = flow::find_back(key);
+    if !back.exists() {
+        return 0;
+    }
+    let value = &back.value;
+    // A flow enters its way back first and itself a moment later.
+    if now.saturating_sub(value.made) <= REST || has_flow(key, &back) {
+        return 0;
+    }
+    back.bury();
+    if now.saturating_sub(value.last_seen) <= REST {
+        return 0;
+    }
+    if REVERSE.remove(key).is_err() {
+        return 0;
+    }
+    ports::release(&flow::block_key(key, key.local, key.local_port), key.local_port);
+    maps::count(Counter::Orphaned, 0);
+    1
+}
+
+/// Whether the flow of an entry of `REVERSE` exists.
 #[inline(always)]
-fn bury(key: &FlowKey) {
-    let Some(flow) = REVERSE.get_ptr_mut(key) else { return };
-    // SAFETY: an aligned word in a map's value, which stays readable until the program ends.
-    unsafe { (&raw mut (*flow).pod).write_volatile(0) };
+fn has_flow(key: &FlowKey, back: &Back) -> bool {
+    let forward = flow::find(&back.value.forward_key(key));
+    forward.exists() && (forward.value.egress, forward.value.egress_port) == (key.local, key.local_port)
+}
+
+/// Lets a high-water mark that has been read begin anew at what is in use.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn peak(read: *const PeakKey) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let Some(read) = (unsafe { read.as_ref() }) else { return 0 };
+    let Some(block) = BLOCKS.get_ptr_mut(&read.block) else { return 0 };
+    // SAFETY: map values stay readable until the program ends.
+    let value = unsafe { &mut *block };
+    let used = value.used & !BLOCK_DEAD;
+    if used >= read.high || !atomics::compare_exchange(&raw mut value.high, read.high, used) {
+        return 0;
+    }
+    // Whoever took a port just before may have seen the old mark, and has counted the port already.
+    ports::note_high(value);
+    1
 }
 
 /// Removes a block without ports in use.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn block(key: BlockKey, now: u32) -> bool {
-    let Some(block) = BLOCKS.get_ptr_mut(&key) else { return false };
+extern "C" fn block(key: *const BlockKey, now: u32) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let Some(block) = BLOCKS.get_ptr_mut(key) else { return 0 };
     // SAFETY: map values stay readable until the program ends.
     let value = unsafe { &mut *block };
     if now.saturating_sub(value.last_used) < BLOCK_IDLE {
-        return false;
+        return 0;
     }
     // From here on whoever wants a port of it sees the flag, waits for the next look-up, and makes a new block.
-    atomics::compare_exchange(&raw mut value.used, 0, BLOCK_DEAD) && BLOCKS.remove(&key).is_ok()
+    u32::from(atomics::compare_exchange(&raw mut value.used, 0, BLOCK_DEAD) && BLOCKS.remove(key).is_ok())
 }

@@ -10,7 +10,7 @@ use crate::steer::{Inbound, Step};
 use crate::xdp;
 use aegis_common::{
     Config, Counter, GATEWAY_OVERHEAD, OPTION_ALLOCATION, PeerValue, TUNNEL_OVERHEAD, VNI_FRAGMENT,
-    VNI_GATEWAY, VNI_PROBE, VNI_RETURN, VNI_STEER, mix,
+    VNI_GATEWAY, VNI_PROBE, VNI_PROBE_ANSWER, VNI_RETURN, VNI_STEER, mix,
 };
 use aya_ebpf::bindings::xdp_action::XDP_TX;
 use aya_ebpf::helpers::bpf_xdp_adjust_head;
@@ -160,19 +160,23 @@ pub fn receive(ctx: &XdpContext, config: &Config, ip: &Ipv4) -> Result<Outer, Co
     Ok(Outer::Inner(Received { arrival, peer, name }))
 }
 
-/// Sends a probe back where it came from: to the port of the agent that asks, so that it goes up the stack there.
+/// Answers a probe: to the port of the agent that asks, so that it goes up the stack there. An answer is no probe, or two
+/// nodes could be made to answer each other without end.
 #[inline(always)]
 fn answer_probe(ctx: &XdpContext) -> Option<u32> {
     let ethernet = xdp::at::<Ethernet>(ctx, 0)?;
     let ip = xdp::at::<Ipv4>(ctx, ETH_LEN)?;
     let geneve = xdp::at::<Geneve>(ctx, ETH_LEN + 20)?;
-    // SAFETY: within the frame. Checksums do not notice what changes places.
+    // SAFETY: within the frame. The IP checksum does not notice what changes places.
     unsafe {
         *ethernet =
             Ethernet { destination: (*ethernet).source, source: (*ethernet).destination, kind: ETH_P_IP };
         ((*ip).source, (*ip).destination) = ((*ip).destination, (*ip).source);
         ((*geneve).source_port, (*geneve).destination_port) =
             ((*geneve).destination_port, (*geneve).source_port);
+        (*geneve).vni = (VNI_PROBE_ANSWER << 8).to_be();
+        // None is needed over IPv4 (RFC 768).
+        (*geneve).checksum = 0;
     }
     maps::count(Counter::Probed, 0);
     Some(XDP_TX)

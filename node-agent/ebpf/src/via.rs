@@ -3,13 +3,14 @@
 //! The flow is entered here too, with the pod's own address in place of the egress address: it keeps to its gateway for
 //! life, and answers are taken in for it only.
 
-use crate::headers::{self, ETH_LEN, Packet, SYN, Transport};
-use crate::maps::{self, FORWARD, PEERS, REVERSE};
-use crate::snat::{Stop, remove, reverse_key};
+use crate::flow;
+use crate::headers::{self, ETH_LEN, Packet, SYN};
+use crate::maps::{self, PEERS};
+use crate::snat::Stop;
 use crate::tunnel::{Geneve, encapsulation, source_port};
 use aegis_common::*;
 use aya_ebpf::bindings::{
-    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_NOEXIST,
+    __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
 };
 use aya_ebpf::helpers::bpf_redirect_neigh;
 use aya_ebpf::programs::TcContext;
@@ -22,7 +23,7 @@ const BEHIND_ETHERNET: u32 = 1;
 /// there is none. A function of its own for the verifier's sake, like `take` in `ports`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn choose(allocation: u32, flow: u32) -> u32 {
+pub extern "C" fn choose(allocation: u32, flow: u32) -> u32 {
     let Some(allocation) = maps::ALLOCATIONS.get(allocation) else { return 0 };
     let (mut best, mut best_hash) = (0, 0);
     let mut at = 0;
@@ -33,7 +34,7 @@ extern "C" fn choose(allocation: u32, flow: u32) -> u32 {
         }
         let near = at < usize::from(allocation.near_count);
         at += 1;
-        let Some(peer) = PEERS.get(u32::from(gateway)) else { continue };
+        let Some(peer) = PEERS.get(u32::from(gateway)).filter(|peer| peer.address != 0) else { continue };
         let mut hash = mix(flow ^ peer.address) >> 2;
         hash |= u32::from(peer.flags & PEER_SILENT == 0) << 31 | u32::from(near) << 30;
         if best == 0 || hash > best_hash {
@@ -43,104 +44,116 @@ extern "C" fn choose(allocation: u32, flow: u32) -> u32 {
     best
 }
 
-/// Makes a new flow through a gateway.
+/// What is known of a gateway's silence.
 #[inline(always)]
-pub fn open(key: &FlowKey, flow: ForwardValue) -> Result<ForwardValue, Stop> {
-    let ports = u32::from(key.local_port) << 16 | u32::from(key.remote_port);
-    let hash = mix(mix(key.local ^ key.remote.rotate_left(16)) ^ ports);
-    let peer = choose(u32::from(flow.allocation), hash) as u16;
-    if peer == 0 {
-        return Err(Stop::Refuse(Counter::RefuseUnavailable));
-    }
-    let flow = ForwardValue { egress: key.local, egress_port: key.local_port, peer, ..flow };
-    let back = ReverseValue { pod: key.local, pod_port: key.local_port, ..Default::default() };
-    // What is there already is this very flow's, made by another CPU.
-    let _ = REVERSE.insert(key, &back, u64::from(BPF_NOEXIST));
-    if FORWARD.insert(key, &flow, u64::from(BPF_NOEXIST)).is_ok() {
-        maps::count(Counter::NewFlow, 0);
-        return Ok(flow);
-    }
-    // SAFETY: copied at once.
-    if let Some(winner) = unsafe { FORWARD.get(key) } {
-        return Ok(*winner);
-    }
-    let _ = REVERSE.remove(key);
-    Err(Stop::Refuse(Counter::RefuseTableFull))
+fn silence(peer: &PeerValue) -> u16 {
+    // Without an address it is no peer any more.
+    if peer.address == 0 { PEER_SILENT | PEER_LOST } else { peer.flags }
 }
+
+/// The flow goes on through its gateway.
+pub const STAYS: u32 = 0;
+/// It takes another.
+pub const MOVES: u32 = 1;
+/// It is over: its gateway is lost.
+pub const LOST: u32 = 2;
 
 /// Whether the flow goes on through its gateway. A connection keeps to a gateway that is only silent, as it would not
 /// survive a change; what opens or has no connection takes another at once.
 #[inline(always)]
-pub fn keeps(flow: &ForwardValue, key: &FlowKey, flags: u8) -> Result<bool, Stop> {
-    let lost = PEERS.get(u32::from(flow.peer)).map_or(PEER_SILENT | PEER_LOST, |peer| peer.flags);
-    if lost & PEER_SILENT == 0 {
-        return Ok(true);
+pub fn keeps(flow: &ForwardValue, key: &FlowKey, flags: u8) -> u32 {
+    let silence = PEERS.get(u32::from(flow.peer)).map_or(PEER_SILENT | PEER_LOST, silence);
+    if silence & PEER_SILENT == 0 {
+        return STAYS;
     }
     if key.protocol != headers::TCP {
-        return Ok(false);
+        return MOVES;
     }
-    // SAFETY: read at once.
-    let answered = unsafe { REVERSE.get(&reverse_key(key, flow.egress, flow.egress_port)) }
-        .is_some_and(|back| back.last_seen != 0);
+    let answered = flow::find_back(&flow::reverse_key(key, flow)).value.last_seen != 0;
     if !answered && flags & SYN != 0 {
-        return Ok(false);
+        return MOVES;
     }
-    if lost & PEER_LOST != 0 {
-        remove(key, flow);
-        return Err(Stop::Refuse(Counter::RefuseGatewayLost));
-    }
-    Ok(true)
+    if silence & PEER_LOST != 0 { LOST } else { STAYS }
 }
 
-/// Encapsulates the packet for the gateway and sends it. Gives the verdict.
+/// Encapsulates the packet for the gateway and sends it. Gives the verdict. `ports` are the packet's, for the underlay to
+/// spread flows by.
 #[inline(always)]
-pub fn send(
-    ctx: &TcContext,
-    config: &Config,
-    packet: &Packet,
-    transport: Option<&Transport>,
-    peer: u16,
-    allocation: u16,
-) -> Result<i32, Stop> {
-    let no_way = Stop::Drop(Counter::DropNoNeighbour);
-    let Some(gateway) = PEERS.get(u32::from(peer)).filter(|peer| peer.address != 0) else {
-        return Err(no_way);
-    };
-    // SAFETY: fields of the context.
-    let (segments, ifindex) = unsafe { ((*ctx.skb.skb).gso_size, (*ctx.skb.skb).ifindex) };
-    let bytes = packet.ip.total_length();
-    // The kernel makes the segments of a large packet smaller by as much as is added here.
-    if segments == 0 && u32::from(bytes) > limit(config) {
-        return Err(Stop::Refuse(Counter::TooBigOut));
+pub fn send(ctx: &TcContext, peer: u16, allocation: u32, ports: u32) -> Result<i32, Stop> {
+    match encapsulate(ctx.skb.skb, u32::from(peer), allocation, ports) {
+        NO_WAY => Err(Stop::Drop(Counter::DropNoNeighbour)),
+        TOO_BIG => Err(Stop::Refuse(Counter::TooBigOut)),
+        FAILED => Err(Stop::Drop(Counter::DropMalformedOut)),
+        verdict => Ok(verdict as i32),
     }
-    let name = maps::ALLOCATIONS.get(u32::from(allocation)).map_or(0, |allocation| allocation.name);
-    let ports = transport.map_or(0, |transport| {
-        u32::from(transport.source_port()) << 16 | u32::from(transport.destination_port())
-    });
+}
+
+/// In place of a verdict: the gateway cannot be reached.
+const NO_WAY: u32 = 1 << 16;
+/// The packet does not fit into the tunnel.
+const TOO_BIG: u32 = 2 << 16;
+/// It could not be changed.
+const FAILED: u32 = 3 << 16;
+
+/// A function of its own for the verifier's sake, like `take` in `ports`, and for that of the stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn encapsulate(skb: *mut __sk_buff, peer: u32, allocation: u32, ports: u32) -> u32 {
+    let ctx = &TcContext::new(skb);
+    let (Some(config), Some(packet)) = (maps::config(), Packet::read(ctx)) else { return FAILED };
+    let packet = &packet;
+    let Some(gateway) = PEERS.get(peer).filter(|peer| peer.address != 0) else { return NO_WAY };
+    if largest(ctx, packet) > limit(config) {
+        return TOO_BIG;
+    }
+    let name = maps::ALLOCATIONS.get(allocation).map_or(0, |allocation| allocation.name);
     let fixed = if packet.ip.protocol == headers::TCP { 0 } else { BPF_F_ADJ_ROOM_FIXED_GSO };
     let flags = u64::from(BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | fixed);
-    ctx.adjust_room(GATEWAY_OVERHEAD as i32, BEHIND_ETHERNET, flags).map_err(|_| MALFORMED)?;
-    let length = bytes.wrapping_add(GATEWAY_OVERHEAD as u16);
+    if ctx.adjust_room(GATEWAY_OVERHEAD as i32, BEHIND_ETHERNET, flags).is_err() {
+        return FAILED;
+    }
+    let whole = packet.length + GATEWAY_OVERHEAD;
+    // 0 where it is longer than can be said (see `Packet::length`): the kernel writes it anew when it cuts the segments.
+    let length = if whole > u32::from(u16::MAX) { 0 } else { whole as u16 };
     let outer = Outer {
         ip: encapsulation(config.tunnel_address, gateway.address, length),
         geneve: Geneve::new(
             source_port(packet.ip.source, packet.ip.destination, ports),
             config.tunnel_port as u16,
-            length - 20,
+            length.saturating_sub(20),
             VNI_GATEWAY,
         ),
         option: OPTION_ALLOCATION,
         name,
     };
-    ctx.store(ETH_LEN, &outer, 0).map_err(|_| MALFORMED)?;
+    if ctx.store(ETH_LEN, &outer, 0).is_err() {
+        return FAILED;
+    }
     // It is the node's own packet now, and passes this program once more.
     ctx.skb.set_mark(headers::mark(ctx) & !config.mark);
-    maps::count(Counter::ToGateway, u32::from(bytes));
+    maps::count(Counter::ToGateway, packet.length);
+    // The uplink towards the gateway may be another than the one towards the origin.
+    // SAFETY: a field of the context.
+    let ifindex = if gateway.ifindex != 0 { gateway.ifindex } else { unsafe { (*ctx.skb.skb).ifindex } };
     // SAFETY: plain arguments: the kernel finds the way to the outer destination.
-    Ok(unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) } as i32)
+    unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as u32 }
 }
 
-const MALFORMED: Stop = Stop::Drop(Counter::DropMalformedOut);
+/// Length of the largest packet that this one is or will be cut into.
+#[inline(always)]
+fn largest(ctx: &TcContext, packet: &Packet) -> u32 {
+    let segment = headers::segment_size(ctx);
+    if segment == 0 {
+        return packet.length;
+    }
+    let start = (packet.transport_offset - ETH_LEN) as u32;
+    if packet.ip.protocol != headers::TCP {
+        return start + 8 + segment;
+    }
+    let Ok(offset) = ctx.load::<u8>(packet.transport_offset + 12) else { return u32::MAX };
+    // The kernel makes the segments smaller by as much as is added here.
+    start + u32::from(offset >> 4) * 4 + segment.saturating_sub(GATEWAY_OVERHEAD)
+}
 
 /// Largest packet that fits into the tunnel to a gateway.
 #[inline(always)]

@@ -7,6 +7,7 @@
     reason = "in a test a failure is what they are for"
 )]
 
+pub mod gateway;
 pub mod packet;
 
 use aegis_common::*;
@@ -58,6 +59,8 @@ pub const XDP_TX: u32 = 3;
 const CONTEXT: usize = 192;
 const CONTEXT_MARK: usize = 8;
 const CONTEXT_IFINDEX: usize = 40;
+const CONTEXT_GSO_SEGS: usize = 164;
+const CONTEXT_GSO_SIZE: usize = 176;
 
 /// A bpffs that only this thread (and those it starts) can see.
 struct Bpffs {
@@ -177,7 +180,7 @@ impl World {
         self.set_pod(generation, pod, PodValue { class, incarnation: INCARNATION, ..PodValue::default() });
     }
 
-    fn set_pod(&mut self, generation: u32, pod: Ipv4Addr, value: PodValue) {
+    pub fn set_pod(&mut self, generation: u32, pod: Ipv4Addr, value: PodValue) {
         self.plane.hash("PODS").unwrap().insert(PodKey { generation, address: raw(pod) }, value, 0).unwrap();
     }
 
@@ -323,7 +326,8 @@ impl World {
         for (key, value) in &forward {
             let back = FlowKey { local: value.egress, local_port: value.egress_port, ..*key };
             let entry = reverse.get(&back).unwrap_or_else(|| panic!("{back:?} is missing in REVERSE"));
-            assert_eq!((entry.pod, entry.pod_port), (key.local, key.local_port));
+            assert_eq!((entry.pod, entry.pod_port, entry.peer), (key.local, key.local_port, value.peer));
+            assert!(value.is_of(key) && entry.digest == back.digest(), "{key:?}");
         }
         let mut expected: std::collections::HashMap<BlockKey, [u64; WORDS_PER_BLOCK]> = Default::default();
         // A flow through a gateway has no port here.
@@ -353,6 +357,14 @@ impl World {
         assert!(expected.is_empty(), "flows without a bitmap: {:?}", expected.keys());
         forward.len()
     }
+}
+
+/// Runs a classifier on a frame that is yet to be cut into segments with so many bytes of payload.
+pub fn classify_segments(program: BorrowedFd<'_>, frame: &[u8], mark: u32, segment: u32) -> Outcome {
+    let mut context = context(mark);
+    context[CONTEXT_GSO_SEGS..CONTEXT_GSO_SEGS + 4].copy_from_slice(&2u32.to_ne_bytes());
+    context[CONTEXT_GSO_SIZE..CONTEXT_GSO_SIZE + 4].copy_from_slice(&segment.to_ne_bytes());
+    test_run::run(program, frame, &context, 1).unwrap()
 }
 
 /// Runs a classifier on a frame with a mark.

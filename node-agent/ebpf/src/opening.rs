@@ -1,0 +1,123 @@
+//! Making new flows: from a port of this node, or through a gateway where it has none.
+
+use crate::flow::{self, Entered, Leaving};
+use crate::maps::{self, ALLOCATIONS, REVERSE};
+use crate::ports::{self, Claim};
+use crate::snat::Stop;
+use crate::via;
+use aegis_common::*;
+use aya_ebpf::bindings::BPF_ANY;
+
+/// Whose a new flow is: see the fields of `ForwardValue`.
+pub struct Opener {
+    pub incarnation: u32,
+    pub binding: u16,
+    /// The node whose pod it is of; 0 = this one.
+    pub peer: u16,
+}
+
+/// Makes a flow of an allocation, or finds the one that another CPU has just made.
+#[inline(always)]
+pub fn make(leaving: &mut Leaving, allocation: u32, by: Opener, flags: u8) -> Result<(), Stop> {
+    let whose = u64::from(by.incarnation) << 32 | u64::from(by.binding) << 16 | u64::from(by.peer);
+    let here = by.peer != 0 || ALLOCATIONS.get(allocation).is_some_and(|allocation| allocation.count != 0);
+    let outcome = if here {
+        open_here(leaving, allocation, whose, u32::from(flags))
+    } else {
+        open_through(leaving, allocation, whose, u32::from(flags))
+    };
+    match outcome {
+        ports::TAKEN => Ok(()),
+        ports::UNAVAILABLE => Err(Stop::Refuse(Counter::RefuseUnavailable)),
+        ports::NO_ROOM => Err(Stop::Refuse(Counter::RefuseTableFull)),
+        // Another CPU is ending the flow that had the key.
+        ENDING => Err(Stop::Drop(Counter::DropEnding)),
+        _ => {
+            maps::count_refusal(allocation);
+            Err(Stop::Refuse(Counter::RefuseNoPort))
+        }
+    }
+}
+
+/// In place of an outcome of `ports`.
+const ENDING: u32 = 16;
+
+#[inline(always)]
+fn fresh(key: &FlowKey, allocation: u32, whose: u64, flags: u32) -> ForwardValue {
+    ForwardValue {
+        allocation: allocation as u16,
+        incarnation: (whose >> 32) as u32,
+        binding: (whose >> 16) as u16,
+        peer: whose as u16,
+        ..flow::fresh(key, flags as u8)
+    }
+}
+
+/// Takes a port for a new flow and enters it. A function of its own for the verifier's sake, like `take` in `ports`, and for
+/// that of the stack. Gives an outcome of `ports`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn open_here(leaving: *mut Leaving, allocation: u32, whose: u64, flags: u32) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let Some(leaving) = (unsafe { leaving.as_mut() }) else { return ports::UNAVAILABLE };
+    let mut claim = Claim {
+        key: leaving.key,
+        flow: fresh(&leaving.key, allocation, whose, flags),
+        start: mix(leaving.key.remote ^ u32::from(leaving.key.remote_port)) & (BLOCKS_PER_ADDRESS - 1),
+        address: 0,
+        left: 0,
+        outcome: ports::UNAVAILABLE,
+    };
+    ports::claim(&mut claim);
+    if claim.outcome != ports::TAKEN {
+        return claim.outcome;
+    }
+    let (key, flow) = (&claim.key, &claim.flow);
+    let entered = flow::enter(key, flow);
+    if let Entered::New = entered {
+        leaving.like(flow);
+        return ports::TAKEN;
+    }
+    // Undo, in the reverse order: port and way back are this call's own.
+    let _ = REVERSE.remove(&flow::reverse_key(key, flow));
+    ports::release(&flow::block_key(key, flow.egress, flow.egress_port), flow.egress_port);
+    instead(leaving, entered)
+}
+
+/// Makes a new flow through a gateway. See `open_here`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn open_through(leaving: *mut Leaving, allocation: u32, whose: u64, flags: u32) -> u32 {
+    // SAFETY: as above.
+    let Some(leaving) = (unsafe { leaving.as_mut() }) else { return ports::UNAVAILABLE };
+    let key = leaving.key;
+    let peer = via::choose(allocation, key.digest()) as u16;
+    if peer == 0 {
+        return ports::UNAVAILABLE;
+    }
+    let fresh = fresh(&key, allocation, whose, flags);
+    let flow = ForwardValue { egress: key.local, egress_port: key.local_port, peer, ..fresh };
+    let entered = flow::enter(&key, &flow);
+    let Entered::New = entered else { return instead(leaving, entered) };
+    // Only by who has entered the flow, so that nobody else's way back is touched.
+    if REVERSE.insert(&key, &flow::back(&key, &key, &flow), u64::from(BPF_ANY)).is_err() {
+        flow::end(&key, &flow);
+        return ports::NO_ROOM;
+    }
+    leaving.like(&flow);
+    ports::TAKEN
+}
+
+/// What a flow that could not be entered gives way to.
+#[inline(always)]
+fn instead(leaving: &mut Leaving, entered: Entered) -> u32 {
+    if let Entered::Refused = entered {
+        return ports::NO_ROOM;
+    }
+    let found = flow::find(&leaving.key);
+    if !found.exists() {
+        return ENDING;
+    }
+    leaving.like(&found.value);
+    ports::TAKEN
+}
