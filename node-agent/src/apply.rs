@@ -51,10 +51,15 @@ pub trait Plane: Send {
     fn attached(&self) -> Attached;
     /// Starts the thread that ends flows.
     fn sweeper(&mut self) -> Result<Sweeper, PlaneError>;
+    /// What forgets connections that were refused, whenever and wherever it is called.
+    fn forget_refused(&self, mark: u32) -> Result<Forget, PlaneError>;
     /// Room in the maps that are sized by the user or hold the policy (`flows`, `blocks`, `pods`, `destinations`, `ports`,
     /// `verdicts`): a pinned one keeps its size.
     fn sizes(&self) -> Vec<(&'static str, u64)>;
 }
+
+/// Forgets connections; gives how many there were.
+pub type Forget = Box<dyn FnOnce() -> std::io::Result<usize> + Send>;
 
 /// Devices that have their programs, by interface index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

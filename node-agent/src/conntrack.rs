@@ -1,9 +1,12 @@
-//! Forgetting the connections of a pod that is gone.
+//! Forgetting connections: those of a pod that is gone, and those that were refused.
 //!
 //! Conntrack gives later packets of a connection the judgement of its first one. A pod that gets the address, and by
 //! chance the port, of an earlier pod would inherit that pod's: leave with the node's address though a binding covers
-//! it, or be refused though none does.
+//! it, or be refused though none does. And a pod's datagrams that were refused would be refused for as long as it goes on
+//! sending, though the binding is gone.
 
+use crate::observed::to_map;
+use aegis_common::FlowKey;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use std::io;
 use std::net::Ipv4Addr;
@@ -21,11 +24,20 @@ const NLMSG_DONE: u16 = 3;
 
 /// Attributes (`linux/netfilter/nfnetlink_conntrack.h`).
 const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_MARK: u16 = 8;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
+const CTA_MARK_MASK: u16 = 21;
 const CTA_FILTER: u16 = 25;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_PROTO_ICMP_ID: u16 = 4;
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 const CTA_FILTER_REPLY_FLAGS: u16 = 2;
 /// Only the source address of the tuple counts.
@@ -39,16 +51,47 @@ const FAMILY_HEADER: usize = 4;
 /// Longest time that one answer may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
+/// A connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Connection {
+    /// As `FORWARD` would know it: what the uplink sees of its packets.
+    pub flow: FlowKey,
+    /// What names it: its original tuple, its number and its zone, as the kernel wrote them.
+    identity: Vec<u8>,
+}
+
 /// Removes every connection that was opened from this address. Gives how many there were.
 ///
 /// The kernel filters (Linux 5.8); since it cannot remove by such a filter before 6.11, each is removed by itself.
 pub fn forget(address: Ipv4Addr) -> io::Result<usize> {
+    let source = attribute(CTA_IP_V4_SRC, &address.octets());
+    let tuple = attribute(CTA_TUPLE_ORIG | NESTED, &attribute(CTA_TUPLE_IP | NESTED, &source));
+    let flags = [
+        attribute(CTA_FILTER_ORIG_FLAGS, &FLAG_IP_SRC.to_ne_bytes()),
+        attribute(CTA_FILTER_REPLY_FLAGS, &0u32.to_ne_bytes()),
+    ];
+    let filter = attribute(CTA_FILTER | NESTED, &flags.concat());
     let socket = connect()?;
-    let found = list(&socket, address)?;
+    let found = list(&socket, &[tuple, filter].concat())?;
+    remove_from(&socket, &found)
+}
+
+/// Connections whose mark has this bit.
+pub fn marked(mark: u32) -> io::Result<Vec<Connection>> {
+    let filter = [attribute(CTA_MARK, &mark.to_be_bytes()), attribute(CTA_MARK_MASK, &mark.to_be_bytes())];
+    list(&connect()?, &filter.concat())
+}
+
+/// Removes connections. Gives how many there still were.
+pub fn remove(connections: &[Connection]) -> io::Result<usize> {
+    remove_from(&connect()?, connections)
+}
+
+fn remove_from(socket: &Socket, connections: &[Connection]) -> io::Result<usize> {
     let mut removed = 0;
-    for identity in &found {
-        send(&socket, DELETE, REQUEST | ACKNOWLEDGE, identity)?;
-        match acknowledged(&socket) {
+    for Connection { identity, .. } in connections {
+        send(socket, DELETE, REQUEST | ACKNOWLEDGE, identity)?;
+        match acknowledged(socket) {
             Ok(()) => removed += 1,
             // It ended by itself meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
@@ -70,16 +113,8 @@ fn connect() -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// What names each connection: its original tuple, its number and its zone, as the kernel wrote them.
-fn list(socket: &Socket, address: Ipv4Addr) -> io::Result<Vec<Vec<u8>>> {
-    let source = attribute(CTA_IP_V4_SRC, &address.octets());
-    let tuple = attribute(CTA_TUPLE_ORIG | NESTED, &attribute(CTA_TUPLE_IP | NESTED, &source));
-    let flags = [
-        attribute(CTA_FILTER_ORIG_FLAGS, &FLAG_IP_SRC.to_ne_bytes()),
-        attribute(CTA_FILTER_REPLY_FLAGS, &0u32.to_ne_bytes()),
-    ];
-    let filter = attribute(CTA_FILTER | NESTED, &flags.concat());
-    send(socket, GET, REQUEST | DUMP, &[tuple, filter].concat())?;
+fn list(socket: &Socket, filter: &[u8]) -> io::Result<Vec<Connection>> {
+    send(socket, GET, REQUEST | DUMP, filter)?;
     let mut found = Vec::new();
     loop {
         let (datagram, _) = socket.recv_from_full()?;
@@ -87,14 +122,45 @@ fn list(socket: &Socket, address: Ipv4Addr) -> io::Result<Vec<Vec<u8>>> {
             match message.kind {
                 NLMSG_DONE => return Ok(found),
                 NLMSG_ERROR => message.error()?,
-                _ => {
-                    let named = attributes(message.body.get(FAMILY_HEADER..).unwrap_or_default())
-                        .filter(|(kind, _)| [CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE].contains(kind));
-                    found.push(named.flat_map(|(_, whole)| whole.iter().copied()).collect());
-                }
+                _ => found.push(connection(message.body.get(FAMILY_HEADER..).unwrap_or_default())),
             }
         }
     }
+}
+
+fn connection(body: &[u8]) -> Connection {
+    let mut connection = Connection::default();
+    for (kind, whole) in attributes(body) {
+        if [CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE].contains(&kind) {
+            connection.identity.extend(whole);
+        }
+        if kind == CTA_TUPLE_REPLY {
+            connection.flow = flow(payload(whole));
+        }
+    }
+    connection
+}
+
+/// The flow whose replies have this tuple: after all translation of the host's, before that of the uplink.
+fn flow(reply: &[u8]) -> FlowKey {
+    let mut flow = FlowKey::default();
+    for (kind, part) in attributes(reply) {
+        for (inner, whole) in attributes(payload(part)) {
+            let value = payload(whole);
+            let address =
+                || value.first_chunk().map_or(0, |octets: &[u8; 4]| to_map(Ipv4Addr::from(*octets)));
+            let port = || value.first_chunk().map_or(0, |octets| u16::from_be_bytes(*octets));
+            match (kind, inner) {
+                (CTA_TUPLE_IP, CTA_IP_V4_SRC) => flow.remote = address(),
+                (CTA_TUPLE_IP, CTA_IP_V4_DST) => flow.local = address(),
+                (CTA_TUPLE_PROTO, CTA_PROTO_NUM) => flow.protocol = value.first().copied().unwrap_or(0),
+                (CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT) => flow.remote_port = port(),
+                (CTA_TUPLE_PROTO, CTA_PROTO_DST_PORT | CTA_PROTO_ICMP_ID) => flow.local_port = port(),
+                _ => {}
+            }
+        }
+    }
+    flow
 }
 
 fn acknowledged(socket: &Socket) -> io::Result<()> {
@@ -123,6 +189,11 @@ fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
     whole.extend(payload);
     whole.resize(whole.len().next_multiple_of(4), 0);
     whole
+}
+
+/// What an attribute holds, with its padding.
+fn payload(attribute: &[u8]) -> &[u8] {
+    attribute.get(4..).unwrap_or_default()
 }
 
 struct Message<'a> {

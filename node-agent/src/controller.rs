@@ -19,6 +19,7 @@ use crate::nft::Rules;
 use crate::observed::{Observed, from_map};
 use crate::ops::{self, Known};
 use crate::probe::Prober;
+use crate::refused;
 use crate::snapshot::{self, Local};
 use crate::status::Pending;
 use crate::sweep::Usage;
@@ -106,6 +107,7 @@ pub struct Controller {
     in_force: Option<(Arc<Desired>, Vec<Binding>)>,
     /// Inputs of the last turn, good for as long as nothing is dirty.
     inputs: Option<Arc<Inputs>>,
+    refused: refused::Schedule,
     dirty: bool,
     counts: (u64, u64),
 }
@@ -151,6 +153,7 @@ impl Controller {
             full: BTreeSet::new(),
             in_force: None,
             inputs: None,
+            refused: refused::Schedule::default(),
             dirty: true,
             counts: (0, 0),
         }
@@ -204,6 +207,7 @@ impl Controller {
         self.keep_table(wanted.as_deref(), &inputs).await;
         let usage = self.pinned.usage();
         self.write(wanted.as_ref(), &inputs, &usage, started);
+        self.forget_refused(started);
         self.keep_peers_resolved(&inputs);
         self.prober.watch(&gateways(&self.pinned.observed, &usage));
         self.tell(&inputs, &usage, synced);
@@ -391,6 +395,10 @@ impl Controller {
                 self.numbers = change.numbers;
                 self.write_error = None;
                 self.dirty = false;
+                let before = self.in_force.as_ref().map(|(before, _)| &before.policy);
+                if before.is_none_or(|before| refused::may_uncover(before, &wanted.policy)) {
+                    self.refused.request();
+                }
                 // Those without allocation stand for bindings that cannot be read: there is nothing to report of them.
                 let readable = inputs.bindings.iter().filter(|binding| !binding.allocation.name.is_empty());
                 self.in_force = Some((Arc::clone(wanted), readable.cloned().collect()));
@@ -399,6 +407,19 @@ impl Controller {
                 tracing::error!(%error, "cannot write to the data plane; reading it anew");
                 self.write_error = Some(error.to_string());
             }
+        }
+    }
+
+    /// Beside everything else, since it may take long.
+    fn forget_refused(&mut self, now: Instant) {
+        let Some(plane) = self.pinned.plane.as_ref().filter(|_| self.refused.take(now)) else { return };
+        match plane.forget_refused(self.pinned.observed.config.mark) {
+            Ok(forget) => drop(tokio::task::spawn_blocking(move || match forget() {
+                Ok(0) => {}
+                Ok(connections) => tracing::info!(connections, "refused before: judged anew"),
+                Err(error) => tracing::warn!(%error, "what was refused before may stay so"),
+            })),
+            Err(error) => tracing::warn!(%error, "what was refused before may stay so"),
         }
     }
 

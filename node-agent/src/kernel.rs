@@ -2,7 +2,7 @@
 
 mod doubts;
 
-use crate::apply::{Attached, Plane, PlaneError};
+use crate::apply::{Attached, Forget, Plane, PlaneError};
 use crate::args::Args;
 use crate::attach::Mode;
 use crate::conntrack;
@@ -11,6 +11,7 @@ use crate::links::{Links, Pin};
 use crate::network::{Device, Network};
 use crate::observed::{Homes, NO_ALLOCATION, Observed, from_map, to_map};
 use crate::ops::Op;
+use crate::refused;
 use crate::sweep::{self, Sweeper, Tables, Usage};
 use crate::uplink::Devices;
 use aegis_common::{
@@ -405,6 +406,14 @@ impl Plane for Kernel {
             program: self.dataplane.sweeper().map_err(|error| failed(&error))?,
         };
         Sweeper::start(tables).map_err(|error| failed(&error))
+    }
+
+    fn forget_refused(&self, mark: u32) -> Result<Forget, PlaneError> {
+        let failed =
+            |error: &dyn std::error::Error| PlaneError::Read { map: "FORWARD", reason: chain(error) };
+        let forward = self.dataplane.map_fd("FORWARD").map_err(|error| failed(&error))?;
+        let forward = forward.try_clone_to_owned().map_err(|error| failed(&error))?;
+        Ok(Box::new(move || refused::forget(forward.as_fd(), mark)))
     }
 
     fn sizes(&self) -> Vec<(&'static str, u64)> {

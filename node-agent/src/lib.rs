@@ -7,7 +7,7 @@
 //! | which pod an address belongs to | [`identity`], [`cni`] |
 //! | what the data plane should hold | [`desired`] (rules of policy: `aegis_core::policy`) |
 //! | in which order it is written | [`ops`] |
-//! | devices, next hops, nftables, conntrack | [`network`], [`uplink`], [`neighbour`], [`nft`], [`conntrack`] |
+//! | devices, next hops, nftables, conntrack | [`network`], [`uplink`], [`neighbour`], [`nft`], [`conntrack`], [`refused`] |
 //! | whether gateways answer | [`probe`] |
 //! | how maps are read and written | [`apply`], [`kernel`], [`ebpf`] (programs: `node-agent/ebpf`) |
 //! | how programs are attached, and outlive the agent | [`attach`], [`links`] |
@@ -36,6 +36,7 @@ pub mod objects;
 pub mod observed;
 pub mod ops;
 pub mod probe;
+pub mod refused;
 pub mod server;
 pub mod snapshot;
 pub mod status;

@@ -4,9 +4,12 @@
 
 mod netns_support;
 
+use aegis_common::FlowKey;
 use aegis_node_agent::conntrack;
 use aegis_node_agent::nft::{self, Firewall, Outcome, Rules};
+use aegis_node_agent::observed::to_map;
 use netns_support::{Namespace, need_root};
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -158,6 +161,39 @@ fn the_next_pod_with_an_address_is_judged_anew() {
     assert_eq!(source(&bound(port), &origin, LONG), Some(POD));
     lab.node.enter(|| conntrack::forget(POD).unwrap());
     assert_eq!(source(&bound(port), &origin, LONG), Some(NODE), "and the other way round");
+}
+
+#[test]
+fn what_was_refused_is_judged_anew_once_nothing_covers_it() {
+    let lab = Lab::new();
+    let (origin, refused) = (lab.origin_socket(), lab.pod_socket());
+    let other = lab.pod_socket();
+    assert_eq!(source(&other, &origin, LONG), Some(NODE), "no flow of Aegis's: not even looked at");
+    lab.bind();
+    let covered = lab.pod_socket();
+    assert_eq!(source(&covered, &origin, LONG), Some(POD));
+    assert_eq!(source(&refused, &origin, LONG), Some(POD));
+    lab.unbind();
+    let number = |socket: &UdpSocket| socket.local_addr().unwrap().port();
+    let found = lab.node.enter(|| conntrack::marked(0x1000).unwrap());
+    let key = |from: &UdpSocket| FlowKey {
+        local: to_map(POD),
+        remote: to_map(ORIGIN),
+        local_port: number(from),
+        remote_port: number(&origin),
+        protocol: 17,
+        ..FlowKey::default()
+    };
+    let flows: BTreeSet<u16> = found.iter().map(|connection| connection.flow.local_port).collect();
+    assert_eq!(flows, [number(&covered), number(&refused)].into());
+    assert!(found.iter().all(|connection| [key(&covered), key(&refused)].contains(&connection.flow)));
+    // One of them has a flow.
+    let (with, without): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|connection| connection.flow == key(&covered));
+    assert_eq!((with.len(), lab.node.enter(|| conntrack::remove(&without).unwrap())), (1, 1));
+    assert_eq!(lab.node.enter(|| conntrack::remove(&without).unwrap()), 0, "gone is gone");
+    assert_eq!(source(&covered, &origin, LONG), Some(POD), "it lives on");
+    assert_eq!(source(&refused, &origin, LONG), Some(NODE), "nothing covers it");
 }
 
 #[test]

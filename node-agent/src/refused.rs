@@ -1,0 +1,107 @@
+//! Connections that were refused, when nothing covers them any more.
+//!
+//! A flow's first packet decides. One that was covered and then refused stays covered in conntrack, and each further packet
+//! of a sender that does not give up (syslog, metrics) keeps the entry alive: refused for ever, though its binding is gone.
+//! So whenever the policy has changed, conntrack forgets what is marked and has no flow; the next packet is judged anew.
+
+use crate::conntrack;
+use crate::desired::Policy;
+use crate::sweep;
+use aegis_common::{FlowKey, ForwardValue};
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+/// Shortest time between two looks, which go through all of conntrack.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Whether something that was covered may not be any more.
+pub fn may_uncover(before: &Policy, after: &Policy) -> bool {
+    let same_rules = before.verdicts == after.verdicts
+        && before.destinations == after.destinations
+        && before.ports == after.ports;
+    let class_changed = before.pods.iter().any(|(address, pod)| {
+        after
+            .pods
+            .get(address)
+            .is_some_and(|now| now.incarnation == pod.incarnation && now.class != pod.class)
+    });
+    !same_rules || class_changed
+}
+
+/// Forgets connections with this mark of which `FORWARD` has no flow. Gives how many there were.
+pub fn forget(forward: BorrowedFd<'_>, mark: u32) -> io::Result<usize> {
+    // In this order: a flow is entered a moment after conntrack has its first packet.
+    let mut connections = conntrack::marked(mark)?;
+    let mut without: HashSet<FlowKey> = connections.iter().map(|connection| connection.flow).collect();
+    if !without.is_empty() {
+        sweep::for_each(forward, |key: &FlowKey, _: &ForwardValue| _ = without.remove(key))?;
+    }
+    connections.retain(|connection| without.contains(&connection.flow));
+    conntrack::remove(&connections)
+}
+
+/// When to look.
+#[derive(Debug, Default)]
+pub struct Schedule {
+    due: bool,
+    last: Option<Instant>,
+}
+
+impl Schedule {
+    /// There is a reason to look.
+    pub fn request(&mut self) {
+        self.due = true;
+    }
+
+    /// True once for each time that it is to be done.
+    pub fn take(&mut self, now: Instant) -> bool {
+        let rested = self.last.is_none_or(|last| now.saturating_duration_since(last) >= PAUSE);
+        let look = self.due && rested;
+        if look {
+            (self.due, self.last) = (false, Some(now));
+        }
+        look
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aegis_common::PodValue;
+    use std::net::Ipv4Addr;
+
+    #[test]
+    fn pods_that_come_or_go_uncover_nothing() {
+        let policy = |pods: &[(u8, u32, u32)]| Policy {
+            pods: pods
+                .iter()
+                .map(|(last, class, incarnation)| {
+                    let value = PodValue { class: *class, incarnation: *incarnation, ..PodValue::default() };
+                    (Ipv4Addr::new(10, 244, 1, *last), value)
+                })
+                .collect(),
+            ..Policy::default()
+        };
+        let before = policy(&[(2, 1, 7), (3, 1, 8)]);
+        assert!(!may_uncover(&before, &before.clone()));
+        assert!(!may_uncover(&before, &policy(&[(2, 1, 7), (4, 1, 9)])));
+        assert!(!may_uncover(&before, &policy(&[(2, 1, 7), (3, 2, 9)])), "another pod");
+        assert!(may_uncover(&before, &policy(&[(2, 0, 7), (3, 1, 8)])), "other labels");
+        let mut rules = before.clone();
+        rules.ports.insert((6, 443, 16), 1);
+        assert!(may_uncover(&rules, &before) && may_uncover(&before, &rules));
+    }
+
+    #[test]
+    fn looks_are_few_and_none_is_forgotten() {
+        let (mut schedule, start) = (Schedule::default(), Instant::now());
+        assert!(!schedule.take(start));
+        schedule.request();
+        assert!(schedule.take(start) && !schedule.take(start));
+        schedule.request();
+        assert!(!schedule.take(start + PAUSE / 2));
+        assert!(schedule.take(start + PAUSE) && !schedule.take(start + PAUSE * 3));
+    }
+}
