@@ -124,8 +124,14 @@ impl Op {
 
 /// How to come from `observed` to `desired`.
 pub fn transition(desired: &Desired, observed: &Observed, known: &Known) -> Transition {
-    let mut builder =
-        Builder { observed, desired, known, plan: Transition::default(), ending: BTreeMap::new() };
+    let mut builder = Builder {
+        observed,
+        desired,
+        known,
+        plan: Transition::default(),
+        ending: BTreeMap::new(),
+        drains: Vec::new(),
+    };
     let peers = builder.grow_peers();
     builder.write_base_config(&peers);
     let kept = builder.grow_addresses(&peers);
@@ -146,6 +152,8 @@ struct Builder<'a> {
     plan: Transition,
     /// Entries of allocations that open nothing any more.
     ending: BTreeMap<u32, AllocationValue>,
+    /// Writes by which slices that drain lose the right to open flows.
+    drains: Vec<Op>,
 }
 
 /// Numbers that are free: the lowest ones of `0..size` for which `taken` says no.

@@ -32,8 +32,16 @@ impl Builder<'_> {
             }
             let allowed = wanted.allowed.words();
             let value = HoldingValue { allowed, epoch: u64::try_from(wanted.epoch).unwrap_or(0) };
-            if observed.holdings.get(address) != Some(&value) {
-                self.push(Op::SetHolding { address: *address, value });
+            // What begins to drain may open flows until the allocation has another way.
+            let draining = wanted.draining.words();
+            let kept = std::array::from_fn(|word| allowed[word] | holding.allowed[word] & draining[word]);
+            let now =
+                if kept == allowed { value } else { HoldingValue { allowed: kept, epoch: holding.epoch } };
+            if observed.holdings.get(address) != Some(&now) {
+                self.push(Op::SetHolding { address: *address, value: now });
+            }
+            if now != value {
+                self.drains.push(Op::SetHolding { address: *address, value });
             }
         }
         numbers
@@ -49,7 +57,7 @@ impl Builder<'_> {
     ) {
         let observed = self.observed;
         // A slice stops taking new flows before its slot changes hands.
-        let words = wanted.allowed.words();
+        let words = wanted.allowed.union(wanted.draining).words();
         let shrunk = std::array::from_fn(|word| holding.allowed[word] & words[word]);
         let loses_owner = shrunk != holding.allowed;
         if loses_owner {
@@ -87,6 +95,7 @@ impl Builder<'_> {
     /// more. Otherwise somebody else has deleted the object, and flows live on here or, steered, elsewhere.
     pub(super) fn shrink_addresses(&mut self, kept: &BTreeMap<Ipv4Addr, u32>) {
         let observed = self.observed;
+        self.plan.ops.append(&mut self.drains);
         for (address, value) in &observed.addresses {
             if kept.contains_key(address) || self.plan.stale.contains(address) {
                 continue;

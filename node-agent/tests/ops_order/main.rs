@@ -12,7 +12,7 @@ use aegis_node_agent::ops::{Known, Named, Op, transition};
 use aegis_node_agent::probe::Answer;
 use proptest::prelude::*;
 use std::net::Ipv4Addr;
-use world::{Flows, World, allocation, egress, step, world, write};
+use world::{Fate, Flows, World, allocation, egress, fate, step, world, write};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..ProptestConfig::default() })]
@@ -113,6 +113,25 @@ fn draining_takes_the_right_to_open_flows_and_leaves_the_slot() {
     transition(&wanted, &maps, &known).ops.iter().for_each(|op| maps.apply(op));
     assert_eq!(maps.holdings[&egress(0)].allowed, [0; 4]);
     assert_eq!(maps.slots[&(0, 8)].peer, slot.peer);
+}
+
+#[test]
+fn a_node_whose_slices_drain_sends_through_others_without_a_gap() {
+    let (mut maps, known) = after(&simple(), 1);
+    let mut world = simple();
+    world.addresses[0] = Some((0, vec![(0, 1), (1, 3)]));
+    let (pod, origin) = (Ipv4Addr::new(10, 244, 0, 2), Ipv4Addr::new(198, 51, 100, 1));
+    let own = Fate::Leaves([egress(0)].into(), [].into());
+    let other = Fate::Leaves([].into(), [Ipv4Addr::new(192, 0, 2, 2)].into());
+    assert_eq!(fate(&maps, pod, origin), own);
+    for op in transition(&desired(&world.inputs(2)), &maps, &known).ops {
+        maps.apply(&op);
+        let now = fate(&maps, pod, origin);
+        assert!(now == own || now == other, "{now:?} after {op:?}");
+    }
+    assert_eq!(fate(&maps, pod, origin), other);
+    assert_eq!(maps.holdings[&egress(0)].allowed, [0; 4]);
+    assert_eq!(maps.holdings[&egress(0)].epoch, 2);
 }
 
 #[test]
