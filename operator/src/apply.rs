@@ -103,7 +103,7 @@ impl Applier {
             tracing::warn!(%address, error = %error, "could not write the address");
             self.metrics.error(Step::Address);
         }
-        Err(error.to_string())
+        Err(error.words())
     }
 
     async fn create(&self, address: &Address) -> Result<Pending, CallError> {

@@ -141,6 +141,11 @@ impl Controller {
         let mut changes = diff(&world.observed, &plan);
         changes.retain(|change| !matches!(change, Change::Create(address) if unprotected.covers(address)));
         let (pending, mut unwritten) = self.apply(changes, &snapshot, &mut waiting).await;
+        let planned: BTreeSet<Ipv4Addr> = plan.addresses.iter().map(|it| it.address).collect();
+        let gone = world.observed.iter().filter(|it| !planned.contains(&it.address));
+        for address in gone.filter(|it| !unwritten.contains_key(&it.address)) {
+            self.mind.evidence.released(address.address, address.epoch);
+        }
         unwritten.extend(unprotected.addresses(&plan, &self.mind.backoff));
         plan.addresses
             .iter()
@@ -168,12 +173,16 @@ impl Controller {
         lost.retain(|address| !world.unreadable.contains(&address.address));
         self.alarm(&lost).await;
         world.restore(&lost);
-        let presences = presence::of(&self.client, world.absent(), &self.health).await;
-        world.confirm(&presences, snapshot);
         let clock = self.gate.now();
-        let withheld = self.mind.evidence.observe(&world, clock);
+        let mut withheld = self.mind.evidence.observe(&world, clock);
+        world.inputs.withheld.extend(withheld.clone());
+        let presences = presence::of(&self.client, world.absent(), &self.health).await;
+        if !presences.is_empty() {
+            world.confirm(&presences, snapshot);
+            withheld = self.mind.evidence.observe(&world, clock);
+            world.inputs.withheld.extend(withheld.clone());
+        }
         self.accuse(&withheld).await;
-        world.inputs.withheld.extend(withheld);
         world.inputs.unrested = self.mind.rests.observe(&world.inputs.addresses, clock, self.quarantine);
         (world, !presences.values().any(|it| matches!(it, Presence::Unknown)))
     }
@@ -303,7 +312,7 @@ impl Controller {
         }
         for (change, error) in failed {
             self.finalizer_failed(change, &error);
-            self.mind.backoff.failed(change.target.uid.clone(), error.to_string(), self.gate.now());
+            self.mind.backoff.failed(change.target.uid.clone(), error.words(), self.gate.now());
             missing.push(change);
         }
         waiting.extend(missing.iter().map(|it| it.target.uid.clone()));

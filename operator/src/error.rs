@@ -63,6 +63,17 @@ impl CallError {
         }
     }
 
+    /// What to tell people: of an answer the API server's own words.
+    pub fn words(&self) -> String {
+        match self {
+            CallError::Api(error) => match error.as_ref() {
+                kube::Error::Api(status) => status.message.clone(),
+                other => other.to_string(),
+            },
+            CallError::Timeout | CallError::NotLeader => self.to_string(),
+        }
+    }
+
     /// Whether somebody else wrote first (also: made the object first, or deleted it).
     pub fn is_conflict(&self) -> bool {
         self.code() == Some(409)

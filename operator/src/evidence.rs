@@ -2,7 +2,7 @@
 
 use crate::world::World;
 use aegis_core::model::Address;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -17,6 +17,9 @@ const LASTING: Duration = Duration::from_secs(300);
 pub struct Evidence {
     /// Since when, by a clock that never goes back.
     since: BTreeMap<Ipv4Addr, Duration>,
+    /// Addresses that this leader gave back when all of them had rested, with their last epoch: whoever has not noticed
+    /// yet (its agent is away) does not send from them.
+    released: BTreeMap<Ipv4Addr, i64>,
 }
 
 /// Nodes that speak for one address.
@@ -30,7 +33,7 @@ struct Witnesses<'a> {
 impl Evidence {
     /// Looks again. What a plan must leave alone, with what to tell about it.
     pub fn observe(&mut self, world: &World, now: Duration) -> BTreeMap<Ipv4Addr, Option<String>> {
-        let found = find(world);
+        let found = self.find(world);
         self.since.retain(|address, _| found.contains_key(address));
         let lasts = |address: &Ipv4Addr, since: &Duration| {
             (now >= *since + LASTING).then(|| found.get(address).map(|it| it.message(address))).flatten()
@@ -40,29 +43,40 @@ impl Evidence {
         });
         self.since.iter().map(|(address, since)| (*address, lasts(address, since))).collect()
     }
-}
 
-fn find(world: &World) -> BTreeMap<Ipv4Addr, Witnesses<'_>> {
-    let standing: BTreeMap<Ipv4Addr, &Address> =
-        world.inputs.addresses.iter().map(|address| (address.address, address)).collect();
-    let mut found: BTreeMap<Ipv4Addr, Witnesses> = BTreeMap::new();
-    for node in &world.inputs.nodes {
-        for (address, report) in &node.programmed {
-            let object = standing.get(address);
-            if object.is_some_and(|object| object.epoch >= report.epoch)
-                || (object.is_none() && world.inputs.withheld.contains_key(address))
-            {
-                continue;
-            }
-            let witnesses = found.entry(*address).or_default();
-            witnesses.older = object.is_some();
-            witnesses.count += 1;
-            if witnesses.first.len() < 3 {
-                witnesses.first.push(&node.name);
+    /// An address was given back when all of it had rested.
+    pub fn released(&mut self, address: Ipv4Addr, epoch: i64) {
+        self.released.insert(address, epoch);
+    }
+
+    fn find<'w>(&self, world: &'w World) -> BTreeMap<Ipv4Addr, Witnesses<'w>> {
+        let standing: BTreeMap<Ipv4Addr, &Address> =
+            world.inputs.addresses.iter().map(|address| (address.address, address)).collect();
+        // Nobody gets these anyhow, and what is wrong with them is told elsewhere.
+        let untouchable: BTreeSet<Ipv4Addr> =
+            world.frozen.iter().map(|it| it.address).chain(world.unreadable.iter().copied()).collect();
+        let mut found: BTreeMap<Ipv4Addr, Witnesses> = BTreeMap::new();
+        for node in &world.inputs.nodes {
+            for (address, report) in &node.programmed {
+                let object = standing.get(address);
+                let known = match object {
+                    Some(object) => Some(object.epoch),
+                    None if untouchable.contains(address) => continue,
+                    None => self.released.get(address).copied(),
+                };
+                if known.is_some_and(|epoch| epoch >= report.epoch) {
+                    continue;
+                }
+                let witnesses = found.entry(*address).or_default();
+                witnesses.older = object.is_some();
+                witnesses.count += 1;
+                if witnesses.first.len() < 3 {
+                    witnesses.first.push(&node.name);
+                }
             }
         }
+        found
     }
-    found
 }
 
 impl Witnesses<'_> {
@@ -76,7 +90,7 @@ impl Witnesses<'_> {
             )
         } else {
             format!(
-                "{address}: nodes ({nodes}) send from it, but its EgressAddress is gone; nobody gets it until no node does: drain and restart these nodes; {page}"
+                "{address}: nodes ({nodes}) send from it, but its EgressAddress is gone; nobody gets it until no node does: drain and reboot these nodes; {page}"
             )
         }
     }
@@ -119,8 +133,17 @@ mod tests {
         assert!(evidence.observe(&world(Some(7), &[7, 6]), at(0)).is_empty());
         assert!(evidence.observe(&world(None, &[]), at(0)).is_empty());
         let mut unreadable = world(None, &[7]);
-        unreadable.inputs.withheld.insert(ADDRESS, None);
+        unreadable.unreadable.push(ADDRESS);
         assert!(evidence.observe(&unreadable, at(0)).is_empty(), "told elsewhere");
+    }
+
+    #[test]
+    fn what_this_leader_gave_back_itself_is_free_whoever_has_not_noticed() {
+        let mut evidence = Evidence::default();
+        evidence.released(ADDRESS, 7);
+        assert!(evidence.observe(&world(None, &[7]), at(0)).is_empty());
+        assert_eq!(evidence.observe(&world(None, &[8]), at(0)).len(), 1);
+        assert_eq!(evidence.observe(&world(Some(6), &[7]), at(0)).len(), 1, "an older one came back");
     }
 
     #[test]

@@ -274,3 +274,28 @@ impl Metrics {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aegis_core::model::AllocationName;
+
+    #[test]
+    fn a_replica_that_leads_no_longer_tells_nothing_of_allocations() {
+        let metrics = Metrics::new();
+        let address = Address {
+            address: "203.0.113.1".parse().unwrap(),
+            prefix: "p".into(),
+            allocation: AllocationName { account: "shop".into(), name: "partner".into() },
+            epoch: 1,
+            holdings: Vec::new(),
+        };
+        metrics.slices([(&address, 252)].into_iter());
+        metrics.capacity_low([("shop".to_owned(), "partner".to_owned(), true)].into_iter());
+        metrics.withheld(1);
+        let page = || metrics.encode().unwrap();
+        assert!(page().contains("partner") && page().contains("addresses_withheld 1"));
+        metrics.follow();
+        assert!(!page().contains("partner") && page().contains("addresses_withheld 0"), "{}", page());
+    }
+}

@@ -109,7 +109,9 @@ impl World {
     /// leader planned from, so nothing is taken from such a node before the API server has confirmed it.
     pub fn absent(&self) -> BTreeSet<String> {
         let known: BTreeSet<&str> = self.inputs.nodes.iter().map(|node| node.name.as_str()).collect();
-        let holdings = self.inputs.addresses.iter().flat_map(|address| &address.holdings);
+        let addresses =
+            self.inputs.addresses.iter().filter(|it| !self.inputs.withheld.contains_key(&it.address));
+        let holdings = addresses.flat_map(|address| &address.holdings);
         let held = holdings.filter(|it| matches!(it.state, State::Held | State::Draining));
         held.filter(|it| !known.contains(it.node.as_str())).map(|it| it.node.clone()).collect()
     }
@@ -126,7 +128,9 @@ impl World {
                 Presence::Unknown => {
                     let held = self.inputs.addresses.iter();
                     let held = held.filter(|it| it.holdings.iter().any(|holding| holding.node == *name));
-                    self.inputs.withheld.extend(held.map(|it| (it.address, None)));
+                    for address in held {
+                        self.inputs.withheld.entry(address.address).or_default();
+                    }
                 }
             }
         }

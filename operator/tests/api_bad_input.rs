@@ -4,11 +4,17 @@
 
 mod cluster;
 
-use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, EgressNode, ZoneBinding, reason, type_};
+use aegis_crds::{
+    AegisPrefix, AllocationRef, EgressAddress, EgressAddressSpec, EgressAllocation, EgressNode, ZoneBinding,
+    reason, type_,
+};
 use cluster::objects::SOON;
 use cluster::{Cluster, eventually};
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::{CustomResourceExt, ResourceExt};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -224,4 +230,77 @@ async fn report_that_cannot_be_read_takes_nothing_away() {
     let two = cluster.addresses("shop", "two", 1).await;
     assert!(two[0].spec.holdings.iter().all(|it| it.node == "n1"), "{two:?}");
     assert_eq!(cluster.addresses("shop", "one", 1).await[0].spec, before[0].spec);
+}
+
+/// What the API server refuses to store is told, and the others are served at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_cannot_be_written_is_told() {
+    let cluster = Cluster::start().await;
+    let operator = cluster.operator("a", &[]).await;
+    operator.leads().await;
+    cluster.nodes(["n1"]).await;
+    cluster.namespace("shop").await;
+    cluster.prefix("leased", "203.0.113.0/28", "shop").await;
+    let policy = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": "no-first"},
+        "spec": {
+            "matchConstraints": {"resourceRules": [{
+                "apiGroups": ["aegis.dev"], "apiVersions": ["*"], "operations": ["CREATE"], "resources": ["egressaddresses"],
+            }]},
+            "validations": [{"expression": "object.metadata.name != '203.0.113.0'", "message": "not the first"}],
+        },
+    });
+    let binding = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": "no-first"}, "spec": {"policyName": "no-first", "validationActions": ["Deny"]},
+    });
+    let policy: ValidatingAdmissionPolicy = serde_json::from_value(policy).expect("policy");
+    let binding: ValidatingAdmissionPolicyBinding = serde_json::from_value(binding).expect("binding");
+    cluster.all().create(&PostParams::default(), &policy).await.expect("policy");
+    cluster.all().create(&PostParams::default(), &binding).await.expect("binding");
+    let spec = EgressAddressSpec {
+        address: "203.0.113.0".into(),
+        prefix: "leased".into(),
+        allocation_ref: AllocationRef { namespace: "shop".into(), name: "nobody".into() },
+        epoch: 1,
+        holdings: Vec::new(),
+    };
+    let probe = EgressAddress::new("203.0.113.0", spec);
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    eventually("the policy is in force", SOON, async || {
+        match cluster.all::<EgressAddress>().create(&dry_run, &probe).await {
+            Err(error) if error.to_string().contains("not the first") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+
+    cluster.allocation("shop", "blocked", json!({"prefixes": ["leased"]})).await;
+    let api: Api<EgressAllocation> = cluster.in_account("shop");
+    let told = cluster.condition(&api, "blocked", type_::ALLOCATED, "False", "not the first").await;
+    assert_eq!(told.reason, reason::NOT_WRITTEN);
+    assert!(!told.message.contains("Status {"), "the server's own words: {}", told.message);
+    cluster.condition(&api, "blocked", type_::ACCEPTED, "True", "").await;
+    cluster.allocation("shop", "good", json!({"prefixes": ["leased"]})).await;
+    cluster.addresses("shop", "good", 1).await;
+
+    // However busy the cluster is, what failed is not tried again before its time.
+    let failures = async || operator.metric(r#"aegis_operator_api_errors_total{step="Address"}"#).await;
+    let before = failures().await.expect("failures");
+    for round in 0..30 {
+        cluster.namespace(&format!("busy-{round}")).await;
+        let binding = json!({"allocationRef": {"name": "x"}, "workloads": {"allPods": true}, "zone": {"cidrs": ["0.0.0.0/0"]}});
+        cluster.binding("shop", &format!("busy-{round}"), binding).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let more = failures().await.expect("failures") - before;
+    assert!(more <= 6.0, "tried {more} times more");
+    cluster
+        .all::<ValidatingAdmissionPolicyBinding>()
+        .delete("no-first", &DeleteParams::default())
+        .await
+        .expect("delete");
+    cluster.addresses("shop", "blocked", 1).await;
+    cluster.condition(&api, "blocked", type_::ALLOCATED, "True", "").await;
 }

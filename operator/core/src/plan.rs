@@ -12,7 +12,6 @@ mod outcomes;
 use crate::model::{Address, AllocationName, Inputs, Seconds, State};
 use crate::prefix::Prefixes;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 
 /// What shall stand, and what to tell the owners.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,8 +33,6 @@ pub struct AllocationOutcome {
     pub accepted: Verdict,
     /// Whether everything asked for is set aside.
     pub allocated: Verdict,
-    /// Its addresses, also those that drain; ascending.
-    pub addresses: Vec<Ipv4Addr>,
 }
 
 /// What became of a prefix.

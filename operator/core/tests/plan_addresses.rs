@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use support::*;
 
 fn addresses(plan: &Plan, allocation: &str) -> Vec<Ipv4Addr> {
-    plan.allocations[&name(allocation)].addresses.clone()
+    plan.addresses.iter().filter(|it| it.allocation == name(allocation)).map(|it| it.address).collect()
 }
 
 fn accepted(plan: &Plan) -> (&'static str, &str) {
@@ -331,6 +331,7 @@ fn a_withheld_address_is_nobodys_and_stays_as_it_is() {
     assert_eq!(allocated(&advance(&mut inputs)), (reason::WITHHELD, message.as_str()));
     let mut deleted = inputs.clone();
     deleted.allocations[0].deleting = true;
+    assert_eq!(allocated(&plan(&deleted)), (reason::DRAINING, format!("being deleted: {message}").as_str()));
     assert_eq!(advance(&mut deleted).addresses, std::slice::from_ref(&before));
     let mut orphaned = inputs.clone();
     orphaned.allocations.clear();
@@ -399,4 +400,15 @@ fn nodes_own_addresses_and_ranges_of_pods_are_not_given_out() {
     assert!(told.message().contains("192.0.2.0/24, the pods of node \"n3\""), "{}", told.message());
     assert_eq!(addresses(&plan, "a"), [ip("192.0.2.1")], "what is allocated stays");
     assert!(addresses(&plan, "b").is_empty());
+}
+
+#[test]
+fn who_lost_its_objects_gets_the_same_addresses_again() {
+    let mut inputs = world();
+    inputs.allocations[0].request = AddressRequest::Count(2);
+    inputs.allocations[0].listed = ["192.0.2.2", "198.51.100.1"].map(ip).into();
+    inputs.allocations.push(Allocation { created: 0, ..allocation("b") });
+    let plan = advance(&mut inputs);
+    assert_eq!(addresses(&plan, "b"), [ip("192.0.2.0")]);
+    assert_eq!(addresses(&plan, "a"), [ip("192.0.2.1"), ip("192.0.2.2")], "what is in no prefix is nobody's");
 }

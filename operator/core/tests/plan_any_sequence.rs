@@ -51,6 +51,10 @@ enum Event {
         epochs_ago: i64,
     },
     Time(Seconds),
+    /// These addresses must stay as they are, and no others.
+    Withhold(BTreeSet<Ipv4Addr>),
+    /// These slices of every address have not rested by the other clock, and no others.
+    Unrested(SliceSet),
     /// All flows end, all agents report, and the quarantine passes.
     Calm,
 }
@@ -124,6 +128,9 @@ fn any_event() -> impl Strategy<Value = Event> {
             .prop_map(|(node, (first, last))| Event::Report { node, empty: SliceSet::range(first, last) }),
         1 => (0..5usize, 1..4i64).prop_map(|(node, epochs_ago)| Event::StaleReport { node, epochs_ago }),
         5 => (0..2 * QUARANTINE).prop_map(Event::Time),
+        2 => prop::collection::btree_set(prop::sample::select(vec!["192.0.2.0", "192.0.2.1", "198.51.100.0"]).prop_map(ip), 0..3)
+            .prop_map(Event::Withhold),
+        1 => prop_oneof![Just(SliceSet::EMPTY), Just(SliceSet::range(4, 40))].prop_map(Event::Unrested),
         3 => Just(Event::Calm),
     ]
 }
@@ -200,6 +207,12 @@ fn happen(inputs: &mut Inputs, event: Event) {
             }
         }
         Event::Time(seconds) => inputs.now += seconds,
+        Event::Withhold(addresses) => {
+            inputs.withheld = addresses.into_iter().map(|address| (address, None)).collect();
+        }
+        Event::Unrested(slices) => {
+            inputs.unrested = inputs.addresses.iter().map(|it| (it.address, slices)).collect();
+        }
         Event::Calm => {
             // What drains is reported as of now, so that it rests from the plan in between on.
             let addresses = inputs.addresses.clone();
@@ -266,7 +279,7 @@ fn undisturbed_keep_their_slices(inputs: &Inputs, plan: &Plan) -> Result<(), Tes
 }
 
 fn nobody_holds_without_a_right(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
-    for after in &plan.addresses {
+    for after in plan.addresses.iter().filter(|it| !inputs.withheld.contains_key(&it.address)) {
         let fresh = inputs.addresses.iter().all(|before| before.address != after.address);
         for holding in after.holdings.iter().filter(|holding| holding.state == State::Held) {
             let allocation = inputs.allocations.iter().find(|it| it.name == after.allocation);
@@ -293,7 +306,7 @@ fn nobody_starves(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
         for node in inputs.nodes.iter().filter(|node| node.ready && matches_sites(allocation, node)) {
             let demand = node.demand.get(&allocation.name).copied().unwrap_or(0);
             let wanted = demand.min(allocation.per_node_max);
-            for address in &own {
+            for address in own.iter().filter(|it| !inputs.withheld.contains_key(&it.address)) {
                 let free = allocation.slices.difference(occupied(address));
                 let has = held(address, &node.name).len();
                 if !free.is_empty() {
@@ -301,7 +314,8 @@ fn nobody_starves(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
                     prop_assert!(has >= wanted, "{} wants more", node.name);
                 }
             }
-            let none = own.iter().all(|address| held(address, &node.name).is_empty());
+            let mut all = plan.addresses.iter().filter(|it| it.allocation == allocation.name);
+            let none = all.all(|address| held(address, &node.name).is_empty());
             let told = &plan.allocations[&allocation.name].allocated;
             let silent = told.is_good() && !told.message().contains("through others");
             let short = none && !own.is_empty() && allocation.per_node_min > 0;
@@ -315,10 +329,13 @@ fn nobody_starves(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
 fn no_address_is_withheld(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
     let taken: BTreeSet<Ipv4Addr> =
         inputs.addresses.iter().chain(&plan.addresses).map(|address| address.address).collect();
+    let taken = &taken | &inputs.withheld.keys().copied().collect();
     for allocation in inputs.allocations.iter().filter(|allocation| !allocation.deleting) {
         let AddressRequest::Count(count) = allocation.request else { continue };
         let outcome = &plan.allocations[&allocation.name];
-        if !outcome.accepted.is_good() || outcome.addresses.len() >= count as usize {
+        if !outcome.accepted.is_good()
+            || plan.addresses.iter().filter(|it| it.allocation == allocation.name).count() >= count as usize
+        {
             continue;
         }
         prop_assert!(!outcome.allocated.is_good());
@@ -367,7 +384,9 @@ fn settle(inputs: &mut Inputs) -> Result<Plan, TestCaseError> {
         let gone =
             inputs.addresses.iter().any(|it| plan.addresses.iter().all(|after| after.address != it.address));
         inputs.addresses.clone_from(&plan.addresses);
-        let finished = |it: &Allocation| it.deleting && plan.allocations[&it.name].addresses.is_empty();
+        let finished = |it: &Allocation| {
+            it.deleting && plan.addresses.iter().all(|address| address.allocation != it.name)
+        };
         inputs.allocations.retain(|allocation| !finished(allocation));
         if !gone {
             let again = aegis_core::plan(inputs);
@@ -382,6 +401,7 @@ fn settle(inputs: &mut Inputs) -> Result<Plan, TestCaseError> {
 /// Everything is deleted, flows end, time passes.
 fn everything_becomes_free(mut inputs: Inputs) -> Result<(), TestCaseError> {
     inputs.allocations.iter_mut().for_each(|allocation| allocation.deleting = true);
+    (inputs.withheld, inputs.unrested) = (BTreeMap::new(), BTreeMap::new());
     for _ in 0..2 {
         settle(&mut inputs)?;
         let addresses = inputs.addresses.clone();

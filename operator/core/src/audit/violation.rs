@@ -165,9 +165,9 @@ pub enum Violation {
         /// What stands against it.
         why: Unfit,
     },
-    /// The addresses reported for an allocation are not those it has.
-    #[error("{}/{}: is told of other addresses than it has", .allocation.account, .allocation.name)]
-    Misreported {
+    /// The owner of an allocation is told nothing.
+    #[error("{}/{}: nothing is told of it", .allocation.account, .allocation.name)]
+    Untold {
         /// The allocation.
         allocation: AllocationName,
     },

@@ -83,7 +83,12 @@ impl<'a> Desk<'a> {
             missing: None,
             foreign: existing.values().filter(|it| !named(it)).map(|it| it.address).collect(),
         };
+        // What is told of an address that it has, or had, explains more than that one is missing.
+        let own = existing.keys().chain(&allocation.listed).copied();
+        let told = own.filter_map(|address| self.withheld.get(&address)?.as_ref()).next();
+        let told = told.map(|message| Verdict::bad(reason::WITHHELD, message.clone()));
         if allocation.deleting {
+            assignment.missing = told;
             return assignment;
         }
         match &allocation.request {
@@ -97,17 +102,12 @@ impl<'a> Desk<'a> {
         if assignment.missing.is_some() && !assignment.accepted.is_good() {
             assignment.missing = Some(assignment.accepted.clone());
         }
-        // What is told of an address that it has, or had, explains more than that one is missing.
-        let own = existing.keys().chain(&allocation.listed).copied();
-        let told = own.filter_map(|address| self.withheld.get(&address)?.as_ref()).next();
-        if let Some(message) = told {
-            assignment.missing = Some(Verdict::bad(reason::WITHHELD, message.clone()));
-        }
+        assignment.missing = told.or(assignment.missing);
         assignment
     }
 
-    /// Keeps existing addresses, then takes the lowest free ones. An address that it had and that is withheld now is
-    /// not replaced: its partners know that one.
+    /// Keeps existing addresses, then takes those that it had (their objects are lost), then the lowest free ones. An
+    /// address that it had and that is withheld now is not replaced: its partners know that one.
     fn serve_count(
         &mut self,
         allocation: &'a Allocation,
@@ -117,9 +117,11 @@ impl<'a> Desk<'a> {
     ) {
         assignment.wanted =
             by_use(allocation, existing).into_iter().take(count).map(|it| it.address).collect();
-        let had: Vec<Ipv4Addr> =
-            allocation.listed.iter().filter(|it| !existing.contains_key(it)).copied().collect();
-        let had = had.into_iter().filter(|it| self.withheld.contains_key(it)).count();
+        let lost = allocation.listed.iter().filter(|it| !existing.contains_key(it)).copied();
+        let (had, mut lost): (Vec<Ipv4Addr>, Vec<Ipv4Addr>) =
+            lost.partition(|it| self.withheld.contains_key(it));
+        lost.reverse();
+        let had = had.len();
         while assignment.wanted.len() < count {
             let told =
                 format!("spec.addresses.ipv4: {} of {count} addresses allocated", assignment.wanted.len());
@@ -134,7 +136,10 @@ impl<'a> Desk<'a> {
                 assignment.missing = Some(Verdict::bad(reason::LIMIT, format!("{told}: {full}")));
                 return;
             }
-            let free = if assignment.accepted.is_good() { self.take_lowest(allocation) } else { None };
+            let free = match assignment.accepted.is_good() {
+                true => self.take_again(allocation, &mut lost).or_else(|| self.take_lowest(allocation)),
+                false => None,
+            };
             let Some((address, prefix)) = free else {
                 assignment.missing = Some(Verdict::bad(
                     reason::NO_FREE_ADDRESS,
@@ -215,6 +220,23 @@ impl<'a> Desk<'a> {
                 },
             }
         }
+    }
+
+    /// Takes the next one of addresses that the allocation had, if it is free.
+    fn take_again(
+        &mut self,
+        allocation: &'a Allocation,
+        lost: &mut Vec<Ipv4Addr>,
+    ) -> Option<(Ipv4Addr, &'a str)> {
+        while let Some(address) = lost.pop() {
+            if let Some(prefix) = self.prefix_of(allocation, address)
+                && !self.holder.contains_key(&address)
+            {
+                self.holder.insert(address, &allocation.name);
+                return Some((address, prefix));
+            }
+        }
+        None
     }
 
     /// Takes the lowest free address of the first prefix that has one.

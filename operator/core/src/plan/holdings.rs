@@ -3,7 +3,7 @@
 use super::addresses::Assignment;
 use super::board::{Board, Slot};
 use super::plural;
-use crate::model::{Address, Allocation, AllocationName, Inputs, Node, State};
+use crate::model::{Address, Allocation, AllocationName, Holding, Inputs, Node, State};
 use crate::selector::{Labels, matches_sites};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -55,6 +55,8 @@ struct Members<'a> {
     all: Vec<&'a Node>,
     ready: Vec<&'a Node>,
     names: BTreeSet<&'a str>,
+    /// Place in `ready`, by name.
+    index: BTreeMap<&'a str, usize>,
 }
 
 /// Members of each set of selectors: most allocations have the same one.
@@ -68,8 +70,10 @@ impl<'a> Sites<'a> {
         let found = self.known.entry(allocation.sites.values().collect()).or_insert_with(|| {
             let nodes = self.nodes.values().copied();
             let all: Vec<&Node> = nodes.filter(|node| matches_sites(allocation, node)).collect();
+            let ready: Vec<&Node> = all.iter().copied().filter(|node| node.ready).collect();
             Rc::new(Members {
-                ready: all.iter().copied().filter(|node| node.ready).collect(),
+                index: ready.iter().enumerate().map(|(at, node)| (node.name.as_str(), at)).collect(),
+                ready,
                 names: all.iter().map(|node| node.name.as_str()).collect(),
                 all,
             })
@@ -112,12 +116,12 @@ pub(super) fn plan(
             step(board, &nodes, keeps, inputs);
         }
         let (mut serving, leaving): (Vec<Board>, Vec<Board>) = boards.into_iter().partition(wanted);
-        let held = grant(&mut serving, allocation, &members.ready);
+        let held = grant(&mut serving, allocation, &members);
         let mut share = share(&serving, &fixed, &members);
         for (node, held) in members.ready.iter().zip(held) {
-            let fixed = fixed.iter().flat_map(|it| &it.holdings).any(|it| it.node == node.name);
+            let holds = |it: &Holding| it.node == node.name && it.state == State::Held;
             match held {
-                _ if fixed => {}
+                _ if fixed.iter().flat_map(|it| &it.holdings).any(holds) => {}
                 0 => share.without.add(&node.name),
                 held if held < allocation.per_node_min => share.below.add(&node.name),
                 _ => {}
@@ -188,11 +192,10 @@ fn step(board: &mut Board, nodes: &BTreeMap<&str, &Node>, keeps: impl Fn(u8, &st
 ///
 /// The minimum comes first, address by address, and of each address first to the nodes that have the fewest slices
 /// so far (then by name): where one address has not enough for all, the next one serves those that went without.
-fn grant<'a>(boards: &mut [Board<'a>], allocation: &Allocation, ready: &[&'a Node]) -> Vec<u32> {
-    let index: BTreeMap<&str, usize> =
-        ready.iter().enumerate().map(|(at, node)| (node.name.as_str(), at)).collect();
+fn grant<'a>(boards: &mut [Board<'a>], allocation: &Allocation, members: &Members<'a>) -> Vec<u32> {
+    let ready = &members.ready;
     // Slices held, by board and node, and by node.
-    let mut held: Vec<Vec<u32>> = boards.iter().map(|board| count_held(board, &index)).collect();
+    let mut held: Vec<Vec<u32>> = boards.iter().map(|board| count_held(board, &members.index)).collect();
     let mut total: Vec<u32> =
         (0..ready.len()).map(|node| held.iter().map(|board| board[node]).sum()).collect();
     for (board, held) in boards.iter_mut().zip(&mut held) {

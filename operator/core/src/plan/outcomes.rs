@@ -7,7 +7,6 @@ use crate::model::{Address, Allocation, AllocationName, Inputs};
 use crate::prefix::{Judged, Pool, Prefixes};
 use crate::reason;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 
 pub(super) fn allocations(
     inputs: &Inputs,
@@ -15,9 +14,9 @@ pub(super) fn allocations(
     mut shares: BTreeMap<AllocationName, Share>,
     planned: &[Address],
 ) -> BTreeMap<AllocationName, AllocationOutcome> {
-    let mut addresses: BTreeMap<&AllocationName, Vec<Ipv4Addr>> = BTreeMap::new();
+    let mut addresses: BTreeMap<&AllocationName, usize> = BTreeMap::new();
     for address in planned {
-        addresses.entry(&address.allocation).or_default().push(address.address);
+        *addresses.entry(&address.allocation).or_default() += 1;
     }
     let mut outcomes = BTreeMap::new();
     for allocation in &inputs.allocations {
@@ -25,29 +24,25 @@ pub(super) fn allocations(
         let share = shares.remove(&allocation.name).unwrap_or_default();
         let addresses = addresses.remove(&allocation.name).unwrap_or_default();
         let outcome = AllocationOutcome {
-            allocated: allocated(allocation, &assignment, &share, &addresses),
+            allocated: allocated(allocation, &assignment, &share, addresses),
             accepted: assignment.accepted,
-            addresses,
         };
         outcomes.insert(allocation.name.clone(), outcome);
     }
     outcomes
 }
 
-fn allocated(
-    allocation: &Allocation,
-    assignment: &Assignment,
-    share: &Share,
-    addresses: &[Ipv4Addr],
-) -> Verdict {
+fn allocated(allocation: &Allocation, assignment: &Assignment, share: &Share, addresses: usize) -> Verdict {
     if allocation.deleting {
+        let withheld = assignment.missing.as_ref().map(|told| format!("being deleted: {}", told.message()));
         return Verdict::bad(
             reason::DRAINING,
             match addresses {
-                [] => "being deleted, nothing is held any more".to_owned(),
+                _ if withheld.is_some() => withheld.unwrap_or_default(),
+                0 => "being deleted, nothing is held any more".to_owned(),
                 _ => format!(
                     "being deleted: {} kept until live flows have ended and the ports have rested",
-                    plural(addresses.len(), "address is", "addresses are")
+                    plural(addresses, "address is", "addresses are")
                 ),
             },
         );
