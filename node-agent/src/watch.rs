@@ -215,6 +215,7 @@ pub fn start(client: &Client, node: &str, shared: &Shared) -> JoinSet<()> {
         |c| &mut c.pods,
         |o: &Pod| Ok(objects::pod(o)),
         Need::Always,
+        CALM,
     ));
     tasks.spawn(keep(
         client.clone(),
@@ -223,6 +224,7 @@ pub fn start(client: &Client, node: &str, shared: &Shared) -> JoinSet<()> {
         |c| &mut c.bindings,
         |o: &ZoneBinding| objects::binding(o).map_err(|error| error.to_string()),
         Need::Always,
+        CALM,
     ));
     tasks.spawn(keep(
         client.clone(),
@@ -231,6 +233,7 @@ pub fn start(client: &Client, node: &str, shared: &Shared) -> JoinSet<()> {
         |c| &mut c.allocations,
         |o: &EgressAllocation| Ok(objects::allocation(o)),
         Need::Always,
+        CALM,
     ));
     tasks.spawn(keep(
         client.clone(),
@@ -239,6 +242,7 @@ pub fn start(client: &Client, node: &str, shared: &Shared) -> JoinSet<()> {
         |c| &mut c.addresses,
         |o: &EgressAddress| objects::address(o).map_err(|error| error.to_string()),
         Need::Always,
+        CALM,
     ));
     tasks.spawn(keep(
         client.clone(),
@@ -247,6 +251,7 @@ pub fn start(client: &Client, node: &str, shared: &Shared) -> JoinSet<()> {
         |c| &mut c.tunnels,
         |o: &EgressNode| Ok(objects::tunnel_address(o)),
         Need::Always,
+        CALM,
     ));
     tasks.spawn(keep(
         client.clone(),
@@ -255,6 +260,7 @@ pub fn start(client: &Client, node: &str, shared: &Shared) -> JoinSet<()> {
         |c| &mut c.nodes,
         |o: &Node| Ok(objects::node(o)),
         Need::Always,
+        CALM,
     ));
     tasks.spawn(keep(
         client.clone(),
@@ -263,6 +269,7 @@ pub fn start(client: &Client, node: &str, shared: &Shared) -> JoinSet<()> {
         |c| &mut c.services,
         |o: &ServiceCIDR| Ok(objects::service_ranges(o)),
         Need::IfServed,
+        CALM,
     ));
     tasks
 }
@@ -282,6 +289,7 @@ async fn keep<K, T>(
     table: impl Fn(&mut Cluster) -> &mut Table<T> + Send,
     read: impl Fn(&K) -> Result<T, String> + Send,
     need: Need,
+    calm: Duration,
 ) where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
     T: Clone + PartialEq + Send,
@@ -307,7 +315,7 @@ async fn keep<K, T>(
     // Whether a list is under way: its silence means nothing.
     let mut listing = true;
     loop {
-        let event = match tokio::time::timeout(CALM, events.next()).await {
+        let event = match tokio::time::timeout(calm, events.next()).await {
             Ok(Some(event)) => event,
             Ok(None) => return,
             Err(_) if listing => continue,
@@ -408,6 +416,12 @@ fn expired(error: &watcher::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::Router;
+    use axum::body::Body;
+    use axum::extract::Request;
+    use axum::http::StatusCode;
+    use axum::response::IntoResponse;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     fn object(name: &str, value: u32) -> (Key, Result<u32, String>) {
         ((String::new(), name.to_owned()), Ok(value))
@@ -445,6 +459,57 @@ mod tests {
         assert!(table.invalid.is_empty());
         assert!(table.handle(Event::Delete(object("a", 1))));
         assert!(table.objects.is_empty());
+    }
+
+    /// An API server that lists nothing, refuses the first watch, and is silent on the second.
+    fn silent_server() -> (Client, Arc<AtomicU32>) {
+        let watches = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&watches);
+        let server = Router::new().fallback(move |request: Request| {
+            let is_watch = request.uri().query().is_some_and(|query| query.contains("watch="));
+            let number = if is_watch { counted.fetch_add(1, Ordering::AcqRel) + 1 } else { 0 };
+            async move {
+                let list =
+                    r#"{"apiVersion":"v1","kind":"List","metadata":{"resourceVersion":"5"},"items":[]}"#;
+                match number {
+                    0 => list.into_response(),
+                    1 => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+                    _ => {
+                        let silence = futures::stream::pending::<Result<String, std::io::Error>>();
+                        Body::from_stream(silence).into_response()
+                    }
+                }
+            }
+        });
+        (Client::new(server, "default"), watches)
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_goes_on_without_an_event_works_again() {
+        let (client, watches) = silent_server();
+        let shared = Shared::default();
+        let task = tokio::spawn(keep(
+            client,
+            watcher::Config::default(),
+            shared.clone(),
+            |c| &mut c.nodes,
+            |o: &Node| Ok(objects::node(o)),
+            Need::Always,
+            Duration::from_secs(2),
+        ));
+        let wait_for = async |what: &str, reached: &dyn Fn(&Table<NodeRecord>) -> bool| {
+            for _ in 0..3000 {
+                if reached(&shared.lock().nodes) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            panic!("{what}: {:?}", shared.lock().nodes);
+        };
+        wait_for("the failure", &|table| table.error.is_some()).await;
+        wait_for("the end of the failure", &|table| table.error.is_none()).await;
+        assert_eq!(watches.load(Ordering::Acquire), 2);
+        task.abort();
     }
 
     #[test]
