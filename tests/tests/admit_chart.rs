@@ -15,11 +15,7 @@ const SETS: [&[&str]; 6] = [
         "agent.image=registry.example/agent:1",
         "imagePullPolicy=Never",
     ],
-    &[
-        "agent.privileged=true",
-        "agent.updateStrategy=OnDelete",
-        "agent.unknownPods=Pass",
-    ],
+    &["agent.privileged=true", "agent.updateStrategy=OnDelete", "agent.unknownPods=Pass"],
     &[
         "agent.clusterCidrs={10.0.0.0/8,192.0.2.0/24}",
         "agent.podCidrs={10.1.0.0/16}",

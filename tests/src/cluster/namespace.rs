@@ -118,10 +118,7 @@ impl Namespace {
             })
             .await?;
         }
-        wait_for("the end of the pods", PATIENCE, async || {
-            Ok(pods.list(&ListParams::default()).await?.items.is_empty().then_some(()))
-        })
-        .await?;
+        end_of_pods(&pods).await?;
         delete(&client, &self.name, &[]).await
     }
 
@@ -150,7 +147,9 @@ impl Drop for Namespace {
                     Some(lab) => crate::lab::client(&lab.kubeconfig()).await?,
                     None => kube::Client::try_default().await?,
                 };
-                delete(&client, &name, &applied).await
+                delete(&client, &name, &applied).await?;
+                // What its pods still send would be taken for the next test's.
+                end_of_pods(&Api::namespaced(client, &name)).await
             })
         });
         if let Ok(Err(error)) = thread.join() {
@@ -170,6 +169,14 @@ async fn delete(client: &kube::Client, namespace: &str, applied: &[Reference]) -
     }
     let namespaces: Api<NamespaceObject> = Api::all(client.clone());
     gone(namespaces.delete(namespace, &parameters).await.map(drop))
+}
+
+async fn end_of_pods(pods: &Api<Pod>) -> anyhow::Result<()> {
+    pods.delete_collection(&DeleteParams::default().grace_period(0), &ListParams::default()).await?;
+    wait_for("the end of the pods", PATIENCE, async || {
+        Ok(pods.list(&ListParams::default()).await?.items.is_empty().then_some(()))
+    })
+    .await
 }
 
 /// What is gone already need not be deleted.
