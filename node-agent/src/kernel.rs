@@ -1,30 +1,30 @@
 //! The data plane in the kernel: [`Plane`] by way of the loaded programs and their maps.
 
 mod doubts;
+mod kept;
 
 use crate::apply::{Attached, Forget, Plane, PlaneError};
 use crate::args::Args;
 use crate::attach::Mode;
 use crate::conntrack;
-use crate::ebpf::{Dataplane, EbpfError, MapSizes, SweepProgram};
+use crate::ebpf::{Dataplane, EbpfError, MapSizes};
 use crate::links::{Links, Pin};
 use crate::network::{Device, Network};
 use crate::observed::{Homes, NO_ALLOCATION, Observed, from_map, to_map};
 use crate::ops::Op;
 use crate::refused;
-use crate::sweep::{self, Sweeper, Tables, Usage};
+use crate::sweep::{self, Sweeper};
 use crate::uplink::Devices;
 use aegis_common::{
-    AddressValue, AllocationValue, BLOCK_IDLE, BlockKey, BlockValue, Config, Counter, CounterValue,
-    DestinationKey, DestinationValue, FlowKey, ForwardValue, HOMES_PER_ADDRESS, HoldingValue, PeakKey,
-    PeerValue, PodKey, PodValue, PortKey, ReverseValue, SCHEMA, SEEN_FIN, SEEN_RST, SLOTS_PER_ADDRESS,
-    SlotValue, VerdictKey, VerdictValue, expired,
+    AddressValue, AllocationValue, Config, Counter, CounterValue, DestinationKey, DestinationValue,
+    HOMES_PER_ADDRESS, HoldingValue, PeerValue, PodKey, PodValue, PortKey, SCHEMA, SLOTS_PER_ADDRESS,
+    SlotValue, VerdictKey, VerdictValue,
 };
 use aya::maps::lpm_trie::Key;
-use doubts::Doubts;
+use kept::Kept;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::Read;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// The programs of one node, with what is attached where.
@@ -392,19 +392,7 @@ impl Plane for Kernel {
 
     fn sweeper(&mut self) -> Result<Sweeper, PlaneError> {
         let failed = |error: &dyn std::error::Error| PlaneError::Sweeper(chain(error));
-        let fd = |name| {
-            let fd = self.dataplane.map_fd(name).map_err(|error| failed(&error))?;
-            fd.try_clone_to_owned().map_err(|error| failed(&error))
-        };
-        let tables = Kept {
-            forward: fd("FORWARD")?,
-            blocks: fd("BLOCKS")?,
-            allocations: fd("ALLOCATIONS")?,
-            config: fd("CONFIG")?,
-            pods: fd("PODS")?,
-            doubts: Doubts::new(&self.dataplane).map_err(|error| failed(&error))?,
-            program: self.dataplane.sweeper().map_err(|error| failed(&error))?,
-        };
+        let tables = Kept::new(&self.dataplane).map_err(|error| failed(&error))?;
         Sweeper::start(tables).map_err(|error| failed(&error))
     }
 
@@ -450,86 +438,4 @@ fn by_pins(pins: &[Pin], name: impl Fn(u32) -> Option<String>) -> Attached {
         }
     }
     attached
-}
-
-/// What the sweeping thread holds.
-struct Kept {
-    forward: OwnedFd,
-    blocks: OwnedFd,
-    allocations: OwnedFd,
-    config: OwnedFd,
-    pods: OwnedFd,
-    doubts: Doubts,
-    program: SweepProgram,
-}
-
-impl Kept {
-    fn config(&self) -> io::Result<Config> {
-        let mut found = Config::default();
-        sweep::for_each(self.config.as_fd(), |_: &u32, config: &Config| found = *config)?;
-        Ok(found)
-    }
-
-    /// The pods of the live policy, by address. (Should it be switched right now: the program looks again.)
-    fn pods(&self, generation: u32) -> io::Result<BTreeMap<u32, PodValue>> {
-        let mut pods = BTreeMap::new();
-        sweep::for_each(self.pods.as_fd(), |key: &PodKey, value: &PodValue| {
-            if key.generation == generation {
-                pods.insert(key.address, *value);
-            }
-        })?;
-        Ok(pods)
-    }
-}
-
-/// Whether a flow could be over, judged without what the other direction saw: a FIN and a reset from there would make the
-/// limit the shortest.
-fn candidate(key: &FlowKey, forward: &ForwardValue, timeouts: &aegis_common::Timeouts, now: u32) -> bool {
-    let reverse = ReverseValue { seen: SEEN_FIN | SEEN_RST, ..ReverseValue::default() };
-    expired(key.protocol, forward, &reverse, timeouts, now)
-}
-
-impl Tables for Kept {
-    fn sweep(&mut self) -> io::Result<Usage> {
-        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)?.tv_sec() as u32;
-        let mut usage = Usage::default();
-        let mut timeouts = BTreeMap::new();
-        sweep::for_each(self.allocations.as_fd(), |index: &u32, value: &AllocationValue| {
-            if *value != NO_ALLOCATION {
-                timeouts.insert(*index, value.timeouts);
-            }
-        })?;
-        let config = self.config()?;
-        let pods = self.pods(config.generation)?;
-        let abandoned = |key: &FlowKey, flow: &ForwardValue| {
-            !flow.is_guest(key) && pods.get(&key.local).is_none_or(|pod| pod.incarnation != flow.incarnation)
-        };
-        self.doubts.begin(&config, now)?;
-        let mut over = Vec::new();
-        sweep::for_each(self.forward.as_fd(), |key: &FlowKey, value: &ForwardValue| {
-            usage.add_flow(key, value);
-            self.doubts.look(key, value);
-            let limits = timeouts.get(&u32::from(value.allocation)).copied().unwrap_or_default();
-            if candidate(key, value, &limits, now) || abandoned(key, value) {
-                over.push(*key);
-            }
-        })?;
-        self.program.flows(&over).map_err(io::Error::other)?;
-        drop(over);
-        self.doubts.end(&self.program, now)?;
-
-        let (mut empty, mut peaks) = (Vec::new(), Vec::new());
-        sweep::for_each(self.blocks.as_fd(), |key: &BlockKey, value: &BlockValue| {
-            usage.add_block(key, value);
-            if value.high > value.used {
-                peaks.push(PeakKey { block: *key, high: value.high });
-            }
-            if value.used == 0 && now.saturating_sub(value.last_used) >= BLOCK_IDLE {
-                empty.push(*key);
-            }
-        })?;
-        self.program.blocks(&empty).map_err(io::Error::other)?;
-        self.program.peaks(&peaks).map_err(io::Error::other)?;
-        Ok(usage)
-    }
 }

@@ -1,0 +1,109 @@
+//! What the sweeping thread holds, and what it does with it.
+
+use super::doubts::Doubts;
+use crate::ebpf::{Dataplane, EbpfError, SweepProgram};
+use crate::observed::NO_ALLOCATION;
+use crate::sweep::{self, Tables, Usage};
+use aegis_common::{
+    AllocationValue, BLOCK_IDLE, BlockKey, BlockValue, Config, FlowKey, ForwardValue, PeakKey, PodKey,
+    PodValue, ReverseValue, SEEN_FIN, SEEN_RST, expired,
+};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// The maps and the program.
+pub(super) struct Kept {
+    forward: OwnedFd,
+    blocks: OwnedFd,
+    allocations: OwnedFd,
+    config: OwnedFd,
+    pods: OwnedFd,
+    doubts: Doubts,
+    program: SweepProgram,
+}
+
+impl Kept {
+    /// Takes the maps and the program.
+    pub fn new(dataplane: &Dataplane) -> Result<Kept, EbpfError> {
+        let fd = |name| dataplane.map_fd(name)?.try_clone_to_owned().map_err(EbpfError::Sweep);
+        Ok(Kept {
+            forward: fd("FORWARD")?,
+            blocks: fd("BLOCKS")?,
+            allocations: fd("ALLOCATIONS")?,
+            config: fd("CONFIG")?,
+            pods: fd("PODS")?,
+            doubts: Doubts::new(dataplane)?,
+            program: dataplane.sweeper()?,
+        })
+    }
+
+    fn config(&self) -> io::Result<Config> {
+        let mut found = Config::default();
+        sweep::for_each(self.config.as_fd(), |_: &u32, config: &Config| found = *config)?;
+        Ok(found)
+    }
+
+    /// The pods of the live policy, by address. (Should it be switched right now: the program looks again.)
+    fn pods(&self, generation: u32) -> io::Result<BTreeMap<u32, PodValue>> {
+        let mut pods = BTreeMap::new();
+        sweep::for_each(self.pods.as_fd(), |key: &PodKey, value: &PodValue| {
+            if key.generation == generation {
+                pods.insert(key.address, *value);
+            }
+        })?;
+        Ok(pods)
+    }
+}
+
+/// Whether a flow could be over, judged without what the other direction saw: a FIN and a reset from there would make the
+/// limit the shortest.
+fn candidate(key: &FlowKey, forward: &ForwardValue, timeouts: &aegis_common::Timeouts, now: u32) -> bool {
+    let reverse = ReverseValue { seen: SEEN_FIN | SEEN_RST, ..ReverseValue::default() };
+    expired(key.protocol, forward, &reverse, timeouts, now)
+}
+
+impl Tables for Kept {
+    fn sweep(&mut self) -> io::Result<Usage> {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)?.tv_sec() as u32;
+        let mut usage = Usage::default();
+        let mut timeouts = BTreeMap::new();
+        sweep::for_each(self.allocations.as_fd(), |index: &u32, value: &AllocationValue| {
+            if *value != NO_ALLOCATION {
+                timeouts.insert(*index, value.timeouts);
+            }
+        })?;
+        let config = self.config()?;
+        let pods = self.pods(config.generation)?;
+        let abandoned = |key: &FlowKey, flow: &ForwardValue| {
+            !flow.is_guest(key) && pods.get(&key.local).is_none_or(|pod| pod.incarnation != flow.incarnation)
+        };
+        self.doubts.begin(&config, now)?;
+        let mut over = Vec::new();
+        sweep::for_each(self.forward.as_fd(), |key: &FlowKey, value: &ForwardValue| {
+            usage.add_flow(key, value);
+            self.doubts.look(key, value);
+            let limits = timeouts.get(&u32::from(value.allocation)).copied().unwrap_or_default();
+            if candidate(key, value, &limits, now) || abandoned(key, value) {
+                over.push(*key);
+            }
+        })?;
+        self.program.flows(&over).map_err(io::Error::other)?;
+        drop(over);
+        self.doubts.end(&self.program, now)?;
+
+        let (mut empty, mut peaks) = (Vec::new(), Vec::new());
+        sweep::for_each(self.blocks.as_fd(), |key: &BlockKey, value: &BlockValue| {
+            usage.add_block(key, value);
+            if value.high > value.used {
+                peaks.push(PeakKey { block: *key, high: value.high });
+            }
+            if value.used == 0 && now.saturating_sub(value.last_used) >= BLOCK_IDLE {
+                empty.push(*key);
+            }
+        })?;
+        self.program.blocks(&empty).map_err(io::Error::other)?;
+        self.program.peaks(&peaks).map_err(io::Error::other)?;
+        Ok(usage)
+    }
+}
