@@ -10,6 +10,7 @@ use aegis_node_agent::ebpf::MapSizes;
 use netns_support::{Namespace, need_root};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 use support::*;
 
@@ -159,6 +160,59 @@ fn xdp_offload_on() {
 #[test]
 fn xdp_offload_off() {
     everything(false);
+}
+
+/// The inner packet of a datagram that came through the tunnel to a gateway, behind Geneve and its option.
+fn tunnelled(socket: &UdpSocket) -> Vec<u8> {
+    let mut got = [0; 2000];
+    let (count, _) = socket.recv_from(&mut got).unwrap();
+    got[16..count].to_vec()
+}
+
+/// What the socket sends may be fragmented on its way.
+fn allow_fragments(socket: &UdpSocket) {
+    let value = libc::IP_PMTUDISC_DONT;
+    // SAFETY: the value is an int, as the option asks for.
+    let result = unsafe {
+        let value = (&raw const value).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, value, 4)
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Two fragments for one datagram, the front first, where telling the pod once more would not help: it may be sending
+/// fragments already, which the node has put together again.
+#[test]
+fn xdp_offload_a_datagram_too_large_for_a_gateway_goes_in_two() {
+    let mut lab = lab_with(false, gateway::pods_node);
+    lab.origin.run(&format!("ip addr add {NODE_2}/24 dev eth0"));
+    let peer = PeerValue { address: raw(NODE_2), ..Default::default() };
+    lab.world.plane.array("PEERS").unwrap().set(2, peer, 0).unwrap();
+    let gateway = lab.origin.enter(|| UdpSocket::bind((NODE_2, 6081)).unwrap());
+    gateway.set_read_timeout(Some(PATIENCE)).unwrap();
+    let pod = lab.pod.enter(|| UdpSocket::bind((POD, 5000)).unwrap());
+    allow_fragments(&pod);
+    let limit = 1464 - 8;
+    for length in [limit - 28, limit - 27, 1472, 4000] {
+        let sent = pattern(length);
+        pod.send_to(&sent, (ORIGIN, 53)).unwrap();
+        let mut whole: Vec<u8> = Vec::new();
+        loop {
+            let packet = tunnelled(&gateway);
+            assert!(packet.len() <= limit, "{length}: a packet of {} bytes", packet.len());
+            assert_eq!(support::packet::checksum(&packet[..20]), 0, "{length}: its header's checksum");
+            assert_eq!(usize::from(u16::from_be_bytes([packet[2], packet[3]])), packet.len());
+            let fragment = u16::from_be_bytes([packet[6], packet[7]]);
+            assert_eq!(usize::from(fragment & 0x1fff) * 8, whole.len(), "{length}: in order");
+            whole.extend(&packet[20..]);
+            if fragment & 0x2000 == 0 {
+                break;
+            }
+        }
+        assert_eq!(whole[8..], sent[..], "{length}: what the gateway gets");
+    }
+    let counted = lab.world.counted();
+    assert!(!counted.iter().any(|(label, _)| label.starts_with("drop_")), "{counted:?}");
 }
 
 /// Entries are allocated in softirq, where memory may be short for a moment: as many new flows as a pod can send in a

@@ -7,6 +7,7 @@ use crate::flow;
 use crate::headers::{self, ETH_LEN, Packet, SYN};
 use crate::maps::{self, PEERS};
 use crate::snat::Stop;
+use crate::split;
 use crate::tunnel::{Geneve, encapsulation, source_port};
 use aegis_common::*;
 use aya_ebpf::bindings::{
@@ -80,7 +81,16 @@ pub fn keeps(flow: &ForwardValue, key: &FlowKey, flags: u8) -> u32 {
 /// spread flows by.
 #[inline(always)]
 pub fn send(ctx: &TcContext, peer: u16, allocation: u32, ports: u32) -> Result<i32, Stop> {
-    match encapsulate(ctx.skb.skb, u32::from(peer), allocation, ports) {
+    let peer = u32::from(peer);
+    let mut sent = encapsulate(ctx.skb.skb, peer, allocation, ports);
+    if sent == TOO_BIG {
+        sent = match split::cut(ctx.skb.skb) {
+            split::CUT => encapsulate(ctx.skb.skb, peer, allocation, ports),
+            split::UNCUT => TOO_BIG,
+            _ => FAILED,
+        };
+    }
+    match sent {
         NO_WAY => Err(Stop::Drop(Counter::DropNoNeighbour)),
         TOO_BIG => Err(Stop::Refuse(Counter::TooBigOut)),
         FAILED => Err(Stop::Drop(Counter::DropMalformedOut)),
