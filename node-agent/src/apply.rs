@@ -6,6 +6,7 @@ use crate::sweep::Sweeper;
 use crate::uplink::Devices;
 use aegis_common::CounterValue;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 /// Why the data plane did not do what it was told.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +45,8 @@ pub trait Plane: Send {
     fn counters(&self) -> Result<Vec<CounterValue>, PlaneError>;
     /// `REFUSALS` of these allocations, summed over the CPUs.
     fn refusals(&self, numbers: &BTreeSet<u32>) -> Result<BTreeMap<u32, u64>, PlaneError>;
+    /// Next hops whose MAC a program wanted within the last `seconds`, and the kernel did not know.
+    fn unresolved(&self, seconds: u32) -> Result<BTreeSet<Ipv4Addr>, PlaneError>;
     /// Attaches programs to devices that lack them, uplinks first, and forgets devices that are not among `existing`
     /// interface indices. Gives what failed, by device.
     fn attach(&mut self, devices: &Devices, existing: &BTreeSet<u32>) -> BTreeMap<String, String>;

@@ -46,6 +46,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// Time after which the network is read again, in case a notification was lost.
 const READ_NETWORK_AGAIN: Duration = Duration::from_secs(60);
 
+/// Seconds for which a next hop that a program has asked for is spoken to.
+const WANTED: u32 = 5;
+
 /// What has happened since the last turn. Each flag is a level, not an event: setting it twice is the same.
 #[derive(Debug, Default)]
 pub struct Signals {
@@ -454,6 +457,10 @@ impl Controller {
             .collect();
         let Ok(network) = &self.network else { return };
         let links = neighbour::links(network, peers.iter().copied());
+        // Also the next hops of what a gateway sends on for others, which never passes the kernel's own stack.
+        let wanted =
+            self.pinned.plane.as_ref().and_then(|plane| plane.unresolved(WANTED).ok()).unwrap_or_default();
+        let peers = peers.into_iter().chain(wanted);
         if let Err(error) = self.resolver.provoke(peers, &links, Instant::now()) {
             tracing::warn!(%error, "cannot speak to peers");
         }

@@ -24,6 +24,7 @@ use aya::maps::lpm_trie::Key;
 use kept::Kept;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -325,6 +326,18 @@ impl Plane for Kernel {
             Ok((*index, values.iter().sum()))
         };
         numbers.iter().map(sum).collect()
+    }
+
+    fn unresolved(&self, seconds: u32) -> Result<BTreeSet<Ipv4Addr>, PlaneError> {
+        let failed = |error: nix::Error| PlaneError::Read { map: "UNRESOLVED", reason: error.to_string() };
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map_err(failed)?;
+        let mut found = BTreeSet::new();
+        self.for_each("UNRESOLVED", |next_hop: &u32, wanted: &u32| {
+            if (now.tv_sec() as u32).saturating_sub(*wanted) <= seconds {
+                found.insert(from_map(*next_hop));
+            }
+        })?;
+        Ok(found)
     }
 
     fn attach(&mut self, devices: &Devices, existing: &BTreeSet<u32>) -> BTreeMap<String, String> {

@@ -238,3 +238,20 @@ fn xdp_gateway_pods_cannot_speak_to_the_tunnel_of_a_node() {
         assert_eq!(node.counted(), expected, "{name}");
     }
 }
+
+#[test]
+fn xdp_gateway_a_next_hop_that_is_not_resolved_is_asked_for() {
+    network();
+    let (mut node, mut gateway) = (pods_node(), gateway());
+    let frame = encapsulated(&mut node, "question", &question(), NODE_2);
+    run("ip neigh del 10.0.0.254 dev eth0");
+    gateway.counted();
+    let before = now();
+    assert_eq!(gateway.back(&frame).0, XDP_DROP);
+    assert_eq!(gateway.counted(), [("new_flow", 1), ("drop_no_neighbour", 1)]);
+    let wanted: Vec<(u32, u32)> = gateway.entries("UNRESOLVED");
+    assert_eq!((wanted.len(), wanted[0].0), (1, raw(Ipv4Addr::new(10, 0, 0, 254))));
+    assert!(wanted[0].1 >= before);
+    run("ip neigh add 10.0.0.254 lladdr 02:00:00:00:00:fe dev eth0");
+    sent_on(&mut gateway, "resolved", &frame, &question());
+}

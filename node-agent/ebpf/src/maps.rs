@@ -40,6 +40,10 @@ pub static REVERSE: HashMap<FlowKey, ReverseValue> = HashMap::with_max_entries(2
 pub static FRAGMENTS_OUT: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::with_max_entries(8192, 0);
 #[map]
 pub static FRAGMENTS_IN: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::with_max_entries(8192, 0);
+/// Next hops whose MAC the kernel does not know, with the second at which one was last wanted. XDP cannot make it ask: the
+/// agent does.
+#[map]
+pub static UNRESOLVED: LruHashMap<u32, u32> = LruHashMap::with_max_entries(256, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<CounterValue> = PerCpuArray::with_max_entries(64, 0);
 /// How often a new flow was refused for want of a port, by index into `ALLOCATIONS`.

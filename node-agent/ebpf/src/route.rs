@@ -1,12 +1,13 @@
 //! The way out of the node for a frame in XDP.
 
 use crate::headers::{ETH_P_IP, Ethernet};
+use crate::maps::{self, UNRESOLVED};
 use crate::steer::Step;
 use crate::xdp;
 use aegis_common::Counter;
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
 use aya_ebpf::bindings::xdp_action::XDP_TX;
+use aya_ebpf::bindings::{BPF_ANY, BPF_FIB_LKUP_RET_NO_NEIGH, bpf_fib_lookup as FibLookup};
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_redirect};
 use aya_ebpf::programs::XdpContext;
 
@@ -31,10 +32,25 @@ pub fn find(ctx: &XdpContext, protocol: u8, source: u32, destination: u32) -> Op
     fib.__bindgen_anon_4.ipv4_dst = destination;
     let size = size_of::<FibLookup>() as i32;
     // SAFETY: context and structure are valid for the call.
-    if unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut fib, size, 0) } != 0 {
+    let outcome = unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut fib, size, 0) };
+    if outcome == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+        // SAFETY: the kernel has put the next hop here.
+        ask_for(unsafe { fib.__bindgen_anon_4.ipv4_dst });
+    }
+    if outcome != 0 {
         return None;
     }
     Some(Way { destination: fib.dmac, source: fib.smac, ifindex: fib.ifindex })
+}
+
+/// Lets the agent know that the MAC of a next hop is wanted.
+#[inline(always)]
+fn ask_for(next_hop: u32) {
+    let now = maps::now();
+    // SAFETY: read at once.
+    if unsafe { UNRESOLVED.get(&next_hop) }.is_none_or(|wanted| *wanted != now) {
+        let _ = UNRESOLVED.insert(&next_hop, &now, u64::from(BPF_ANY));
+    }
 }
 
 /// Gives the frame its Ethernet header and sends it.

@@ -15,6 +15,11 @@ pub fn network() {
     let commands = "ip link set lo up; ip link add eth0 type veth peer name router; ip link set router up; \
         ip addr add 10.0.0.2/24 dev eth0; ip link set eth0 up; ip route add default via 10.0.0.254; \
         ip neigh add 10.0.0.254 lladdr 02:00:00:00:00:fe dev eth0; echo 1 > /proc/sys/net/ipv4/ip_forward";
+    run(commands);
+}
+
+/// Runs commands in the thread's namespace.
+pub fn run(commands: &str) {
     let output = Command::new("sh").args(["-ec", commands]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
