@@ -75,6 +75,7 @@ mod programs {
     }
 
     #[xdp]
+    #[inline(always)]
     pub fn uplink_ingress(ctx: XdpContext) -> u32 {
         crate::steer::run(&ctx)
     }

@@ -31,6 +31,7 @@ pub struct Inbound {
     pub arrival: Arrival,
 }
 
+#[inline(always)]
 pub fn run(ctx: &XdpContext) -> u32 {
     let Some(config) = maps::config() else { return XDP_PASS };
     let Some(ip) = ipv4(ctx) else { return XDP_PASS };
