@@ -18,7 +18,8 @@ lab down
 printf 'idle:\n'
 lab status | grep resident
 for test in latency a_gateway_that_fails; do
-  cargo test --quiet --package aegis-tests --test e2e_life -- "$test" --nocapture --test-threads=1 | grep p50
+  cargo test --quiet --package aegis-tests --test e2e_life -- "$test" --nocapture --test-threads=1 2>&1 | grep p50 ||
+    echo "$test: failed, or measured nothing"
 done
 printf 'afterwards:\n'
 lab status | grep resident
