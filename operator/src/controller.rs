@@ -10,7 +10,6 @@ use crate::gate::Gate;
 use crate::memory::Memory;
 use crate::metrics::{Metrics, Step};
 use crate::presence;
-use crate::rests::Rests;
 use crate::server::Health;
 use crate::status::View;
 use crate::watch::{Caches, Pending, Snapshot};
@@ -19,6 +18,7 @@ use aegis_core::audit::audit;
 use aegis_core::diff::{Change, diff};
 use aegis_core::model::{Address, Seconds};
 use aegis_core::plan::{Plan, plan};
+use aegis_core::rests::Rests;
 use futures::{StreamExt, stream};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
@@ -182,6 +182,7 @@ impl Controller {
             withheld = self.mind.evidence.observe(&world, clock);
             world.inputs.withheld.extend(withheld.clone());
         }
+        world.inputs.epochs = self.mind.evidence.epochs();
         self.accuse(&withheld).await;
         world.inputs.unrested = self.mind.rests.observe(&world.inputs.addresses, clock, self.quarantine);
         (world, !presences.values().any(|it| matches!(it, Presence::Unknown)))

@@ -1,6 +1,7 @@
 //! What nodes report of addresses, against what the API server has of them.
 
 use crate::world::World;
+use aegis_core::holding::contradicts;
 use aegis_core::model::Address;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -20,6 +21,8 @@ pub struct Evidence {
     /// Addresses that this leader gave back when all of them had rested, with their last epoch: whoever has not noticed
     /// yet (its agent is away) does not send from them.
     released: BTreeMap<Ipv4Addr, i64>,
+    /// Highest epoch that nodes reported of addresses that were ever found so.
+    highest: BTreeMap<Ipv4Addr, i64>,
 }
 
 /// Nodes that speak for one address.
@@ -28,6 +31,7 @@ struct Witnesses<'a> {
     first: Vec<&'a str>,
     count: usize,
     older: bool,
+    epoch: i64,
 }
 
 impl Evidence {
@@ -38,10 +42,22 @@ impl Evidence {
         let lasts = |address: &Ipv4Addr, since: &Duration| {
             (now >= *since + LASTING).then(|| found.get(address).map(|it| it.message(address))).flatten()
         };
-        found.keys().for_each(|address| {
+        for (address, witnesses) in &found {
             self.since.entry(*address).or_insert(now);
-        });
+            let highest = self.highest.entry(*address).or_default();
+            *highest = witnesses.epoch.max(*highest);
+        }
         self.since.iter().map(|(address, since)| (*address, lasts(address, since))).collect()
+    }
+
+    /// What the epoch of an address that is made anew must be above, also when no node speaks for it any more.
+    pub fn epochs(&self) -> BTreeMap<Ipv4Addr, i64> {
+        let mut epochs = self.highest.clone();
+        for (address, released) in &self.released {
+            let epoch = epochs.entry(*address).or_default();
+            *epoch = (*epoch).max(*released);
+        }
+        epochs
     }
 
     /// An address was given back when all of it had rested.
@@ -64,11 +80,12 @@ impl Evidence {
                     None if untouchable.contains(address) => continue,
                     None => self.released.get(address).copied(),
                 };
-                if known.is_some_and(|epoch| epoch >= report.epoch) {
+                if !contradicts(report.epoch, known) {
                     continue;
                 }
                 let witnesses = found.entry(*address).or_default();
                 witnesses.older = object.is_some();
+                witnesses.epoch = witnesses.epoch.max(report.epoch);
                 witnesses.count += 1;
                 if witnesses.first.len() < 3 {
                     witnesses.first.push(&node.name);
@@ -163,6 +180,7 @@ mod tests {
         let mut evidence = Evidence::default();
         evidence.observe(&world(None, &[7]), at(0));
         assert!(evidence.observe(&world(None, &[]), at(200)).is_empty());
+        assert_eq!(evidence.epochs(), [(ADDRESS, 7)].into(), "what is made anew must be newer all the same");
         assert_eq!(evidence.observe(&world(None, &[7]), at(400)), [(ADDRESS, None)].into());
     }
 }

@@ -38,6 +38,8 @@ pub struct Inputs {
     /// Addresses that nobody gets, and whose holdings stay as they are if they stand, with what to tell the owner, if
     /// there is anything to tell (yet): what is known of them does not suffice to change them.
     pub withheld: BTreeMap<Ipv4Addr, Option<String>>,
+    /// Highest epochs known of addresses whose object is gone: one that is made anew gets a higher one.
+    pub epochs: BTreeMap<Ipv4Addr, i64>,
 }
 
 impl Default for Inputs {
@@ -51,6 +53,7 @@ impl Default for Inputs {
             quarantine: QUARANTINE,
             unrested: BTreeMap::new(),
             withheld: BTreeMap::new(),
+            epochs: BTreeMap::new(),
         }
     }
 }

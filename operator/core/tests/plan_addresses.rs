@@ -355,6 +355,13 @@ fn a_withheld_address_is_nobodys_and_stays_as_it_is() {
     let plan = advance(&mut inputs);
     assert_eq!(addresses(&plan, "a"), [ip("192.0.2.1")]);
     assert!(plan.addresses[0].epoch > START + 500, "above what a node has");
+
+    inputs.addresses.clear();
+    inputs.nodes[0].programmed.clear();
+    inputs.epochs.insert(ip("192.0.2.1"), START + 900);
+    let plan = advance(&mut inputs);
+    let again = plan.addresses.iter().find(|it| it.address == ip("192.0.2.1")).unwrap();
+    assert!(again.epoch > START + 900, "above what a node had");
 }
 
 #[test]

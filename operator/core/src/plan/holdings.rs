@@ -146,17 +146,18 @@ pub(super) fn plan(
 
 /// New addresses. Their epoch starts at the present second, not at 1: a former object of the same address had lower
 /// ones (its slices rested before it went, and only a storm of changes outruns the clock), so that a node
-/// which missed that it was deleted does not take the new one for an old one. A node that reports a higher one has it
-/// from a clock that was ahead of ours.
+/// which missed that it was deleted does not take the new one for an old one. One that is known to have had a higher one
+/// has it from a clock that was ahead of ours.
 fn fresh(allocation: &Allocation, assignment: &Assignment, inputs: &Inputs) -> Vec<Address> {
     let reported = |address: &Ipv4Addr| {
-        inputs.nodes.iter().filter_map(|node| Some(node.programmed.get(address)?.epoch + 1)).max()
+        let reports = inputs.nodes.iter().filter_map(|node| Some(node.programmed.get(address)?.epoch));
+        reports.chain(inputs.epochs.get(address).copied()).max()
     };
     let fresh = assignment.fresh.iter().map(|(address, prefix)| Address {
         address: *address,
         prefix: prefix.clone(),
         allocation: allocation.name.clone(),
-        epoch: inputs.now.max(1).max(reported(address).unwrap_or(1)),
+        epoch: inputs.now.max(1).max(reported(address).unwrap_or(0) + 1),
         holdings: Vec::new(),
     });
     fresh.collect()
