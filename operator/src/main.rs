@@ -15,7 +15,6 @@ mod memory;
 mod metrics;
 mod object;
 mod presence;
-mod rests;
 mod server;
 mod status;
 mod statuses;

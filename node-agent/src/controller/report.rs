@@ -23,26 +23,19 @@ use std::time::Instant;
 
 impl Controller {
     fn drained(&self, wanted: &Desired, usage: &Usage) -> BTreeMap<Ipv4Addr, SliceSet> {
-        let programmed = |address: &Ipv4Addr, epoch: i64| {
-            self.pinned
-                .observed
-                .holdings
-                .get(address)
-                .is_some_and(|holding| holding.epoch == u64::try_from(epoch).unwrap_or(0))
+        let programmed = |address: &Ipv4Addr| {
+            let holding = self.pinned.observed.holdings.get(address)?;
+            i64::try_from(holding.epoch).ok()
         };
-        wanted
-            .addresses
-            .iter()
-            .filter(|(address, object)| {
-                !object.draining.is_empty()
-                    && programmed(address, object.epoch)
-                    && self.settled.address(address, usage)
-            })
-            .map(|(address, object)| {
-                let busy = usage.slices.get(address).copied().unwrap_or(SliceSet::EMPTY);
-                (*address, object.draining.difference(busy))
-            })
-            .collect()
+        let busy = |address: &Ipv4Addr| {
+            let settled = self.settled.address(address, usage);
+            settled.then(|| usage.slices.get(address).copied().unwrap_or(SliceSet::EMPTY))
+        };
+        let objects = wanted.addresses.iter();
+        let drained = objects.map(|(address, object)| {
+            (*address, object.rights().drained(object.epoch, programmed(address), busy(address)))
+        });
+        drained.filter(|(_, slices)| !slices.is_empty()).collect()
     }
 
     /// Reports to the API server and to whoever reads the metrics.

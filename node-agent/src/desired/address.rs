@@ -1,6 +1,7 @@
 //! Egress addresses: who owns which slice, from which this node may open flows, and where fragments meet.
 
 use super::{Inputs, tunnel_of};
+use aegis_core::holding::Rights;
 use aegis_core::model::{Address, AllocationName, State};
 use aegis_core::slice::SliceSet;
 use std::collections::BTreeMap;
@@ -23,6 +24,13 @@ pub struct EgressAddress {
     pub draining: SliceSet,
 }
 
+impl EgressAddress {
+    /// What this node may do with its slices.
+    pub fn rights(&self) -> Rights {
+        Rights { open: self.allowed, draining: self.draining }
+    }
+}
+
 /// Owner of a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
@@ -34,20 +42,19 @@ pub struct Owner {
 
 /// An address as this node should know it, from its object.
 pub(super) fn egress_address(inputs: &Inputs, object: &Address) -> EgressAddress {
+    let Rights { open, draining } = Rights::of(object, &inputs.node);
     let mut address = EgressAddress {
         allocation: Some(object.allocation.clone()),
         epoch: object.epoch,
+        allowed: open,
+        draining,
         ..EgressAddress::default()
     };
     for holding in &object.holdings {
-        let own = holding.node == inputs.node;
-        let slices = SliceSet::range(holding.first, holding.last);
-        match holding.state {
-            State::Quarantined { .. } => continue,
-            State::Held if own => address.allowed = address.allowed.union(slices),
-            State::Draining if own => address.draining = address.draining.union(slices),
-            State::Held | State::Draining => {}
+        if let State::Quarantined { .. } = holding.state {
+            continue;
         }
+        let slices = SliceSet::range(holding.first, holding.last);
         let peer = tunnel_of(inputs, &holding.node);
         let owner = Owner { peer, epoch: u32::try_from(holding.epoch).unwrap_or(u32::MAX) };
         address.owners.extend(slices.iter().map(|slice| (slice, owner)));

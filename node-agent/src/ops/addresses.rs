@@ -4,6 +4,8 @@ use super::{Builder, Op, free_numbers};
 use crate::desired::EgressAddress;
 use crate::observed::Homes;
 use aegis_common::{AddressValue, HoldingValue, MAX_ADDRESSES, SlotValue};
+use aegis_core::holding::may_follow;
+use aegis_core::slice::SliceSet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -16,7 +18,7 @@ impl Builder<'_> {
         let mut numbers = BTreeMap::new();
         for (address, wanted) in &self.desired.addresses {
             let holding = observed.holdings.get(address).copied().unwrap_or_default();
-            if u64::try_from(wanted.epoch).unwrap_or(0) < holding.epoch {
+            if !may_follow(wanted.epoch, i64::try_from(holding.epoch).unwrap_or(i64::MAX)) {
                 self.plan.stale.insert(*address);
                 continue;
             }
@@ -33,8 +35,7 @@ impl Builder<'_> {
             let allowed = wanted.allowed.words();
             let value = HoldingValue { allowed, epoch: u64::try_from(wanted.epoch).unwrap_or(0) };
             // What begins to drain may open flows until the allocation has another way.
-            let draining = wanted.draining.words();
-            let kept = std::array::from_fn(|word| allowed[word] | holding.allowed[word] & draining[word]);
+            let kept = wanted.rights().meanwhile(SliceSet::from_words(holding.allowed)).words();
             let now =
                 if kept == allowed { value } else { HoldingValue { allowed: kept, epoch: holding.epoch } };
             if observed.holdings.get(address) != Some(&now) {

@@ -11,6 +11,8 @@
 //! | which node holds which slices, and when it loses them | `plan::holdings`, `plan::board` |
 //! | what conditions say | `plan::outcomes` |
 //! | what a plan must never do | `audit` |
+//! | what a node makes of what it is given: what it opens, follows, reports as drained | `holding` |
+//! | how long a slice has rested by a clock that nobody sets | `rests` |
 //! | which pod's packets are covered by which binding | `policy` |
 //! | through whom a node without slices sends | `gateway` |
 #![forbid(unsafe_code)]
@@ -19,12 +21,14 @@ pub mod audit;
 pub mod diff;
 pub mod fragment;
 pub mod gateway;
+pub mod holding;
 pub mod model;
 pub mod plan;
 pub mod policy;
 mod prefix;
 pub mod reason;
 mod rendezvous;
+pub mod rests;
 pub mod selector;
 pub mod slice;
 

@@ -60,6 +60,11 @@ impl SliceSet {
         (0..=255u8).filter(|slice| self.contains(*slice))
     }
 
+    /// The set that the data plane has as these words: the inverse of [`SliceSet::words`].
+    pub fn from_words(words: [u64; 4]) -> SliceSet {
+        SliceSet(words)
+    }
+
     /// Slices of both sets.
     pub fn intersection(self, other: SliceSet) -> SliceSet {
         SliceSet(std::array::from_fn(|word| self.0[word] & other.0[word]))
@@ -146,6 +151,7 @@ mod tests {
         let mut set = SliceSet::EMPTY;
         assert!(set.insert(255) && !set.insert(255));
         assert_eq!(set.words(), [0, 0, 0, 1 << 63]);
+        assert_eq!(SliceSet::from_words(set.words()), set);
         assert!(set.remove(255) && !set.remove(255));
         assert!(set.is_empty());
     }

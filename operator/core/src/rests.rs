@@ -1,16 +1,16 @@
 //! How long slices in quarantine have rested, by this machine's own clock.
 
-use aegis_core::model::{Address, Seconds, State};
-use aegis_core::slice::SliceSet;
-use std::collections::{BTreeMap, HashMap};
+use crate::model::{Address, Seconds, State};
+use crate::slice::SliceSet;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// The end of a rest is written down in wall-clock time, and clocks of two replicas differ: one that takes over with a
 /// clock that is ahead would end rests early. So no rest ends before this replica has seen it last for the whole
 /// quarantine; at worst a take-over makes one longer by that.
-#[derive(Default)]
-pub struct Rests(HashMap<(Ipv4Addr, u8, i64), Duration>);
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Rests(BTreeMap<(Ipv4Addr, u8, i64), Duration>);
 
 impl Rests {
     /// Takes note of what rests, and returns the slices that have not rested for long enough yet. `now` never goes back.
@@ -21,7 +21,7 @@ impl Rests {
         quarantine: Seconds,
     ) -> BTreeMap<Ipv4Addr, SliceSet> {
         let quarantine = Duration::from_secs(u64::try_from(quarantine).unwrap_or(0));
-        let mut seen = HashMap::new();
+        let mut seen = BTreeMap::new();
         let mut unrested: BTreeMap<Ipv4Addr, SliceSet> = BTreeMap::new();
         for address in addresses {
             for holding in &address.holdings {
@@ -44,7 +44,7 @@ impl Rests {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aegis_core::model::{AllocationName, Holding};
+    use crate::model::{AllocationName, Holding};
 
     fn resting(first: u8, last: u8, epoch: i64) -> Address {
         Address {
