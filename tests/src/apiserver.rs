@@ -165,6 +165,14 @@ impl ApiServer {
         finish(command, input)
     }
 
+    /// Applies objects that several tests need, for one test at a time: kubectl looks first and creates then, and between
+    /// the two another test may have created.
+    pub fn provide(&self, objects: &str) -> Result<()> {
+        static ONE: Mutex<()> = Mutex::new(());
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        self.kubectl_with(&["apply", "-f", "-"], objects).map(drop)
+    }
+
     /// helm, to its end.
     pub fn helm(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(tool("helm")?);

@@ -24,7 +24,7 @@ fn server() -> Arc<ApiServer> {
 {{apiVersion: v1, kind: Pod, metadata: {{namespace: {NAMESPACE}, name: agent-{node}}},
  spec: {{nodeName: {node}, serviceAccountName: aegis-node-agent, containers: [{{name: agent, image: agent}}]}}}}"
         );
-        server.kubectl_with(&["apply", "-f", "-"], &objects).expect("create a node and its agent's pod");
+        server.provide(&objects).expect("create a node and its agent's pod");
     }
     // The API server takes new policies up within a second or so.
     let limit = Instant::now() + Duration::from_secs(30);

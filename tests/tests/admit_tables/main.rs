@@ -14,9 +14,8 @@ use std::sync::Arc;
 /// schemas, also those of objects that only the machinery may write.
 fn server() -> Arc<ApiServer> {
     let server = ApiServer::shared(&["admission.enabled=false"]).expect("start the API server");
-    server
-        .kubectl_with(&["apply", "-f", "-"], "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}")
-        .expect("create the namespace");
+    let namespace = "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}";
+    server.provide(namespace).expect("create the namespace");
     server
 }
 
