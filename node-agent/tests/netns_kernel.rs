@@ -166,12 +166,21 @@ async fn look() -> (Devices, BTreeSet<u32>) {
     (found, network.devices.keys().copied().collect())
 }
 
-#[test]
-fn devices_get_their_programs_when_they_come_and_lose_them_when_they_go() {
-    let bpffs = Bpffs::new("links");
+/// A node with its uplink, and what that leads to.
+fn node_and_router() -> (Namespace, Namespace) {
     let (node, router) = (Namespace::new("node"), Namespace::new("router"));
     node.link("eth0", &router, "eth0");
     node.run("ip addr add 192.0.2.1/24 dev eth0; ip route add default via 192.0.2.254");
+    (node, router)
+}
+
+/// Makes the bridge of the node's pods.
+const BRIDGE: &str = "ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0; ip link set cni0 up";
+
+#[test]
+fn devices_get_their_programs_when_they_come_and_lose_them_when_they_go() {
+    let bpffs = Bpffs::new("links");
+    let (node, router) = node_and_router();
     node.enter(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut plane = bpffs.open();
@@ -185,7 +194,7 @@ fn devices_get_their_programs_when_they_come_and_lose_them_when_they_go() {
         assert_eq!(uplinks, [("eth0".to_owned(), "Native".to_owned())]);
         assert!(first.pods.is_empty());
 
-        node.run("ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0; ip link set cni0 up");
+        node.run(BRIDGE);
         assert!(attach(plane.as_mut()).pods.into_values().eq(["cni0"]));
         // A new agent takes the links over.
         drop(plane);
@@ -202,7 +211,7 @@ fn devices_get_their_programs_when_they_come_and_lose_them_when_they_go() {
         node.run("ip link del cni0");
         assert!(attach(plane.as_mut()).pods.is_empty());
         assert_eq!(pins(), 2);
-        node.run("ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0; ip link set cni0 up");
+        node.run(BRIDGE);
         assert!(attach(plane.as_mut()).pods.into_values().eq(["cni0"]));
     });
 }
@@ -216,10 +225,8 @@ fn order(device: &str, hook: tcx::Hook) -> Vec<u32> {
 #[test]
 fn our_programs_come_first_and_say_so_if_they_do_not() {
     let bpffs = Bpffs::new("order");
-    let (node, router) = (Namespace::new("node"), Namespace::new("router"));
-    node.link("eth0", &router, "eth0");
-    node.run("ip addr add 192.0.2.1/24 dev eth0; ip route add default via 192.0.2.254");
-    node.run("ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0; ip link set cni0 up");
+    let (node, _router) = node_and_router();
+    node.run(BRIDGE);
     node.enter(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (found, existing) = runtime.block_on(look());
@@ -263,10 +270,8 @@ fn our_programs_come_first_and_say_so_if_they_do_not() {
 #[test]
 fn programs_of_another_schema_run_until_there_is_a_policy_and_are_replaced_in_place() {
     let bpffs = Bpffs::new("schema");
-    let (node, router) = (Namespace::new("node"), Namespace::new("router"));
-    node.link("eth0", &router, "eth0");
-    node.run("ip addr add 192.0.2.1/24 dev eth0; ip route add default via 192.0.2.254");
-    node.run("ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0; ip link set cni0 up");
+    let (node, _router) = node_and_router();
+    node.run(BRIDGE);
     node.enter(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (found, existing) = runtime.block_on(look());

@@ -123,7 +123,8 @@ impl Controller {
         };
         let account = |account: &String| {
             format!(
-                "the bindings of {account} need too many entries on this node, so its covered pods open nothing outside:                  merge bindings, or name fewer CIDRs and port ranges"
+                "the bindings of {account} need too many entries on this node, so its covered pods open nothing outside: \
+                 merge bindings, or name fewer CIDRs and port ranges"
             )
         };
         let lacks: Vec<String> =
