@@ -2,6 +2,7 @@
 
 use crate::{Condition, schema};
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A range of egress addresses, leased to or brought by an account. Allocations of that account take their dedicated
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
         .message("metadata.name must be at most 63 characters: labels and metrics carry it"),
     printcolumn = r#"{"name":"CIDR","type":"string","jsonPath":".spec.cidr"}"#,
     printcolumn = r#"{"name":"Account","type":"string","jsonPath":".spec.account"}"#,
+    printcolumn = r#"{"name":"Announcement","type":"string","jsonPath":".spec.announcement.mode"}"#,
     printcolumn = r#"{"name":"Used","type":"integer","jsonPath":".status.used"}"#,
     printcolumn = r#"{"name":"Addresses","type":"integer","jsonPath":".status.addresses"}"#,
     printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type==\"Accepted\")].status"}"#,
@@ -46,6 +48,34 @@ pub struct AegisPrefixSpec {
     /// Account (namespace) that owns the prefix. Only allocations in this namespace can use it.
     #[schemars(schema_with = "schema::dns_label")]
     pub account: String,
+    /// How the network learns which nodes take packets for the addresses of this prefix. May be changed at any time:
+    /// holdings and flows stay as they are.
+    #[serde(default)]
+    pub announcement: Announcement,
+}
+
+/// How the addresses of a prefix are announced.
+#[derive(KubeSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Announcement {
+    /// `BGP`: every node that holds slices of an address puts a route to it into a routing table of the kernel
+    /// (180, unless the agents are told otherwise), from which FRR or BIRD announces it. `L2`: one of the nodes that
+    /// hold slices answers ARP for the address. `None`: neither; the network routes the addresses to the nodes by itself,
+    /// for example by static routes or a cloud's route table.
+    #[serde(default)]
+    pub mode: AnnouncementMode,
+}
+
+/// Who tells the network where an address is.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AnnouncementMode {
+    /// Every holder, by BGP.
+    BGP,
+    /// One holder, by ARP.
+    L2,
+    /// Nobody: the network routes it.
+    #[default]
+    None,
 }
 
 /// What the operator found.

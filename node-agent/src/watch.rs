@@ -6,7 +6,7 @@
 use crate::objects::{self, Allocation, NodeRecord, PodRecord};
 use aegis_core::model::{Address, AllocationName};
 use aegis_core::policy::Binding;
-use aegis_crds::{EgressAddress, EgressAllocation, EgressNode, ZoneBinding};
+use aegis_crds::{AegisPrefix, AnnouncementMode, EgressAddress, EgressAllocation, EgressNode, ZoneBinding};
 use futures::StreamExt;
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -124,10 +124,12 @@ pub struct Cluster {
     pub nodes: Table<NodeRecord>,
     /// ServiceCIDRs.
     pub services: Table<Vec<Ipv4Net>>,
+    /// How the addresses of each AegisPrefix are announced. The data plane does not wait for it.
+    pub prefixes: Table<AnnouncementMode>,
 }
 
 impl Cluster {
-    /// Every kind has been listed once: only then is it known what must *not* be in the data plane.
+    /// Every kind that the data plane depends on has been listed once: only then is it known what must *not* be in the data plane.
     pub fn listed(&self) -> bool {
         self.missing().next().is_none()
     }
@@ -156,6 +158,7 @@ impl Cluster {
             ("EgressNode", &self.tunnels.error),
             ("Node", &self.nodes.error),
             ("ServiceCIDR", &self.services.error),
+            ("AegisPrefix", &self.prefixes.error),
         ];
         kinds.into_iter().filter_map(|(kind, error)| Some((kind, error.clone()?))).collect()
     }
@@ -180,6 +183,7 @@ impl Cluster {
             .chain(of("EgressNode", &self.tunnels))
             .chain(of("Node", &self.nodes))
             .chain(of("ServiceCIDR", &self.services))
+            .chain(of("AegisPrefix", &self.prefixes))
             .collect()
     }
 }
@@ -259,6 +263,15 @@ pub fn start(client: &Client, node: &str, shared: &Shared) -> JoinSet<()> {
         shared.clone(),
         |c| &mut c.nodes,
         |o: &Node| Ok(objects::node(o)),
+        Need::Always,
+        CALM,
+    ));
+    tasks.spawn(keep(
+        client.clone(),
+        all.clone(),
+        shared.clone(),
+        |c| &mut c.prefixes,
+        |o: &AegisPrefix| Ok(o.spec.announcement.mode),
         Need::Always,
         CALM,
     ));

@@ -2,9 +2,9 @@
 
 use super::{Cluster, eventually};
 use aegis_crds::{
-    AegisPrefix, AegisPrefixSpec, AllocationRef, Condition, Demand, EgressAddress, EgressAllocation,
-    EgressNode, EgressNodeSpec, EgressNodeStatus, HoldingState, ProgrammedAddress, ProgrammedBinding,
-    SliceRange, ZoneBinding, type_,
+    AegisPrefix, AegisPrefixSpec, AllocationRef, Announcement, Condition, Demand, EgressAddress,
+    EgressAllocation, EgressNode, EgressNodeSpec, EgressNodeStatus, HoldingState, ProgrammedAddress,
+    ProgrammedBinding, SliceRange, ZoneBinding, type_,
 };
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use k8s_openapi::api::events::v1::Event;
@@ -43,7 +43,12 @@ impl Cluster {
     }
 
     pub async fn prefix(&self, name: &str, cidr: &str, account: &str) {
-        let spec = AegisPrefixSpec { cidr: cidr.into(), reserved: Vec::new(), account: account.into() };
+        let spec = AegisPrefixSpec {
+            cidr: cidr.into(),
+            reserved: Vec::new(),
+            account: account.into(),
+            announcement: Announcement::default(),
+        };
         let prefix = AegisPrefix::new(name, spec);
         Api::all(self.client.clone()).create(&PostParams::default(), &prefix).await.expect("prefix");
     }

@@ -82,6 +82,12 @@ fn wrong_prefixes_are_rejected() {
                 "unknown field",
             ),
             other(
+                "an announcement that nobody makes",
+                prefix("account: shop, cidr: 203.0.113.0/28, announcement: {mode: OSPF}"),
+                "spec.announcement.mode",
+                "supported values",
+            ),
+            other(
                 "no spec",
                 "{apiVersion: aegis.dev/v1alpha1, kind: AegisPrefix, metadata: {name: wrong}}".into(),
                 "spec",
@@ -124,6 +130,9 @@ fn right_prefixes_are_accepted() {
         &[
             right("a small range", "account: shop, cidr: 203.0.113.0/28"),
             right("one address", "account: shop, cidr: 203.0.113.7/32"),
+            right("announced by BGP", "account: shop, cidr: 203.0.113.0/28, announcement: {mode: BGP}"),
+            right("announced by ARP", "account: shop, cidr: 203.0.113.0/28, announcement: {mode: L2}"),
+            right("an announcement without a mode", "account: shop, cidr: 203.0.113.0/28, announcement: {}"),
             right("the widest", "account: shop, cidr: 10.7.0.0/16"),
             right(
                 "reserved addresses and ranges",
@@ -151,5 +160,6 @@ fn the_range_of_a_prefix_never_changes() {
     .expect_err("the range changed");
     assert!(error.contains("spec.cidr") && error.contains("create another AegisPrefix instead"), "{error}");
     let apply = |spec: &str| server.kubectl_with(&["replace", "-f", "-"], &with(spec));
-    apply("account: bank, cidr: 203.0.113.0/28, reserved: [203.0.113.1]").expect("the rest may change");
+    apply("account: bank, cidr: 203.0.113.0/28, reserved: [203.0.113.1], announcement: {mode: BGP}")
+        .expect("the rest may change");
 }
