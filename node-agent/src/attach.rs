@@ -129,7 +129,8 @@ impl Dataplane {
             return classifier.attach_to_link(link).map(drop).map_err(|error| failed(&error));
         }
         // There is no link, its device is gone and another one has its index, or somebody has come before it. In the last
-        // case both run for a moment, which loses some packets at worst.
+        // case both run for a moment, which loses some packets at worst: none is ever without one of them.
+        let late = tcx::Pinned::open(&path).map_err(|error| failed(&error))?;
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
         let kind = if program == POD_INGRESS { TcAttachType::Ingress } else { TcAttachType::Egress };
         let id = classifier.attach_with_options(device, kind, order).map_err(|error| failed(&error))?;
@@ -138,7 +139,8 @@ impl Dataplane {
         let beside = self.links.path(program, ifindex).with_file_name(format!("{program}-{ifindex}-new"));
         unpin(&beside)?;
         link.pin(&beside).map_err(|error| failed(&error))?;
-        fs::rename(&beside, &path).map_err(|error| failed(&error))
+        fs::rename(&beside, &path).map_err(|error| failed(&error))?;
+        late.map_or(Ok(()), tcx::Pinned::detach).map_err(|error| failed(&error))
     }
 
     fn attach_xdp(&mut self, device: &str, ifindex: u32) -> Result<Mode, EbpfError> {
