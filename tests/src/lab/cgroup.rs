@@ -16,7 +16,7 @@ use super::process::Process;
 const SYSTEM: &str = "system";
 
 /// The mounted hierarchies: one on version 2, one for each controller on version 1.
-fn hierarchies() -> anyhow::Result<Vec<PathBuf>> {
+pub(super) fn hierarchies() -> anyhow::Result<Vec<PathBuf>> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("read mounts")?;
     let found: Vec<PathBuf> = hierarchies_in(&mounts);
     if found.is_empty() {
@@ -106,15 +106,25 @@ fn folders(root: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// Folder and file that freeze a group. On a hybrid host there are two; the version 1 freezer is the one that container
+/// runtimes use there.
+fn freezer(group: &str) -> Option<(PathBuf, &'static str)> {
+    let folders: Vec<PathBuf> =
+        hierarchies().ok()?.into_iter().map(|hierarchy| hierarchy.join(group)).collect();
+    ["freezer.state", "cgroup.freeze"].into_iter().find_map(|file| {
+        let folder = folders.iter().find(|folder| folder.join(file).exists())?;
+        Some((folder.clone(), file))
+    })
+}
+
+/// Whether a group is there that can be frozen.
+pub fn has_freezer(group: &str) -> bool {
+    freezer(group).is_some()
+}
+
 /// Freezes or thaws everything in a group.
 pub fn freeze(group: &str, frozen: bool) -> anyhow::Result<()> {
-    let folders: Vec<PathBuf> = hierarchies()?.into_iter().map(|hierarchy| hierarchy.join(group)).collect();
-    // On a hybrid host both files exist; the version 1 freezer is the one that container runtimes use there.
-    let find =
-        |file: &'static str| folders.iter().find(|folder| folder.join(file).exists()).map(|f| (f, file));
-    let (folder, file) = find("freezer.state")
-        .or_else(|| find("cgroup.freeze"))
-        .with_context(|| format!("control group {group} has no freezer"))?;
+    let (folder, file) = freezer(group).with_context(|| format!("control group {group} has no freezer"))?;
     let value = match (file, frozen) {
         ("freezer.state", true) => "FROZEN",
         ("freezer.state", false) => "THAWED",
@@ -123,7 +133,7 @@ pub fn freeze(group: &str, frozen: bool) -> anyhow::Result<()> {
     };
     fs::write(folder.join(file), value)
         .with_context(|| format!("write {value} to {}/{file}", folder.display()))?;
-    wait_frozen(folder, frozen)
+    wait_frozen(&folder, frozen)
 }
 
 /// Whether a group is frozen.

@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use super::cgroup;
 use super::plan::Plan;
@@ -22,26 +22,33 @@ pub fn remove(plan: &Plan) -> anyhow::Result<()> {
     // A frozen node cannot die.
     for node in super::plan::NODES {
         let group = super::node::cgroup(plan, node);
-        if cgroup::exists(&group) {
+        // A start that was killed may have made the group in some hierarchies only.
+        if cgroup::has_freezer(&group) {
             cgroup::freeze(&group, false)?;
         }
     }
     let recorded =
         state.iter().flat_map(|state| state.processes.values().chain(state.nodes.values()).copied());
     kill(recorded.collect())?;
-    // Twice, because a process may have forked while the list was made.
-    for _ in 0..2 {
+    // Until there are none, because a process may fork while the list is made.
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
         let mut found = in_network_namespaces(&inodes(&plan.namespaces()));
         found.extend(cgroup::processes(&plan.cgroup())?);
-        found.retain(|process| process.pid != me);
+        found.retain(|process| process.pid != me && process.is_alive());
+        if found.is_empty() {
+            break;
+        }
+        ensure!(Instant::now() < end, "new processes appear while those of the lab are ended: {found:?}");
         kill(found)?;
     }
-    for namespace in plan.namespaces() {
-        remove_namespace(&namespace)?;
-    }
+    // Before the namespaces: the kernel takes the device away with its other end, at a moment of its own.
     let device = plan.root_device();
     if run("ip", &["link", "show", "dev", &device]).is_ok() {
         run("ip", &["link", "del", "dev", &device])?;
+    }
+    for namespace in plan.namespaces() {
+        remove_namespace(&namespace)?;
     }
     cgroup::remove(&plan.cgroup())?;
     for folder in [plan.data_dir(), plan.state_dir()] {
@@ -121,4 +128,24 @@ pub fn leftovers(plan: &Plan) -> anyhow::Result<Vec<String>> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_groups_that_were_made_in_part_are_removed() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let plan = Plan::new(&format!("part{}", std::process::id() % 1_000_000)).unwrap();
+        // As left by a start that was killed after the first of several hierarchies.
+        let group = super::super::node::cgroup(&plan, super::super::plan::NODES[0]);
+        fs::create_dir_all(cgroup::hierarchies().unwrap()[0].join(&group)).unwrap();
+        assert_eq!(leftovers(&plan).unwrap().len(), 1);
+        remove(&plan).unwrap();
+        assert_eq!(leftovers(&plan).unwrap(), Vec::<String>::new());
+    }
 }

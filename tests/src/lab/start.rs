@@ -9,7 +9,8 @@ use anyhow::{Context, bail, ensure};
 use k8s_openapi::api::core::v1::{Node as NodeObject, ServiceAccount};
 use kube::api::{Api, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use nix::fcntl::{Flock, FlockArg};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
 use serde_json::json;
 
 use super::plan::{LINK_COUNT, Link, NODES, Node, ORIGIN_PORTS, ORIGINS, Plan};
@@ -19,6 +20,8 @@ use super::{cgroup, cleanup, control_plane, images, import_everywhere, node, pki
 
 /// How long the API server of a lab that runs may take to say so.
 const API_LIMIT: Duration = Duration::from_secs(10);
+/// How long another process that changes the lab is waited for.
+const LOCK_LIMIT: Duration = Duration::from_secs(30);
 const TOOLS: [&str; 10] = [
     "etcd",
     "kube-apiserver",
@@ -49,13 +52,29 @@ impl Progress {
     }
 }
 
-/// Only one process changes an instance at a time. The file stays, empty: removing it would race with the next lock.
+/// Only one process changes an instance at a time; waits until no other does. The file stays, empty: removing it would race
+/// with the next lock.
+///
+/// Commands that the holder runs inherit the lock: if it is killed, what it had begun goes on for a moment, and who cleans
+/// up must not look before that is done. Daemons give it back ([`Daemon::spawn`]).
 pub fn lock(plan: &Plan) -> anyhow::Result<Flock<File>> {
     let path = Path::new("/run/lock").join(format!("aegis-lab-{}", plan.instance()));
     let file = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.with_context(|| format!("open {} (the lab needs root)", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|_| anyhow::anyhow!("another process is changing lab {:?} right now", plan.instance()))
+    let mut file = file.with_context(|| format!("open {} (the lab needs root)", path.display()))?;
+    let end = Instant::now() + LOCK_LIMIT;
+    let lock = loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => break lock,
+            Err((same, Errno::EWOULDBLOCK)) if Instant::now() < end => file = same,
+            Err((_, Errno::EWOULDBLOCK)) => {
+                bail!("another process is changing lab {:?} right now", plan.instance());
+            }
+            Err((_, error)) => return Err(error).with_context(|| format!("lock {}", path.display())),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    fcntl(&*lock, FcntlArg::F_SETFD(FdFlag::empty())).context("let commands inherit the lock")?;
+    Ok(lock)
 }
 
 /// Starts the lab, unless it runs.
@@ -310,4 +329,31 @@ async fn wait_default_account(client: &kube::Client) -> anyhow::Result<()> {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+    use std::process::Command;
+
+    #[test]
+    fn the_lock_of_a_process_that_was_killed_is_taken_until_its_commands_have_ended() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let plan = Plan::new(&format!("lock{}", std::process::id() % 1_000_000)).unwrap();
+        let done = std::env::temp_dir().join(format!("aegis-{}-done", plan.instance()));
+        let first = lock(&plan).unwrap();
+        let mut command = Command::new("sh").args(["-c", "sleep 0.5; : >\"$0\""]).arg(&done).spawn().unwrap();
+        // As at the end of a process: closed, not given back.
+        nix::unistd::close(first.as_raw_fd()).unwrap();
+        std::mem::forget(first);
+        drop(lock(&plan).unwrap());
+        assert!(done.exists(), "the command still runs");
+        command.wait().unwrap();
+        fs::remove_file(done).unwrap();
+        fs::remove_file(format!("/run/lock/aegis-lab-{}", plan.instance())).unwrap();
+    }
 }
