@@ -35,7 +35,14 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("self.epoch > oldSelf.epoch || self.holdings == oldSelf.holdings")
         .message("spec.holdings changed, so spec.epoch must grow").field_path(".epoch"),
     validation = Rule::new("self.holdings.all(holding, holding.epoch <= self.epoch)")
-        .message("spec.holdings has a holding that is newer than spec.epoch").field_path(".holdings")
+        .message("spec.holdings has a holding that is newer than spec.epoch").field_path(".holdings"),
+    validation = Rule::new("!has(self.fence) || self.fence.epoch <= self.epoch")
+        .message("spec.fence is newer than spec.epoch").field_path(".fence"),
+    validation = Rule::new(
+        "has(self.fence) ? has(oldSelf.fence) && self.fence == oldSelf.fence || self.fence.epoch > oldSelf.epoch \
+         : !has(oldSelf.fence) || self.epoch > oldSelf.epoch"
+    ).message("spec.fence changed, so spec.epoch must grow, and spec.fence.epoch must be above what spec.epoch was")
+        .field_path(".fence")
 )]
 pub struct EgressAddressSpec {
     /// The address; the object bears it as its name too.
@@ -62,6 +69,23 @@ pub struct EgressAddressSpec {
         "must be sorted by first and disjoint: a slice has one owner"
     ))]
     pub holdings: Vec<Holding>,
+    /// Until when a node that can't renew its Lease may send. Left out, the end of its rights is always confirmed: by its
+    /// own report, or because its Node is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<AddressFence>,
+}
+
+/// A deadline for nodes that can't renew their Lease.
+#[derive(KubeSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressFence {
+    /// Seconds from the last renewal after which a node sends nothing more from this address; after three quarters of
+    /// it no new flow starts.
+    #[schemars(range(min = 15, max = 3600))]
+    pub after_seconds: u32,
+    /// Epoch of the address at which this fence was set: a node that has programmed it keeps the deadline.
+    #[schemars(range(min = 0))]
+    pub epoch: i64,
 }
 
 /// Names an `EgressAllocation` in any namespace.

@@ -2,6 +2,7 @@
 
 use crate::{Condition, schema};
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -52,6 +53,51 @@ pub struct EgressAllocationSpec {
     /// How long idle flows keep their port.
     #[serde(default)]
     pub timeouts: FlowTimeouts,
+    /// When the ports of a node that does not answer go to others.
+    #[serde(default)]
+    pub fence: Fence,
+}
+
+/// When the ports of a node that does not answer go to others.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.afterSeconds) || self.mode == 'Time'")
+    .message("spec.fence.afterSeconds counts with mode Time only: set mode to Time, or leave it out")
+    .field_path(".afterSeconds"))]
+pub struct Fence {
+    /// `Confirmed`: nothing is taken from a node that may be alive. Its ports come back when it reports them empty, or
+    /// when its Node is deleted or carries the taint `node.kubernetes.io/out-of-service`; traffic outlives an outage of
+    /// the API server of any length. `Time`: the ports of a node that is lost come back by themselves, `afterSeconds` x
+    /// 1.05 and a quarantine after it is found silent; in return a node that can't reach the API server for
+    /// `afterSeconds` stops sending from this allocation.
+    #[serde(default)]
+    #[schemars(extend("maxLength" = 9))]
+    pub mode: FenceMode,
+    /// With mode `Time`: seconds without a renewal of its Lease after which a node sends nothing more from this
+    /// allocation; after three quarters of it no new flow starts. 15 to 3,600; 60 if left out.
+    #[schemars(range(min = 15, max = 3600))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_seconds: Option<u32>,
+}
+
+impl Fence {
+    /// Seconds after which a node stops by itself, if it does.
+    pub fn after(&self) -> Option<u32> {
+        match self.mode {
+            FenceMode::Confirmed => None,
+            FenceMode::Time => Some(self.after_seconds.unwrap_or(60)),
+        }
+    }
+}
+
+/// How it is known that a node sends no more.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FenceMode {
+    /// It says so, or it is gone.
+    #[default]
+    Confirmed,
+    /// Its own deadline has passed, too.
+    Time,
 }
 
 /// How many addresses, or exactly which.

@@ -107,6 +107,9 @@ pub struct ProgrammedAddress {
     pub address: String,
     /// Epoch that the data plane has.
     pub epoch: i64,
+    /// The data plane keeps the deadline of the address's fence. An agent that knows of no fences never says so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fenced: bool,
     /// Slices of this node that are draining and carry no flow any more.
     #[schemars(length(max = 252), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

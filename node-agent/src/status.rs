@@ -108,6 +108,8 @@ pub fn report(facts: &Facts<'_>) -> EgressNodeStatus {
         .map(|(address, holding)| ProgrammedAddress {
             address: address.to_string(),
             epoch: i64::try_from(holding.epoch).unwrap_or(i64::MAX),
+            // The data plane knows no deadlines yet.
+            fenced: false,
             drained: facts
                 .drained
                 .get(address)

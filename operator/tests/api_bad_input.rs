@@ -265,6 +265,7 @@ async fn an_address_that_cannot_be_written_is_told() {
         allocation_ref: AllocationRef { namespace: "shop".into(), name: "nobody".into() },
         epoch: 1,
         holdings: Vec::new(),
+        fence: None,
     };
     let probe = EgressAddress::new("203.0.113.0", spec);
     let dry_run = PostParams { dry_run: true, ..PostParams::default() };

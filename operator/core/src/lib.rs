@@ -13,12 +13,14 @@
 //! | what a plan must never do | `audit` |
 //! | what a node makes of what it is given: what it opens, follows, reports as drained | `holding` |
 //! | how long a slice has rested by a clock that nobody sets | `rests` |
+//! | deadlines of nodes that do not answer | `fence` |
 //! | which pod's packets are covered by which binding | `policy` |
 //! | through whom a node without slices sends | `gateway` |
 #![forbid(unsafe_code)]
 
 pub mod audit;
 pub mod diff;
+pub mod fence;
 pub mod fragment;
 pub mod gateway;
 pub mod holding;

@@ -83,5 +83,6 @@ pub fn spec(address: &Address) -> EgressAddressSpec {
         },
         epoch: address.epoch,
         holdings: holdings.collect(),
+        fence: None,
     }
 }

@@ -188,6 +188,7 @@ impl Agent {
             ProgrammedAddress {
                 address: address.spec.address.clone(),
                 epoch: address.spec.epoch,
+                fenced: address.spec.fence.is_some(),
                 drained: draining.map(|it| SliceRange { first: it.first, last: it.last }).collect(),
             }
         });

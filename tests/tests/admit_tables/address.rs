@@ -152,6 +152,20 @@ fn wrong_addresses_are_rejected() {
                 "greater than or equal to 0",
             ),
             other(
+                "a fence that is newer than the address",
+                "203.0.113.1",
+                &format!("address: 203.0.113.1, {HEAD}, epoch: 1, fence: {{afterSeconds: 60, epoch: 2}}"),
+                "spec.fence",
+                "is newer than spec.epoch",
+            ),
+            other(
+                "a fence of two hours",
+                "203.0.113.1",
+                &format!("address: 203.0.113.1, {HEAD}, epoch: 1, fence: {{afterSeconds: 7200, epoch: 1}}"),
+                "spec.fence.afterSeconds",
+                "less than or equal to 3600",
+            ),
+            other(
                 "no allocation",
                 "203.0.113.1",
                 "address: 203.0.113.1, prefix: p, epoch: 1",
@@ -207,6 +221,35 @@ fn an_epoch_never_goes_back_and_grows_with_the_holdings() {
     assert!(error.contains("spec.epoch can't go back"), "{error}");
     replace(&before).expect("nothing changed");
     replace(&address(name, 6, &[(4, 11, "n2", 6)])).expect("a newer epoch");
+}
+
+#[test]
+fn a_fence_changes_with_the_epoch_only() {
+    let server = server();
+    let name = "203.0.113.4";
+    let with = |epoch: i64, fence: &str| {
+        manifest("EgressAddress", name, &format!("address: {name}, {HEAD}, epoch: {epoch}{fence}"))
+    };
+    let fence = |after: u32, epoch: i64| format!(", fence: {{afterSeconds: {after}, epoch: {epoch}}}");
+    let replace = |epoch, fence: &str| {
+        server.kubectl_with(&["replace", "-f", "-"], &with(epoch, fence)).map_err(|error| error.to_string())
+    };
+    server.kubectl_with(&["create", "-f", "-"], &with(5, "")).expect("it is right");
+    let refused = |epoch, fence: &str| {
+        let error = replace(epoch, fence).expect_err(fence);
+        assert!(error.contains("spec.fence") && error.contains("spec.fence changed"), "{error}");
+    };
+    refused(5, &fence(60, 5));
+    refused(6, &fence(60, 5));
+    replace(6, &fence(60, 6)).expect("set with a newer epoch");
+    replace(6, &fence(60, 6)).expect("nothing changed");
+    replace(7, &fence(60, 6)).expect("something else changed");
+    refused(7, &fence(15, 6));
+    refused(7, &fence(15, 7));
+    refused(8, &fence(60, 7));
+    refused(7, "");
+    replace(8, &fence(15, 8)).expect("changed with a newer epoch");
+    replace(9, "").expect("taken away with a newer epoch");
 }
 
 #[test]

@@ -56,6 +56,25 @@ fn wrong_allocations_are_rejected() {
             ),
             with("no address", "addresses: {ipv4: 0}", "spec.addresses.ipv4", "greater than or equal to 1"),
             with(
+                "a deadline without mode Time",
+                "fence: {afterSeconds: 60}",
+                "spec.fence.afterSeconds",
+                "set mode to Time",
+            ),
+            with(
+                "a deadline that is too short",
+                "fence: {mode: Time, afterSeconds: 14}",
+                "spec.fence.afterSeconds",
+                "greater than or equal to 15",
+            ),
+            with(
+                "a deadline that is too long",
+                "fence: {mode: Time, afterSeconds: 3601}",
+                "spec.fence.afterSeconds",
+                "less than or equal to 3600",
+            ),
+            with("an unknown fence", "fence: {mode: Never}", "spec.fence.mode", "Unsupported value"),
+            with(
                 "seventeen addresses",
                 "addresses: {ipv4: 17}",
                 "spec.addresses.ipv4",
@@ -320,6 +339,9 @@ fn right_allocations_are_accepted() {
                 "one slice",
                 "prefixes: [p], ports: {first: 65280, last: 65535, perNode: {min: 1, max: 1}}",
             ),
+            right("a fence by time", "prefixes: [p], fence: {mode: Time}"),
+            right("the longest fence", "prefixes: [p], fence: {mode: Time, afterSeconds: 3600}"),
+            right("no fence, in words", "prefixes: [p], fence: {mode: Confirmed}"),
             right("all slices for one node", "prefixes: [p], ports: {perNode: {min: 252}}"),
             right(
                 "the shortest time-outs",
