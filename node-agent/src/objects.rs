@@ -2,7 +2,7 @@
 
 use aegis_common::Timeouts;
 use aegis_core::gateway::Place;
-use aegis_core::model::{Address, AllocationName, Holding, Seconds, State};
+use aegis_core::model::{Address, AllocationName, Fence, Holding, Seconds, State};
 use aegis_core::policy::{Binding, BindingName, Expression, Operator, PortRange, Workloads};
 use aegis_crds::{
     EgressAddress, EgressAllocation, EgressNode, HoldingState, Protocol, WhenUnavailable, ZoneBinding,
@@ -264,5 +264,6 @@ pub fn address(object: &EgressAddress) -> Result<Address, ObjectError> {
         },
         epoch: spec.epoch,
         holdings: holdings?,
+        fence: spec.fence.map(|fence| Fence { after: fence.after_seconds.into(), epoch: fence.epoch }),
     })
 }

@@ -72,7 +72,17 @@ fn inputs(pods: u8, bindings: u8, variant: u8) -> Inputs {
             holdings.insert(1, holding(8, 11, "n0", State::Draining));
         }
         let epoch = i64::from(variant) + 1;
-        (address, Address { address, prefix: "p".into(), allocation: name(number % 4), epoch, holdings })
+        (
+            address,
+            Address {
+                address,
+                prefix: "p".into(),
+                allocation: name(number % 4),
+                epoch,
+                holdings,
+                fence: None,
+            },
+        )
     };
     Inputs {
         node: "n0".into(),

@@ -128,6 +128,7 @@ mod tests {
             allocation: AllocationName { account: "a".into(), name: "x".into() },
             epoch,
             holdings: Vec::new(),
+            fence: None,
         }));
         world.inputs.nodes = (0..)
             .zip(reported)

@@ -43,6 +43,7 @@ mod tests {
             allocation: AllocationName { account: "a".into(), name: "x".into() },
             epoch: 7,
             holdings: vec![Holding { first: 4, last: 11, node: "n1".into(), epoch: 7, state }],
+            fence: None,
         }
     }
 

@@ -289,6 +289,7 @@ mod tests {
             allocation: AllocationName { account: "shop".into(), name: "partner".into() },
             epoch: 1,
             holdings: Vec::new(),
+            fence: None,
         };
         metrics.slices([(&address, 252)].into_iter());
         metrics.capacity_low([("shop".to_owned(), "partner".to_owned(), true)].into_iter());

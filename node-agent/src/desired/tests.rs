@@ -26,6 +26,7 @@ fn inputs(holdings: &[(u8, u8, &str, State)]) -> Inputs {
         allocation: name(),
         epoch: 9,
         holdings: holdings.collect(),
+        fence: None,
     };
     Inputs {
         node: "own".into(),

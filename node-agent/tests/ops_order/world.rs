@@ -85,6 +85,7 @@ impl World {
                 allocation: allocation(*owner),
                 epoch,
                 holdings: holdings.collect(),
+                fence: None,
             };
             Some((egress(number), address))
         });

@@ -78,6 +78,7 @@ mod tests {
                 holding(10, 11, "n2", State::Draining),
                 holding(12, 13, "n1", State::Quarantined { until: 0 }),
             ],
+            fence: None,
         };
         Rights::of(&object, "n1")
     }

@@ -4,6 +4,7 @@ use crate::slice::SliceSet;
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 /// Seconds since the Unix epoch.
 pub type Seconds = i64;
@@ -101,6 +102,9 @@ pub struct Allocation {
     pub per_node_min: u32,
     /// Slices of each address that a node can grow to.
     pub per_node_max: u32,
+    /// Seconds without a renewal of its Lease after which a node sends no more from its addresses; never if there is
+    /// none.
+    pub fence: Option<Seconds>,
     /// Addresses that its status lists: those it had when somebody looked last.
     pub listed: BTreeSet<Ipv4Addr>,
     /// Being deleted: its slices drain, and its addresses go when nothing is held any more.
@@ -135,6 +139,23 @@ pub struct Node {
     pub demand: BTreeMap<AllocationName, u32>,
     /// Per address: the epoch that the node's data plane has.
     pub programmed: BTreeMap<Ipv4Addr, Programmed>,
+    /// Who holds its Lease.
+    pub lease: Lease,
+}
+
+/// Who holds the Lease of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Lease {
+    /// Nobody, as far as is known.
+    #[default]
+    Free,
+    /// The node.
+    Own,
+    /// The operator, who took it over.
+    Taken {
+        /// For how long it has been so under the eyes of the caller, who has just made sure that it still is.
+        waited: Duration,
+    },
 }
 
 /// What a node reports of one address.
@@ -145,6 +166,8 @@ pub struct Programmed {
     /// Draining slices of this node that carry no flow any more. Counts only when `epoch` is at least the epoch at
     /// which those slices began to drain.
     pub drained: SliceSet,
+    /// The data plane keeps the deadline of the address's fence, as of that epoch.
+    pub fenced: bool,
 }
 
 /// An `EgressAddress`: who holds which slices.
@@ -156,11 +179,22 @@ pub struct Address {
     pub prefix: String,
     /// Allocation it is dedicated to.
     pub allocation: AllocationName,
-    /// Grows by one with every change of `holdings`. Starts at the second in which the address is made, so that it
+    /// Grows by one with every change of `holdings` or `fence`. Starts at the second in which the address is made, so that it
     /// stays above whatever a former object of the same address reached.
     pub epoch: i64,
     /// Sorted by `first`, disjoint, neighbours of the same owner, epoch and state merged.
     pub holdings: Vec<Holding>,
+    /// Deadline of nodes that can't renew their Lease, if there is one.
+    pub fence: Option<Fence>,
+}
+
+/// A deadline of nodes that can't renew their Lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fence {
+    /// Seconds from the last renewal after which a node sends no more.
+    pub after: Seconds,
+    /// Epoch of the address at which this fence was set.
+    pub epoch: i64,
 }
 
 impl Address {

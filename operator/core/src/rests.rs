@@ -59,6 +59,7 @@ mod tests {
                 epoch,
                 state: State::Quarantined { until: 0 },
             }],
+            fence: None,
         }
     }
 

@@ -319,8 +319,14 @@ fn given_to_whom_it_must_not_be_given() {
 
 /// Adds a new address to the plan.
 fn take(plan: &mut Plan, address: Ipv4Addr, prefix: &str) {
-    let new =
-        Address { address, prefix: prefix.into(), allocation: name("a"), epoch: START, holdings: vec![] };
+    let new = Address {
+        address,
+        prefix: prefix.into(),
+        allocation: name("a"),
+        epoch: START,
+        holdings: vec![],
+        fence: None,
+    };
     plan.addresses.push(new);
     plan.addresses.sort_by_key(|address| address.address);
     let used = |name: &str| plan.addresses.iter().filter(|it| it.prefix == name).count() as u32;

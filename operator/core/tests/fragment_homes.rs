@@ -17,7 +17,14 @@ fn address(nodes: &[&str], state: State) -> Address {
         state,
     });
     let holdings = holdings.collect();
-    Address { address: ip("192.0.2.1"), prefix: "p".into(), allocation: name("a"), epoch: 1, holdings }
+    Address {
+        address: ip("192.0.2.1"),
+        prefix: "p".into(),
+        allocation: name("a"),
+        epoch: 1,
+        holdings,
+        fence: None,
+    }
 }
 
 #[test]

@@ -201,7 +201,7 @@ fn happen(inputs: &mut Inputs, event: Event) {
         Event::StaleReport { node, epochs_ago } => {
             let addresses = inputs.addresses.clone();
             if let Some(node) = find(inputs, node) {
-                let report = |epoch| Programmed { epoch, drained: SliceSet::range(0, 255) };
+                let report = |epoch| Programmed { epoch, drained: SliceSet::range(0, 255), fenced: false };
                 node.programmed =
                     addresses.iter().map(|it| (it.address, report(it.epoch - epochs_ago))).collect();
             }

@@ -1,8 +1,8 @@
 //! `EgressAddress`, in both directions.
 
-use aegis_core::model::{Address, AllocationName, Holding, State};
+use aegis_core::model::{Address, AllocationName, Fence, Holding, State};
 use aegis_core::slice::FIRST;
-use aegis_crds::{AllocationRef, EgressAddress, EgressAddressSpec, HoldingState};
+use aegis_crds::{AddressFence, AllocationRef, EgressAddress, EgressAddressSpec, HoldingState};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
@@ -28,6 +28,7 @@ pub fn model(object: &EgressAddress) -> Result<Address, String> {
         },
         epoch: spec.epoch,
         holdings,
+        fence: spec.fence.map(|it| Fence { after: it.after_seconds.into(), epoch: it.epoch }),
     })
 }
 
@@ -83,6 +84,9 @@ pub fn spec(address: &Address) -> EgressAddressSpec {
         },
         epoch: address.epoch,
         holdings: holdings.collect(),
-        fence: None,
+        fence: address.fence.map(|fence| AddressFence {
+            after_seconds: u32::try_from(fence.after).unwrap_or(u32::MAX),
+            epoch: fence.epoch,
+        }),
     }
 }

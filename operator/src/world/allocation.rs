@@ -37,6 +37,7 @@ pub fn model(object: &EgressAllocation) -> Result<Allocation, String> {
         slices: slices(&spec.ports)?,
         per_node_min: per_node.min,
         per_node_max: per_node.max,
+        fence: spec.fence.after().map(i64::from),
         listed: listed(object),
         deleting: object.metadata.deletion_timestamp.is_some(),
     })
@@ -56,6 +57,7 @@ pub fn deleted(meta: &ObjectMeta) -> Allocation {
         slices: SliceSet::EMPTY,
         per_node_min: 0,
         per_node_max: 0,
+        fence: None,
         listed: BTreeSet::new(),
         deleting: true,
     }

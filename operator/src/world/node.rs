@@ -3,7 +3,7 @@
 use super::Problem;
 use crate::object::Target;
 use crate::watch::{Snapshot, by_name};
-use aegis_core::model::{AllocationName, Node, Programmed};
+use aegis_core::model::{AllocationName, Lease, Node, Programmed};
 use aegis_core::slice::SliceSet;
 use aegis_crds::{EgressNode, EgressNodeStatus, ProgrammedAddress, type_};
 use ipnet::Ipv4Net;
@@ -69,6 +69,7 @@ fn model(
         ready,
         demand: status.map(demand).unwrap_or_default(),
         programmed: status.map(|status| programmed(status, &name, report, problems)).unwrap_or_default(),
+        lease: Lease::Free,
         name,
     })
 }
@@ -137,7 +138,9 @@ fn programmed(
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<Ipv4Addr, Programmed> {
     let entries = status.addresses.iter().filter_map(|entry| match entry.address.parse() {
-        Ok(address) => Some((address, Programmed { epoch: entry.epoch, drained: drained(entry) })),
+        Ok(address) => {
+            Some((address, Programmed { epoch: entry.epoch, drained: drained(entry), fenced: entry.fenced }))
+        }
         Err(_) => {
             problems.extend(report.map(|report| Problem {
                 target: Target::of::<EgressNode>(report.meta()),

@@ -201,6 +201,7 @@ fn lost_addresses_are_planned_with_but_not_observed() {
         allocation: AllocationName { account: "shop".into(), name: "partner".into() },
         epoch: 4,
         holdings: vec![Holding { first: 4, last: 4, node: "n1".into(), epoch: 4, state: State::Held }],
+        fence: None,
     };
     let snapshot = allocation(json!({"prefixes": ["leased"]}));
     let world = translate(&snapshot, std::slice::from_ref(&lost), 0, 120);

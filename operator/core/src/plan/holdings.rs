@@ -159,6 +159,7 @@ fn fresh(allocation: &Allocation, assignment: &Assignment, inputs: &Inputs) -> V
         allocation: allocation.name.clone(),
         epoch: inputs.now.max(1).max(reported(address).unwrap_or(0) + 1),
         holdings: Vec::new(),
+        fence: None,
     });
     fresh.collect()
 }

@@ -148,7 +148,7 @@ fn inputs(cluster: &Cluster, sight: &Sight) -> Inputs {
         let report = sight.reports[at];
         let programmed = report.and_then(|report| {
             let epoch = START + Seconds::from(report.epoch?);
-            Some((ADDRESS, Programmed { epoch, drained: slice_set(report.drained) }))
+            Some((ADDRESS, Programmed { epoch, drained: slice_set(report.drained), fenced: false }))
         });
         Some(model::Node {
             name: node_name(at).into(),
@@ -168,6 +168,7 @@ fn inputs(cluster: &Cluster, sight: &Sight) -> Inputs {
         slices: SliceSet::range(FIRST, FIRST + cluster.slices - 1),
         per_node_min: 1,
         per_node_max: 1,
+        fence: None,
         listed: BTreeSet::new(),
         deleting: sight.allocation == Life::Deleting,
     };

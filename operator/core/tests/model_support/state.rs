@@ -222,6 +222,7 @@ impl Object {
             allocation: allocation_name(),
             epoch: START + Seconds::from(self.epoch),
             holdings,
+            fence: None,
         }
     }
 

@@ -39,6 +39,7 @@ pub fn allocation(allocation: &str) -> Allocation {
         slices: SliceSet::range(4, 255),
         per_node_min: 8,
         per_node_max: 252,
+        fence: None,
         listed: BTreeSet::new(),
         deleting: false,
     }
@@ -80,7 +81,7 @@ pub fn report_drained(node: &mut Node, addresses: &[Address]) {
         .iter()
         .map(|address| {
             let drained = slices_of(address, &node.name, |state| state == State::Draining);
-            (address.address, Programmed { epoch: address.epoch, drained })
+            (address.address, Programmed { epoch: address.epoch, drained, fenced: address.fence.is_some() })
         })
         .collect();
 }
