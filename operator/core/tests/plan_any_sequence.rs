@@ -103,6 +103,7 @@ fn any_allocation() -> impl Strategy<Value = Allocation> {
             slices: SliceSet::range(first, last),
             per_node_min: min,
             per_node_max: min + more,
+            fence: None,
             listed: BTreeSet::new(),
             deleting: false,
         },
