@@ -180,6 +180,7 @@ impl Controller {
                 () = self.pinned.scanned() => {}
                 () = tokio::time::sleep(TICK) => continue,
             }
+            self.follow_gateways();
             tokio::time::sleep(DEBOUNCE).await;
         }
     }
@@ -188,7 +189,7 @@ impl Controller {
         let started = Instant::now();
         self.look_at_network().await;
         self.look_at_cni();
-        self.dirty |= Signals::take(&self.signals.gateways);
+        self.follow_gateways();
         self.open(started);
 
         let mut inputs = match (&self.inputs, self.dirty) {
@@ -214,6 +215,23 @@ impl Controller {
         self.keep_peers_resolved(&inputs);
         self.prober.watch(&gateways(&self.pinned.observed, &usage));
         self.tell(&inputs, &usage, synced);
+    }
+
+    /// Enters which gateways answer as soon as that has changed: flows wait for it, and a turn may take long.
+    fn follow_gateways(&mut self) {
+        if Signals::take(&self.signals.gateways) {
+            self.dirty = true;
+            self.refresh_peers(&BTreeMap::new());
+        }
+    }
+
+    /// Brings peers to what is known of them, and nothing else.
+    fn refresh_peers(&mut self, links: &BTreeMap<Ipv4Addr, desired::PeerLink>) {
+        let Some(plane) = &mut self.pinned.plane else { return };
+        let ops = ops::refresh_peers(&self.pinned.observed, links, &self.prober.answers());
+        if let Err(error) = apply::apply(plane.as_mut(), &ops, &mut self.pinned.observed, &mut self.counts) {
+            tracing::error!(%error, "cannot write");
+        }
     }
 
     async fn look_at_network(&mut self) {
@@ -347,20 +365,10 @@ impl Controller {
     /// Brings the data plane to what is wanted.
     fn write(&mut self, wanted: Option<&Arc<Desired>>, inputs: &Inputs, usage: &Usage, started: Instant) {
         self.look_at_flows(wanted.map(Arc::as_ref), usage);
-        let Some(plane) = &mut self.pinned.plane else { return };
         let Some(wanted) = wanted else {
-            let ops = ops::refresh_peers(
-                &self.pinned.observed,
-                &inputs_links(inputs, &self.network, &self.pinned.observed),
-                &self.prober.answers(),
-            );
-            if let Err(error) =
-                apply::apply(plane.as_mut(), &ops, &mut self.pinned.observed, &mut self.counts)
-            {
-                tracing::error!(%error, "cannot write");
-            }
-            return;
+            return self.refresh_peers(&inputs_links(inputs, &self.network, &self.pinned.observed));
         };
+        let Some(plane) = &mut self.pinned.plane else { return };
         if !self.dirty && self.write_error.is_none() {
             return;
         }

@@ -21,7 +21,7 @@ fn main() -> anyhow::Result<()> {
         LogFormat::Json => log.json().flatten_event(true).init(),
         LogFormat::Text => log.init(),
     }
-    // Two threads: one may be busy writing maps while the other answers probes.
+    // Two threads: one may be busy writing maps while the other follows the API server.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(run(args))
 }
@@ -82,13 +82,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let probed = Arc::clone(&signals);
     let controller = Controller::new(args, open, shared, signals, metrics, netlink, report);
     let prober = controller.prober();
-    tokio::spawn(async move {
-        loop {
-            let error = prober.run(tunnel_port, || probed.set(|signals| &signals.gateways)).await;
-            tracing::error!(%error, "cannot probe gateways; trying again");
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-    });
+    let probe = move || loop {
+        let error = prober.run(tunnel_port, || probed.set(|signals| &signals.gateways));
+        tracing::error!(%error, "cannot probe gateways; trying again");
+        std::thread::sleep(Duration::from_secs(1));
+    };
+    std::thread::Builder::new().name("prober".to_owned()).spawn(probe).context("cannot start the prober")?;
     // Nothing is undone at the end: what is pinned goes on without the agent.
     tokio::select! {
         () = controller.run() => {}
