@@ -1,9 +1,11 @@
 # Runs suites and counts what they say. Sourced by run.sh, and by the test of it (tests/tests/scripts.rs).
 # shellcheck shell=bash
-passed=0 failed=0 broken=() absent=() running=
+passed=0 failed=0 broken=() absent=() reasons=() running=
 log=$(mktemp)
 # Longest time of one suite in seconds, unless a call says otherwise: one that hangs must not eat the time of the others.
 limit=900
+# A test's message says what is wrong; a backtrace only pushes it out of sight.
+export RUST_BACKTRACE=0
 
 # suite NAME COMMAND...: counts what cargo says; a command that says nothing is one test, a crash is one failure.
 suite() {
@@ -28,9 +30,37 @@ suite() {
     good=1
   fi
   passed=$((passed + good)) failed=$((failed + bad))
-  [ "$bad" -eq 0 ] || broken+=("$name")
+  [ "$bad" -eq 0 ] || { broken+=("$name") && reasons+=("=== $name"$'\n'"$(why)"); }
   printf -- '--- %s: %d passed, %d failed, %d s\n' "$name" "$good" "$bad" $((SECONDS - begin))
   [ "$bad" -eq 0 ]
+}
+
+# why: what the log says of a suite that failed: of each test that did its name and its message, at most 15 lines; where no test
+# says anything, the first error and what follows, or else the end.
+why() {
+  awk -v most=15 '
+    function line(text) {
+      if (text ~ /^[ \t]*$/ || text ~ /^note: run with .RUST_BACKTRACE/) return 0
+      print "  " substr(text, 1, 400)
+      return 1
+    }
+    function show(lines, count, pattern,    from, i, shown) {
+      for (from = 1; from <= count && lines[from] !~ pattern; from++);
+      if (from > count) from = count > most ? count - most + 1 : 1
+      for (i = from; i <= count && shown < most; i++) shown += line(lines[i])
+    }
+    function conclude() {
+      if (name == "") return
+      print name
+      show(section, size, "panicked at|^Error:")
+      name = ""
+    }
+    /^---- .* stdout ----$/ { conclude(); name = $2; size = 0; tests++; next }
+    /^failures:$/ { conclude(); next }
+    name != "" { section[++size] = $0; next }
+    { all[++total] = $0 }
+    END { conclude(); if (!tests) show(all, total, "^error") }
+  ' "$log"
 }
 
 # fail NAME: something that should have run did not.
@@ -38,7 +68,7 @@ fail() {
   failed=$((failed + 1)) broken+=("$1")
 }
 
-# conclude: what failed, and the closing line. For the EXIT trap: sets the exit code.
+# conclude: what failed and why, and the closing line. For the EXIT trap: sets the exit code.
 conclude() {
   trap - EXIT INT TERM HUP
   if [ -n "$running" ]; then
@@ -48,6 +78,7 @@ conclude() {
   cleanup
   rm -f "$log"
   printf '\n'
+  [ ${#reasons[@]} -eq 0 ] || printf '%s\n\n' "${reasons[@]}"
   [ ${#absent[@]} -eq 0 ] || printf 'not run: %s\n' "${absent[@]}"
   [ ${#broken[@]} -eq 0 ] || printf 'failed: %s\n' "${broken[@]}"
   printf '%d min %d s in all\n' $((SECONDS / 60)) $((SECONDS % 60))

@@ -39,6 +39,51 @@ fn suites_are_counted_to_the_last_line() {
     assert_eq!(lines.last().map(String::as_str), Some("1 passed, 0 failed"), "{lines:#?}");
 }
 
+#[tokio::test]
+#[ignore = "the test below runs it"]
+async fn fails_with_a_message() {
+    println!("said before");
+    let other = std::thread::spawn(|| panic!("the cause\n{}the last", "in between\n".repeat(30)));
+    assert!(other.join().is_ok(), "the consequence");
+}
+
+#[tokio::test]
+#[ignore = "the test below runs it"]
+async fn fails_with_an_error() -> anyhow::Result<()> {
+    Err(anyhow::anyhow!("the root").context("the error"))
+}
+
+#[test]
+fn the_end_of_the_output_says_what_failed_and_why() {
+    let this = std::env::current_exe().expect("this program");
+    let suites = format!(
+        "suite tests {} --test-threads=1 --ignored fails_with_; suite good true
+         suite compiles sh -c 'echo much; echo \"error: no such thing\"; echo \" --> here\"; exit 1'
+         limit=1 suite hangs sh -c 'seq 100; sleep 100'",
+        this.display()
+    );
+    let (lines, _) = run(bash(&format!(". tests/suite.sh; {suites}")).env("RUST_BACKTRACE", "1"));
+    assert!(!lines.iter().any(|line| line.contains("stack backtrace")), "{lines:#?}");
+    let last = lines.iter().rposition(|line| line.starts_with("--- hangs")).expect("the last suite's end");
+    let text = lines[last..].join("\n");
+    let at = |what: &str| text.find(what).unwrap_or_else(|| panic!("{what:?} is not in {text}"));
+    // In this order, and the closing lines come after them.
+    let order = [
+        "=== tests\nfails_with_a_message\n  thread '<unnamed>'",
+        "  the cause\n  in between\n",
+        "fails_with_an_error\n  Error: the error\n  Caused by:\n      the root\n",
+        "=== compiles\n  error: no such thing\n   --> here\n",
+        "=== hangs\n",
+        "  100\n",
+        "failed: tests\n",
+    ];
+    assert!(order.map(at).is_sorted(), "{text}");
+    assert_eq!(text.matches("in between").count(), 13, "{text}");
+    for not in ["said before", "much", "RUST_BACKTRACE", "  85\n", "=== good"] {
+        assert!(!text.contains(not), "{not:?} is in {text}");
+    }
+}
+
 #[test]
 fn an_interrupted_run_ends_what_it_started_and_still_counts() {
     let begin = Instant::now();
