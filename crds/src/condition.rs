@@ -37,6 +37,8 @@ pub mod reason {
     pub const NO_FREE_ADDRESS: &str = "NoFreeAddress";
     /// No slice is free, and no node holds one.
     pub const NO_FREE_SLICE: &str = "NoFreeSlice";
+    /// Nodes get slices only while they hold their Lease, and none does.
+    pub const NO_LEASE: &str = "NoLease";
     /// The cluster has as many addresses, or allocations with addresses, as a node has room for.
     pub const LIMIT: &str = "LimitReached";
     /// Nodes send from an address though no object, or only an older one, says so: nobody gets it.

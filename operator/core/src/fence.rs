@@ -4,7 +4,11 @@
 //! successful renewal was sent. Whoever wants its slices takes the Lease over first, so that no further renewal can
 //! succeed, and then waits for longer than the data plane does.
 
-use crate::model::Seconds;
+mod leases;
+
+pub use leases::{Burdens, Holder, Sighting, Sightings, Step, burdens};
+
+use crate::model::{Address, Fence, Lease, Node, Seconds};
 use crate::rendezvous::weight;
 use std::time::Duration;
 
@@ -33,6 +37,29 @@ pub fn hard(after: Seconds) -> Seconds {
 /// on the node too, whose clock may run slower by up to one part in twenty.
 pub fn wait(after: Seconds) -> Duration {
     Duration::from_millis(u64::try_from(hard(after)).unwrap_or(0) * 1_050)
+}
+
+/// Whether the node's data plane keeps the deadline that the address has: only then does time tell anything about it.
+pub fn keeps_deadline(address: &Address, node: &Node) -> bool {
+    let Some(fence) = address.fence else { return false };
+    let report = node.programmed.get(&address.address);
+    report.is_some_and(|report| report.fenced && report.epoch >= fence.epoch)
+}
+
+/// Whether the node sends nothing more from the address, as its deadline has passed and it can't get another one.
+pub fn has_passed(address: &Address, node: &Node) -> bool {
+    match (address.fence, node.lease) {
+        (Some(fence), Lease::Taken { waited }) => {
+            waited >= wait(fence.after) && keeps_deadline(address, node)
+        }
+        _ => false,
+    }
+}
+
+/// Whether a node may be given slices of an address with this fence: one that does not hold its Lease would have to
+/// return them.
+pub fn admits(fence: Option<Fence>, node: &Node) -> bool {
+    fence.is_none() || node.lease == Lease::Own
 }
 
 /// Name of a node's Lease.

@@ -3,6 +3,7 @@
 
 mod support;
 
+use aegis_core::fence;
 use aegis_core::model::*;
 use aegis_core::plan::Plan;
 use aegis_core::selector::matches_sites;
@@ -12,6 +13,7 @@ use ipnet::Ipv4Net;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::time::Duration;
 use support::*;
 
 /// Something that happens outside.
@@ -50,6 +52,7 @@ enum Event {
         node: usize,
         epochs_ago: i64,
     },
+    Lease(usize, Lease),
     Time(Seconds),
     /// These addresses must stay as they are, and no others.
     Withhold(BTreeSet<Ipv4Addr>),
@@ -93,8 +96,10 @@ fn any_allocation() -> impl Strategy<Value = Allocation> {
     let prefixes = prop::collection::vec(0..RANGES.len(), 1..3);
     let sites = prop::collection::btree_map("s[12]", prop::sample::select(&ZONES[..]).prop_map(zone), 0..3);
     let slices = prop::sample::select(vec![(4u8, 255u8), (4, 255), (4, 30), (20, 60), (250, 255)]);
-    (0..4usize, 0..3i64, any_account(), prefixes, any_request(), sites, slices, 0..12u32, 0..40u32).prop_map(
-        |(index, created, account, prefixes, request, sites, (first, last), min, more)| Allocation {
+    let fence = prop::sample::select(vec![None, None, Some(15), Some(60)]);
+    let per_node = (0..12u32, 0..40u32);
+    (0..4usize, 0..3i64, any_account(), prefixes, any_request(), sites, slices, per_node, fence).prop_map(
+        |(index, created, account, prefixes, request, sites, (first, last), (min, more), fence)| Allocation {
             name: AllocationName { account: account.into(), name: format!("a{index}") },
             created,
             prefixes: prefixes.into_iter().map(|index| format!("p{index}")).collect(),
@@ -103,11 +108,16 @@ fn any_allocation() -> impl Strategy<Value = Allocation> {
             slices: SliceSet::range(first, last),
             per_node_min: min,
             per_node_max: min + more,
-            fence: None,
+            fence,
             listed: BTreeSet::new(),
             deleting: false,
         },
     )
+}
+
+fn any_lease() -> impl Strategy<Value = Lease> {
+    let taken = |seconds| Lease::Taken { waited: Duration::from_secs(seconds) };
+    prop::sample::select(vec![Lease::Free, Lease::Own, Lease::Own, taken(0), taken(20), taken(100)])
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
@@ -116,7 +126,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => (0..6usize).prop_map(Event::PrefixGoes),
         1 => (0..6usize).prop_map(Event::PrefixDeleting),
         6 => any_allocation().prop_map(Box::new).prop_map(Event::Allocation),
-        6 => (0..8usize, 0..4usize, any_allocation())
+        6 => (0..8usize, 0..5usize, any_allocation())
             .prop_map(|(index, field, other)| Event::Edit { index, field, other: Box::new(other) }),
         2 => (0..8usize).prop_map(Event::AllocationDeleting),
         1 => (0..8usize).prop_map(Event::AllocationVanishes),
@@ -128,6 +138,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         5 => (0..5usize, prop_oneof![Just((0u8, 255u8)), (4..40u8, 4..40u8)])
             .prop_map(|(node, (first, last))| Event::Report { node, empty: SliceSet::range(first, last) }),
         1 => (0..5usize, 1..4i64).prop_map(|(node, epochs_ago)| Event::StaleReport { node, epochs_ago }),
+        4 => (0..5usize, any_lease()).prop_map(|(node, lease)| Event::Lease(node, lease)),
         5 => (0..2 * QUARANTINE).prop_map(Event::Time),
         2 => prop::collection::btree_set(prop::sample::select(vec!["192.0.2.0", "192.0.2.1", "198.51.100.0"]).prop_map(ip), 0..3)
             .prop_map(Event::Withhold),
@@ -163,6 +174,7 @@ fn happen(inputs: &mut Inputs, event: Event) {
                 0 => allocation.request = other.request,
                 1 => allocation.sites = other.sites,
                 2 => allocation.slices = other.slices,
+                3 => allocation.fence = other.fence,
                 _ => {
                     (allocation.per_node_min, allocation.per_node_max) =
                         (other.per_node_min, other.per_node_max);
@@ -181,7 +193,7 @@ fn happen(inputs: &mut Inputs, event: Event) {
             let name = format!("n{index}");
             match inputs.nodes.iter_mut().find(|node| node.name == name) {
                 Some(node) => (node.labels, node.ready) = (zone(ZONES[at]), ready),
-                None => inputs.nodes.push(Node { labels: zone(ZONES[at]), ready, ..node(&name) }),
+                None => inputs.nodes.push(Node { labels: zone(ZONES[at]), ready, ..own(&name) }),
             }
         }
         Event::NodeGoes(index) => inputs.nodes.retain(|node| node.name != format!("n{index}")),
@@ -207,6 +219,7 @@ fn happen(inputs: &mut Inputs, event: Event) {
                     addresses.iter().map(|it| (it.address, report(it.epoch - epochs_ago))).collect();
             }
         }
+        Event::Lease(node, lease) => find(inputs, node).into_iter().for_each(|node| node.lease = lease),
         Event::Time(seconds) => inputs.now += seconds,
         Event::Withhold(addresses) => {
             inputs.withheld = addresses.into_iter().map(|address| (address, None)).collect();
@@ -222,6 +235,11 @@ fn happen(inputs: &mut Inputs, event: Event) {
             inputs.now += QUARANTINE;
         }
     }
+}
+
+/// A node that holds its Lease.
+fn own(name: &str) -> Node {
+    Node { lease: Lease::Own, ..node(name) }
 }
 
 fn find(inputs: &mut Inputs, index: usize) -> Option<&mut Node> {
@@ -266,7 +284,8 @@ fn undisturbed_keep_their_slices(inputs: &Inputs, plan: &Plan) -> Result<(), Tes
         let Some(allocation) = serving(inputs, before) else { continue };
         let after = plan.addresses.iter().find(|after| after.address == before.address);
         let after = after.ok_or_else(|| TestCaseError::fail(format!("{} lost", before.address)))?;
-        for node in inputs.nodes.iter().filter(|node| matches_sites(allocation, node)) {
+        let undisturbed = |node: &&Node| matches_sites(allocation, node) && !fence::has_passed(before, node);
+        for node in inputs.nodes.iter().filter(undisturbed) {
             for slice in held(before, &node.name).intersection(allocation.slices).iter() {
                 let find = |address: &Address| {
                     let at = |it: &&Holding| (it.first..=it.last).contains(&slice);
@@ -310,7 +329,7 @@ fn nobody_starves(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
             for address in own.iter().filter(|it| !inputs.withheld.contains_key(&it.address)) {
                 let free = allocation.slices.difference(occupied(address));
                 let has = held(address, &node.name).len();
-                if !free.is_empty() {
+                if !free.is_empty() && fence::admits(address.fence, node) {
                     prop_assert!(has >= allocation.per_node_min, "{} below the minimum", node.name);
                     prop_assert!(has >= wanted, "{} wants more", node.name);
                 }
@@ -318,7 +337,8 @@ fn nobody_starves(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
             let mut all = plan.addresses.iter().filter(|it| it.allocation == allocation.name);
             let none = all.all(|address| held(address, &node.name).is_empty());
             let told = &plan.allocations[&allocation.name].allocated;
-            let silent = told.is_good() && !told.message().contains("through others");
+            let says = |words: &str| told.message().contains(words);
+            let silent = told.is_good() && !["through others", "Lease", "fenced"].into_iter().any(says);
             let short = none && !own.is_empty() && allocation.per_node_min > 0;
             prop_assert!(!(short && silent), "{} goes without, the owner is told: {:?}", node.name, told);
         }
@@ -358,7 +378,7 @@ fn busy_world() -> Inputs {
         allocations: ["a0", "a1"]
             .map(|it| Allocation { prefixes: vec!["p0".into(), "p3".into()], ..allocation(it) })
             .to_vec(),
-        nodes: ["n0", "n1", "n2"].map(|it| Node { labels: zone("a"), ..node(it) }).to_vec(),
+        nodes: ["n0", "n1", "n2"].map(|it| Node { labels: zone("a"), ..own(it) }).to_vec(),
         now: START,
         ..Inputs::default()
     }

@@ -1,7 +1,8 @@
 //! The slices of one address: one owner each, and no step of their life left out.
 
 use super::{Unfit, Violation, World};
-use crate::model::{Address, Allocation, Holding, State};
+use crate::fence;
+use crate::model::{Address, Allocation, Fence, Holding, State};
 use crate::selector::matches_sites;
 use crate::slice::FIRST;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,7 @@ const MAX_HOLDINGS: usize = 252;
 pub(super) fn check(world: &World, before: Option<&Address>, after: &Address) -> Vec<Violation> {
     let mut violations = check_list(after);
     violations.extend(check_address_epoch(before, after));
+    violations.extend(check_fence(world, before, after));
     let was: BTreeMap<u8, &Holding> = before.map(by_slice).unwrap_or_default();
     let will: BTreeMap<u8, &Holding> = by_slice(after);
     let serving = world.serving(after);
@@ -66,7 +68,8 @@ fn check_list(after: &Address) -> Vec<Violation> {
 
 /// Grows with every change, never goes back.
 fn check_address_epoch(before: Option<&Address>, after: &Address) -> Option<Violation> {
-    let changed = before.is_none_or(|before| before.holdings != after.holdings);
+    let stays = |it: &Address| (&it.holdings, it.fence) == (&after.holdings, after.fence);
+    let changed = !before.is_some_and(stays);
     let before = before.map_or(0, |before| before.epoch);
     let right = if changed { after.epoch > before } else { after.epoch == before };
     (!right).then_some(Violation::AddressEpoch {
@@ -75,6 +78,21 @@ fn check_address_epoch(before: Option<&Address>, after: &Address) -> Option<Viol
         after: after.epoch,
         changed,
     })
+}
+
+/// The fence is that of the allocation, and a new one has this very epoch. That of an allocation which is gone or going
+/// stays, and so does that of a withheld address.
+fn check_fence(world: &World, before: Option<&Address>, after: &Address) -> Option<Violation> {
+    let stood = before.and_then(|before| before.fence);
+    let withheld = world.inputs.withheld.contains_key(&after.address);
+    let allocation = world.allocations.get(&after.allocation).filter(|it| !it.deleting && !withheld);
+    let expected = match allocation.map(|it| it.fence) {
+        Some(wanted) if stood.map(|fence| fence.after) != wanted => {
+            wanted.map(|wanted| Fence { after: wanted, epoch: after.epoch })
+        }
+        _ => stood,
+    };
+    (after.fence != expected).then_some(Violation::Fence { address: after.address })
 }
 
 fn by_slice(address: &Address) -> BTreeMap<u8, &Holding> {
@@ -162,9 +180,13 @@ impl Step<'_> {
         }
     }
 
-    /// Nobody sends from the slice any more: the node is gone, or has reported so since it began to drain.
+    /// Nobody sends from the slice any more: the node is gone, has reported so since it began to drain, or its deadline
+    /// has passed.
     fn is_empty(&self, was: &Holding) -> bool {
         let Some(node) = self.world.nodes.get(was.node.as_str()) else { return true };
+        if self.world.before.get(&self.after.address).is_some_and(|it| fence::has_passed(it, node)) {
+            return true;
+        }
         let report = node.programmed.get(&self.after.address).filter(|report| report.epoch >= was.epoch);
         was.state == State::Draining && report.is_some_and(|report| report.drained.contains(self.slice))
     }
@@ -185,7 +207,11 @@ impl Step<'_> {
             let ready = self.world.nodes.get(will.node.as_str()).is_some_and(|node| node.ready);
             (new && !ready).then_some(Unfit::NotReady)
         };
-        let why = self.unfit(&will.node).or_else(unready)?;
+        let leaseless = || {
+            let node = self.world.nodes.get(will.node.as_str());
+            (new && !node.is_some_and(|it| fence::admits(self.after.fence, it))).then_some(Unfit::NoLease)
+        };
+        let why = self.unfit(&will.node).or_else(unready).or_else(leaseless)?;
         let (address, slice, node) = (self.after.address, self.slice, will.node.clone());
         Some(Violation::Granted { address, slice, node, why })
     }

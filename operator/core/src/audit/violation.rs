@@ -57,6 +57,12 @@ pub enum Violation {
         /// The slice.
         slice: u8,
     },
+    /// The fence is another one than the allocation's, or bears another epoch than that at which it was set.
+    #[error("{address}: the fence is not the allocation's, or not as of its epoch")]
+    Fence {
+        /// The address.
+        address: Ipv4Addr,
+    },
     /// Holdings are not in ascending order.
     #[error("{address} slice {slice}: holdings are not sorted")]
     NotSorted {
@@ -212,6 +218,9 @@ pub enum Unfit {
     /// The node is not ready.
     #[error("the node is not ready")]
     NotReady,
+    /// The address has a fence, and the node does not hold its Lease.
+    #[error("the node does not hold its Lease")]
+    NoLease,
     /// The node would hold more than `perNode.max`.
     #[error("the node would hold more than the maximum")]
     Maximum,

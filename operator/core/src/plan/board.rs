@@ -1,6 +1,7 @@
 //! The slices of one address while a plan is made.
 
-use crate::model::{Address, Holding, State};
+use crate::fence;
+use crate::model::{Address, Fence, Holding, Node, Seconds, State};
 use crate::slice::{FIRST, LAST, SliceSet};
 
 /// All slices of one address.
@@ -8,6 +9,7 @@ pub(super) struct Board<'a> {
     before: &'a Address,
     /// Epoch of whatever this plan changes.
     next_epoch: i64,
+    fence: Option<Fence>,
     slots: [Option<Slot<'a>>; 256],
 }
 
@@ -29,12 +31,24 @@ impl<'a> Board<'a> {
                     Some(Slot { node: &holding.node, epoch: holding.epoch, state: holding.state });
             }
         }
-        Board { before, next_epoch: before.epoch + 1, slots }
+        Board { before, next_epoch: before.epoch + 1, fence: before.fence, slots }
     }
 
     /// The address that this is the board of.
     pub fn address(&self) -> &'a Address {
         self.before
+    }
+
+    /// Gives nodes that can't renew their Lease this deadline in seconds, or none.
+    pub fn set_fence(&mut self, after: Option<Seconds>) {
+        if self.before.fence.map(|fence| fence.after) != after {
+            self.fence = after.map(|after| Fence { after, epoch: self.next_epoch });
+        }
+    }
+
+    /// Whether slices may be given to the node.
+    pub fn admits(&self, node: &Node) -> bool {
+        fence::admits(self.fence, node)
     }
 
     /// Puts every slice that is not free through `step`: `None` frees it. A slice that comes back in another state
@@ -135,9 +149,9 @@ impl<'a> Board<'a> {
                 }),
             }
         }
-        if holdings == self.before.holdings {
+        if (&holdings, self.fence) == (&self.before.holdings, self.before.fence) {
             return self.before.clone();
         }
-        Address { epoch: self.next_epoch, holdings, ..self.before.clone() }
+        Address { epoch: self.next_epoch, holdings, fence: self.fence, ..self.before.clone() }
     }
 }

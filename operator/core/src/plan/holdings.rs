@@ -3,7 +3,8 @@
 use super::addresses::Assignment;
 use super::board::{Board, Slot};
 use super::plural;
-use crate::model::{Address, Allocation, AllocationName, Holding, Inputs, Node, State};
+use crate::fence;
+use crate::model::{Address, Allocation, AllocationName, Holding, Inputs, Lease, Node, State};
 use crate::selector::{Labels, matches_sites};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -19,6 +20,10 @@ pub(super) struct Share {
     pub without: Nodes,
     /// Ready nodes of the sites that hold some, but less than the minimum of one address.
     pub below: Nodes,
+    /// Nodes of the sites whose Lease was taken over: what they held goes to others.
+    pub fenced: Nodes,
+    /// Ready nodes of the sites that hold none, as they do not hold their Lease either.
+    pub leaseless: Nodes,
     /// Nodes match, but none of them is ready.
     pub all_unready: bool,
     /// No node matches.
@@ -110,6 +115,9 @@ pub(super) fn plan(
         let members = sites.members(allocation);
         for board in &mut boards {
             let wanted = wanted(board);
+            if !allocation.deleting {
+                board.set_fence(allocation.fence);
+            }
             let keeps = |slice: u8, node: &str| {
                 wanted && allocation.slices.contains(slice) && members.names.contains(node)
             };
@@ -122,10 +130,18 @@ pub(super) fn plan(
             let holds = |it: &Holding| it.node == node.name && it.state == State::Held;
             match held {
                 _ if fixed.iter().flat_map(|it| &it.holdings).any(holds) => {}
+                _ if allocation.fence.is_some() && matches!(node.lease, Lease::Taken { .. }) => {}
+                0 if allocation.fence.is_some() && node.lease == Lease::Free => {
+                    share.leaseless.add(&node.name);
+                }
                 0 => share.without.add(&node.name),
                 held if held < allocation.per_node_min => share.below.add(&node.name),
                 _ => {}
             }
+        }
+        if allocation.fence.is_some() {
+            let taken = |node: &&&Node| matches!(node.lease, Lease::Taken { .. });
+            members.all.iter().filter(taken).for_each(|node| share.fenced.add(&node.name));
         }
         shares.insert(allocation.name.clone(), share);
         planned.extend(serving.into_iter().map(Board::finish));
@@ -172,13 +188,16 @@ fn still_held(boards: Vec<Board>) -> impl Iterator<Item = Address> {
 
 /// Takes every slice at most one step further. `keeps` tells whether a node that exists may keep a slice.
 fn step(board: &mut Board, nodes: &BTreeMap<&str, &Node>, keeps: impl Fn(u8, &str) -> bool, inputs: &Inputs) {
-    let (address, now) = (board.address().address, inputs.now);
+    let (before, now) = (board.address(), inputs.now);
+    let address = before.address;
     board.advance(|slice, Slot { node: name, epoch, state }| {
         let resting = State::Quarantined { until: now + inputs.quarantine };
         let node = nodes.get(name);
         match state {
             State::Quarantined { until } => inputs.rests(address, slice, until).then_some(state),
-            State::Held | State::Draining if node.is_none() => Some(resting),
+            State::Held | State::Draining if node.is_none_or(|it| fence::has_passed(before, it)) => {
+                Some(resting)
+            }
             State::Held | State::Draining if keeps(slice, name) => Some(State::Held),
             State::Held => Some(State::Draining),
             State::Draining => {
@@ -204,6 +223,7 @@ fn grant<'a>(boards: &mut [Board<'a>], allocation: &Allocation, members: &Member
         let mut free = board.free(allocation.slices).len();
         let mut order: Vec<usize> =
             (0..ready.len()).filter(|node| held[*node] < allocation.per_node_min).collect();
+        order.retain(|node| board.admits(ready[*node]));
         order.sort_by_key(|node| (total[*node], *node));
         for node in order {
             let granted = (allocation.per_node_min - held[node]).min(free);
@@ -239,7 +259,7 @@ fn share_out(board: &Board, allocation: &Allocation, ready: &[&Node], held: &[u3
         demand.min(allocation.per_node_max)
     };
     let mut queue: BTreeSet<(u32, usize)> = held.iter().copied().zip(0..).collect();
-    queue.retain(|(held, node)| *held < wants(*node));
+    queue.retain(|(held, node)| *held < wants(*node) && board.admits(ready[*node]));
     while let (true, Some((held, node))) = (free > 0, queue.pop_first()) {
         free -= 1;
         extra[node] += 1;

@@ -62,6 +62,12 @@ fn allocated(allocation: &Allocation, assignment: &Assignment, share: &Share, ad
             "spec.sites: no node matches; change a nodeSelector or label nodes to match it",
         );
     }
+    if share.holders == 0 && share.without.count == 0 && share.leaseless.count + share.fenced.count > 0 {
+        return Verdict::bad(
+            reason::NO_LEASE,
+            "spec.fence: no node holds slices, as none holds its Lease (yet); see `kubectl get leases -A -l app.kubernetes.io/component=node-lease`",
+        );
+    }
     if share.holders == 0 && !assignment.wanted.is_empty() && allocation.per_node_min > 0 {
         return Verdict::bad(
             reason::NO_FREE_SLICE,
@@ -75,6 +81,7 @@ fn allocated(allocation: &Allocation, assignment: &Assignment, share: &Share, ad
     );
     if !assignment.wanted.is_empty() {
         message += &without(share);
+        message += &fenced(share);
     }
     message += &foreign(assignment);
     Verdict::good(reason::ALLOCATED, message)
@@ -99,6 +106,24 @@ fn without(share: &Share) -> String {
         "; {}, as no slice is free: use more addresses, lower spec.ports.perNode.min for nodes to come, or widen spec.ports",
         told.join(", ")
     )
+}
+
+/// Nodes that lost what they held, or get nothing, as they do not renew their Lease.
+fn fenced(share: &Share) -> String {
+    let mut told = String::new();
+    if share.fenced.count > 0 {
+        let verbs = if share.fenced.count == 1 { "is" } else { "are" };
+        told += &format!("; {} {verbs} fenced: the slices there go to others", share.fenced);
+    }
+    if share.leaseless.count > 0 {
+        let verbs = if share.leaseless.count == 1 {
+            "does not hold its Lease and gets"
+        } else {
+            "do not hold their Leases and get"
+        };
+        told += &format!("; {} {verbs} no slices", share.leaseless);
+    }
+    told
 }
 
 /// Addresses of prefixes that `spec.prefixes` no longer names stay: partners know them.
