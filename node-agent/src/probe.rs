@@ -129,13 +129,11 @@ impl Prober {
             }
         };
         loop {
+            for gateway in self.with(Gateways::probe) {
+                // What cannot be sent is not answered, which is what counts.
+                let _ = socket.send_to(&probe, SocketAddrV4::new(gateway, tunnel_port));
+            }
             for pause in [WAIT, INTERVAL - WAIT] {
-                if pause == WAIT {
-                    for gateway in self.with(Gateways::probe) {
-                        // What cannot be sent is not answered, which is what counts.
-                        let _ = socket.send_to(&probe, SocketAddrV4::new(gateway, tunnel_port));
-                    }
-                }
                 let end = Instant::now() + pause;
                 loop {
                     match self.take_in(&socket, tunnel_port, end) {
@@ -290,6 +288,31 @@ mod tests {
         let end = Instant::now() + Duration::from_millis(20);
         while prober.take_in(&socket, port, end).unwrap() {}
         assert!(Instant::now() >= end);
+    }
+
+    #[test]
+    fn a_gateway_is_probed_every_200_ms_and_silent_after_the_third() {
+        let gateway = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = gateway.local_addr().unwrap().port();
+        let prober = Prober::default();
+        prober.watch(&[Ipv4Addr::LOCALHOST].into());
+        let (tell, told) = std::sync::mpsc::channel();
+        let (background, start) = (prober.clone(), Instant::now());
+        // It goes on until the process ends.
+        std::thread::spawn(move || {
+            background.run(port, || drop(tell.send((background.answers(), start.elapsed()))))
+        });
+        let mut buffer = [0; 64];
+        let (length, from) = gateway.recv_from(&mut buffer).unwrap();
+        assert_eq!(buffer[..length], message(VNI_PROBE));
+        gateway.send_to(&message(VNI_PROBE_ANSWER), from).unwrap();
+        let expect = |answer, not_before: Duration| {
+            let (answers, after) = told.recv().unwrap();
+            assert_eq!(answers, [(Ipv4Addr::LOCALHOST, answer)].into());
+            assert!(after >= not_before, "{answer:?} after {after:?}");
+        };
+        expect(Answer::Prompt, Duration::ZERO);
+        expect(Answer::Silent, 3 * INTERVAL + WAIT);
     }
 
     #[test]
