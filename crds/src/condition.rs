@@ -17,6 +17,8 @@ pub mod type_ {
     pub const READY: &str = "Ready";
     /// A node has room for all that is asked of it.
     pub const WITHIN_LIMITS: &str = "WithinLimits";
+    /// The network has been told of the addresses that a node takes packets for; the message has "n of m addresses".
+    pub const ANNOUNCED: &str = "Announced";
 }
 
 /// Condition reasons.

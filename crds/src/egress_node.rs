@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
     printcolumn = r#"{"name":"Version","type":"string","jsonPath":".status.version"}"#,
     printcolumn = r#"{"name":"Pods","type":"integer","jsonPath":".status.coveredPods"}"#,
     printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name":"Announced","type":"string","jsonPath":".status.conditions[?(@.type==\"Announced\")].status"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
@@ -57,7 +58,8 @@ pub struct EgressNodeStatus {
     #[schemars(length(max = 4096), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bindings: Vec<ProgrammedBinding>,
-    /// `Ready`, and `WithinLimits`: whether there is room for everything that is asked of this node.
+    /// `Ready`, `WithinLimits`: whether there is room for everything that is asked of this node, and, if it holds slices of a
+    /// prefix that is announced by BGP, `Announced`: whether the network has been told.
     #[schemars(schema_with = "schema::conditions")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

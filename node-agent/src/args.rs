@@ -60,6 +60,19 @@ pub struct Args {
     #[arg(long, env = "AEGIS_REFUSALS_PER_SECOND", default_value_t = 1000)]
     pub refusals_per_second: u32,
 
+    /// Routing table of the kernel in which the addresses of prefixes with `announcement: {mode: BGP}` are put, for a routing
+    /// daemon to announce. Not one that somebody else uses; FRR before 9 reads 1 to 252. 0: none are.
+    #[arg(long, env = "AEGIS_ANNOUNCEMENT_TABLE", default_value_t = 180, value_parser = parse_table)]
+    pub announcement_table: u32,
+
+    /// Routing daemon of this node, which is asked whether it announces what is in that table.
+    #[arg(long, env = "AEGIS_ROUTING_DAEMON", value_enum, ignore_case = true, default_value = "None")]
+    pub routing_daemon: RoutingDaemon,
+
+    /// Folder of the routing daemon's sockets: `zebra.vty`, `bgpd.vty` and `bfdd.vty` of FRR, `bird.ctl` of BIRD.
+    #[arg(long, env = "AEGIS_ROUTING_SOCKETS", default_value = "/run/frr")]
+    pub routing_sockets: PathBuf,
+
     /// Folder in which the container runtime's CNI library keeps its results. Pods' addresses appear there before
     /// the API server knows them.
     #[arg(long, env = "AEGIS_CNI_CACHE", default_value = "/var/lib/cni/results")]
@@ -93,6 +106,19 @@ pub enum UnknownPods {
     Pass,
 }
 
+/// Who announces the routes of the agent's table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "verbatim")]
+pub enum RoutingDaemon {
+    /// Nobody that the agent could ask.
+    #[default]
+    None,
+    /// FRR: zebra, bgpd, bfdd.
+    FRR,
+    /// BIRD 2.
+    BIRD,
+}
+
 /// Form of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "PascalCase")]
@@ -101,6 +127,14 @@ pub enum LogFormat {
     Json,
     /// For people.
     Text,
+}
+
+fn parse_table(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(253..=255) => Err("is a table of the kernel's own".to_owned()),
+        Ok(table) => Ok(table),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn parse_mark(text: &str) -> Result<u32, String> {
@@ -125,6 +159,14 @@ mod tests {
         assert_eq!(parse_mark("4096"), Ok(0x1000));
         for wrong in ["0", "0x1800", "0x", "mark", "0x100000000"] {
             assert!(parse_mark(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn routes_go_to_no_table_of_the_kernels_own() {
+        assert_eq!([parse_table("0"), parse_table("180"), parse_table("1000")], [Ok(0), Ok(180), Ok(1000)]);
+        for wrong in ["main", "-1", "253", "254", "255"] {
+            assert!(parse_table(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! The event loop: whatever happened, look at everything, compute what should hold, write the difference, report.
 
+mod announcing;
 mod plane;
 mod report;
 mod settled;
@@ -7,6 +8,8 @@ mod table;
 
 pub use plane::Open;
 
+use crate::announce::Keeper;
+use crate::announce::health::Health;
 use crate::apply::{self, Attached};
 use crate::args::Args;
 use crate::cni::{self, CniResult};
@@ -70,6 +73,11 @@ impl Signals {
         self.wake.notify_one();
     }
 
+    /// Wakes the loop, for what it looks at in each turn.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
     fn take(flag: &AtomicBool) -> bool {
         flag.swap(false, Ordering::AcqRel)
     }
@@ -84,6 +92,8 @@ pub struct Controller {
     netlink: rtnetlink::Handle,
     report: watch::Sender<Pending>,
     prober: Prober,
+    health: Health,
+    keeper: Keeper,
     born: Instant,
 
     network: Result<Network, String>,
@@ -137,6 +147,8 @@ impl Controller {
             netlink,
             report,
             prober: Prober::default(),
+            health: Health::default(),
+            keeper: Keeper::default(),
             born: now,
             network: Err("not read yet".to_owned()),
             network_read: None,
@@ -165,6 +177,11 @@ impl Controller {
     /// What is to be run beside the controller for it to know which gateways answer.
     pub fn prober(&self) -> Prober {
         self.prober.clone()
+    }
+
+    /// What is to be run beside the controller for it to know how the routing daemon is.
+    pub fn health(&self) -> Health {
+        self.health.clone()
     }
 
     /// Turns until the future that this is gets dropped.
@@ -211,6 +228,7 @@ impl Controller {
         self.keep_table(wanted.as_deref(), &inputs).await;
         let usage = self.pinned.usage();
         self.write(wanted.as_ref(), &inputs, &usage, started);
+        self.announce(&inputs, synced).await;
         self.forget_refused(started);
         self.keep_peers_resolved(&inputs);
         self.prober.watch(&gateways(&self.pinned.observed, &usage));

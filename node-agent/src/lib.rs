@@ -9,12 +9,14 @@
 //! | in which order it is written | [`ops`] |
 //! | devices, next hops, nftables, conntrack | [`network`], [`uplink`], [`neighbour`], [`nft`], [`conntrack`], [`refused`] |
 //! | whether gateways answer | [`probe`] |
+//! | what the network is told | [`announce`] |
 //! | how maps are read and written | [`apply`], [`kernel`], [`ebpf`] (programs: `node-agent/ebpf`) |
 //! | how programs are attached, and outlive the agent | [`attach`], [`links`] |
 //! | how flows end, how ports are counted | [`sweep`], [`demand`] |
 //! | what is reported | [`status`], [`metrics`], [`server`] |
 //! | when all of this happens | [`controller`] |
 
+pub mod announce;
 pub mod apply;
 pub mod args;
 pub mod attach;

@@ -79,7 +79,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(node = args.node_name, version = env!("CARGO_PKG_VERSION"), "started");
     let open = Box::new(aegis_node_agent::kernel::open);
-    let probed = Arc::clone(&signals);
+    let (daemon, sockets) = (args.routing_daemon, args.routing_sockets.clone());
+    let (probed, heard) = (Arc::clone(&signals), Arc::clone(&signals));
     let controller = Controller::new(args, open, shared, signals, metrics, netlink, report);
     let prober = controller.prober();
     let probe = move || loop {
@@ -88,6 +89,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
         std::thread::sleep(Duration::from_secs(1));
     };
     std::thread::Builder::new().name("prober".to_owned()).spawn(probe).context("cannot start the prober")?;
+    let health = controller.health();
+    tokio::spawn(async move {
+        health.watch(daemon, &sockets, || heard.wake()).await;
+    });
     // Nothing is undone at the end: what is pinned goes on without the agent.
     tokio::select! {
         () = controller.run() => {}

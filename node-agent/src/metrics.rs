@@ -31,6 +31,14 @@ pub struct Snapshot {
     pub generation: u32,
     /// Local pods that a binding covers, and all.
     pub pods: (u64, u64),
+    /// Egress addresses that this node announces.
+    pub announced: usize,
+    /// BGP sessions of the routing daemon that are established, and others.
+    pub sessions: (usize, usize),
+    /// The routing daemon answers, or there is none to ask.
+    pub routing_daemon: bool,
+    /// Times a route of an announced address was put back.
+    pub route_repairs: u64,
     /// Gateways that do not answer.
     pub silent_gateways: usize,
     /// Watches that do not work.
@@ -69,6 +77,10 @@ impl Default for Snapshot {
             fill: BTreeMap::new(),
             generation: 0,
             pods: (0, 0),
+            announced: 0,
+            sessions: (0, 0),
+            routing_daemon: true,
+            route_repairs: 0,
             silent_gateways: 0,
             watch_errors: 0,
             invalid_objects: 0,
@@ -245,6 +257,13 @@ impl Collector for Encoder {
             now.nft_drops.iter().map(|(reason, count)| ([("reason", (*reason).to_owned())], *count)),
         )?;
 
+        let sessions = [("up", now.sessions.0), ("down", now.sessions.1)];
+        family(
+            e,
+            ("bgp_sessions", "BGP sessions of the node's routing daemon", MetricType::Gauge),
+            sessions.map(|(state, count)| ([("state", state.to_owned())], count as u64)),
+        )?;
+
         let flag = |value: bool| f64::from(u8::from(value));
         gauge(e, "ready", "1: everything is programmed", flag(now.ready.is_ok()))?;
         gauge(e, "api_connected", "1: every watch works", flag(now.watch_errors == 0))?;
@@ -257,6 +276,19 @@ impl Collector for Encoder {
         gauge(e, "policy_generation", "Generation of the policy in force", f64::from(now.generation))?;
         gauge(e, "covered_pods", "Pods of this node that a binding covers", now.pods.0 as f64)?;
         gauge(e, "known_pods", "Addresses of pods of this node", now.pods.1 as f64)?;
+        gauge(
+            e,
+            "announced_addresses",
+            "Egress addresses for which this node has put up a route to be announced",
+            now.announced as f64,
+        )?;
+        gauge(
+            e,
+            "routing_daemon_answers",
+            "1: the routing daemon answers, or the agent knows of none",
+            flag(now.routing_daemon),
+        )?;
+        counter(e, "route_repairs", "Routes of announced addresses that were put back", now.route_repairs)?;
         gauge(
             e,
             "silent_gateways",

@@ -1,15 +1,16 @@
 //! What the kernel knows of this node's IPv4 network: devices, addresses, routes, neighbours. Read as a whole, by
 //! rtnetlink, whenever a notification says that something changed.
 
+use crate::announce::routes;
 use futures::TryStreamExt;
 use ipnet::Ipv4Net;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteType};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// Why the network could not be read.
@@ -69,6 +70,8 @@ pub struct Network {
     pub routes: Vec<Route>,
     /// Neighbours with a valid MAC, by interface index and address.
     pub neighbours: BTreeMap<(u32, Ipv4Addr), [u8; 6]>,
+    /// Routes of the agent itself, of any table.
+    pub announced: BTreeSet<routes::Key>,
 }
 
 impl Network {
@@ -124,6 +127,7 @@ pub async fn read(handle: &Handle) -> Result<Network, NetworkError> {
 
     let mut routes = handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
     while let Some(route) = routes.try_next().await.map_err(failed("routes"))? {
+        network.announced.extend(own_route(&route));
         if route.header.table != RouteHeader::RT_TABLE_MAIN || route.header.kind != RouteType::Unicast {
             continue;
         }
@@ -154,6 +158,19 @@ pub async fn read(handle: &Handle) -> Result<Network, NetworkError> {
         }
     }
     Ok(network)
+}
+
+fn own_route(route: &RouteMessage) -> Option<routes::Key> {
+    let (mut table, mut address) = (u32::from(route.header.table), None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(destination)) => address = Some(*destination),
+            // The header has room for 255 only.
+            RouteAttribute::Table(number) => table = *number,
+            _ => {}
+        }
+    }
+    routes::key(table, &route.header, address?)
 }
 
 fn add_routes(routes: &mut Vec<Route>, length: u8, attributes: &[RouteAttribute]) {

@@ -14,6 +14,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+/// Taint by which an administrator vouches that a node is powered off.
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+
 /// Why an object cannot be used. The API server checks all of this, so it happens only if its schema was changed.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ObjectError {
@@ -67,6 +70,10 @@ pub struct NodeRecord {
     pub addresses: Vec<Ipv4Addr>,
     /// Where it is.
     pub place: Place,
+    /// On its way out of the cluster: cordoned, being deleted, or tainted as out of service.
+    pub draining: bool,
+    /// Its kubelet does not say that it is ready.
+    pub lost: bool,
 }
 
 /// What the agent needs of an allocation.
@@ -121,7 +128,24 @@ pub fn node(node: &Node) -> NodeRecord {
             .filter_map(|address| address.address.parse().ok())
             .collect(),
         place: place(node),
+        draining: is_draining(node),
+        lost: is_lost(node),
     }
+}
+
+fn is_draining(node: &Node) -> bool {
+    let spec = node.spec.as_ref();
+    let taints = spec.and_then(|spec| spec.taints.as_ref()).into_iter().flatten();
+    let mut keys = taints.map(|taint| taint.key.as_str());
+    node.metadata.deletion_timestamp.is_some()
+        || spec.and_then(|spec| spec.unschedulable) == Some(true)
+        || keys.any(|key| key == OUT_OF_SERVICE)
+}
+
+/// A node that has no such condition, as when it has just joined, is not lost.
+fn is_lost(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status != "True")
 }
 
 fn place(node: &Node) -> Place {

@@ -1,5 +1,6 @@
 //! The report of this node: the `EgressNode` object.
 
+use crate::announce::Standing;
 use crate::demand::Want;
 use crate::desired::Desired;
 use crate::metrics::Metrics;
@@ -97,6 +98,8 @@ pub struct Facts<'a> {
     pub ready: &'a Result<(), NotReady>,
     /// Whether everything has room, or else what has not and what to do.
     pub room: &'a Result<(), String>,
+    /// How far the announcement has come, if there is anything to announce.
+    pub announced: Option<&'a Standing>,
 }
 
 /// The report, with a condition whose time is not set yet.
@@ -139,7 +142,10 @@ pub fn report(facts: &Facts<'_>) -> EgressNodeStatus {
         demand: demand.collect(),
         addresses,
         bindings: if facts.policy_in_force { bindings(facts) } else { Vec::new() },
-        conditions: vec![condition(type_::READY, status, reason, message), room(facts)],
+        conditions: [condition(type_::READY, status, reason, message), room(facts)]
+            .into_iter()
+            .chain(facts.announced.map(announced))
+            .collect(),
     }
 }
 
@@ -167,6 +173,11 @@ fn room(facts: &Facts<'_>) -> Condition {
         }
         Err(message) => condition(type_::WITHIN_LIMITS, "False", reason::TABLE_FULL, message.clone()),
     }
+}
+
+fn announced(standing: &Standing) -> Condition {
+    let status = if standing.good { "True" } else { "False" };
+    condition(type_::ANNOUNCED, status, standing.reason, standing.message.clone())
 }
 
 fn condition(type_: &str, status: &str, reason: &str, mut message: String) -> Condition {
@@ -343,6 +354,7 @@ mod tests {
             policy_in_force: true,
             ready,
             room: &Ok(()),
+            announced: None,
         }
     }
 

@@ -8,7 +8,7 @@ use std::fs;
 use std::sync::Arc;
 
 /// Sets of values that people use, as `--set` takes them.
-const SETS: [&[&str]; 6] = [
+const SETS: [&[&str]; 8] = [
     &[],
     &[
         "operator.image=registry.example/op:1",
@@ -26,6 +26,12 @@ const SETS: [&[&str]; 6] = [
         "crds.install=false",
         "metrics.scrapeAnnotations=false",
         "operator.replicas=1",
+    ],
+    &["agent.announcement.routingDaemon=BIRD", "agent.announcement.socketFolder=/run/bird"],
+    &[
+        "agent.announcement.frr.enabled=true",
+        "agent.announcement.frr.neighbors[0].address=192.0.2.1",
+        "agent.announcement.frr.neighbors[0].asn=4200000000",
     ],
     &["admission.exemptGroups={a,b}", "imagePullSecrets[0].name=registry", "agent.extraArgs={--log=debug}"],
 ];
@@ -105,6 +111,12 @@ fn wrong_values_are_refused_by_name() {
         ("agent.imagePolicy=Never", "imagePolicy"),
         ("operator.quarantineSeconds=0", "quarantineSeconds"),
         ("imagePullPolicy=Sometimes", "imagePullPolicy"),
+        ("agent.announcement.table=254", "table"),
+        ("agent.announcement.routingDaemon=Quagga", "routingDaemon"),
+        ("agent.announcement.frr.asn=0", "asn"),
+        ("agent.announcement.frr.enabled=true", "neighbors"),
+        ("agent.announcement.frr.neighbors[0].address=router", "address"),
+        ("agent.announcement.frr.neighbors[0].password=two words", "password"),
     ] {
         let error = render(&server, NAMESPACE, &[value]).expect_err(value);
         assert!(error.contains(name), "{value}: {error}");
@@ -131,6 +143,85 @@ fn values_reach_the_arguments() {
     assert_eq!(pod["hostNetwork"], true);
     assert_eq!(pod["containers"][0]["env"][0]["valueFrom"]["fieldRef"]["fieldPath"], "spec.nodeName");
     assert_eq!(agent["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"], 1);
+}
+
+/// Renders with the FRR sidecar, two neighbours and further values.
+fn render_frr(more: &[&str]) -> Result<String, String> {
+    const FRR: [&str; 6] = [
+        "agent.announcement.frr.enabled=true",
+        "agent.announcement.frr.asn=4200000001",
+        "agent.announcement.frr.neighbors[0].address=192.0.2.1,agent.announcement.frr.neighbors[0].asn=64500",
+        "agent.announcement.frr.neighbors[1].address=192.0.2.2,agent.announcement.frr.neighbors[1].asn=64501",
+        "agent.announcement.frr.neighbors[1].bfd=false",
+        "agent.announcement.frr.neighbors[1].password=sesame$1/&",
+    ];
+    render(&server(), NAMESPACE, &[&FRR, more].concat())
+}
+
+#[test]
+fn frr_runs_beside_the_agent_with_what_the_values_say() {
+    let rendered = objects(
+        &render_frr(&["agent.announcement.table=181", "agent.announcement.frr.bfd.multiplier=5"])
+            .expect("render"),
+    );
+    let files = &object(&rendered, "Secret", "aegis-frr")["stringData"];
+    let lines = |file: &str| -> Vec<String> {
+        files[file].as_str().expect(file).lines().map(|line| line.trim().to_owned()).collect()
+    };
+    assert!(lines("zebra.conf").contains(&"ip import-table 181".to_owned()));
+    let bgpd = lines("bgpd.conf");
+    for line in [
+        "router bgp 4200000001",
+        "redistribute table 181 route-map AEGIS-OWN",
+        "neighbor 192.0.2.1 remote-as 64500",
+        "neighbor 192.0.2.1 bfd profile aegis",
+        "neighbor 192.0.2.2 password sesame$1/&",
+        "neighbor 192.0.2.2 route-map AEGIS-OWN out",
+        "neighbor 192.0.2.2 route-map AEGIS-NOTHING in",
+        "ip prefix-list AEGIS-OWN seq 5 permit 0.0.0.0/0 ge 32",
+        "bgp graceful-restart-disable",
+    ] {
+        assert!(bgpd.contains(&line.to_owned()), "no {line:?} in {bgpd:#?}");
+    }
+    assert!(!bgpd.contains(&"neighbor 192.0.2.2 bfd profile aegis".to_owned()), "BFD is off: {bgpd:#?}");
+    assert!(!bgpd.iter().any(|line| line.starts_with("neighbor 192.0.2.1 password")), "{bgpd:#?}");
+    assert!(lines("bfdd.conf").contains(&"detect-multiplier 5".to_owned()));
+
+    let pod =
+        |rendered: &[Value]| object(rendered, "DaemonSet", "aegis-node-agent")["spec"]["template"].clone();
+    let with = pod(&rendered);
+    let (agent, frr) = (&with["spec"]["containers"][0], &with["spec"]["containers"][1]);
+    let arguments = strings(&agent["args"]);
+    for flag in ["--announcement-table=181", "--routing-daemon=FRR", "--routing-sockets=/var/run/frr"] {
+        assert!(arguments.contains(&flag), "{arguments:?}");
+    }
+    assert!(strings(&agent["securityContext"]["capabilities"]["add"]).contains(&"DAC_OVERRIDE"));
+    assert_eq!(frr["name"], "frr");
+    // Another configuration means other pods.
+    let other = pod(&objects(&render_frr(&["agent.announcement.table=182"]).expect("render")));
+    assert_ne!(
+        with["metadata"]["annotations"]["aegis.dev/frr"],
+        other["metadata"]["annotations"]["aegis.dev/frr"]
+    );
+
+    let without = objects(&render(&server(), NAMESPACE, &[]).expect("render"));
+    let containers = &pod(&without)["spec"]["containers"];
+    assert_eq!(containers.as_array().map(Vec::len), Some(1));
+    let added = strings(&containers[0]["securityContext"]["capabilities"]["add"]);
+    assert!(!added.contains(&"DAC_OVERRIDE"), "{added:?}");
+    assert!(!without.iter().any(|object| object["kind"] == "Secret"));
+}
+
+#[test]
+fn frr_can_only_be_told_what_it_can_do() {
+    for (value, message) in [
+        ("agent.announcement.routingDaemon=BIRD", "routingDaemon can't be BIRD"),
+        ("agent.announcement.table=0", "FRR reads tables 1 to 252"),
+        ("agent.announcement.table=1000", "FRR reads tables 1 to 252"),
+    ] {
+        let error = render_frr(&[value]).expect_err(value);
+        assert!(error.contains(message), "{value}: {error}");
+    }
 }
 
 #[test]

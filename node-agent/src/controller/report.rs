@@ -73,6 +73,7 @@ impl Controller {
             policy_in_force: self.in_force.is_some(),
             ready: &ready,
             room: &self.room(&wanted),
+            announced: self.standing().as_ref(),
         });
         let (uid, present) = {
             let cluster = self.shared.lock();
@@ -230,6 +231,7 @@ impl Controller {
         let nothing = Generation::default();
         let live = self.pinned.observed.generations.get(&self.pinned.observed.config.generation);
         let count = |entries: usize| entries as u64;
+        let look = self.health.look(self.keeper.routed());
         let mut tables = BTreeMap::from([
             ("addresses", (count(self.pinned.observed.addresses.len()), aegis_common::MAX_ADDRESSES.into())),
             ("peers", (count(self.pinned.observed.peers.len()), aegis_common::MAX_PEERS.into())),
@@ -265,6 +267,10 @@ impl Controller {
                 u64::from(wanted.covered_pods),
                 inputs.pods.iter().map(|pod| pod.addresses.len() as u64).sum(),
             ),
+            announced: self.keeper.routed().len(),
+            sessions: (look.up(), look.sessions.len() - look.up()),
+            routing_daemon: look.failure.is_none(),
+            route_repairs: self.keeper.repairs,
             silent_gateways: inputs.answers.values().filter(|answer| **answer != Answer::Prompt).count(),
             watch_errors,
             invalid_objects,

@@ -1,0 +1,109 @@
+//! Asking a routing daemon by its socket: answers that come in pieces, a daemon that is frozen, one that is not there.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is what unwrap is for")]
+
+use aegis_node_agent::announce::daemon::{DaemonError, bird, frr};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+
+const A: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+const B: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+
+/// A folder of its own, removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("aegis-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Greets, and answers each command (up to the byte `end`) byte by byte.
+fn serve(
+    path: &Path,
+    greeting: &'static str,
+    end: u8,
+    answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static,
+) {
+    let listener = UnixListener::bind(path).unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(greeting.as_bytes()).await.unwrap();
+            let mut command = Vec::new();
+            while let Ok(byte) = stream.read_u8().await {
+                if byte != end {
+                    command.push(byte);
+                    continue;
+                }
+                for byte in answer(&String::from_utf8(std::mem::take(&mut command)).unwrap()) {
+                    stream.write_all(&[byte]).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    });
+}
+
+fn bgpd(command: &str) -> Vec<u8> {
+    let text = match command {
+        "show bgp ipv4 unicast summary json" => r#"{"peers":{"192.0.2.254":{"state":"Established"}}}"#,
+        "show bgp ipv4 unicast 203.0.113.1/32 json" => r#"{"advertisedTo":{"192.0.2.254":{}},"paths":[]}"#,
+        _ => "{\n}\n",
+    };
+    [text.as_bytes(), &[0, 0, 0, 0]].concat()
+}
+
+#[tokio::test]
+async fn frr_tells_what_it_announces_unless_one_of_its_daemons_is_frozen() {
+    let folder = Folder::new("frr");
+    let path = &folder.0;
+    serve(&path.join("bgpd.vty"), "", 0, bgpd);
+    let absent = frr(path, &[A]).await.unwrap_err();
+    assert!(matches!(absent, DaemonError::Absent("zebra", _)), "{absent}");
+    let zebra = |_: &str| b"FRRouting\0\0\0\0".to_vec();
+    serve(&path.join("zebra.vty"), "", 0, zebra);
+    let answer = frr(path, &[A, B]).await.unwrap();
+    assert!(answer.sessions.len() == 1 && answer.sessions[0].up, "{answer:?}");
+    assert_eq!(answer.announced, [A].into());
+    // The kernel takes the connection for a process that is stopped.
+    let _frozen = UnixListener::bind(path.join("bfdd.vty")).unwrap();
+    let silent = frr(path, &[A]).await.unwrap_err();
+    assert!(matches!(silent, DaemonError::Silent("bfdd")), "{silent}");
+}
+
+fn bird_answer(command: &str) -> Vec<u8> {
+    let text = match command {
+        "show protocols" => {
+            "2002-Name Proto Table State Since Info\n1002-up BGP --- up 12:00 Established\n down BGP --- start 12:00 Idle\n0000 \n"
+        }
+        "show route 203.0.113.1/32 export up" => {
+            "1007-Table t:\n 203.0.113.1/32       blackhole [k] * (10)\n0000 \n"
+        }
+        _ => "8001 Network not found\n",
+    };
+    text.as_bytes().to_vec()
+}
+
+#[tokio::test]
+async fn bird_tells_what_it_announces() {
+    let folder = Folder::new("bird");
+    serve(&folder.0.join("bird.ctl"), "0001 BIRD 2.0.12 ready.\n", b'\n', bird_answer);
+    let answer = bird(&folder.0, &[A, B]).await.unwrap();
+    assert_eq!(
+        answer.sessions.iter().map(|it| (it.name.as_str(), it.up)).collect::<Vec<_>>(),
+        [("up", true), ("down", false)]
+    );
+    assert_eq!(answer.announced, [A].into());
+    let other = Folder::new("no-bird");
+    assert!(matches!(bird(&other.0, &[A]).await.unwrap_err(), DaemonError::Absent("BIRD", _)));
+}
