@@ -172,7 +172,7 @@ pub enum Command {
         echo: bool,
     },
     /// Statistics of a running job. Churn: `{connections, answered, failed: {kind: n}, slowest_ms, sources: {ip: n}}`;
-    /// stream: `{sent, received, failed: {kind: n}, longest_gap_ms}`.
+    /// stream: `{sent, received, lost, failed: {kind: n}, longest_gap_ms}`, lost without those that may still be answered.
     Statistics {
         /// Name of the job.
         name: String,

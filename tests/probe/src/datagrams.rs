@@ -66,6 +66,8 @@ async fn exchange(question: &Question) -> io::Result<(usize, Option<String>)> {
 pub struct Stream {
     sent: u64,
     received: u64,
+    /// Of how many something is known: the number of the last that was answered, and one.
+    answered: u64,
     failed: Tally,
     longest_gap: Duration,
     last: Instant,
@@ -75,7 +77,14 @@ impl Stream {
     /// Nothing sent yet.
     pub fn new() -> Self {
         let zero = Duration::ZERO;
-        Self { sent: 0, received: 0, failed: Tally::new(), longest_gap: zero, last: Instant::now() }
+        Self {
+            sent: 0,
+            received: 0,
+            answered: 0,
+            failed: Tally::new(),
+            longest_gap: zero,
+            last: Instant::now(),
+        }
     }
 
     /// As the command answers them. A gap that lasts still counts.
@@ -83,13 +92,16 @@ impl Stream {
         json!({
             "sent": self.sent,
             "received": self.received,
+            "lost": self.answered.saturating_sub(self.received),
             "failed": self.failed,
             "longest_gap_ms": milliseconds(self.longest_gap.max(self.last.elapsed())),
         })
     }
 
-    fn received(&mut self) {
+    fn received(&mut self, payload: &[u8]) {
         self.received += 1;
+        let number = payload.get(1..9).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
+        self.answered = self.answered.max(number.map_or(self.received, |number| number.saturating_add(1)));
         self.longest_gap = self.longest_gap.max(self.last.elapsed());
         self.last = Instant::now();
     }
@@ -112,6 +124,8 @@ pub async fn stream(
         return count(&mut lock().failed, &error);
     }
     let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(1)));
+    // One that was held up does not make up for it: a burst may lose what a stream would not.
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut buffer = vec![0; 65_536];
     let mut number = 0_u64;
     loop {
@@ -129,7 +143,7 @@ pub async fn stream(
                 }
             }
             result = socket.recv(&mut buffer) => match result {
-                Ok(_) => lock().received(),
+                Ok(length) => lock().received(buffer.get(..length).unwrap_or_default()),
                 Err(error) => count(&mut lock().failed, &error),
             }
         }

@@ -35,8 +35,8 @@ pub struct Packet {
     pub source_mac: [u8; 6],
     /// Addresses, protocol, ports.
     pub flow: Flow,
-    /// A fragment other than the first: its ports are unknown and given as 0.
-    pub later_fragment: bool,
+    /// A fragment other than the first, or an ICMP error: its ports are unknown and given as 0, and it stands for no flow.
+    pub portless: bool,
     /// Sequence number of a SYN that is no answer: the start of a connection.
     pub syn: Option<u32>,
 }
@@ -51,10 +51,12 @@ pub fn parse(frame: &[u8]) -> Option<Packet> {
     let transport = ip.get(usize::from(ip[0] & 0xf) * 4..)?;
     let later_fragment = u16::from_be_bytes([ip[6] & 0x1f, ip[7]]) != 0;
     let port = |at: usize| transport.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]]));
+    let echo = matches!(transport.first(), Some(0 | 8));
+    let portless = later_fragment || ip[9] == protocol::ICMP && !echo;
     let (source_port, destination_port) = match ip[9] {
-        _ if later_fragment => (0, 0),
+        _ if portless => (0, 0),
         protocol::TCP | protocol::UDP => (port(0)?, port(2)?),
-        protocol::ICMP if matches!(transport.first(), Some(0 | 8)) => (port(4)?, 0),
+        protocol::ICMP => (port(4)?, 0),
         _ => (0, 0),
     };
     let syn = (ip[9] == protocol::TCP && !later_fragment)
@@ -69,7 +71,7 @@ pub fn parse(frame: &[u8]) -> Option<Packet> {
             source: SocketAddrV4::new(address(12), source_port),
             destination: SocketAddrV4::new(address(16), destination_port),
         },
-        later_fragment,
+        portless,
         syn,
     })
 }
@@ -201,7 +203,7 @@ mod tests {
         let mut frame = frame(Payload::Udp);
         frame[14 + 7] = 10;
         let packet = parse(&frame).unwrap();
-        assert!(packet.later_fragment);
+        assert!(packet.portless);
         assert_eq!(packet.flow.source.port(), 0);
     }
 

@@ -185,7 +185,7 @@ impl Recorder {
         let source = self.sources.entry(key).or_insert(Source { first_ms: now_ms, ..Source::default() });
         source.packets += 1;
         source.last_ms = now_ms;
-        if !packet.later_fragment {
+        if !packet.portless {
             let seen = self.flows.entry(packet.flow).or_default();
             seen.senders.insert((device, packet.source_mac));
             seen.starts.extend(packet.syn);
@@ -292,6 +292,21 @@ mod tests {
         let report = recorder.report(0);
         assert_eq!((report.shared, report.reopened), (1, 1));
         assert_eq!(report.shared_flows[0].senders, ["n1/01:01:01:01:01:01", "n2/02:02:02:02:02:02"]);
+    }
+
+    #[test]
+    fn icmp_errors_are_no_flow_of_their_own() {
+        let mut recorder = recorder();
+        for (device, mac) in [(0, 1), (1, 2)] {
+            let [from, to] = ["203.0.113.1:7", "198.51.100.10:0"].map(|it| it.parse().unwrap());
+            let mut packet = build(from, to, Payload::Echo, 1);
+            // Port unreachable, in place of echo.
+            packet[20..22].copy_from_slice(&[3, 3]);
+            let frame = [&[9, 9, 9, 9, 9, 9, mac, mac, mac, mac, mac, mac, 8, 0][..], &packet].concat();
+            recorder.record(device, Direction::In, parse(&frame), 60, 1);
+        }
+        let report = recorder.report(0);
+        assert_eq!((report.flows, report.shared, report.sources.len()), (0, 0, 2));
     }
 
     #[test]

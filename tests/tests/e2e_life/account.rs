@@ -12,6 +12,7 @@ use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Api, DeleteParams, ListParams};
+use serde_json::Value;
 
 use crate::inside::Inside;
 
@@ -110,6 +111,12 @@ impl Account {
     pub async fn egress_address(&self) -> anyhow::Result<Option<EgressAddress>> {
         let addresses: Api<EgressAddress> = Api::all(self.namespace.cluster().client());
         Ok(addresses.get_opt(&self.address.to_string()).await?)
+    }
+
+    /// Who holds which slices of the address, and its epoch.
+    pub async fn holdings(&self) -> anyhow::Result<Value> {
+        let object = self.egress_address().await?.context("the address has no object")?;
+        Ok(serde_json::to_value(object.spec)?)
     }
 
     /// Waits until every node enforces the binding as it is.
