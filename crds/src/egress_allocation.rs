@@ -38,8 +38,9 @@ pub struct EgressAllocationSpec {
     /// How many addresses, or exactly which. Left out, it is one IPv4 address.
     #[serde(default, skip_serializing_if = "AddressRequest::is_default")]
     pub addresses: AddressRequest,
-    /// Where traffic may leave from: at most four sets of nodes. Without sites every node may hold slices. Pods on
-    /// other nodes leave through these, the nearest ones first.
+    /// Where traffic may leave from: at most four sets of nodes, each with its share of the ports. Without sites every
+    /// node may hold slices. Pods on other nodes leave through these, the nearest ones first: of the same zone, of the
+    /// same region, then by the site's name; those whose ports are full come last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -143,9 +144,21 @@ pub struct Site {
     /// Name of the site, unique in the allocation: a DNS label.
     #[schemars(schema_with = "schema::dns_label")]
     pub name: String,
-    /// Labels that a node of the site must carry, all of them; at least one. To use every node leave `sites` out.
+    /// Labels that a node of the site must carry, all of them; at least one. To use every node leave `sites` out. A node
+    /// that matches several sites belongs to the first by name.
     #[schemars(schema_with = "schema::node_selector")]
     pub node_selector: BTreeMap<String, String>,
+    /// The site's share of the slices of each address, in proportion to the other sites' weights, 1 to 1,000: of two
+    /// sites with the weights 1 and 3 the nodes of the first hold 63 of 252 slices together at most. A share is kept free
+    /// for the site's nodes, also while it has none. With other weights only as many slices move as must, and only when
+    /// no flow uses them any more.
+    #[serde(default = "weight")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub weight: u32,
+}
+
+fn weight() -> u32 {
+    1
 }
 
 /// Which ports of each address are used and how nodes share them.
@@ -180,19 +193,22 @@ impl Default for Ports {
     }
 }
 
-/// How many slices (256 ports each) a node holds of each address.
+/// How many slices (256 ports each) a node holds of each address. Between `min` and `max` it is as many as its pods
+/// need. Where an address has fewer than its nodes want, each gets its fair share: what others hold beyond theirs drains,
+/// and goes over when no flow uses it any more.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.min <= self.max")
     .message("spec.ports.perNode.min must not be greater than spec.ports.perNode.max").field_path(".min"))]
 pub struct PerNode {
     /// Slices that every node of the sites holds, whether it needs them or not: 256 connections to each origin for
-    /// each slice. 1 to 252. All nodes together can't hold more than the 252 slices of an address: with the default, 31
+    /// each slice. 1 to 252. Nothing is taken of them for others. All nodes together can't hold more than the 252 slices of an address: with the default, 31
     /// nodes fill one. Further nodes hold slices of the next address, or send through nodes that hold some.
     #[serde(default = "per_node_min")]
     #[schemars(range(min = 1, max = 252))]
     pub min: u32,
-    /// Slices that a node can grow to when its pods need them. 1 to 252, not less than `min`.
+    /// Slices that a node can grow to when its pods need them; what it no longer needs it gives back. 1 to 252, not less
+    /// than `min`. A lower value takes nothing away that is needed.
     #[serde(default = "per_node_max")]
     #[schemars(range(min = 1, max = 252))]
     pub max: u32,
@@ -305,6 +321,10 @@ pub struct EgressAllocationStatus {
     /// Nodes that hold slices.
     #[serde(default)]
     pub nodes: u32,
+    /// What became of each of `spec.sites`, by name.
+    #[schemars(length(max = 4), extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sites: Vec<SiteStatus>,
     /// `Accepted`, `Allocated`, `Programmed`, `CapacityLow`.
     #[schemars(schema_with = "schema::conditions")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -327,4 +347,35 @@ pub struct AddressUse {
     /// Slices that nobody holds.
     #[serde(default)]
     pub slices_free: u32,
+}
+
+/// What became of a site.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SiteStatus {
+    /// Name of the site.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// Weight that counts.
+    #[serde(default)]
+    pub weight: u32,
+    /// Nodes that belong to it.
+    #[serde(default)]
+    pub nodes: u32,
+    /// Those of them that are ready for slices, or hold some.
+    #[serde(default)]
+    pub nodes_ready: u32,
+    /// Those of them that hold slices.
+    #[serde(default)]
+    pub nodes_holding: u32,
+    /// Slices that its nodes may hold together, over all addresses.
+    #[serde(default)]
+    pub slices: u32,
+    /// Slices that its nodes hold, over all addresses; also those that drain.
+    #[serde(default)]
+    pub slices_held: u32,
+    /// Ports in use towards the busiest origin, in percent of what the node holds: that of its fullest node, about,
+    /// in steps of ten.
+    #[serde(default)]
+    pub fill_percent: u32,
 }

@@ -12,6 +12,7 @@ pub mod testing;
 mod tests;
 
 pub use address::spec;
+pub use allocation::sites;
 pub use node::{Presence, agent_state, is_ready};
 
 use crate::object::Target;

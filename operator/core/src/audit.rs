@@ -2,11 +2,13 @@
 //! planner, or objects that a stranger wrote, and in both cases the plan must not be applied.
 
 mod addresses;
+mod shares;
 mod slices;
 mod violation;
 
 use crate::model::{Address, AddressRequest, Allocation, AllocationName, Inputs, Node, State};
 use crate::plan::Plan;
+use crate::selector::{Labels, site_of};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 pub use violation::{Unfit, Violation};
@@ -34,6 +36,8 @@ struct World<'a> {
     /// Addresses of each allocation, ascending, before and after.
     had: BTreeMap<&'a AllocationName, Vec<Ipv4Addr>>,
     has: BTreeMap<&'a AllocationName, Vec<Ipv4Addr>>,
+    /// Which nodes belong to which site, by the selectors of the sites, which most allocations have in common.
+    sites: BTreeMap<Vec<&'a Labels>, BTreeMap<&'a str, usize>>,
 }
 
 impl<'a> World<'a> {
@@ -45,7 +49,13 @@ impl<'a> World<'a> {
             before: inputs.addresses.iter().map(|address| (address.address, address)).collect(),
             had: by_allocation(&inputs.addresses),
             has: by_allocation(&plan.addresses),
+            sites: sites(inputs),
         }
+    }
+
+    /// The site of each node that is in one of the allocation's, as its place among their names.
+    fn sites(&self, allocation: &'a Allocation) -> Option<&BTreeMap<&'a str, usize>> {
+        self.sites.get(&selectors(allocation))
     }
 
     /// Addresses that the allocation would have.
@@ -73,6 +83,21 @@ impl<'a> World<'a> {
         // A new address is counted by `addresses::check`: it need not be the highest one.
         (wanted || !self.before.contains_key(&address.address)).then_some(allocation)
     }
+}
+
+fn selectors(allocation: &Allocation) -> Vec<&Labels> {
+    allocation.sites.values().map(|site| &site.selector).collect()
+}
+
+fn sites(inputs: &Inputs) -> BTreeMap<Vec<&Labels>, BTreeMap<&str, usize>> {
+    let mut known: BTreeMap<Vec<&Labels>, BTreeMap<&str, usize>> = BTreeMap::new();
+    for allocation in &inputs.allocations {
+        known.entry(selectors(allocation)).or_insert_with(|| {
+            let site = |node: &'_ Node| site_of(&allocation.sites, &node.labels);
+            inputs.nodes.iter().filter_map(|node| Some((node.name.as_str(), site(node)?))).collect()
+        });
+    }
+    known
 }
 
 fn by_allocation(addresses: &[Address]) -> BTreeMap<&AllocationName, Vec<Ipv4Addr>> {

@@ -8,7 +8,9 @@
 //! |---|---|
 //! | which prefix counts, which of its addresses are free | `prefix` |
 //! | which addresses an allocation gets or gives back | `plan::addresses` |
-//! | which node holds which slices, and when it loses them | `plan::holdings`, `plan::board` |
+//! | how many slices each node is to hold: minima, needs, fair shares | `plan::targets` |
+//! | the share of a site | `site`, `selector` |
+//! | which slices those are, and when a node loses them | `plan::holdings`, `plan::board` |
 //! | what conditions say | `plan::outcomes` |
 //! | what a plan must never do | `audit` |
 //! | what a node makes of what it is given: what it opens, follows, reports as drained | `holding` |
@@ -32,6 +34,7 @@ pub mod reason;
 mod rendezvous;
 pub mod rests;
 pub mod selector;
+pub mod site;
 pub mod slice;
 
 pub use audit::{Violation, audit};

@@ -94,13 +94,13 @@ pub struct Allocation {
     pub prefixes: Vec<String>,
     /// Which addresses.
     pub request: AddressRequest,
-    /// Node selectors of the sites, by site name; empty = every node.
-    pub sites: BTreeMap<String, BTreeMap<String, String>>,
+    /// Sites by name; empty = every node may hold slices.
+    pub sites: BTreeMap<String, Site>,
     /// Slices of each address that may be used.
     pub slices: SliceSet,
     /// Slices of each address that every eligible node holds.
     pub per_node_min: u32,
-    /// Slices of each address that a node can grow to.
+    /// Slices of each address that a node can grow to. It takes nothing away from who holds more already.
     pub per_node_max: u32,
     /// Seconds without a renewal of its Lease after which a node sends no more from its addresses; never if there is
     /// none.
@@ -109,6 +109,15 @@ pub struct Allocation {
     pub listed: BTreeSet<Ipv4Addr>,
     /// Being deleted: its slices drain, and its addresses go when nothing is held any more.
     pub deleting: bool,
+}
+
+/// A set of nodes from which an allocation may leave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// Labels that its nodes carry, all of them. A node that matches several sites belongs to the first by name.
+    pub selector: BTreeMap<String, String>,
+    /// Its share of the slices of each address, in proportion to the other sites' weights.
+    pub weight: u32,
 }
 
 /// Which addresses an allocation asks for.
@@ -135,7 +144,7 @@ pub struct Node {
     /// not ready keeps what it has.
     pub ready: bool,
     /// Slices wanted of each address, per allocation. An allocation that is missing here is not in demand: the node
-    /// gets `min`.
+    /// gets `min`, and gives back what it has beyond that if it is ready.
     pub demand: BTreeMap<AllocationName, u32>,
     /// Per address: the epoch that the node's data plane has.
     pub programmed: BTreeMap<Ipv4Addr, Programmed>,

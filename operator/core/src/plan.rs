@@ -7,9 +7,11 @@
 mod addresses;
 mod board;
 mod holdings;
+mod members;
 mod outcomes;
+mod targets;
 
-use crate::model::{Address, AllocationName, Inputs, Seconds, State};
+use crate::model::{Address, Allocation, AllocationName, Inputs, Seconds, Site, State};
 use crate::prefix::Prefixes;
 use std::collections::BTreeMap;
 
@@ -33,6 +35,45 @@ pub struct AllocationOutcome {
     pub accepted: Verdict,
     /// Whether everything asked for is set aside.
     pub allocated: Verdict,
+    /// Its sites, by name; none if every node may hold slices.
+    pub sites: Vec<SiteOutcome>,
+}
+
+/// What became of a site.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SiteOutcome {
+    /// Name.
+    pub name: String,
+    /// Weight.
+    pub weight: u32,
+    /// Nodes that belong to it.
+    pub nodes: u32,
+    /// Those of them that are ready, or hold slices: that an agent restarts is no news.
+    pub usable: u32,
+    /// Those of them that may start flows.
+    pub holders: u32,
+    /// Slices of each address that its nodes may hold together.
+    pub quota: u32,
+    /// As many, over all addresses that serve.
+    pub slices: u32,
+    /// Slices of all addresses that its nodes hold, also those that drain.
+    pub held: u32,
+    /// Some ready node of it has fewer slices than `spec.ports.perNode.min`.
+    pub short: bool,
+}
+
+impl SiteOutcome {
+    /// Those of an allocation, with no nodes yet.
+    fn all(allocation: &Allocation, quotas: &[u32], addresses: usize) -> Vec<SiteOutcome> {
+        let site = |((name, site), quota): ((&String, &Site), &u32)| SiteOutcome {
+            name: name.clone(),
+            weight: site.weight,
+            quota: *quota,
+            slices: quota.saturating_mul(u32::try_from(addresses).unwrap_or(u32::MAX)),
+            ..SiteOutcome::default()
+        };
+        allocation.sites.iter().zip(quotas).map(site).collect()
+    }
 }
 
 /// What became of a prefix.

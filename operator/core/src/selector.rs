@@ -1,6 +1,6 @@
 //! Selectors: which nodes belong to the sites of an allocation, and which pods a binding covers.
 
-use crate::model::{Allocation, Node};
+use crate::model::{Allocation, Node, Site};
 use crate::policy::{Expression, Operator, Pod, Workloads};
 use std::collections::BTreeMap;
 
@@ -12,9 +12,18 @@ pub fn matches_labels(wanted: &Labels, labels: &Labels) -> bool {
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
+/// The site to which a node with these labels belongs: its place among the names of the sites. A node that matches
+/// several belongs to the first by name. Without sites all nodes are one site.
+pub fn site_of(sites: &BTreeMap<String, Site>, labels: &Labels) -> Option<usize> {
+    if sites.is_empty() {
+        return Some(0);
+    }
+    sites.values().position(|site| matches_labels(&site.selector, labels))
+}
+
 /// Whether the node belongs to one of the allocation's sites. Without sites every node does.
 pub fn matches_sites(allocation: &Allocation, node: &Node) -> bool {
-    allocation.sites.is_empty() || allocation.sites.values().any(|site| matches_labels(site, &node.labels))
+    site_of(&allocation.sites, &node.labels).is_some()
 }
 
 impl Expression {

@@ -306,7 +306,7 @@ fn given_to_whom_it_must_not_be_given() {
     let sites = |inputs: &mut Inputs| {
         inputs.nodes[0].labels = zone("a");
         inputs.nodes[1] = Node { labels: zone("b"), ..node("n2") };
-        inputs.allocations[0].sites = [("site".to_owned(), zone("a"))].into();
+        inputs.allocations[0].sites = [("site".to_owned(), site("a", 1))].into();
     };
     assert_only!(grant(sites, 9, "n2"), Violation::Granted { slice: 9, why: Unfit::Sites, .. });
     let deleting = |inputs: &mut Inputs| inputs.allocations[0].deleting = true;

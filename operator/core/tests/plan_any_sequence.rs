@@ -6,7 +6,8 @@ mod support;
 use aegis_core::fence;
 use aegis_core::model::*;
 use aegis_core::plan::Plan;
-use aegis_core::selector::matches_sites;
+use aegis_core::selector::{matches_sites, site_of};
+use aegis_core::site::quotas;
 use aegis_core::slice::SliceSet;
 use aegis_core::{audit, plan};
 use ipnet::Ipv4Net;
@@ -94,7 +95,9 @@ fn any_request() -> impl Strategy<Value = AddressRequest> {
 
 fn any_allocation() -> impl Strategy<Value = Allocation> {
     let prefixes = prop::collection::vec(0..RANGES.len(), 1..3);
-    let sites = prop::collection::btree_map("s[12]", prop::sample::select(&ZONES[..]).prop_map(zone), 0..3);
+    let any_site = (prop::sample::select(&ZONES[..]), prop::sample::select(vec![1u32, 1, 3, 1000]));
+    let any_site = any_site.prop_map(|(at, weight)| site(at, weight));
+    let sites = prop::collection::btree_map("s[12]", any_site, 0..3);
     let slices = prop::sample::select(vec![(4u8, 255u8), (4, 255), (4, 30), (20, 60), (250, 255)]);
     let fence = prop::sample::select(vec![None, None, Some(15), Some(60)]);
     let per_node = (0..12u32, 0..40u32);
@@ -279,6 +282,25 @@ fn serving<'a>(inputs: &'a Inputs, address: &Address) -> Option<&'a Allocation> 
     stays.then_some(allocation)
 }
 
+/// Slices of the address that a node wants to hold.
+fn wants(allocation: &Allocation, node: &Node, holds: u32) -> u32 {
+    let demand = node.demand.get(&allocation.name).copied().unwrap_or(0);
+    demand.min(allocation.per_node_max.max(holds)).max(allocation.per_node_min)
+}
+
+/// What the nodes of the same site as `node` want together, and their site's share.
+fn wanted_in_site(inputs: &Inputs, allocation: &Allocation, node: &Node, address: &Address) -> (u32, u32) {
+    let fenced = |it: &Node| !fence::admits(allocation.fence.map(|after| Fence { after, epoch: 0 }), it);
+    let at = |node: &Node| site_of(&allocation.sites, &node.labels);
+    let members = inputs.nodes.iter().filter(|it| at(it) == at(node));
+    let wanted = members.map(|it| {
+        let holds = held(address, &it.name).intersection(allocation.slices).len();
+        if it.ready && !fenced(it) { wants(allocation, it, holds) } else { holds }
+    });
+    (wanted.sum(), quotas(&allocation.sites, allocation.slices)[at(node).unwrap()])
+}
+
+/// Who wants what it has keeps it, unless others of the site lack some; who does not report keeps it anyway.
 fn undisturbed_keep_their_slices(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
     for before in &inputs.addresses {
         let Some(allocation) = serving(inputs, before) else { continue };
@@ -286,12 +308,29 @@ fn undisturbed_keep_their_slices(inputs: &Inputs, plan: &Plan) -> Result<(), Tes
         let after = after.ok_or_else(|| TestCaseError::fail(format!("{} lost", before.address)))?;
         let undisturbed = |node: &&Node| matches_sites(allocation, node) && !fence::has_passed(before, node);
         for node in inputs.nodes.iter().filter(undisturbed) {
-            for slice in held(before, &node.name).intersection(allocation.slices).iter() {
-                let find = |address: &Address| {
-                    let at = |it: &&Holding| (it.first..=it.last).contains(&slice);
-                    address.holdings.iter().find(at).map(|it| (it.node.clone(), it.epoch, it.state))
-                };
-                prop_assert_eq!(find(before), find(after), "{} slice {}", before.address, slice);
+            let had = held(before, &node.name).intersection(allocation.slices);
+            let has = held(after, &node.name);
+            let wanted = wants(allocation, node, had.len());
+            let (all, quota) = wanted_in_site(inputs, allocation, node, before);
+            let keeps = match node.ready && fence::admits(after.fence, node) {
+                _ if inputs.withheld.contains_key(&before.address) => had.len(),
+                true if all > quota => continue,
+                true => had.len().min(wanted),
+                false => had.len(),
+            };
+            prop_assert_eq!(had.intersection(has).len(), keeps, "{} of {}", node.name, before.address);
+            let find = |address: &Address, slice: u8| {
+                let at = |it: &&Holding| (it.first..=it.last).contains(&slice);
+                address.holdings.iter().find(at).map(|it| (it.node.clone(), it.epoch, it.state))
+            };
+            for slice in had.intersection(has).iter() {
+                prop_assert_eq!(
+                    find(before, slice),
+                    find(after, slice),
+                    "{} slice {}",
+                    before.address,
+                    slice
+                );
             }
         }
     }
@@ -329,9 +368,18 @@ fn nobody_starves(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
             for address in own.iter().filter(|it| !inputs.withheld.contains_key(&it.address)) {
                 let free = allocation.slices.difference(occupied(address));
                 let has = held(address, &node.name).len();
-                if !free.is_empty() && fence::admits(address.fence, node) {
+                let site = |it: &&Node| {
+                    site_of(&allocation.sites, &it.labels) == site_of(&allocation.sites, &node.labels)
+                };
+                let occupies = |it: &Node| {
+                    let of = slices_of(address, &it.name, |it| !matches!(it, State::Quarantined { .. }));
+                    of.intersection(allocation.slices).len()
+                };
+                let occupied: u32 = inputs.nodes.iter().filter(site).map(occupies).sum();
+                let (all, quota) = wanted_in_site(inputs, allocation, node, address);
+                if !free.is_empty() && occupied < quota && fence::admits(address.fence, node) {
                     prop_assert!(has >= allocation.per_node_min, "{} below the minimum", node.name);
-                    prop_assert!(has >= wanted, "{} wants more", node.name);
+                    prop_assert!(has >= wanted || all > quota, "{} wants more", node.name);
                 }
             }
             let mut all = plan.addresses.iter().filter(|it| it.allocation == allocation.name);
@@ -419,6 +467,36 @@ fn settle(inputs: &mut Inputs) -> Result<Plan, TestCaseError> {
     Err(TestCaseError::fail("addresses go round and round"))
 }
 
+/// Nothing happens any more but that flows end, agents report and time passes: the slices come to rest, and then each
+/// site has all that its nodes want, or its whole share.
+fn everything_comes_to_rest(mut inputs: Inputs) -> Result<(), TestCaseError> {
+    (inputs.withheld, inputs.unrested) = (BTreeMap::new(), BTreeMap::new());
+    inputs.nodes.iter_mut().for_each(|node| (node.ready, node.lease) = (true, Lease::Own));
+    let mut rounds = 0;
+    loop {
+        let before = inputs.addresses.clone();
+        inputs.nodes.iter_mut().for_each(|node| report_drained(node, &before));
+        inputs.now += QUARANTINE;
+        settle(&mut inputs)?;
+        if inputs.addresses == before {
+            break;
+        }
+        rounds += 1;
+        prop_assert!(rounds < 10, "slices go round and round");
+    }
+    for address in &inputs.addresses {
+        let Some(allocation) = serving(&inputs, address) else { continue };
+        for node in inputs.nodes.iter().filter(|node| matches_sites(allocation, node)) {
+            let at = |it: &Node| site_of(&allocation.sites, &it.labels);
+            let members = inputs.nodes.iter().filter(|it| at(it) == at(node));
+            let held: u32 = members.map(|it| held(address, &it.name).len()).sum();
+            let (wanted, quota) = wanted_in_site(&inputs, allocation, node, address);
+            prop_assert_eq!(held, wanted.min(quota), "the site of {} at {}", node.name, address.address);
+        }
+    }
+    Ok(())
+}
+
 /// Everything is deleted, flows end, time passes.
 fn everything_becomes_free(mut inputs: Inputs) -> Result<(), TestCaseError> {
     inputs.allocations.iter_mut().for_each(|allocation| allocation.deleting = true);
@@ -460,6 +538,7 @@ proptest! {
                 prop_assert!(former.is_none_or(|former| former <= address.epoch), "{address:?} after {former:?}");
             }
         }
+        everything_comes_to_rest(inputs.clone())?;
         everything_becomes_free(inputs)?;
     }
 }

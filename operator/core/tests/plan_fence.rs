@@ -93,7 +93,7 @@ fn a_node_whose_lease_was_taken_keeps_its_slices_until_its_deadline_has_passed()
 #[test]
 fn draining_slices_are_taken_the_same_way() {
     let mut inputs = fenced();
-    inputs.allocations[0].sites = [("s".to_owned(), zone("z"))].into();
+    inputs.allocations[0].sites = [("s".to_owned(), site("z", 1))].into();
     advance(&mut inputs);
     let draining = slices_of(&inputs.addresses[0], "n1", |state| state == State::Draining);
     assert_eq!(draining.len(), 8);

@@ -5,13 +5,17 @@ use super::fleet::{Fleet, Share};
 use super::{View, capacity, verdict};
 use crate::metrics::SliceCounts;
 use aegis_core::model::{Address, AllocationName};
-use aegis_crds::{AddressUse, EgressAllocation, EgressAllocationStatus, reason, type_};
+use aegis_core::plan::SiteOutcome;
+use aegis_crds::{AddressUse, EgressAllocation, EgressAllocationStatus, SiteStatus, reason, type_};
 use kube::ResourceExt;
 use std::collections::HashMap;
 
 /// Most addresses that the status lists, so that they fit into its line: far more than one can ask for, but those that
 /// drain are on top.
 const LISTED: usize = 60;
+
+/// Steps in which a site's fill is told, in percent.
+const FILL_STEP: u32 = 10;
 
 /// What the allocation's status should be; `None` if the plan does not know it, or is about to be written.
 pub fn status(
@@ -28,7 +32,15 @@ pub fn status(
     let usable = (ports.last + 1).saturating_sub(ports.first) / aegis_core::slice::PORTS;
     let none = Share::default();
     let share = shares.get(&name).unwrap_or(&none);
-    let capacity = capacity::judge(fleet.demand(&name), object.spec.capacity.target_percent, &old.conditions);
+    let sites = crate::world::sites(&object.spec);
+    let names: Vec<&str> = sites.keys().map(String::as_str).collect();
+    // Without sites, or with one only, there is nothing to tell apart.
+    let site = |node: &str| {
+        let site = names.get(fleet.site(&sites, node)?).copied();
+        site.filter(|_| names.len() > 1)
+    };
+    let demand = fleet.demand(&name);
+    let capacity = capacity::judge(demand, site, object.spec.capacity.target_percent, &old.conditions);
     let accepted = verdict(type_::ACCEPTED, &outcome.accepted);
     let unwritten: Vec<_> =
         share.addresses.iter().filter_map(|it| view.unwritten.get_key_value(&it.address)).collect();
@@ -76,9 +88,34 @@ pub fn status(
     Some(EgressAllocationStatus {
         nodes: u32::try_from(share.holders.len()).unwrap_or(u32::MAX),
         conditions: clock.settle(&old.conditions, vec![accepted, allocated, programmed, capacity]),
+        sites: outcome
+            .sites
+            .iter()
+            .enumerate()
+            .map(|(at, site)| {
+                let nodes = demand.iter().filter(|(node, _)| fleet.site(&sites, node) == Some(at));
+                let fill = nodes.map(|(_, demand)| demand.fill_percent).max().unwrap_or(0);
+                site_status(site, fill, old.sites.iter().find(|old| old.name == site.name))
+            })
+            .collect(),
         addresses,
         summary,
     })
+}
+
+fn site_status(site: &SiteOutcome, fill: u32, old: Option<&SiteStatus>) -> SiteStatus {
+    // In steps, and not to and fro between two of them: each is a write.
+    let told = old.map(|old| old.fill_percent).filter(|told| told.abs_diff(fill) < FILL_STEP);
+    SiteStatus {
+        name: site.name.clone(),
+        weight: site.weight,
+        nodes: site.nodes,
+        nodes_ready: site.usable,
+        nodes_holding: site.holders,
+        slices: site.slices,
+        slices_held: site.held,
+        fill_percent: told.unwrap_or(fill / FILL_STEP * FILL_STEP),
+    }
 }
 
 fn address_use(address: &Address, usable: u32) -> AddressUse {

@@ -14,13 +14,20 @@ fn about(count: u32) -> String {
     if count < 2 { count.to_string() } else { format!("{} or more", count / step * step) }
 }
 
-/// Judges the fullest node. `demand` is what each node reports of the allocation.
-pub fn judge(demand: &[(&str, &Demand)], target: u32, old: &[Condition]) -> Wanted {
+/// Judges the fullest node. `demand` is what each node reports of the allocation, `site` the name of a node's site where
+/// there are several: one can be full while others are not.
+pub fn judge<'a>(
+    demand: &[(&str, &Demand)],
+    site: impl Fn(&str) -> Option<&'a str>,
+    target: u32,
+    old: &[Condition],
+) -> Wanted {
     let was_low = find(old, type_::CAPACITY_LOW).is_some_and(|condition| condition.status == "True");
     let limit = if was_low { target.saturating_sub(HYSTERESIS).max(1) } else { target };
     // Of equal ones the first by name.
     let fullest = demand.iter().rev().max_by_key(|(_, demand)| (demand.refused, demand.fill_percent));
-    let Some((node, worst)) = fullest.filter(|(_, worst)| worst.refused > 0 || worst.fill_percent >= limit)
+    let Some((fullest_name, worst)) =
+        fullest.filter(|(_, worst)| worst.refused > 0 || worst.fill_percent >= limit)
     else {
         return Wanted::bad(
             type_::CAPACITY_LOW,
@@ -28,26 +35,29 @@ pub fn judge(demand: &[(&str, &Demand)], target: u32, old: &[Condition]) -> Want
             &format!("no node uses {target} % of its ports towards one origin"),
         );
     };
-    let remedy = "raise spec.addresses.ipv4 (or add to spec.addresses.explicit) for more addresses, or spec.ports.perNode.max for a larger share of each";
+    let mut remedy = "raise spec.addresses.ipv4 (or add to spec.addresses.explicit) for more addresses, or spec.ports.perNode.max for a larger share of each".to_owned();
+    let mut node = format!("node {fullest_name}");
+    if let Some(site) = site(fullest_name) {
+        node += &format!(" of site {site:?}");
+        remedy += &format!(", or the weight of spec.sites {site:?}");
+    }
     let fill = worst.fill_percent / STEP * STEP;
     let (reason, message) = match worst {
         Demand { refused: 1.., .. } => (
             reason::EXHAUSTED,
             format!(
-                "node {node} refused {} new flows during the last minute, since every port towards an origin is in use; {remedy}",
+                "{node} refused {} new flows during the last minute, since every port towards an origin is in use; {remedy}",
                 about(worst.refused)
             ),
         ),
         Demand { fill_percent: 100.., .. } => (
             reason::EXHAUSTED,
-            format!(
-                "node {node} uses all of its ports towards an origin, and refuses the next flow; {remedy}"
-            ),
+            format!("{node} uses all of its ports towards an origin, and refuses the next flow; {remedy}"),
         ),
         _ => (
             reason::ABOVE_TARGET,
             format!(
-                "node {node} uses {fill} % or more of its ports towards an origin (spec.capacity.targetPercent is {target}); {remedy}"
+                "{node} uses {fill} % or more of its ports towards an origin (spec.capacity.targetPercent is {target}); {remedy}"
             ),
         ),
     };
@@ -86,7 +96,7 @@ mod tests {
             (70, low(), true),
             (69, low(), false),
         ] {
-            let wanted = judge(&[("n1", &demand(fill, 0))], 80, &old);
+            let wanted = judge(&[("n1", &demand(fill, 0))], |_| None, 80, &old);
             assert_eq!(wanted.status, expected, "fill {fill}, low before: {}", !old.is_empty());
         }
     }
@@ -94,22 +104,30 @@ mod tests {
     #[test]
     fn names_the_node_the_figure_and_the_remedy() {
         let (calm, full, refusing) = (demand(10, 0), demand(93, 0), demand(60, 12));
-        let wanted = judge(&[("n1", &calm), ("n2", &full)], 80, &[]);
+        let wanted = judge(&[("n1", &calm), ("n2", &full)], |_| None, 80, &[]);
         assert_eq!(wanted.reason, reason::ABOVE_TARGET);
         assert!(wanted.message.contains("node n2 uses 90 %"), "{}", wanted.message);
         assert!(wanted.message.contains("spec.addresses.ipv4"), "{}", wanted.message);
-        let wanted = judge(&[("n2", &full), ("n3", &refusing)], 80, &[]);
+        let wanted = judge(&[("n2", &full), ("n3", &refusing)], |_| None, 80, &[]);
         assert_eq!(wanted.reason, reason::EXHAUSTED);
         assert!(wanted.message.contains("node n3 refused 10 or more"), "{}", wanted.message);
-        let refusing = |refused| judge(&[("n1", &demand(100, refused))], 80, &[]);
+        let refusing = |refused| judge(&[("n1", &demand(100, refused))], |_| None, 80, &[]);
         assert_eq!(refusing(412), refusing(499), "the figure changes every other second");
         assert!(refusing(412).message.contains("400 or more"));
-        assert_eq!(judge(&[("n1", &demand(100, 0))], 80, &[]).reason, reason::EXHAUSTED);
+        assert_eq!(judge(&[("n1", &demand(100, 0))], |_| None, 80, &[]).reason, reason::EXHAUSTED);
+    }
+
+    #[test]
+    fn names_the_site_of_the_node_and_its_weight() {
+        let wanted = judge(&[("n1", &demand(93, 0))], |_| Some("east"), 80, &[]);
+        assert!(wanted.message.starts_with("node n1 of site \"east\" uses 90 %"), "{}", wanted.message);
+        assert!(wanted.message.ends_with("or the weight of spec.sites \"east\""), "{}", wanted.message);
     }
 
     #[test]
     fn sufficient_message_does_not_change_with_the_figures() {
-        assert_eq!(judge(&[("n1", &demand(10, 0))], 80, &[]), judge(&[("n2", &demand(55, 0))], 80, &[]));
-        assert_eq!(judge(&[], 80, &[]).reason, reason::CAPACITY_SUFFICIENT);
+        let calm = |node, fill| judge(&[(node, &demand(fill, 0))], |_| None, 80, &[]);
+        assert_eq!(calm("n1", 10), calm("n2", 55));
+        assert_eq!(judge(&[], |_| None, 80, &[]).reason, reason::CAPACITY_SUFFICIENT);
     }
 }

@@ -4,7 +4,8 @@ use super::View;
 use super::conditions::Wanted;
 use crate::watch::{Snapshot, by_name};
 use crate::world::{agent_state, is_ready};
-use aegis_core::model::{Address, AllocationName, State};
+use aegis_core::model::{Address, AllocationName, Site, State};
+use aegis_core::selector::{Labels, site_of};
 use aegis_crds::{
     AllocationRef, Demand, EgressAddress, EgressNodeStatus, HoldingState, ProgrammedBinding, ZoneBinding,
     reason, type_,
@@ -40,6 +41,7 @@ struct Member<'a> {
     /// New slices can be given to it.
     ready: bool,
     reported: bool,
+    labels: &'a Labels,
     epochs: HashMap<&'a str, i64>,
 }
 
@@ -98,6 +100,7 @@ impl<'a> Fleet<'a> {
                 state: agent_state(report),
                 ready: is_ready(node, report),
                 reported: report.is_some(),
+                labels: node.labels(),
                 epochs: status.map(epochs).unwrap_or_default(),
             };
             fleet.nodes.insert(name, member);
@@ -116,6 +119,11 @@ impl<'a> Fleet<'a> {
     pub fn demand(&self, allocation: &AllocationName) -> &[(&'a str, &'a Demand)] {
         let name = AllocationRef { namespace: allocation.account.clone(), name: allocation.name.clone() };
         self.demand.get(&name).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The site that a node belongs to, as its place among their names.
+    pub fn site(&self, sites: &BTreeMap<String, Site>, node: &str) -> Option<usize> {
+        site_of(sites, self.nodes.get(node)?.labels)
     }
 
     /// Pods that a binding covers, over all nodes.

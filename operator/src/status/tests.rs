@@ -293,3 +293,70 @@ fn a_withheld_address_stays_in_the_status_of_whom_it_was() {
     assert_eq!(change.status["addresses"][0]["address"], "203.0.113.0");
     assert_eq!(condition(&found, "EgressAllocation", "Allocated")["reason"], reason::WITHHELD);
 }
+
+/// The allocation has two sites: n1 is in zone `a`, the others are in zone `b`.
+fn in_sites(mut snapshot: Snapshot) -> Snapshot {
+    let site = |name, zone, weight| json!({"name": name, "nodeSelector": {"zone": zone}, "weight": weight});
+    let spec = json!({"prefixes": ["leased"], "sites": [site("west", "b", 3), site("east", "a", 1)]});
+    snapshot.allocations = vec![object(Some("shop"), "partner", json!({"spec": spec}))];
+    let names: Vec<String> = snapshot.nodes.iter().map(|node| node.name_any()).collect();
+    let node = |name: &String| {
+        let zone = if name == "n1" { "a" } else { "b" };
+        object(None, name, json!({"metadata": {"labels": {"zone": zone}}}))
+    };
+    snapshot.nodes = names.iter().map(node).collect();
+    snapshot
+}
+
+fn status<'a>(changes: &'a [StatusChange], kind: &str) -> Option<&'a Value> {
+    changes.iter().find(|change| change.target.resource.kind == kind).map(|change| &change.status)
+}
+
+/// What node n1 reports of the allocation.
+fn with_demand(mut snapshot: Snapshot, fill: u32, refused: u32) -> Snapshot {
+    let mut report = serde_json::to_value(snapshot.egress_nodes[0].0.as_ref().unwrap()).unwrap();
+    let name = json!({"namespace": "shop", "name": "partner"});
+    report["status"]["demand"] =
+        json!([{"allocation": name, "slices": 8, "fillPercent": fill, "refused": refused}]);
+    snapshot.egress_nodes[0] = Arc::new(serde_json::from_value(report).unwrap());
+    snapshot
+}
+
+#[test]
+fn each_site_has_a_status() {
+    let before = with_demand(in_sites(snapshot(&["n1", "n2", "n3"])), 47, 0);
+    let view = view(&before);
+    let first = changes(&before, &view, now());
+    let east = json!({
+        "name": "east", "weight": 1, "nodes": 1, "nodesReady": 1, "nodesHolding": 1,
+        "slices": 63, "slicesHeld": 8, "fillPercent": 40,
+    });
+    let west = json!({
+        "name": "west", "weight": 3, "nodes": 2, "nodesReady": 2, "nodesHolding": 2,
+        "slices": 189, "slicesHeld": 16, "fillPercent": 0,
+    });
+    assert_eq!(status(&first, "EgressAllocation").unwrap()["sites"], json!([east, west]));
+    // Small changes of the fill, and agents that restart, are no news.
+    let mut after = with_demand(written(&before, &first), 38, 0);
+    let mut report = serde_json::to_value(after.egress_nodes[1].0.as_ref().unwrap()).unwrap();
+    report["status"]["conditions"][0]["status"] = json!("False");
+    let view = self::view(&after);
+    after.egress_nodes[1] = Arc::new(serde_json::from_value(report).unwrap());
+    let sites = |snapshot: &Snapshot| {
+        let found = changes(snapshot, &view, now());
+        status(&found, "EgressAllocation").map(|status| status["sites"].clone())
+    };
+    assert!(sites(&after).is_none_or(|sites| sites == json!([east, west])), "{:?}", sites(&after));
+    let fuller = sites(&with_demand(after, 61, 0)).unwrap();
+    assert_eq!(fuller[0]["fillPercent"], 60);
+}
+
+#[test]
+fn capacity_is_low_in_the_site_that_is_full() {
+    let before = with_demand(in_sites(snapshot(&["n1", "n2"])), 97, 0);
+    let found = changes(&before, &view(&before), now());
+    let low = condition(&found, "EgressAllocation", "CapacityLow");
+    assert_eq!(low["status"], "True");
+    let message = low["message"].as_str().unwrap();
+    assert!(message.starts_with("node n1 of site \"east\" uses 95 %"), "{message}");
+}

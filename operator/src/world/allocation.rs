@@ -1,9 +1,9 @@
 //! `EgressAllocation`.
 
 use crate::object::created;
-use aegis_core::model::{AddressRequest, Allocation, AllocationName};
+use aegis_core::model::{AddressRequest, Allocation, AllocationName, Site};
 use aegis_core::slice::{FIRST, LAST, PORTS, SliceSet};
-use aegis_crds::{EgressAllocation, Ports};
+use aegis_crds::{EgressAllocation, EgressAllocationSpec, Ports};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,7 +33,7 @@ pub fn model(object: &EgressAllocation) -> Result<Allocation, String> {
             true => AddressRequest::Count(spec.addresses.ipv4.unwrap_or(1)),
             false => AddressRequest::Explicit(explicit),
         },
-        sites: spec.sites.iter().map(|site| (site.name.clone(), site.node_selector.clone())).collect(),
+        sites: sites(spec),
         slices: slices(&spec.ports)?,
         per_node_min: per_node.min,
         per_node_max: per_node.max,
@@ -41,6 +41,14 @@ pub fn model(object: &EgressAllocation) -> Result<Allocation, String> {
         listed: listed(object),
         deleting: object.metadata.deletion_timestamp.is_some(),
     })
+}
+
+/// The sites of an allocation, by name.
+pub fn sites(spec: &EgressAllocationSpec) -> BTreeMap<String, Site> {
+    let site = |site: &aegis_crds::Site| {
+        (site.name.clone(), Site { selector: site.node_selector.clone(), weight: site.weight })
+    };
+    spec.sites.iter().map(site).collect()
 }
 
 /// One that cannot be read but is being deleted: its addresses drain, and nothing else is asked.

@@ -53,7 +53,10 @@ fn translates_prefix_and_allocation() {
     assert_eq!(allocation.request, AddressRequest::Count(2));
     assert_eq!(allocation.slices, SliceSet::range(8, 15));
     assert_eq!((allocation.per_node_min, allocation.per_node_max), (2, 4));
-    assert_eq!(allocation.sites["east"]["zone"], "east");
+    assert_eq!(
+        (allocation.sites["east"].selector["zone"].as_str(), allocation.sites["east"].weight),
+        ("east", 1)
+    );
     assert!(!allocation.deleting && !prefix.deleting);
     assert_eq!((world.inputs.now, world.inputs.quarantine), (1_000, 120));
 }

@@ -173,10 +173,22 @@ fn wrong_allocations_are_rejected() {
                 "has a value that is no label value",
             ),
             with(
-                "a site with a weight",
-                "sites: [{name: a, nodeSelector: {a: b}, weight: 1}]",
+                "a site without any share",
+                "sites: [{name: a, nodeSelector: {a: b}, weight: 0}]",
                 "spec.sites[0].weight",
-                "unknown field",
+                "greater than or equal to 1",
+            ),
+            with(
+                "a weight that is too large",
+                "sites: [{name: a, nodeSelector: {a: b}, weight: 1001}]",
+                "spec.sites[0].weight",
+                "less than or equal to 1000",
+            ),
+            with(
+                "a weight that is no number",
+                "sites: [{name: a, nodeSelector: {a: b}, weight: most}]",
+                "spec.sites[0].weight",
+                "must be of type integer",
             ),
             with(
                 "ports below 1024",
@@ -334,6 +346,10 @@ fn right_allocations_are_accepted() {
             right(
                 "four sites",
                 "prefixes: [p], sites: [{name: a, nodeSelector: {z: a}}, {name: b, nodeSelector: {z: b}}, {name: c, nodeSelector: {z: c}}, {name: d, nodeSelector: {topology.kubernetes.io/zone: d, empty: ''}}]",
+            ),
+            right(
+                "the least and the greatest weight",
+                "prefixes: [p], sites: [{name: a, nodeSelector: {z: a}, weight: 1}, {name: b, nodeSelector: {z: b}, weight: 1000}]",
             ),
             right(
                 "one slice",

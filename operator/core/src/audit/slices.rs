@@ -1,6 +1,6 @@
 //! The slices of one address: one owner each, and no step of their life left out.
 
-use super::{Unfit, Violation, World};
+use super::{Unfit, Violation, World, shares};
 use crate::fence;
 use crate::model::{Address, Allocation, Fence, Holding, State};
 use crate::selector::matches_sites;
@@ -17,24 +17,11 @@ pub(super) fn check(world: &World, before: Option<&Address>, after: &Address) ->
     let was: BTreeMap<u8, &Holding> = before.map(by_slice).unwrap_or_default();
     let will: BTreeMap<u8, &Holding> = by_slice(after);
     let serving = world.serving(after);
-    let mut gained: BTreeMap<&str, u8> = BTreeMap::new();
     for slice in was.keys().chain(will.keys()).collect::<BTreeSet<_>>() {
         let (was, will) = (was.get(slice).copied(), will.get(slice).copied());
         violations.extend(Step { world, after, serving, slice: *slice }.check(was, will));
-        if let Some(will) = will.filter(|will| is_grant(was, will)) {
-            gained.insert(&will.node, *slice);
-        }
     }
-    let Some(allocation) = serving else { return violations };
-    let most = allocation.per_node_max.max(allocation.per_node_min) as usize;
-    for (node, slice) in gained {
-        let held =
-            will.values().filter(|holding| holding.node == node && holding.state == State::Held).count();
-        if held > most {
-            let (address, node) = (after.address, node.to_owned());
-            violations.push(Violation::Granted { address, slice, node, why: Unfit::Maximum });
-        }
-    }
+    violations.extend(serving.iter().flat_map(|it| shares::check(world, before, after, it)));
     violations
 }
 
@@ -95,16 +82,9 @@ fn check_fence(world: &World, before: Option<&Address>, after: &Address) -> Opti
     (after.fence != expected).then_some(Violation::Fence { address: after.address })
 }
 
-fn by_slice(address: &Address) -> BTreeMap<u8, &Holding> {
+pub(super) fn by_slice(address: &Address) -> BTreeMap<u8, &Holding> {
     let slices = |holding: &Holding| holding.first..=holding.last;
     address.holdings.iter().flat_map(|holding| slices(holding).map(move |slice| (slice, holding))).collect()
-}
-
-/// Whether the node gets the slice new.
-fn is_grant(was: Option<&Holding>, will: &Holding) -> bool {
-    let kept =
-        was.is_some_and(|was| was.node == will.node && !matches!(was.state, State::Quarantined { .. }));
-    will.state == State::Held && !kept
 }
 
 /// One slice from before to after.
@@ -160,10 +140,8 @@ impl Step<'_> {
         match (was.state, will.state) {
             (State::Held, State::Held) | (State::Draining, State::Draining) => None,
             (State::Draining, State::Held) => self.check_grant(will, false),
-            (State::Held, State::Draining) => {
-                let reason = self.unfit(&was.node);
-                reason.is_none().then(|| Violation::NoReason { address, slice, node: was.node.clone() })
-            }
+            // Why it is taken from a node that might keep it is looked at in `shares`.
+            (State::Held, State::Draining) => None,
             (State::Held | State::Draining, State::Quarantined { until }) => {
                 if !self.is_empty(was) {
                     Some(self.not_drained(was))

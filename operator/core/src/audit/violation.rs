@@ -131,7 +131,7 @@ pub enum Violation {
         /// The slice.
         slice: u8,
     },
-    /// A node that takes part would lose a slice.
+    /// A node that takes part would lose a slice that it wants, though there is enough for all; or it does not report.
     #[error("{address} slice {slice}: taken from node {node:?} without a reason")]
     NoReason {
         /// The address.
@@ -140,6 +140,28 @@ pub enum Violation {
         slice: u8,
         /// The node.
         node: String,
+    },
+    /// A node would have less than `perNode.min` though the site's quota has room for what its nodes hold of it.
+    #[error("{address} slice {slice}: taken from node {node:?}, which would have less than the minimum")]
+    Minimum {
+        /// The address.
+        address: Ipv4Addr,
+        /// The slice.
+        slice: u8,
+        /// The node.
+        node: String,
+    },
+    /// A slice is taken from a node that wants it, while another node of the site keeps more.
+    #[error("{address} slice {slice}: taken from node {node:?}, while node {other:?} keeps more")]
+    Unfair {
+        /// The address.
+        address: Ipv4Addr,
+        /// The slice.
+        slice: u8,
+        /// The node.
+        node: String,
+        /// Who keeps more.
+        other: String,
     },
     /// A slice leaves a node that exists and has not reported it drained.
     #[error("{address} slice {slice}: leaves node {node:?}, which may still send from it")]
@@ -221,6 +243,9 @@ pub enum Unfit {
     /// The address has a fence, and the node does not hold its Lease.
     #[error("the node does not hold its Lease")]
     NoLease,
+    /// The nodes of its site would hold more than the site's share, what drains included.
+    #[error("its site would have more than its share")]
+    Quota,
     /// The node would hold more than `perNode.max`.
     #[error("the node would hold more than the maximum")]
     Maximum,

@@ -2,14 +2,15 @@
 
 use super::addresses::Assignment;
 use super::board::{Board, Slot};
-use super::plural;
+use super::members::{Has, Members, Sites, demands, had};
+use super::targets::{Wants, staying};
+use super::{SiteOutcome, plural};
 use crate::fence;
 use crate::model::{Address, Allocation, AllocationName, Holding, Inputs, Lease, Node, State};
-use crate::selector::{Labels, matches_sites};
+use crate::site::quotas;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
-use std::rc::Rc;
 
 /// How an allocation fared with its nodes.
 #[derive(Default)]
@@ -28,6 +29,8 @@ pub(super) struct Share {
     pub all_unready: bool,
     /// No node matches.
     pub no_member: bool,
+    /// Each site, by name.
+    pub sites: Vec<SiteOutcome>,
 }
 
 /// A number of nodes and the names of the first three: with thousands of nodes and allocations all names would be
@@ -55,38 +58,6 @@ impl fmt::Display for Nodes {
     }
 }
 
-/// The nodes of some sites, by name.
-struct Members<'a> {
-    all: Vec<&'a Node>,
-    ready: Vec<&'a Node>,
-    names: BTreeSet<&'a str>,
-    /// Place in `ready`, by name.
-    index: BTreeMap<&'a str, usize>,
-}
-
-/// Members of each set of selectors: most allocations have the same one.
-struct Sites<'a> {
-    nodes: &'a BTreeMap<&'a str, &'a Node>,
-    known: BTreeMap<BTreeSet<&'a Labels>, Rc<Members<'a>>>,
-}
-
-impl<'a> Sites<'a> {
-    fn members(&mut self, allocation: &'a Allocation) -> Rc<Members<'a>> {
-        let found = self.known.entry(allocation.sites.values().collect()).or_insert_with(|| {
-            let nodes = self.nodes.values().copied();
-            let all: Vec<&Node> = nodes.filter(|node| matches_sites(allocation, node)).collect();
-            let ready: Vec<&Node> = all.iter().copied().filter(|node| node.ready).collect();
-            Rc::new(Members {
-                index: ready.iter().enumerate().map(|(at, node)| (node.name.as_str(), at)).collect(),
-                ready,
-                names: all.iter().map(|node| node.name.as_str()).collect(),
-                all,
-            })
-        });
-        Rc::clone(found)
-    }
-}
-
 /// All addresses that shall exist, sorted, and the share of each allocation.
 pub(super) fn plan(
     inputs: &Inputs,
@@ -99,7 +70,8 @@ pub(super) fn plan(
     }
     let mut planned: Vec<Address> = Vec::new();
     let mut shares = BTreeMap::new();
-    let mut sites = Sites { nodes: &nodes, known: BTreeMap::new() };
+    let mut sites = Sites::new(&nodes);
+    let demands = demands(&inputs.nodes);
     let withheld = |address: Ipv4Addr| inputs.withheld.contains_key(&address);
     for allocation in &inputs.allocations {
         let Some(assignment) = assignments.get(&allocation.name) else { continue };
@@ -113,36 +85,35 @@ pub(super) fn plan(
         let wanted = |board: &Board| assignment.wanted.contains(&board.address().address);
 
         let members = sites.members(allocation);
-        for board in &mut boards {
-            let wanted = wanted(board);
-            if !allocation.deleting {
-                board.set_fence(allocation.fence);
+        if !allocation.deleting {
+            boards.iter_mut().for_each(|board| board.set_fence(allocation.fence));
+        }
+        let (mut serving, mut leaving): (Vec<Board>, Vec<Board>) = boards.into_iter().partition(wanted);
+        for board in &mut leaving {
+            step(board, &nodes, |_| false, inputs);
+        }
+        let quotas = quotas(&allocation.sites, allocation.slices);
+        let asked = demands.get(&allocation.name).map(Vec::as_slice).unwrap_or_default();
+        let wants = Wants::new(allocation, &members, &quotas, asked);
+        let standing: Vec<BTreeMap<usize, Has>> =
+            serving.iter().map(|board| had(board, allocation.slices, &members)).collect();
+        let mut total = vec![0; members.all.len()];
+        for (place, has) in standing.iter().flatten() {
+            total[*place] += has.held.len();
+        }
+        for (board, had) in serving.iter_mut().zip(&standing) {
+            let targets = wants.targets(had, &total, |place| members.takes(place, board));
+            let staying = staying(had, &targets);
+            step(board, &nodes, |slice| staying.contains(slice), inputs);
+            let mut granting = Granting::new(board, allocation, &members, &quotas);
+            granting.grant(&targets, &total);
+            let after = granting.held;
+            for place in had.keys().chain(after.keys()).copied().collect::<BTreeSet<_>>() {
+                let before = had.get(&place).map_or(0, |has| has.held.len());
+                total[place] = total[place] + after.get(&place).copied().unwrap_or_default() - before;
             }
-            let keeps = |slice: u8, node: &str| {
-                wanted && allocation.slices.contains(slice) && members.names.contains(node)
-            };
-            step(board, &nodes, keeps, inputs);
         }
-        let (mut serving, leaving): (Vec<Board>, Vec<Board>) = boards.into_iter().partition(wanted);
-        let held = grant(&mut serving, allocation, &members);
-        let mut share = share(&serving, &fixed, &members);
-        for (node, held) in members.ready.iter().zip(held) {
-            let holds = |it: &Holding| it.node == node.name && it.state == State::Held;
-            match held {
-                _ if fixed.iter().flat_map(|it| &it.holdings).any(holds) => {}
-                _ if allocation.fence.is_some() && matches!(node.lease, Lease::Taken { .. }) => {}
-                0 if allocation.fence.is_some() && node.lease == Lease::Free => {
-                    share.leaseless.add(&node.name);
-                }
-                0 => share.without.add(&node.name),
-                held if held < allocation.per_node_min => share.below.add(&node.name),
-                _ => {}
-            }
-        }
-        if allocation.fence.is_some() {
-            let taken = |node: &&&Node| matches!(node.lease, Lease::Taken { .. });
-            members.all.iter().filter(taken).for_each(|node| share.fenced.add(&node.name));
-        }
+        let share = share(allocation, &serving, &fixed, &members, (&quotas, &total));
         shares.insert(allocation.name.clone(), share);
         planned.extend(serving.into_iter().map(Board::finish));
         planned.extend(still_held(leaving));
@@ -153,7 +124,7 @@ pub(super) fn plan(
     planned.extend(fixed.into_iter().cloned());
     let mut orphans: Vec<Board> = orphans.into_iter().map(Board::new).collect();
     for board in &mut orphans {
-        step(board, &nodes, |_, _| false, inputs);
+        step(board, &nodes, |_| false, inputs);
     }
     planned.extend(still_held(orphans));
     planned.sort_by_key(|address| address.address);
@@ -186,8 +157,8 @@ fn still_held(boards: Vec<Board>) -> impl Iterator<Item = Address> {
     boards.into_iter().map(Board::finish).filter(|address| !address.holdings.is_empty())
 }
 
-/// Takes every slice at most one step further. `keeps` tells whether a node that exists may keep a slice.
-fn step(board: &mut Board, nodes: &BTreeMap<&str, &Node>, keeps: impl Fn(u8, &str) -> bool, inputs: &Inputs) {
+/// Takes every slice at most one step further. `keeps` tells whether a node that exists keeps a slice, or gets it back.
+fn step(board: &mut Board, nodes: &BTreeMap<&str, &Node>, keeps: impl Fn(u8) -> bool, inputs: &Inputs) {
     let (before, now) = (board.address(), inputs.now);
     let address = before.address;
     board.advance(|slice, Slot { node: name, epoch, state }| {
@@ -198,7 +169,7 @@ fn step(board: &mut Board, nodes: &BTreeMap<&str, &Node>, keeps: impl Fn(u8, &st
             State::Held | State::Draining if node.is_none_or(|it| fence::has_passed(before, it)) => {
                 Some(resting)
             }
-            State::Held | State::Draining if keeps(slice, name) => Some(State::Held),
+            State::Held | State::Draining if keeps(slice) => Some(State::Held),
             State::Held => Some(State::Draining),
             State::Draining => {
                 let programmed = node.and_then(|node| node.programmed.get(&address));
@@ -209,87 +180,150 @@ fn step(board: &mut Board, nodes: &BTreeMap<&str, &Node>, keeps: impl Fn(u8, &st
     });
 }
 
-/// Gives free slices to ready nodes of the sites, and returns how many each has then, over all addresses.
-///
-/// The minimum comes first, address by address, and of each address first to the nodes that have the fewest slices
-/// so far (then by name): where one address has not enough for all, the next one serves those that went without.
-fn grant<'a>(boards: &mut [Board<'a>], allocation: &Allocation, members: &Members<'a>) -> Vec<u32> {
-    let ready = &members.ready;
-    // Slices held, by board and node, and by node.
-    let mut held: Vec<Vec<u32>> = boards.iter().map(|board| count_held(board, &members.index)).collect();
-    let mut total: Vec<u32> =
-        (0..ready.len()).map(|node| held.iter().map(|board| board[node]).sum()).collect();
-    for (board, held) in boards.iter_mut().zip(&mut held) {
-        let mut free = board.free(allocation.slices).len();
-        let mut order: Vec<usize> =
-            (0..ready.len()).filter(|node| held[*node] < allocation.per_node_min).collect();
-        order.retain(|node| board.admits(ready[*node]));
-        order.sort_by_key(|node| (total[*node], *node));
-        for node in order {
-            let granted = (allocation.per_node_min - held[node]).min(free);
-            if granted == 0 {
-                break;
+/// Gives free slices of one address to ready members.
+struct Granting<'b, 'a> {
+    board: &'b mut Board<'a>,
+    allocation: &'b Allocation,
+    members: &'b Members<'a>,
+    /// Slices that may be given to each site's nodes: what is left of its quota. What drains counts, since it is as good as
+    /// the site's own.
+    room: Vec<u32>,
+    free: u32,
+    /// Slices held, by place.
+    held: BTreeMap<usize, u32>,
+}
+
+impl<'b, 'a> Granting<'b, 'a> {
+    fn new(
+        board: &'b mut Board<'a>,
+        allocation: &'b Allocation,
+        members: &'b Members<'a>,
+        quotas: &[u32],
+    ) -> Granting<'b, 'a> {
+        let mut room = quotas.to_vec();
+        let mut held = BTreeMap::new();
+        for (place, has) in had(board, allocation.slices, members) {
+            let room = &mut room[members.site(place)];
+            *room = room.saturating_sub(has.held.len() + has.draining.len());
+            held.insert(place, has.held.len());
+        }
+        Granting { free: board.free(allocation.slices).len(), board, allocation, members, room, held }
+    }
+
+    /// The minimum comes first, to the nodes that have the fewest slices of all addresses, then by name. Then one slice
+    /// at a time goes to the node that has the fewest of this one.
+    fn grant(&mut self, targets: &BTreeMap<usize, u32>, total: &[u32]) {
+        let min = self.allocation.per_node_min;
+        let lacks = |granting: &Self, place: usize, target: u32| {
+            target.saturating_sub(granting.holds(place)).min(granting.left(place))
+        };
+        let mut order: Vec<(usize, u32)> = targets
+            .iter()
+            .filter(|(place, _)| self.members.takes(**place, self.board))
+            .map(|(p, t)| (*p, *t))
+            .collect();
+        order.retain(|(place, target)| self.holds(*place) < *target);
+        order.sort_by_key(|(place, _)| (total[*place], *place));
+        for (place, target) in &order {
+            self.give(*place, lacks(self, *place, min.min(*target)));
+        }
+        let mut extra: BTreeMap<usize, u32> = BTreeMap::new();
+        let mut queue: BTreeSet<(u32, usize, u32)> =
+            order.iter().map(|(place, target)| (self.holds(*place), *place, *target)).collect();
+        let (mut free, mut room) = (self.free, self.room.clone());
+        while let (true, Some((held, place, target))) = (free > 0, queue.pop_first()) {
+            let room = &mut room[self.members.site(place)];
+            if held >= target || *room == 0 {
+                continue;
             }
-            board.grant(&ready[node].name, granted, allocation.slices);
-            held[node] += granted;
-            total[node] += granted;
-            free -= granted;
+            (free, *room) = (free - 1, *room - 1);
+            *extra.entry(place).or_default() += 1;
+            queue.insert((held + 1, place, target));
+        }
+        for (place, count) in extra {
+            self.give(place, count);
         }
     }
-    for (board, held) in boards.iter_mut().zip(&held) {
-        let extra = share_out(board, allocation, ready, held);
-        for (node, count) in extra.into_iter().enumerate().filter(|(_, count)| *count > 0) {
-            board.grant(&ready[node].name, count, allocation.slices);
-            total[node] += count;
+
+    fn give(&mut self, place: usize, count: u32) {
+        if count == 0 {
+            return;
         }
+        let member = &self.members.all[place];
+        self.board.grant(&member.node.name, count, self.allocation.slices);
+        self.free -= count;
+        self.room[member.site] -= count;
+        *self.held.entry(place).or_default() += count;
     }
-    total
+
+    fn holds(&self, place: usize) -> u32 {
+        self.held.get(&place).copied().unwrap_or_default()
+    }
+
+    /// Slices that may be given to a node.
+    fn left(&self, place: usize) -> u32 {
+        self.free.min(self.room[self.members.site(place)])
+    }
 }
 
-/// How many slices of the address more each node gets for its demand. One at a time goes to the node that has the
-/// fewest, then to the first by name.
-fn share_out(board: &Board, allocation: &Allocation, ready: &[&Node], held: &[u32]) -> Vec<u32> {
-    let mut extra = vec![0; ready.len()];
-    let mut free = board.free(allocation.slices).len();
-    if free == 0 {
-        return extra;
-    }
-    let wants = |node: usize| {
-        let demand = ready[node].demand.get(&allocation.name).copied().unwrap_or(0);
-        demand.min(allocation.per_node_max)
-    };
-    let mut queue: BTreeSet<(u32, usize)> = held.iter().copied().zip(0..).collect();
-    queue.retain(|(held, node)| *held < wants(*node) && board.admits(ready[*node]));
-    while let (true, Some((held, node))) = (free > 0, queue.pop_first()) {
-        free -= 1;
-        extra[node] += 1;
-        if held + 1 < wants(node) {
-            queue.insert((held + 1, node));
+/// Counts, and names who goes without. `total` is how many slices each member holds of the addresses that serve.
+fn share(
+    allocation: &Allocation,
+    serving: &[Board],
+    fixed: &[&Address],
+    members: &Members,
+    (quotas, total): (&[u32], &[u32]),
+) -> Share {
+    let boards = serving.iter().flat_map(Board::slots).map(|(_, slot)| (slot.node, slot.state, 1));
+    let length = |it: &Holding| u32::from(it.last.saturating_sub(it.first)) + 1;
+    let fixed = fixed.iter().flat_map(|it| &it.holdings);
+    let fixed = fixed.map(|it| (it.node.as_str(), it.state, length(it)));
+    let fixed_holders: BTreeSet<&str> =
+        fixed.clone().filter(|(_, state, _)| *state == State::Held).map(|(node, ..)| node).collect();
+    // By node: whether it may start flows, and how many slices it has.
+    let mut has: BTreeMap<&str, (bool, u32)> = BTreeMap::new();
+    for (node, state, count) in boards.chain(fixed) {
+        if let State::Held | State::Draining = state {
+            let (holds, slices) = has.entry(node).or_default();
+            (*holds, *slices) = (*holds || state == State::Held, *slices + count);
         }
     }
-    extra
-}
-
-fn count_held(board: &Board, index: &BTreeMap<&str, usize>) -> Vec<u32> {
-    let mut held = vec![0; index.len()];
-    for (_, slot) in board.slots().filter(|(_, slot)| slot.state == State::Held) {
-        if let Some(node) = index.get(slot.node) {
-            held[*node] += 1;
-        }
-    }
-    held
-}
-
-/// Counts. Who goes without is told by the caller, who knows what was granted.
-fn share(serving: &[Board], fixed: &[&Address], members: &Members) -> Share {
-    let boards = serving.iter().flat_map(Board::slots).map(|(_, slot)| (slot.node, slot.state));
-    let fixed = fixed.iter().flat_map(|it| &it.holdings).map(|it| (it.node.as_str(), it.state));
-    let holders: BTreeSet<&str> =
-        boards.chain(fixed).filter(|(_, state)| *state == State::Held).map(|(node, _)| node).collect();
-    Share {
-        holders: holders.len(),
+    let mut share = Share {
+        holders: has.values().filter(|(holds, _)| *holds).count(),
         all_unready: !members.all.is_empty() && members.ready.is_empty(),
         no_member: members.all.is_empty(),
+        sites: SiteOutcome::all(allocation, quotas, serving.len()),
         ..Share::default()
+    };
+    for (member, total) in members.all.iter().zip(total) {
+        let name = member.node.name.as_str();
+        let fence = allocation.fence.map(|_| member.node.lease);
+        if let Some(Lease::Taken { .. }) = fence {
+            share.fenced.add(name);
+        }
+        let lacks = member.node.ready && *total < allocation.per_node_min && !fixed_holders.contains(name);
+        let short = lacks
+            && match fence {
+                Some(Lease::Taken { .. }) => false,
+                Some(Lease::Free) if *total == 0 => {
+                    share.leaseless.add(name);
+                    false
+                }
+                _ => true,
+            };
+        match total {
+            0 if short => share.without.add(name),
+            _ if short => share.below.add(name),
+            _ => {}
+        }
+        if let Some(site) = share.sites.get_mut(member.site) {
+            let (holds, slices) = has.get(name).copied().unwrap_or_default();
+            site.nodes += 1;
+            site.usable += u32::from(member.node.ready || slices > 0);
+            site.holders += u32::from(holds);
+            site.held += slices;
+            site.short |= short;
+        }
     }
+    share
 }

@@ -2,7 +2,7 @@
 
 use super::addresses::Assignment;
 use super::holdings::Share;
-use super::{AllocationOutcome, PrefixOutcome, Verdict, plural};
+use super::{AllocationOutcome, PrefixOutcome, SiteOutcome, Verdict, plural};
 use crate::model::{Address, Allocation, AllocationName, Inputs};
 use crate::prefix::{Judged, Pool, Prefixes};
 use crate::reason;
@@ -26,6 +26,7 @@ pub(super) fn allocations(
         let outcome = AllocationOutcome {
             allocated: allocated(allocation, &assignment, &share, addresses),
             accepted: assignment.accepted,
+            sites: share.sites,
         };
         outcomes.insert(allocation.name.clone(), outcome);
     }
@@ -82,6 +83,7 @@ fn allocated(allocation: &Allocation, assignment: &Assignment, share: &Share, ad
     if !assignment.wanted.is_empty() {
         message += &without(share);
         message += &fenced(share);
+        message += &sites(allocation, share);
     }
     message += &foreign(assignment);
     Verdict::good(reason::ALLOCATED, message)
@@ -124,6 +126,34 @@ fn fenced(share: &Share) -> String {
         told += &format!("; {} {verbs} no slices", share.leaseless);
     }
     told
+}
+
+/// Sites whose share of the slices is of no use, or too small. Without a second site there is no share.
+fn sites(allocation: &Allocation, share: &Share) -> String {
+    if share.sites.len() < 2 {
+        return String::new();
+    }
+    let told = share.sites.iter().filter_map(|site| {
+        let (name, quota) = (&site.name, plural(site.quota as usize, "slice", "slices"));
+        Some(match site {
+            SiteOutcome { nodes: 0, .. } => format!(
+                "; spec.sites {name:?}: no node matches, so that its {quota} of each address are not used; change its nodeSelector, label nodes to match it, or remove it"
+            ),
+            SiteOutcome { usable: 0, .. } => format!(
+                "; spec.sites {name:?}: nodes match, but none has a ready agent; see `kubectl get egressnodes`"
+            ),
+            SiteOutcome { usable, quota: share, short: true, .. }
+                if *share < usable.saturating_mul(allocation.per_node_min) =>
+            {
+                format!(
+                    "; spec.sites {name:?}: its weight gives it {quota} of each address, which are fewer than spec.ports.perNode.min ({}) for each of its {usable} ready nodes; raise its weight, lower spec.ports.perNode.min, or use more addresses",
+                    allocation.per_node_min
+                )
+            }
+            _ => return None,
+        })
+    });
+    told.collect()
 }
 
 /// Addresses of prefixes that `spec.prefixes` no longer names stay: partners know them.

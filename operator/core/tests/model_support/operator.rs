@@ -164,7 +164,7 @@ fn inputs(cluster: &Cluster, sight: &Sight) -> Inputs {
         created: 1,
         prefixes: vec!["p".into()],
         request: AddressRequest::Count(1),
-        sites: BTreeMap::from([("s".to_owned(), zone(true))]),
+        sites: BTreeMap::from([("s".to_owned(), model::Site { selector: zone(true), weight: 1 })]),
         slices: SliceSet::range(FIRST, FIRST + cluster.slices - 1),
         per_node_min: 1,
         per_node_max: 1,

@@ -53,6 +53,11 @@ pub fn zone(zone: &str) -> BTreeMap<String, String> {
     BTreeMap::from([("zone".to_owned(), zone.to_owned())])
 }
 
+/// A site of the nodes of a zone.
+pub fn site(at: &str, weight: u32) -> Site {
+    Site { selector: zone(at), weight }
+}
+
 /// Prefix `p` of four addresses, allocation `a` of one, and three nodes.
 pub fn world() -> Inputs {
     Inputs {
