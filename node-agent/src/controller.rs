@@ -23,7 +23,7 @@ use crate::observed::{Observed, from_map};
 use crate::ops::{self, Known};
 use crate::probe::Prober;
 use crate::refused;
-use crate::snapshot::{self, Local};
+use crate::snapshot::{self, Local, Memory};
 use crate::status::Pending;
 use crate::sweep::Usage;
 use crate::uplink::{self, Devices};
@@ -104,7 +104,7 @@ pub struct Controller {
     table: TableKeeper,
     resolver: Resolver,
     meter: Meter,
-    tunnels: BTreeMap<String, Ipv4Addr>,
+    memory: Memory,
     settled: Settled,
     /// Numbers of the allocations.
     numbers: BTreeMap<AllocationName, u32>,
@@ -156,7 +156,7 @@ impl Controller {
             known: Known::default(),
             resolver: Resolver::default(),
             meter: Meter::default(),
-            tunnels: BTreeMap::new(),
+            memory: Memory::default(),
             settled: Settled::new(now),
             numbers: BTreeMap::new(),
             lingering: BTreeSet::new(),
@@ -308,7 +308,7 @@ impl Controller {
             answers: self.prober.answers(),
             room: self.pinned.room(),
         };
-        snapshot::inputs(&self.args, &cluster, &local, &mut self.tunnels)
+        snapshot::inputs(&self.args, &cluster, &local, &mut self.memory)
     }
 
     /// True if uplinks or pod-facing devices have changed.

@@ -12,6 +12,7 @@ use crate::args::UnknownPods;
 use crate::objects::{self, NodeRecord};
 use crate::probe::Answer;
 use aegis_common::TUNNEL_OVERHEAD;
+use aegis_core::gateway::FullNodes;
 use aegis_core::model::{Address, AllocationName};
 use aegis_core::policy::{Binding, BindingName, Pod, Room};
 use ipnet::Ipv4Net;
@@ -37,6 +38,8 @@ pub struct Inputs {
     pub nodes: BTreeMap<String, NodeRecord>,
     /// Tunnel addresses of the nodes, as their agents report them.
     pub tunnels: BTreeMap<String, Ipv4Addr>,
+    /// Nodes that have no ports left, as their agents report it.
+    pub full: FullNodes,
     /// Ranges of services, and whatever else is inside the cluster.
     pub internal: Vec<Ipv4Net>,
     /// Way to each peer, as far as the kernel knows it.

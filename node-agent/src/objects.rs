@@ -1,11 +1,12 @@
 //! API objects as the plain data that rules work on.
 
 use aegis_common::Timeouts;
-use aegis_core::gateway::Place;
+use aegis_core::gateway::{self, Load, Place};
 use aegis_core::model::{Address, AllocationName, Fence, Holding, Seconds, State};
 use aegis_core::policy::{Binding, BindingName, Expression, Operator, PortRange, Workloads};
 use aegis_crds::{
-    EgressAddress, EgressAllocation, EgressNode, HoldingState, Protocol, WhenUnavailable, ZoneBinding,
+    AllocationRef, EgressAddress, EgressAllocation, EgressNode, HoldingState, Protocol, WhenUnavailable,
+    ZoneBinding,
 };
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -13,6 +14,7 @@ use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 /// Taint by which an administrator vouches that a node is powered off.
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
@@ -70,15 +72,28 @@ pub struct NodeRecord {
     pub addresses: Vec<Ipv4Addr>,
     /// Where it is.
     pub place: Place,
+    /// Its labels, see [`gateway::label`].
+    pub labels: Arc<[u64]>,
     /// On its way out of the cluster: cordoned, being deleted, or tainted as out of service.
     pub draining: bool,
     /// Its kubelet does not say that it is ready.
     pub lost: bool,
 }
 
+/// What the agent needs of another node's report.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Its tunnel address.
+    pub tunnel: Option<Ipv4Addr>,
+    /// Allocations of which it has little room left, or none.
+    pub loads: BTreeMap<AllocationName, Load>,
+}
+
 /// What the agent needs of an allocation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Allocation {
+    /// Labels that the nodes of each site carry (see [`gateway::label`]), in the order of the sites' names.
+    pub sites: Vec<Vec<u64>>,
     /// Time-outs of its flows.
     pub timeouts: Timeouts,
 }
@@ -128,6 +143,7 @@ pub fn node(node: &Node) -> NodeRecord {
             .filter_map(|address| address.address.parse().ok())
             .collect(),
         place: place(node),
+        labels: labels(node.metadata.labels.iter().flatten()).collect(),
         draining: is_draining(node),
         lost: is_lost(node),
     }
@@ -159,9 +175,30 @@ pub fn service_ranges(object: &ServiceCIDR) -> Vec<Ipv4Net> {
     ranges.filter_map(|range| range.parse().ok()).collect()
 }
 
-/// Reads the tunnel address of an EgressNode.
-pub fn tunnel_address(object: &EgressNode) -> Option<Ipv4Addr> {
-    object.status.as_ref()?.tunnel_address.parse().ok()
+/// Reads an EgressNode.
+pub fn report(object: &EgressNode) -> Report {
+    let Some(status) = object.status.as_ref() else { return Report::default() };
+    let loads = status.demand.iter().map(|demand| {
+        let AllocationRef { namespace, name } = &demand.allocation;
+        let name = AllocationName { account: namespace.clone(), name: name.clone() };
+        (name, Load::of(demand.fill_percent, demand.refused))
+    });
+    Report {
+        tunnel: status.tunnel_address.parse().ok(),
+        loads: loads.filter(|(_, load)| *load > Load::Easy).collect(),
+    }
+}
+
+fn labels<'a>(labels: impl IntoIterator<Item = (&'a String, &'a String)>) -> impl Iterator<Item = u64> {
+    labels.into_iter().map(|(key, value)| gateway::label(key, value))
+}
+
+impl Allocation {
+    /// Place of a node's site among the names of the sites. Without sites all nodes are one.
+    pub fn site_of(&self, node: &NodeRecord) -> usize {
+        let belongs = |site: &Vec<u64>| site.iter().all(|label| node.labels.contains(label));
+        self.sites.iter().position(belongs).unwrap_or(self.sites.len())
+    }
 }
 
 /// Stands for a ZoneBinding that cannot be read: since nobody knows what it covers, pods of its account are refused whatever no
@@ -252,7 +289,10 @@ pub fn allocation(object: &EgressAllocation) -> (AllocationName, Allocation) {
         udp: timeouts.udp_seconds,
         icmp: timeouts.icmp_seconds,
     };
-    (name, Allocation { timeouts })
+    let by_name: BTreeMap<&String, _> =
+        object.spec.sites.iter().map(|site| (&site.name, &site.node_selector)).collect();
+    let sites = by_name.into_values().map(|selector| labels(selector).collect());
+    (name, Allocation { sites: sites.collect(), timeouts })
 }
 
 /// Reads an EgressAddress.

@@ -9,6 +9,7 @@ use crate::network::Network;
 use crate::objects::{self, PodRecord};
 use crate::probe::Answer;
 use crate::watch::Cluster;
+use aegis_core::gateway::FullNodes;
 use aegis_core::policy::Room;
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
@@ -33,23 +34,31 @@ pub struct Local<'a> {
     pub room: Room,
 }
 
-/// Puts the inputs together. `tunnels` remembers where nodes were when they told it last: an `EgressNode` that is gone
-/// does not mean that the node is, as long as an address names it as a holder.
-pub fn inputs(
-    args: &Args,
-    cluster: &Cluster,
-    local: &Local<'_>,
-    tunnels: &mut BTreeMap<String, Ipv4Addr>,
-) -> Inputs {
+/// What is remembered of other nodes.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// Where they were when they told it last: an `EgressNode` that is gone does not mean that the node is, as long as an
+    /// address names it as a holder.
+    tunnels: BTreeMap<String, Ipv4Addr>,
+    /// Those that have no ports left.
+    full: FullNodes,
+}
+
+/// Puts the inputs together.
+pub fn inputs(args: &Args, cluster: &Cluster, local: &Local<'_>, memory: &mut Memory) -> Inputs {
     let addresses: BTreeMap<Ipv4Addr, _> =
         cluster.addresses.objects.values().map(|object| (object.address, object.clone())).collect();
     let holds =
         |name: &String| addresses.values().flat_map(|a| &a.holdings).any(|holding| holding.node == *name);
     let key = |name: &String| (String::new(), name.clone());
-    tunnels.retain(|name, _| cluster.tunnels.objects.contains_key(&key(name)) || holds(name));
-    for ((_, name), address) in &cluster.tunnels.objects {
-        tunnels.extend(address.map(|address| (name.clone(), address)));
+    let Memory { tunnels, full } = memory;
+    tunnels.retain(|name, _| cluster.reports.objects.contains_key(&key(name)) || holds(name));
+    for ((_, name), report) in &cluster.reports.objects {
+        tunnels.extend(report.tunnel.map(|address| (name.clone(), address)));
     }
+    full.follow(cluster.reports.objects.iter().flat_map(|((_, node), report)| {
+        report.loads.iter().map(move |(allocation, load)| (node.as_str(), allocation, *load))
+    }));
     let nodes: BTreeMap<String, _> =
         cluster.nodes.objects.iter().map(|((_, name), node)| (name.clone(), node.clone())).collect();
     let peers =
@@ -68,6 +77,7 @@ pub fn inputs(
         addresses,
         nodes,
         tunnels: tunnels.clone(),
+        full: full.clone(),
         internal: cluster.services.objects.values().flatten().chain(&args.cluster_cidrs).copied().collect(),
         links,
         tunnel_address: local.tunnel_address,
@@ -101,7 +111,7 @@ mod tests {
             cluster.pods.objects.insert((account.into(), "p".into()), pod);
         }
         let actions = |cluster: &Cluster| {
-            let policy = desired(&inputs(&args, cluster, &Local::default(), &mut BTreeMap::new())).policy;
+            let policy = desired(&inputs(&args, cluster, &Local::default(), &mut Memory::default())).policy;
             [2, 3].map(|last| {
                 let class = policy.pods[&Ipv4Addr::new(10, 244, 1, last)].class;
                 let of = policy.verdicts.iter().filter(|((pod, _, _), _)| *pod == class);

@@ -3,7 +3,7 @@
 //! Each kind has a watch of its own that survives outages of any length: until a new list is complete, the old
 //! contents stay. An object that cannot be read keeps its last good form and is reported.
 
-use crate::objects::{self, Allocation, NodeRecord, PodRecord};
+use crate::objects::{self, Allocation, NodeRecord, PodRecord, Report};
 use aegis_core::model::{Address, AllocationName};
 use aegis_core::policy::Binding;
 use aegis_crds::{AegisPrefix, AnnouncementMode, EgressAddress, EgressAllocation, EgressNode, ZoneBinding};
@@ -18,7 +18,6 @@ use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -118,8 +117,8 @@ pub struct Cluster {
     pub allocations: Table<(AllocationName, Allocation)>,
     /// EgressAddresses.
     pub addresses: Table<Address>,
-    /// Tunnel addresses by node (EgressNodes).
-    pub tunnels: Table<Option<Ipv4Addr>>,
+    /// Reports of all nodes (EgressNodes).
+    pub reports: Table<Report>,
     /// Nodes.
     pub nodes: Table<NodeRecord>,
     /// ServiceCIDRs.
@@ -141,7 +140,7 @@ impl Cluster {
             ("ZoneBinding", self.bindings.listed),
             ("EgressAllocation", self.allocations.listed),
             ("EgressAddress", self.addresses.listed),
-            ("EgressNode", self.tunnels.listed),
+            ("EgressNode", self.reports.listed),
             ("Node", self.nodes.listed),
             ("ServiceCIDR", self.services.listed),
         ];
@@ -155,7 +154,7 @@ impl Cluster {
             ("ZoneBinding", &self.bindings.error),
             ("EgressAllocation", &self.allocations.error),
             ("EgressAddress", &self.addresses.error),
-            ("EgressNode", &self.tunnels.error),
+            ("EgressNode", &self.reports.error),
             ("Node", &self.nodes.error),
             ("ServiceCIDR", &self.services.error),
             ("AegisPrefix", &self.prefixes.error),
@@ -180,7 +179,7 @@ impl Cluster {
             .chain(of("ZoneBinding", &self.bindings))
             .chain(of("EgressAllocation", &self.allocations))
             .chain(of("EgressAddress", &self.addresses))
-            .chain(of("EgressNode", &self.tunnels))
+            .chain(of("EgressNode", &self.reports))
             .chain(of("Node", &self.nodes))
             .chain(of("ServiceCIDR", &self.services))
             .chain(of("AegisPrefix", &self.prefixes))
@@ -252,8 +251,8 @@ pub fn start(client: &Client, node: &str, shared: &Shared) -> JoinSet<()> {
         client.clone(),
         all.clone(),
         shared.clone(),
-        |c| &mut c.tunnels,
-        |o: &EgressNode| Ok(objects::tunnel_address(o)),
+        |c| &mut c.reports,
+        |o: &EgressNode| Ok(objects::report(o)),
         Need::Always,
         CALM,
     ));

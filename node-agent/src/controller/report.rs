@@ -79,7 +79,7 @@ impl Controller {
             let cluster = self.shared.lock();
             let key = (String::new(), self.args.node_name.clone());
             let uid = cluster.nodes.objects.get(&key).map(|node| node.uid.clone()).unwrap_or_default();
-            (uid, cluster.tunnels.objects.contains_key(&key))
+            (uid, cluster.reports.objects.contains_key(&key))
         };
         let pending = Pending {
             identity: status::Identity { node: self.args.node_name.clone(), uid },

@@ -2,7 +2,7 @@
 
 use super::{EgressAddress, Inputs, tunnel_of};
 use aegis_common::{ADDRESSES_PER_ALLOCATION, Timeouts};
-use aegis_core::gateway::{self, Place};
+use aegis_core::gateway::{self, Holder};
 use aegis_core::model::{Address, AllocationName, State};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -48,7 +48,8 @@ pub(super) fn allocations(
             .map(|object| object.address)
             .take(ADDRESSES_PER_ALLOCATION)
             .collect();
-        let (gateways, near) = if own.is_empty() { gateways(inputs, &objects) } else { (Vec::new(), 0) };
+        let (gateways, near) =
+            if own.is_empty() { gateways(inputs, name, &objects) } else { (Vec::new(), 0) };
         let timeouts = inputs.allocations.get(name).map(|allocation| allocation.timeouts);
         let allocation = Allocation {
             addresses: own,
@@ -63,13 +64,19 @@ pub(super) fn allocations(
 }
 
 /// Tunnel addresses of the nodes to send through, and how many of them are near.
-fn gateways(inputs: &Inputs, objects: &[&Address]) -> (Vec<Ipv4Addr>, usize) {
+fn gateways(inputs: &Inputs, name: &AllocationName, objects: &[&Address]) -> (Vec<Ipv4Addr>, usize) {
     let place = |node: &str| inputs.nodes.get(node).map(|node| node.place.clone()).unwrap_or_default();
-    let holders: BTreeMap<&str, Place> = objects
+    let site = |node: &str| Some(inputs.allocations.get(name)?.site_of(inputs.nodes.get(node)?));
+    let holder = |node: &str| Holder {
+        place: place(node),
+        site: site(node).unwrap_or_default(),
+        full: inputs.full.contains(node, name),
+    };
+    let holders: BTreeMap<&str, Holder> = objects
         .iter()
         .flat_map(|object| &object.holdings)
         .filter(|holding| holding.state == State::Held && tunnel_of(inputs, &holding.node).is_some())
-        .map(|holding| (holding.node.as_str(), place(&holding.node)))
+        .map(|holding| (holding.node.as_str(), holder(&holding.node)))
         .collect();
     let chosen = gateway::choose(&inputs.node, &place(&inputs.node), &holders);
     let addresses = chosen.nodes.iter().filter_map(|node| tunnel_of(inputs, node));

@@ -1,5 +1,6 @@
 use super::*;
 use aegis_common::{ACTION_ALLOCATE, ACTION_DENY, DESTINATION_INTERNAL, POD_REFUSED};
+use aegis_core::gateway::Load;
 use aegis_core::model::{Holding, State};
 use aegis_core::policy::{PortRange, Workloads};
 use aegis_core::slice::SliceSet;
@@ -135,6 +136,33 @@ fn gateways_are_for_those_who_hold_nothing() {
         (vec![], vec![FAR], 1, EGRESS),
         "what drains opens nothing any more"
     );
+}
+
+#[test]
+fn gateways_of_the_first_site_come_first_while_they_have_room() {
+    const NEXT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
+    let mut inputs = inputs(&[(4, 4, "far", State::Held), (5, 5, "next", State::Held)]);
+    inputs.tunnels.insert("next".into(), NEXT);
+    let label = |zone: &str| aegis_core::gateway::label("zone", zone);
+    for (node, zone) in [("far", "a"), ("next", "b")] {
+        let labels = [label(zone), label("any")].into();
+        inputs.nodes.insert(node.into(), NodeRecord { labels, ..NodeRecord::default() });
+    }
+    let through = |inputs: &Inputs| {
+        let usable = desired(inputs).allocations.remove(&name()).unwrap();
+        (usable.gateways, usable.near)
+    };
+    let sites = |zones: [&str; 2]| {
+        let sites = zones.map(|zone| vec![label(zone)]).to_vec();
+        [(name(), objects::Allocation { sites, ..objects::Allocation::default() })].into()
+    };
+    assert_eq!(through(&inputs).1, 2, "without sites both are as near");
+    inputs.allocations = sites(["a", "b"]);
+    assert_eq!(through(&inputs), (vec![FAR, NEXT], 1));
+    inputs.allocations = sites(["b", "a"]);
+    assert_eq!(through(&inputs), (vec![NEXT, FAR], 1));
+    inputs.full.follow([("next", &name(), Load::Full)].into_iter());
+    assert_eq!(through(&inputs), (vec![FAR, NEXT], 1));
 }
 
 #[test]

@@ -14,4 +14,5 @@ mod inside;
 mod latency;
 mod lost_nodes;
 mod restart;
+mod sites;
 mod unusable;
