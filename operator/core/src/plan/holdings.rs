@@ -2,7 +2,7 @@
 
 use super::addresses::Assignment;
 use super::board::{Board, Slot};
-use super::members::{Has, Members, Sites, demands, had};
+use super::members::{Members, Sites, Standing, demands};
 use super::targets::{Wants, staying};
 use super::{SiteOutcome, plural};
 use crate::fence;
@@ -95,22 +95,27 @@ pub(super) fn plan(
         let quotas = quotas(&allocation.sites, allocation.slices);
         let asked = demands.get(&allocation.name).map(Vec::as_slice).unwrap_or_default();
         let wants = Wants::new(allocation, &members, &quotas, asked);
-        let standing: Vec<BTreeMap<usize, Has>> =
-            serving.iter().map(|board| had(board, allocation.slices, &members)).collect();
+        let standing = |board: &Board| Standing::of(board, allocation.slices, &members);
+        let before: Vec<Standing> = serving.iter().map(standing).collect();
         let mut total = vec![0; members.all.len()];
-        for (place, has) in standing.iter().flatten() {
-            total[*place] += has.held.len();
+        for (place, has) in before.iter().flat_map(Standing::iter) {
+            total[place] += has.held.len();
         }
-        for (board, had) in serving.iter_mut().zip(&standing) {
+        for (board, had) in serving.iter_mut().zip(&before) {
             let targets = wants.targets(had, &total, |place| members.takes(place, board));
             let staying = staying(had, &targets);
             step(board, &nodes, |slice| staying.contains(slice), inputs);
-            let mut granting = Granting::new(board, allocation, &members, &quotas);
+            if had.is_as(&targets) {
+                continue;
+            }
+            let meanwhile = standing(board);
+            let mut granting = Granting::new(board, allocation, &members, (&quotas, &meanwhile));
             granting.grant(&targets, &total);
-            let after = granting.held;
-            for place in had.keys().chain(after.keys()).copied().collect::<BTreeSet<_>>() {
-                let before = had.get(&place).map_or(0, |has| has.held.len());
-                total[place] = total[place] + after.get(&place).copied().unwrap_or_default() - before;
+            for (place, count) in granting.given {
+                total[place] += count;
+            }
+            for (place, has) in had.iter() {
+                total[place] = total[place] + meanwhile.holds(place) - has.held.len();
             }
         }
         let share = share(allocation, &serving, &fixed, &members, (&quotas, &total));
@@ -189,8 +194,10 @@ struct Granting<'b, 'a> {
     /// the site's own.
     room: Vec<u32>,
     free: u32,
-    /// Slices held, by place.
-    held: BTreeMap<usize, u32>,
+    /// What was held before.
+    before: &'b Standing,
+    /// Slices given, by place.
+    given: BTreeMap<usize, u32>,
 }
 
 impl<'b, 'a> Granting<'b, 'a> {
@@ -198,31 +205,31 @@ impl<'b, 'a> Granting<'b, 'a> {
         board: &'b mut Board<'a>,
         allocation: &'b Allocation,
         members: &'b Members<'a>,
-        quotas: &[u32],
+        (quotas, before): (&[u32], &'b Standing),
     ) -> Granting<'b, 'a> {
         let mut room = quotas.to_vec();
-        let mut held = BTreeMap::new();
-        for (place, has) in had(board, allocation.slices, members) {
+        for (place, has) in before.iter() {
             let room = &mut room[members.site(place)];
             *room = room.saturating_sub(has.held.len() + has.draining.len());
-            held.insert(place, has.held.len());
         }
-        Granting { free: board.free(allocation.slices).len(), board, allocation, members, room, held }
+        let (free, given) = (board.free(allocation.slices).len(), BTreeMap::new());
+        Granting { board, allocation, members, room, free, before, given }
     }
 
     /// The minimum comes first, to the nodes that have the fewest slices of all addresses, then by name. Then one slice
     /// at a time goes to the node that has the fewest of this one.
-    fn grant(&mut self, targets: &BTreeMap<usize, u32>, total: &[u32]) {
+    fn grant(&mut self, targets: &[u32], total: &[u32]) {
         let min = self.allocation.per_node_min;
+        let before = self.before;
+        let lacking = |(place, target): &(usize, u32)| *target > 0 && *target > before.holds(*place);
         let lacks = |granting: &Self, place: usize, target: u32| {
             target.saturating_sub(granting.holds(place)).min(granting.left(place))
         };
-        let mut order: Vec<(usize, u32)> = targets
-            .iter()
-            .filter(|(place, _)| self.members.takes(**place, self.board))
-            .map(|(p, t)| (*p, *t))
-            .collect();
-        order.retain(|(place, target)| self.holds(*place) < *target);
+        let mut order: Vec<(usize, u32)> = match self.free {
+            0 => Vec::new(),
+            _ => targets.iter().copied().enumerate().filter(lacking).collect(),
+        };
+        order.retain(|(place, _)| self.members.takes(*place, self.board));
         order.sort_by_key(|(place, _)| (total[*place], *place));
         for (place, target) in &order {
             self.give(*place, lacks(self, *place, min.min(*target)));
@@ -253,11 +260,11 @@ impl<'b, 'a> Granting<'b, 'a> {
         self.board.grant(&member.node.name, count, self.allocation.slices);
         self.free -= count;
         self.room[member.site] -= count;
-        *self.held.entry(place).or_default() += count;
+        *self.given.entry(place).or_default() += count;
     }
 
     fn holds(&self, place: usize) -> u32 {
-        self.held.get(&place).copied().unwrap_or_default()
+        self.before.holds(place) + self.given.get(&place).copied().unwrap_or_default()
     }
 
     /// Slices that may be given to a node.

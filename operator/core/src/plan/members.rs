@@ -88,24 +88,67 @@ pub(super) struct Has {
     pub draining: SliceSet,
 }
 
-/// What the members have of an address, by place. What a node had whose deadline has passed is nobody's.
-pub(super) fn had(board: &Board, slices: SliceSet, members: &Members) -> BTreeMap<usize, Has> {
-    let mut had: BTreeMap<usize, Has> = BTreeMap::new();
-    let mut last: Option<(&str, Option<usize>)> = None;
-    for (slice, slot) in board.slots().filter(|(slice, _)| slices.contains(*slice)) {
-        let place = match last {
-            Some((name, place)) if name == slot.node => place,
-            _ => members
-                .place(slot.node)
-                .filter(|it| !fence::has_passed(board.address(), members.all[*it].node)),
-        };
-        last = Some((slot.node, place));
-        let Some(place) = place else { continue };
-        match slot.state {
-            State::Held => drop(had.entry(place).or_default().held.insert(slice)),
-            State::Draining => drop(had.entry(place).or_default().draining.insert(slice)),
-            State::Quarantined { .. } => {}
+/// What the members have of an address, by place; those that have nothing are missing.
+#[derive(Default)]
+pub(super) struct Standing(Vec<(usize, Has)>);
+
+impl Standing {
+    /// What a node had whose deadline has passed is nobody's.
+    pub fn of(board: &Board, slices: SliceSet, members: &Members) -> Standing {
+        let mut standing: Vec<(usize, Has)> = Vec::new();
+        let mut last: Option<(&str, Option<usize>)> = None;
+        for (slice, slot) in board.slots().filter(|(slice, _)| slices.contains(*slice)) {
+            if let State::Quarantined { .. } = slot.state {
+                continue;
+            }
+            let place = match last {
+                Some((name, place)) if name == slot.node => place,
+                _ => {
+                    let passed = |place: &usize| fence::has_passed(board.address(), members.all[*place].node);
+                    let place = members.place(slot.node).filter(|place| !passed(place));
+                    standing.extend(place.map(|place| (place, Has::default())));
+                    place
+                }
+            };
+            last = Some((slot.node, place));
+            let Some((_, has)) = standing.last_mut().filter(|_| place.is_some()) else { continue };
+            match slot.state {
+                State::Held => has.held.insert(slice),
+                _ => has.draining.insert(slice),
+            };
         }
+        standing.sort_by_key(|(place, _)| *place);
+        standing.dedup_by(|(place, has), (kept, all)| {
+            let same = place == kept;
+            if same {
+                all.held = all.held.union(has.held);
+                all.draining = all.draining.union(has.draining);
+            }
+            same
+        });
+        Standing(standing)
     }
-    had
+
+    /// What a member has.
+    pub fn get(&self, place: usize) -> Has {
+        let found = self.0.binary_search_by_key(&place, |(place, _)| *place);
+        found.ok().and_then(|at| self.0.get(at)).map_or_else(Has::default, |(_, has)| *has)
+    }
+
+    /// Slices that a member holds.
+    pub fn holds(&self, place: usize) -> u32 {
+        self.get(place).held.len()
+    }
+
+    /// Whether everybody has its target, and nothing drains.
+    pub fn is_as(&self, targets: &[u32]) -> bool {
+        let held: u32 = self.0.iter().map(|(_, has)| has.held.len()).sum();
+        held == targets.iter().sum()
+            && self.0.iter().all(|(place, has)| targets[*place] == has.held.len() && has.draining.is_empty())
+    }
+
+    /// By place.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, Has)> {
+        self.0.iter().copied()
+    }
 }

@@ -6,10 +6,10 @@
 //! this gives gives the rest back; who wants less gets what it wants. Since only numbers count, and ties go to those
 //! that hold the slices already, a plan that follows from the result of another asks for nothing else.
 
-use super::members::{Has, Members};
+use super::members::{Has, Members, Standing};
 use crate::model::Allocation;
 use crate::slice::SliceSet;
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeMap;
 
 /// Slices of an address; more cannot be wanted.
@@ -41,29 +41,26 @@ impl<'a> Wants<'a> {
         Wants { allocation, members, quotas, demand }
     }
 
-    /// How many slices of an address each member is to hold, by place; those that are missing hold none. `had` is what
+    /// How many slices of an address each member is to hold, by place. `had` is what
     /// they have of it, `total` how many each holds of all addresses: where one address has not enough for all, the
     /// next one serves those that went without. `takes`: slices of this address may be given to the node, and taken from it.
-    pub fn targets(
-        &self,
-        had: &BTreeMap<usize, Has>,
-        total: &[u32],
-        takes: impl Fn(usize) -> bool,
-    ) -> BTreeMap<usize, u32> {
+    pub fn targets(&self, had: &Standing, total: &[u32], takes: impl Fn(usize) -> bool) -> Vec<u32> {
         let (min, members) = (self.allocation.per_node_min, self.members);
-        let mut filling = Filling { members, room: self.quotas.to_vec(), targets: BTreeMap::new() };
+        let mut filling =
+            Filling { members, room: self.quotas.to_vec(), targets: vec![0; members.all.len()] };
         // Nothing is taken from a node that does not report.
-        for (place, has) in had.iter().filter(|(place, _)| !takes(**place)) {
-            filling.keep(*place, has.held.len());
+        for (place, has) in had.iter().filter(|(place, _)| !takes(*place)) {
+            filling.keep(place, has.held.len());
         }
-        let holds = |place: usize| had.get(&place).map_or(0, |has| has.held.len());
-        let mut ready: Vec<usize> = had.keys().copied().filter(|place| takes(*place)).collect();
-        ready.sort_by_key(|place| (Reverse(holds(*place).min(min)), *place));
-        for place in ready {
-            filling.raise(place, holds(place).min(min));
+        let ready = had.iter().filter(|(place, _)| takes(*place));
+        let mut ready: Vec<(Reverse<u32>, usize)> =
+            ready.map(|(place, has)| (Reverse(has.held.len().min(min)), place)).collect();
+        ready.sort_unstable();
+        for (Reverse(held), place) in ready {
+            filling.raise(place, held);
         }
-        for (place, has) in had {
-            filling.raise(*place, (holds(*place) + has.draining.len()).min(min));
+        for (place, has) in had.iter().filter(|(_, has)| !has.draining.is_empty()) {
+            filling.raise(place, (has.held.len() + has.draining.len()).min(min));
         }
         if filling.room.iter().any(|room| *room > 0) {
             let mut lacking: Vec<usize> =
@@ -84,7 +81,7 @@ impl<'a> Wants<'a> {
     fn share_rest(
         &self,
         demand: impl Iterator<Item = (usize, u32)>,
-        had: &BTreeMap<usize, Has>,
+        had: &Standing,
         room: u32,
         filling: &mut Filling,
     ) {
@@ -92,11 +89,10 @@ impl<'a> Wants<'a> {
             return;
         }
         let min = self.allocation.per_node_min;
-        let has = |place: &usize| had.get(place).copied().unwrap_or_default();
         let wanted: Vec<(usize, u32)> = demand
             .map(|(place, demand)| {
                 // A maximum takes nothing away.
-                let most = self.allocation.per_node_max.max(has(&place).held.len()).min(ALL);
+                let most = self.allocation.per_node_max.max(had.holds(place)).min(ALL);
                 (place, demand.min(most).saturating_sub(min))
             })
             .collect();
@@ -107,8 +103,8 @@ impl<'a> Wants<'a> {
         let mut first: Vec<usize> =
             wanted.iter().filter(|(_, wanted)| *wanted > level).map(|(place, _)| *place).collect();
         first.sort_by_key(|place| {
-            let (held, draining) = (has(place).held.len(), has(place).draining.len());
-            (held <= min + level, held + draining <= min + level, *place)
+            let Has { held, draining } = had.get(*place);
+            (held.len() <= min + level, held.len() + draining.len() <= min + level, *place)
         });
         first.truncate(left as usize);
         let more = |place: &usize| u32::from(first.contains(place));
@@ -133,7 +129,7 @@ struct Filling<'a> {
     members: &'a Members<'a>,
     /// What is left of each site's quota.
     room: Vec<u32>,
-    targets: BTreeMap<usize, u32>,
+    targets: Vec<u32>,
 }
 
 impl Filling<'_> {
@@ -141,32 +137,34 @@ impl Filling<'_> {
     fn keep(&mut self, place: usize, count: u32) {
         let room = &mut self.room[self.members.site(place)];
         *room = room.saturating_sub(count);
-        self.targets.insert(place, count);
+        self.targets[place] = count;
     }
 
     /// Up to `count`, as far as the quota goes.
     fn raise(&mut self, place: usize, count: u32) {
         let room = &mut self.room[self.members.site(place)];
-        let target = self.targets.entry(place).or_default();
+        let target = &mut self.targets[place];
         let more = count.saturating_sub(*target).min(*room);
         *room -= more;
         *target += more;
     }
 
     fn lacks(&self, place: usize, count: u32) -> bool {
-        self.room[self.members.site(place)] > 0
-            && self.targets.get(&place).copied().unwrap_or_default() < count
+        self.room[self.members.site(place)] > 0 && self.targets[place] < count
     }
 }
 
 /// Slices that stay with their nodes, or become theirs again, on the way to the targets.
-pub(super) fn staying(had: &BTreeMap<usize, Has>, targets: &BTreeMap<usize, u32>) -> SliceSet {
+pub(super) fn staying(had: &Standing, targets: &[u32]) -> SliceSet {
     let mut staying = SliceSet::EMPTY;
-    for (place, has) in had {
-        let target = targets.get(place).copied().unwrap_or_default();
-        let back = target.saturating_sub(has.held.len());
-        let kept = without(has.held, has.held.len().saturating_sub(target));
-        staying = staying.union(kept).union(has.draining.iter().take(back as usize).collect());
+    for (place, Has { held, draining }) in had.iter() {
+        let (target, holds) = (targets[place], held.len());
+        let own = match target.cmp(&holds) {
+            Ordering::Less => without(held, holds - target),
+            Ordering::Equal => held,
+            Ordering::Greater => held.union(draining.iter().take((target - holds) as usize).collect()),
+        };
+        staying = staying.union(own);
     }
     staying
 }
