@@ -247,6 +247,17 @@ fn who_wants_more_gets_its_share_of_what_others_hold_beyond_theirs() {
     assert_eq!(counts(&address, ["n1", "n2", "n3"]), [223, 20, 9]);
 }
 
+#[test]
+fn an_odd_slice_stays_where_it_is() {
+    let mut inputs = world();
+    inputs.nodes.truncate(2);
+    (inputs.allocations[0].slices, inputs.allocations[0].per_node_min) = (SliceSet::range(4, 24), 1);
+    inputs.nodes[1].demand.insert(name("a"), 252);
+    assert_eq!(counts(&settled(&mut inputs), ["n1", "n2"]), [1, 20]);
+    inputs.nodes[0].demand.insert(name("a"), 252);
+    assert_eq!(counts(&settled(&mut inputs), ["n1", "n2"]), [10, 11], "not to the first by name");
+}
+
 /// Zones `a` and `b` with weights, three nodes in `a` and one in `b`.
 fn two_sites(weights: [u32; 2]) -> Inputs {
     let mut inputs = world();
@@ -299,6 +310,19 @@ fn a_share_is_not_lent_to_other_sites() {
     inputs.nodes[3].ready = true;
     inputs.nodes[3].demand.insert(name("a"), 252);
     assert_eq!(counts(&settled(&mut inputs), FOUR), [110, 8, 8, 126]);
+}
+
+#[test]
+fn what_drains_is_a_sites_own_until_it_is_empty() {
+    let mut inputs = two_sites([1, 1]);
+    (inputs.allocations[0].slices, inputs.allocations[0].per_node_min) = (SliceSet::range(4, 23), 2);
+    inputs.nodes[0].demand.insert(name("a"), 10);
+    assert_eq!(counts(&settled(&mut inputs), FOUR), [6, 2, 2, 2]);
+    inputs.nodes[0].demand.clear();
+    inputs.nodes[1].demand.insert(name("a"), 10);
+    let address = advance(&mut inputs).addresses.remove(0);
+    assert_eq!(counts(&address, FOUR), [2, 2, 2, 2], "what is free is the other site's");
+    assert_eq!(counts(&settled(&mut inputs), FOUR), [2, 6, 2, 2]);
 }
 
 #[test]

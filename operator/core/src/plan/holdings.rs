@@ -95,29 +95,7 @@ pub(super) fn plan(
         let quotas = quotas(&allocation.sites, allocation.slices);
         let asked = demands.get(&allocation.name).map(Vec::as_slice).unwrap_or_default();
         let wants = Wants::new(allocation, &members, &quotas, asked);
-        let standing = |board: &Board| Standing::of(board, allocation.slices, &members);
-        let before: Vec<Standing> = serving.iter().map(standing).collect();
-        let mut total = vec![0; members.all.len()];
-        for (place, has) in before.iter().flat_map(Standing::iter) {
-            total[place] += has.held.len();
-        }
-        for (board, had) in serving.iter_mut().zip(&before) {
-            let targets = wants.targets(had, &total, |place| members.takes(place, board));
-            let staying = staying(had, &targets);
-            step(board, &nodes, |slice| staying.contains(slice), inputs);
-            if had.is_as(&targets) {
-                continue;
-            }
-            let meanwhile = standing(board);
-            let mut granting = Granting::new(board, allocation, &members, (&quotas, &meanwhile));
-            granting.grant(&targets, &total);
-            for (place, count) in granting.given {
-                total[place] += count;
-            }
-            for (place, has) in had.iter() {
-                total[place] = total[place] + meanwhile.holds(place) - has.held.len();
-            }
-        }
+        let total = serve(&mut serving, &wants, &nodes, inputs);
         let share = share(allocation, &serving, &fixed, &members, (&quotas, &total));
         shares.insert(allocation.name.clone(), share);
         planned.extend(serving.into_iter().map(Board::finish));
@@ -183,6 +161,41 @@ fn step(board: &mut Board, nodes: &BTreeMap<&str, &Node>, keeps: impl Fn(u8) -> 
             }
         }
     });
+}
+
+/// Takes the slices of the addresses that serve an allocation a step further, and gives free ones out. Returns how many
+/// slices each member holds then, over all of these addresses.
+fn serve<'a>(
+    serving: &mut [Board<'a>],
+    wants: &Wants<'_, 'a>,
+    nodes: &BTreeMap<&str, &Node>,
+    inputs: &Inputs,
+) -> Vec<u32> {
+    let Wants { allocation, members, quotas, .. } = *wants;
+    let standing = |board: &Board| Standing::of(board, allocation.slices, members);
+    let before: Vec<Standing> = serving.iter().map(standing).collect();
+    let mut total = vec![0; members.all.len()];
+    for (place, has) in before.iter().flat_map(Standing::iter) {
+        total[place] += has.held.len();
+    }
+    for (board, had) in serving.iter_mut().zip(&before) {
+        let targets = wants.targets(had, &total, |place| members.takes(place, board));
+        let staying = staying(had, &targets);
+        step(board, nodes, |slice| staying.contains(slice), inputs);
+        if had.is_as(&targets) {
+            continue;
+        }
+        let meanwhile = standing(board);
+        let mut granting = Granting::new(board, allocation, members, (quotas, &meanwhile));
+        granting.grant(&targets, &total);
+        for (place, count) in granting.given {
+            total[place] += count;
+        }
+        for (place, has) in had.iter() {
+            total[place] = total[place] + meanwhile.holds(place) - has.held.len();
+        }
+    }
+    total
 }
 
 /// Gives free slices of one address to ready members.

@@ -16,22 +16,22 @@ use std::collections::BTreeMap;
 const ALL: u32 = 256;
 
 /// What the members of an allocation want of each address.
-pub(super) struct Wants<'a> {
-    allocation: &'a Allocation,
-    members: &'a Members<'a>,
+pub(super) struct Wants<'w, 'a> {
+    pub allocation: &'w Allocation,
+    pub members: &'w Members<'a>,
     /// By site.
-    quotas: &'a [u32],
+    pub quotas: &'w [u32],
     /// Slices asked for by members that ask for more than the minimum, by site and place.
     demand: Vec<BTreeMap<usize, u32>>,
 }
 
-impl<'a> Wants<'a> {
+impl<'w, 'a> Wants<'w, 'a> {
     pub fn new(
-        allocation: &'a Allocation,
-        members: &'a Members<'a>,
-        quotas: &'a [u32],
+        allocation: &'w Allocation,
+        members: &'w Members<'a>,
+        quotas: &'w [u32],
         demands: &[(&str, u32)],
-    ) -> Wants<'a> {
+    ) -> Wants<'w, 'a> {
         let mut demand = vec![BTreeMap::new(); quotas.len()];
         for (node, slices) in demands.iter().filter(|(_, slices)| *slices > allocation.per_node_min) {
             if let Some(place) = members.place(node) {
@@ -125,14 +125,14 @@ fn highest(fits: impl Fn(u32) -> bool) -> u32 {
 }
 
 /// Targets while they are made up.
-struct Filling<'a> {
-    members: &'a Members<'a>,
+struct Filling<'w, 'a> {
+    members: &'w Members<'a>,
     /// What is left of each site's quota.
     room: Vec<u32>,
     targets: Vec<u32>,
 }
 
-impl Filling<'_> {
+impl Filling<'_, '_> {
     /// Whatever the quota is.
     fn keep(&mut self, place: usize, count: u32) {
         let room = &mut self.room[self.members.site(place)];
