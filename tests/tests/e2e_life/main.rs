@@ -14,5 +14,4 @@ mod inside;
 mod latency;
 mod lost_nodes;
 mod restart;
-mod sites;
 mod unusable;
