@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=${AEGIS_TOOLS:-$HOME/.cache/aegis/tools}
 packages=(containernetworking-plugins nftables iptables iproute2 openssl ethtool tcpdump conntrack kmod procps
-  iputils-ping util-linux gcc g++ musl-tools libc6-dev llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev)
+  iputils-ping util-linux frr bird2 gcc g++ musl-tools libc6-dev llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev)
 # Docker's packages bring a runc of their own, which Debian's would push out.
 command -v runc >/dev/null || packages+=(runc)
 linker=0.13.0
@@ -54,6 +54,25 @@ MESSAGE
   exit 1
 }
 
+# The routing daemons come as services that start at once and at every boot; the lab runs its own.
+services=(frr bird)
+policy=/usr/sbin/policy-rc.d
+start_nothing() {
+  [ ! -e "$policy" ] || return 0
+  printf '#!/bin/sh\nexit 101\n' > "$policy"
+  chmod 755 "$policy"
+  trap 'rm -f "$policy"' EXIT
+}
+start_services_again() {
+  for service in "${services[@]}"; do
+    [[ " ${absent[*]} " != *" $service"* ]] || update-rc.d "$service" disable >/dev/null
+  done
+  if trap -p EXIT | grep -q policy; then
+    rm -f "$policy"
+    trap - EXIT
+  fi
+}
+
 absent=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || absent+=("$package")
@@ -63,7 +82,9 @@ if [ ${#absent[@]} -gt 0 ]; then
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -qq
   apt-cache show llvm-22-dev >/dev/null 2>&1 || add_llvm
+  start_nothing
   apt-get install -y -qq --no-install-recommends "${absent[@]}" >/dev/null
+  start_services_again
 fi
 
 # --- Rust: rust-toolchain.toml names version, components and targets ---

@@ -21,6 +21,7 @@ mod offloads;
 mod pki;
 pub mod plan;
 mod process;
+pub mod routing;
 mod start;
 mod state;
 mod topology;
