@@ -9,7 +9,7 @@ use aegis_crds::{EgressNode, EgressNodeStatus, ProgrammedAddress, type_};
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Node as KubeNode;
 use kube::{Resource, ResourceExt};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
 /// Taint by which an administrator vouches that a node is powered off: what it held may be given to others.
@@ -30,14 +30,15 @@ pub enum Presence {
 /// the same: it is not ready, and keeps what it holds.
 pub fn models(snapshot: &Snapshot, problems: &mut Vec<Problem>) -> Vec<Node> {
     let reports = by_name(&snapshot.egress_nodes);
+    let epochs = epochs(snapshot);
     let mut nodes: Vec<Node> = Vec::new();
     for object in &snapshot.nodes {
         let report = reports.get(&object.name_any()).copied();
         nodes.extend(match &object.0 {
-            Ok(node) => model(node, report, is_ready(node, report), problems),
+            Ok(node) => model(node, report, is_ready(node, report), &epochs, problems),
             Err(_) => {
                 let metadata = object.meta().clone();
-                model(&KubeNode { metadata, ..KubeNode::default() }, report, false, problems)
+                model(&KubeNode { metadata, ..KubeNode::default() }, report, false, &epochs, problems)
             }
         });
     }
@@ -48,13 +49,20 @@ pub fn models(snapshot: &Snapshot, problems: &mut Vec<Problem>) -> Vec<Node> {
 /// A node as the API server has it: not ready, since the copies do not show it yet; nothing if it is out of service.
 pub fn confirmed(node: &KubeNode, snapshot: &Snapshot, problems: &mut Vec<Problem>) -> Option<Node> {
     let report = by_name(&snapshot.egress_nodes).get(&node.name_any()).copied();
-    model(node, report, false, problems)
+    model(node, report, false, &epochs(snapshot), problems)
+}
+
+/// Epochs of the addresses that stand.
+fn epochs(snapshot: &Snapshot) -> HashMap<&str, i64> {
+    let objects = snapshot.addresses.iter().filter_map(|object| object.0.as_ref().ok());
+    objects.map(|object| (object.spec.address.as_str(), object.spec.epoch)).collect()
 }
 
 fn model(
     node: &KubeNode,
     report: Option<&EgressNode>,
     ready: bool,
+    epochs: &HashMap<&str, i64>,
     problems: &mut Vec<Problem>,
 ) -> Option<Node> {
     if is_out_of_service(node) {
@@ -68,7 +76,9 @@ fn model(
         pod_ranges: pod_ranges(node),
         ready,
         demand: status.map(demand).unwrap_or_default(),
-        programmed: status.map(|status| programmed(status, &name, report, problems)).unwrap_or_default(),
+        programmed: status
+            .map(|status| programmed(status, &name, report, epochs, problems))
+            .unwrap_or_default(),
         lease: Lease::Free,
         name,
     })
@@ -131,23 +141,33 @@ fn demand(status: &EgressNodeStatus) -> BTreeMap<AllocationName, u32> {
     wanted.collect()
 }
 
+/// What planning can learn from: thousands of nodes with a thousand addresses each say little else than that they have what
+/// stands, or do not have it yet, and that would be most of what a plan is made from.
 fn programmed(
     status: &EgressNodeStatus,
     node: &str,
     report: Option<&EgressNode>,
+    epochs: &HashMap<&str, i64>,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<Ipv4Addr, Programmed> {
-    let entries = status.addresses.iter().filter_map(|entry| match entry.address.parse() {
-        Ok(address) => {
-            Some((address, Programmed { epoch: entry.epoch, drained: drained(entry), fenced: entry.fenced }))
-        }
-        Err(_) => {
-            problems.extend(report.map(|report| Problem {
-                target: Target::of::<EgressNode>(report.meta()),
-                generation: report.meta().generation,
-                message: format!("status.addresses of {node}: {:?} is no IPv4 address", entry.address),
-            }));
-            None
+    let plain = |entry: &&ProgrammedAddress| {
+        let stands = epochs.get(entry.address.as_str()).is_some_and(|epoch| entry.epoch <= *epoch);
+        stands && !entry.fenced && entry.drained.is_empty()
+    };
+    let entries = status.addresses.iter().filter(|entry| !plain(entry)).filter_map(|entry| {
+        match entry.address.parse() {
+            Ok(address) => Some((
+                address,
+                Programmed { epoch: entry.epoch, drained: drained(entry), fenced: entry.fenced },
+            )),
+            Err(_) => {
+                problems.extend(report.map(|report| Problem {
+                    target: Target::of::<EgressNode>(report.meta()),
+                    generation: report.meta().generation,
+                    message: format!("status.addresses of {node}: {:?} is no IPv4 address", entry.address),
+                }));
+                None
+            }
         }
     });
     entries.collect()

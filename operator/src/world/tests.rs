@@ -292,6 +292,32 @@ fn report_is_translated() {
     assert!(messages(&world).concat().contains("nonsense"));
 }
 
+#[test]
+fn a_report_that_says_no_more_than_what_stands_is_left_out() {
+    let drained = json!([{"first": 4, "last": 4}]);
+    let status = json!({
+        "tunnelAddress": "192.0.2.1", "conditions": ready("True"),
+        "addresses": [
+            {"address": "203.0.113.1", "epoch": 9},
+            {"address": "203.0.113.2", "epoch": 8},
+            {"address": "203.0.113.3", "epoch": 10},
+            {"address": "203.0.113.4", "epoch": 9, "fenced": true},
+            {"address": "203.0.113.5", "epoch": 9, "drained": drained},
+            {"address": "203.0.113.6", "epoch": 9},
+        ],
+    });
+    let standing = (1..=5).map(|last| address(&format!("203.0.113.{last}"), "partner", json!([])));
+    let world = see(&Snapshot {
+        nodes: vec![node(json!({}))],
+        egress_nodes: vec![report(status)],
+        addresses: standing.collect(),
+        ..Snapshot::default()
+    });
+    assert_eq!(world.observed.iter().map(|it| it.epoch).collect::<Vec<_>>(), [9; 5]);
+    let kept = world.inputs.nodes[0].programmed.keys();
+    assert_eq!(kept.map(|it| it.octets()[3]).collect::<Vec<_>>(), [3, 4, 5, 6]);
+}
+
 /// An address that n1 holds, and a copy of the nodes that lacks n1.
 fn held_by_a_stranger() -> Snapshot {
     let held = json!([{"first": 4, "last": 11, "node": "n1", "epoch": 8, "state": "Held"}]);
