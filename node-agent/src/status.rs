@@ -5,6 +5,7 @@ use crate::demand::Want;
 use crate::desired::Desired;
 use crate::metrics::Metrics;
 use crate::observed::Observed;
+use aegis_core::gateway::Load;
 use aegis_core::model::AllocationName;
 use aegis_core::policy::Binding;
 use aegis_core::slice::SliceSet;
@@ -17,7 +18,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource};
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -27,8 +28,11 @@ use tokio::time::Instant;
 pub const MANAGER: &str = "aegis-node-agent";
 /// Shortest time between two writes.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Shortest time between two writes that only tell other usage.
-const USAGE_PAUSE: Duration = Duration::from_secs(2);
+/// The same for what can wait, see [`can_wait`], for each node that there is: what one object changes on all nodes at once is
+/// then told by 500 of them a second, however many there are.
+const PAUSE_PER_NODE: Duration = Duration::from_millis(2);
+/// A fill, in percent, that is this close to the one that was told is not told anew.
+const FILL_STEP: u32 = 5;
 /// Longest time of one call.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// What the schema takes of each list, and of a message.
@@ -203,16 +207,43 @@ fn date(mut status: EgressNodeStatus, former: Option<&EgressNodeStatus>, now: Ti
     status
 }
 
-/// Whether two reports differ in more than how full ports are.
-fn differ_in_more_than_usage(a: &EgressNodeStatus, b: &EgressNodeStatus) -> bool {
-    let strip = |status: &EgressNodeStatus| {
-        let mut status = status.clone();
-        for demand in &mut status.demand {
-            (demand.fill_percent, demand.refused) = (0, 0);
+/// Tells usage as it was told before as long as that is near enough for those who read it: the operator tells it in coarse
+/// steps, and other agents only want to know whether there is room.
+fn settle(mut status: EgressNodeStatus, former: &EgressNodeStatus) -> EgressNodeStatus {
+    let told: HashMap<_, _> = former.demand.iter().map(|it| (key(&it.allocation), it)).collect();
+    for demand in &mut status.demand {
+        let Some(told) = told.get(&key(&demand.allocation)) else { continue };
+        let load = |it: &Demand| (Load::of(it.fill_percent, it.refused), it.fill_percent >= 100);
+        let near = demand.fill_percent.abs_diff(told.fill_percent) < FILL_STEP
+            && demand.refused <= told.refused.saturating_mul(2)
+            && demand.refused >= told.refused.div_ceil(2);
+        if near && load(demand) == load(told) {
+            (demand.fill_percent, demand.refused) = (told.fill_percent, told.refused);
         }
-        status
-    };
-    strip(a) != strip(b)
+    }
+    status
+}
+
+fn key(allocation: &AllocationRef) -> (&str, &str) {
+    (&allocation.namespace, &allocation.name)
+}
+
+/// Whether nobody waits for what is new in a report: how full ports are, and up to which epoch addresses are programmed. (Of
+/// slices that are to go to others it is told at once that they are empty.)
+fn can_wait(a: &EgressNodeStatus, b: &EgressNodeStatus) -> bool {
+    let demand = |it: &Demand| (it.allocation.clone(), it.slices, it.reason.clone(), it.refused > 0);
+    let address = |it: &ProgrammedAddress| (it.address.clone(), it.fenced, it.drained.clone());
+    let rest =
+        |it: &EgressNodeStatus| EgressNodeStatus { demand: Vec::new(), addresses: Vec::new(), ..it.clone() };
+    a.demand.iter().map(demand).eq(b.demand.iter().map(demand))
+        && a.addresses.iter().map(address).eq(b.addresses.iter().map(address))
+        && rest(a) == rest(b)
+}
+
+/// Shortest time between two writes, by what is new and how many nodes there are.
+fn pause(can_wait: bool, nodes: usize) -> Duration {
+    let long = PAUSE_PER_NODE.saturating_mul(u32::try_from(nodes).unwrap_or(u32::MAX));
+    if can_wait { long.max(PAUSE) } else { PAUSE }
 }
 
 /// Who the report belongs to.
@@ -233,17 +264,21 @@ pub struct Pending {
     pub present: bool,
     /// What; its conditions carry no time yet. `None` until the agent knows enough.
     pub status: Option<EgressNodeStatus>,
+    /// How many nodes there are.
+    pub nodes: usize,
 }
 
-/// Writes reports as they come: only changes, at most about two a second, the latest one only. Ends with the sender.
+/// Writes reports as they come: only changes, at most about two a second, the latest one only; changes for which nobody waits
+/// less often. Ends with the sender.
 pub async fn write(client: Client, metrics: Metrics, mut pending: watch::Receiver<Pending>) {
     let api: Api<EgressNode> = Api::all(client);
     let mut written: Option<EgressNodeStatus> = None;
-    let mut next = Instant::now();
+    let mut last: Option<Instant> = None;
     let mut failures = 0u32;
     while pending.changed().await.is_ok() {
         loop {
-            let Pending { identity, present, status: Some(status) } = pending.borrow_and_update().clone()
+            let Pending { identity, present, status: Some(status), nodes } =
+                pending.borrow_and_update().clone()
             else {
                 break;
             };
@@ -253,13 +288,18 @@ pub async fn write(client: Client, metrics: Metrics, mut pending: watch::Receive
             if !present {
                 written = None;
             }
+            let status = match &written {
+                Some(written) => settle(status, written),
+                None => status,
+            };
             let status = date(status, written.as_ref(), Timestamp::now());
             if written.as_ref() == Some(&status) {
                 break;
             }
-            let urgent = written.as_ref().is_none_or(|written| differ_in_more_than_usage(written, &status));
-            let at = if urgent { next } else { next + (USAGE_PAUSE - PAUSE) };
-            if Instant::now() < at {
+            let can_wait = written.as_ref().is_some_and(|written| can_wait(written, &status));
+            if let Some(at) = last.map(|last| last + pause(can_wait, nodes))
+                && Instant::now() < at
+            {
                 // Something newer, and perhaps urgent, may come meanwhile.
                 tokio::select! {
                     () = tokio::time::sleep_until(at) => {}
@@ -271,7 +311,7 @@ pub async fn write(client: Client, metrics: Metrics, mut pending: watch::Receive
             }
             let result =
                 tokio::time::timeout(TIMEOUT, write_once(&api, &identity, &status, written.is_none())).await;
-            next = Instant::now() + PAUSE;
+            last = Some(Instant::now());
             match result {
                 Ok(Ok(status)) => {
                     failures = 0;
@@ -411,20 +451,53 @@ mod tests {
         assert_eq!(date(status(&Ok(())), Some(&third), at(4)), third, "nothing to write");
     }
 
+    fn with_usage(fill_percent: u32, refused: u32) -> EgressNodeStatus {
+        let allocation = AllocationRef { namespace: "shop".into(), name: "main".into() };
+        let demand = Demand { allocation, slices: 1, fill_percent, refused, reason: String::new() };
+        let address =
+            ProgrammedAddress { address: "203.0.113.1".into(), epoch: 7, fenced: false, drained: vec![] };
+        EgressNodeStatus { demand: vec![demand], addresses: vec![address], ..status(&Ok(())) }
+    }
+
     #[test]
-    fn usage_alone_is_not_urgent() {
-        let mut a = status(&Ok(()));
-        a.demand.push(Demand {
-            allocation: AllocationRef { namespace: "shop".into(), name: "main".into() },
-            slices: 1,
-            fill_percent: 10,
-            refused: 0,
-            reason: String::new(),
-        });
-        let mut b = a.clone();
-        b.demand[0].fill_percent = 90;
-        assert!(!differ_in_more_than_usage(&a, &b));
-        b.demand[0].slices = 2;
-        assert!(differ_in_more_than_usage(&a, &b));
+    fn what_nobody_waits_for_is_told_less_often_the_more_nodes_there_are() {
+        let before = with_usage(10, 0);
+        let other = |change: fn(&mut EgressNodeStatus)| {
+            let mut after = before.clone();
+            change(&mut after);
+            can_wait(&before, &after)
+        };
+        assert!(other(|it| it.demand[0].fill_percent = 90));
+        assert!(other(|it| it.addresses[0].epoch = 8));
+        assert!(!other(|it| it.demand[0].slices = 2), "growth");
+        assert!(!other(|it| it.demand[0].refused = 1), "flows are refused");
+        assert!(!other(|it| it.addresses[0].drained.push(SliceRange { first: 4, last: 4 })));
+        assert!(!other(|it| it.addresses[0].fenced = true));
+        assert!(!other(|it| it.addresses.clear()));
+        assert!(!other(|it| it.tunnel_address.clear()));
+        assert!(!other(|it| it.conditions.clear()));
+        assert_eq!(
+            [3, 250, 1_000, 5_000].map(|nodes| pause(true, nodes).as_millis()),
+            [500, 500, 2_000, 10_000]
+        );
+        assert_eq!([3, 5_000].map(|nodes| pause(false, nodes).as_millis()), [500, 500]);
+    }
+
+    #[test]
+    fn usage_is_told_anew_when_it_matters() {
+        let told = |before: (u32, u32), now: (u32, u32)| {
+            let status = settle(with_usage(now.0, now.1), &with_usage(before.0, before.1));
+            (status.demand[0].fill_percent, status.demand[0].refused)
+        };
+        assert_eq!(told((40, 0), (44, 0)), (40, 0));
+        assert_eq!(told((40, 0), (36, 0)), (40, 0));
+        assert_eq!(told((40, 0), (45, 0)), (45, 0));
+        assert_eq!(told((78, 0), (80, 0)), (80, 0), "others may send elsewhere");
+        assert_eq!(told((94, 0), (95, 0)), (95, 0));
+        assert_eq!(told((97, 0), (100, 0)), (100, 0), "the next flow is refused");
+        assert_eq!(told((100, 0), (100, 1)), (100, 1));
+        assert_eq!(told((100, 100), (100, 60)), (100, 100));
+        assert_eq!(told((100, 100), (100, 49)), (100, 49));
+        assert_eq!(told((100, 1), (100, 0)), (100, 0));
     }
 }

@@ -25,6 +25,9 @@ use tokio::task::JoinSet;
 
 /// Seconds after which the server ends an idle watch; five more and the client takes the connection for dead.
 const WATCH_SECONDS: u32 = 60;
+/// Reports are asked for in so many at a time: with a thousand addresses each takes some 60 KiB, and a page of them is in memory
+/// at once, while hardly anything of it is kept.
+const PAGE: u32 = 50;
 /// A watch that has failed and then is silent for this long works again: attempts to connect take less, and nothing tells of
 /// one that succeeds before the next event.
 const CALM: Duration = Duration::from_secs(15);
@@ -249,7 +252,7 @@ pub fn start(client: &Client, node: &str, shared: &Shared) -> JoinSet<()> {
     ));
     tasks.spawn(keep(
         client.clone(),
-        all.clone(),
+        all.clone().page_size(PAGE),
         shared.clone(),
         |c| &mut c.reports,
         |o: &EgressNode| Ok(objects::report(o)),

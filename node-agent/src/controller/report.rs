@@ -75,17 +75,18 @@ impl Controller {
             room: &self.room(&wanted),
             announced: self.standing().as_ref(),
         });
-        let (uid, present) = {
+        let (uid, present, nodes) = {
             let cluster = self.shared.lock();
             let key = (String::new(), self.args.node_name.clone());
             let uid = cluster.nodes.objects.get(&key).map(|node| node.uid.clone()).unwrap_or_default();
-            (uid, cluster.reports.objects.contains_key(&key))
+            (uid, cluster.reports.objects.contains_key(&key), cluster.nodes.objects.len())
         };
         let pending = Pending {
             identity: status::Identity { node: self.args.node_name.clone(), uid },
             present,
             // Before the first list the object may say more than the agent knows.
             status: synced.then_some(status),
+            nodes,
         };
         self.report.send_if_modified(|current| {
             let changed = *current != pending;
