@@ -5,7 +5,7 @@ export AEGIS_TOOLS ?= $(HOME)/.cache/aegis/tools
 LAB := cargo run --quiet --package aegis-tests --bin aegis-lab --
 IMAGES := --package aegis-operator --package aegis-node-agent --package aegis-probe
 
-.PHONY: help setup build lab lab-down demo test figures kind-test fmt clippy crds
+.PHONY: help setup build lab lab-down demo test figures bench kind-test fmt clippy crds
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | column -t -s "$$(printf '\t')"
@@ -32,6 +32,9 @@ test: ## set up, then every suite; the last line is "N passed, N failed"
 
 figures: setup ## what Aegis costs on this machine: packets, latency, memory
 	@tests/figures.sh
+
+bench: setup ## what the control plane costs at 5,000 nodes and 1,000 addresses
+	@tests/bench.sh
 
 kind-test: ## the end-to-end tests on a kind cluster (needs Docker, kind, helm)
 	@tests/kind.sh

@@ -6,14 +6,17 @@ pub mod objects;
 pub mod process;
 
 use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, EgressNode, ZoneBinding};
+use k8s_openapi::ByteString;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, CustomResourceExt};
 use process::{Process, free_port, log_file};
+use serde_json::{Value, json};
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Mutex, MutexGuard};
 
 /// User name of the operator's ServiceAccount, as the chart names it.
@@ -96,6 +99,30 @@ impl Cluster {
         self.api = None;
     }
 
+    /// What etcd has under a key, if that is JSON, as custom resources are.
+    pub async fn etcd_get(&self, key: &str) -> Option<Value> {
+        let answer = self.etcd("range", json!({"key": base64(key)})).await;
+        let found: ByteString = serde_json::from_value(answer.pointer("/kvs/0/value")?.clone()).ok()?;
+        serde_json::from_slice(&found.0).ok()
+    }
+
+    /// Writes JSON into etcd; the API server's watches deliver it.
+    pub async fn etcd_put(&self, key: &str, value: &Value) {
+        self.etcd("put", json!({"key": base64(key), "value": base64(&value.to_string())})).await;
+    }
+
+    async fn etcd(&self, call: &str, body: Value) -> Value {
+        let (address, body) = (("127.0.0.1", self.etcd_port), body.to_string());
+        let head = format!("POST /v3/kv/{call} HTTP/1.0\r\nContent-Length: {}\r\n\r\n", body.len());
+        let mut stream = tokio::net::TcpStream::connect(address).await.expect("etcd");
+        stream.write_all((head + &body).as_bytes()).await.expect("etcd");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("etcd");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an answer of etcd");
+        assert!(head.contains(" 200 "), "{answer}");
+        serde_json::from_str(body).expect("JSON of etcd")
+    }
+
     async fn install_crds(&self) {
         let crds: Api<CustomResourceDefinition> = Api::all(self.client.clone());
         let all = [
@@ -173,7 +200,6 @@ pub struct Operator {
 impl Operator {
     /// Body of a page that it serves.
     pub async fn get(&self, path: &str) -> Result<String, String> {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let text = |error: std::io::Error| error.to_string();
         let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.map_err(text)?;
         let request = format!("GET {path} HTTP/1.0\r\nHost: operator\r\n\r\n");
@@ -228,6 +254,11 @@ pub fn tool(name: &str) -> PathBuf {
     let path = tools.join("bin").join(name);
     assert!(path.exists(), "{} is missing: `make setup` builds it, or set AEGIS_TOOLS", path.display());
     path
+}
+
+/// Text as etcd's JSON takes it.
+fn base64(text: &str) -> Value {
+    json!(ByteString(text.as_bytes().to_vec()))
 }
 
 fn make_credentials(dir: &Path, api_port: u16) {
