@@ -5,6 +5,7 @@ use crate::backoff::Backoff;
 use crate::error::CallError;
 use crate::events::{Notice, Publisher};
 use crate::evidence::Evidence;
+use crate::fence::Fencer;
 use crate::finalizer::{self, FinalizerChange};
 use crate::gate::Gate;
 use crate::memory::Memory;
@@ -48,6 +49,8 @@ pub struct Controller {
     pub caches: Caches,
     /// The right to write.
     pub gate: Arc<Gate>,
+    /// Takes the Leases of nodes over.
+    pub fencer: Fencer,
     /// Writes plans.
     pub applier: Applier,
     /// For Events.
@@ -77,6 +80,8 @@ pub struct Mind {
     evidence: Evidence,
     /// Writes that failed.
     backoff: Backoff,
+    /// Has planned before.
+    begun: bool,
     told: Told,
 }
 
@@ -117,9 +122,12 @@ impl Controller {
             self.metrics.follow();
             return IDLE;
         }
+        if !std::mem::replace(&mut self.mind.begun, true) {
+            self.fencer.leases.begin();
+        }
         let started = Instant::now();
         let now = Timestamp::now().as_second();
-        let (world, complete) = self.see(&snapshot, now).await;
+        let (world, due) = self.see(&snapshot, now).await;
         // Thousands of nodes take long enough for others to miss the thread, the renewal of the lease above all.
         let (plan, verdict) = block_in_place(|| {
             let plan = plan(&world.inputs);
@@ -159,13 +167,12 @@ impl Controller {
         }
         self.mind.backoff.keep(&waiting);
         let again = self.mind.backoff.next(self.gate.now());
-        let ask = (!complete).then_some(ASK_AGAIN);
-        [wake, again, ask].into_iter().flatten().min().unwrap_or(IDLE)
+        [wake, again, due].into_iter().flatten().min().unwrap_or(IDLE)
     }
 
     /// Translates what stands, with what vanished, what nodes report, and what the API server says of nodes that seem
-    /// to be gone. False if it did not say all of it.
-    async fn see(&mut self, snapshot: &Snapshot, now: Seconds) -> (World, bool) {
+    /// to be gone, and does what is due about Leases. Also when to look again at the latest.
+    async fn see(&mut self, snapshot: &Snapshot, now: Seconds) -> (World, Option<Duration>) {
         let mut world = block_in_place(|| world::translate(snapshot, &[], now, self.quarantine));
         let standing: BTreeMap<_, _> =
             world.observed.iter().chain(&world.frozen).map(|it| (it.address, it.clone())).collect();
@@ -185,7 +192,9 @@ impl Controller {
         world.inputs.epochs = self.mind.evidence.epochs();
         self.accuse(&withheld).await;
         world.inputs.unrested = self.mind.rests.observe(&world.inputs.addresses, clock, self.quarantine);
-        (world, !presences.values().any(|it| matches!(it, Presence::Unknown)))
+        let due = self.fencer.settle(&mut world, snapshot).await;
+        let unknown = presences.values().any(|it| matches!(it, Presence::Unknown));
+        (world, [due, unknown.then_some(ASK_AGAIN)].into_iter().flatten().min())
     }
 
     /// Writes the changes that need not wait, and returns what was written and, with what to tell, what was not.

@@ -8,6 +8,7 @@ mod controller;
 mod error;
 mod events;
 mod evidence;
+mod fence;
 mod finalizer;
 mod gate;
 mod leader;
@@ -27,6 +28,7 @@ use clap::Parser;
 use controller::{Controller, Mind};
 use error::Error;
 use events::Publisher;
+use fence::Fencer;
 use gate::Gate;
 use kube::{Client, Config};
 use leader::Election;
@@ -67,9 +69,10 @@ async fn run(args: Args) -> Result<(), Error> {
     let mut server = tokio::spawn(server::serve(args.listen, metrics.clone(), health.clone()));
     let client = connect().await?;
     let mut watches = JoinSet::new();
-    let caches = Caches::start(&client, &mut watches);
+    let gate = Arc::new(Gate::new());
+    let caches = Caches::start(&client, &args.namespace, gate.clone(), &mut watches);
     let (stop, stopping) = channel::channel(false);
-    let mut parts = start(&args, &client, &caches, &metrics, &health, stopping);
+    let mut parts = start(&args, &client, &caches, gate, &metrics, &health, stopping);
 
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signal)?;
@@ -102,17 +105,26 @@ fn start(
     args: &Args,
     client: &Client,
     caches: &Caches,
+    gate: Arc<Gate>,
     metrics: &Metrics,
     health: &Arc<Health>,
     stopping: channel::Receiver<bool>,
 ) -> JoinSet<&'static str> {
-    let gate = Arc::new(Gate::new());
     let publisher = Publisher::new(client, args, gate.clone(), metrics.clone());
     let (views, seen) = channel::channel(Arc::new(View::default()));
     let controller = Controller {
         client: client.clone(),
         caches: caches.clone(),
         gate: gate.clone(),
+        fencer: Fencer::new(
+            client,
+            &args.namespace,
+            caches.leases.clone(),
+            gate.clone(),
+            publisher.clone(),
+            metrics.clone(),
+            health.clone(),
+        ),
         applier: Applier::new(client, gate.clone(), metrics.clone(), health.clone()),
         publisher: publisher.clone(),
         metrics: metrics.clone(),

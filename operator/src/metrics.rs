@@ -29,6 +29,12 @@ pub struct Metrics {
     invalid: Family<KindLabel, Gauge>,
     slices: Family<SliceLabels, Gauge>,
     capacity_low: Family<AllocationLabels, Gauge>,
+    node_leases: Family<StateLabel, Gauge>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -42,6 +48,8 @@ struct StepLabel {
 pub enum Step {
     /// Writing an `EgressAddress`.
     Address,
+    /// Writing the Lease of a node.
+    Lease,
     /// Writing a finalizer.
     Finalizer,
     /// Writing a status.
@@ -118,6 +126,7 @@ impl Metrics {
             invalid: Family::default(),
             slices: Family::default(),
             capacity_low: Family::default(),
+            node_leases: Family::default(),
         };
         let mut registry = metrics.lock();
         registry.register("plans", "Plans made", metrics.plans.clone());
@@ -163,6 +172,11 @@ impl Metrics {
             "capacity_low",
             "1 while the condition CapacityLow of an allocation is true",
             metrics.capacity_low.clone(),
+        );
+        registry.register(
+            "node_leases",
+            "Nodes by who holds their Lease: the node (own), the operator (taken), nobody (free)",
+            metrics.node_leases.clone(),
         );
         drop(registry);
         metrics
@@ -211,6 +225,7 @@ impl Metrics {
         let _one_moment = self.lock();
         self.slices.clear();
         self.capacity_low.clear();
+        self.node_leases.clear();
         self.withheld.set(0);
     }
 
@@ -234,6 +249,14 @@ impl Metrics {
             let label = KindLabel { kind: kind.to_owned() };
             self.invalid.get_or_create(&label).set(problems.get(kind).copied().unwrap_or_default());
             self.objects.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Counts nodes by who holds their Lease.
+    pub fn node_leases(&self, counts: [(&'static str, i64); 3]) {
+        let _one_moment = self.lock();
+        for (state, count) in counts {
+            self.node_leases.get_or_create(&StateLabel { state }).set(count);
         }
     }
 

@@ -1,5 +1,7 @@
 //! Local copies of everything the operator reads, kept current by watches.
 
+use crate::fence::Leases;
+use crate::gate::Gate;
 use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, EgressNode, ZoneBinding};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
@@ -71,7 +73,9 @@ pub struct Caches {
     addresses: Store<DeserializeGuard<EgressAddress>>,
     egress_nodes: Store<DeserializeGuard<EgressNode>>,
     nodes: Store<DeserializeGuard<Node>>,
-    /// Told of every change.
+    /// The nodes' Leases.
+    pub leases: Leases,
+    /// Told of every change, but of renewals.
     pub dirty: Arc<Notify>,
     /// Told of every change too, for whoever waits for the copies to catch up with a write.
     moved: Arc<Notify>,
@@ -91,8 +95,13 @@ pub enum Pending {
 }
 
 impl Caches {
-    /// Starts the watches. The tasks run until they are aborted.
-    pub fn start(client: &Client, tasks: &mut JoinSet<&'static str>) -> Caches {
+    /// Starts the watches; the Leases are those of `namespace`. The tasks run until they are aborted.
+    pub fn start(
+        client: &Client,
+        namespace: &str,
+        gate: Arc<Gate>,
+        tasks: &mut JoinSet<&'static str>,
+    ) -> Caches {
         let dirty = Arc::new(Notify::new());
         let moved = Arc::new(Notify::new());
         let addresses_seen = Arc::new(AtomicU64::new(0));
@@ -105,6 +114,7 @@ impl Caches {
             addresses: start(client, tasks, address_signal, |_: &mut EgressAddress| ()),
             egress_nodes: start(client, tasks, signal.clone(), |_: &mut EgressNode| ()),
             nodes: start(client, tasks, signal, strip_node),
+            leases: Leases::start(client, namespace, gate, dirty.clone(), tasks),
             dirty,
             moved,
             addresses_seen,
@@ -113,6 +123,7 @@ impl Caches {
 
     /// Waits until each kind has been listed once: nothing may be planned before that.
     pub async fn complete(&self) -> Result<(), reflector::store::WriterDropped> {
+        self.leases.complete().await;
         self.prefixes.wait_until_ready().await?;
         self.allocations.wait_until_ready().await?;
         self.bindings.wait_until_ready().await?;
@@ -233,7 +244,7 @@ fn strip_node(node: &mut Node) {
 }
 
 /// 0.2 s, doubling up to 3 s: an API server that comes back is noticed soon.
-struct CappedBackoff(Duration);
+pub struct CappedBackoff(Duration);
 
 impl CappedBackoff {
     const FIRST: Duration = Duration::from_millis(200);

@@ -11,7 +11,7 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use address::spec;
+pub use address::{model as address, spec};
 pub use allocation::sites;
 pub use node::{Presence, agent_state, is_ready};
 

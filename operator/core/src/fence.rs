@@ -6,7 +6,7 @@
 
 mod leases;
 
-pub use leases::{Burdens, Holder, Sighting, Sightings, Step, burdens};
+pub use leases::{Burdens, Holder, Sighting, Sightings, Step, bearers, burdens};
 
 use crate::model::{Address, Fence, Lease, Node, Seconds};
 use crate::rendezvous::weight;

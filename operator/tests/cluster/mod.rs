@@ -4,6 +4,7 @@
 
 pub mod objects;
 pub mod process;
+pub mod rights;
 
 use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, EgressNode, ZoneBinding};
 use k8s_openapi::ByteString;

@@ -2,7 +2,7 @@
 //! node has nothing left that others may have got.
 
 use super::{TAKEN, keeps_deadline, wait};
-use crate::model::{Address, Lease, Node, Seconds, State};
+use crate::model::{Address, Inputs, Lease, Node, Seconds, State};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ pub enum Step {
     Release,
 }
 
-/// The Leases of all nodes, by the name of the node.
+/// The Leases of all nodes, by whatever name each has for the caller.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Sightings(BTreeMap<String, Sighting>);
 
@@ -62,27 +62,32 @@ pub struct Sightings(BTreeMap<String, Sighting>);
 /// any.
 pub type Burdens<'a> = BTreeMap<&'a str, Option<Seconds>>;
 
-/// Nodes that hold slices, also draining ones, of addresses with a fence.
-pub fn burdens<'a>(addresses: &'a [Address], nodes: &[Node]) -> Burdens<'a> {
+/// Nodes that hold slices, also draining ones, of addresses with a fence. What is withheld is not taken from anybody.
+pub fn burdens(inputs: &Inputs) -> Burdens<'_> {
     let mut burdens = Burdens::new();
-    if addresses.iter().all(|address| address.fence.is_none()) {
+    if inputs.addresses.iter().all(|address| address.fence.is_none()) {
         return burdens;
     }
-    let nodes: BTreeMap<&str, &Node> = nodes.iter().map(|node| (node.name.as_str(), node)).collect();
-    for address in addresses {
+    let nodes: BTreeMap<&str, &Node> = inputs.nodes.iter().map(|node| (node.name.as_str(), node)).collect();
+    for address in &inputs.addresses {
         let Some(fence) = address.fence else { continue };
-        for holding in &address.holdings {
-            if matches!(holding.state, State::Quarantined { .. }) {
-                continue;
-            }
-            let after = burdens.entry(holding.node.as_str()).or_default();
-            let node = nodes.get(holding.node.as_str());
-            if node.is_some_and(|node| keeps_deadline(address, node)) {
+        let withheld = inputs.withheld.contains_key(&address.address);
+        for node in bearers(address) {
+            let after = burdens.entry(node).or_default();
+            let node = nodes.get(node);
+            if !withheld && node.is_some_and(|node| keeps_deadline(address, node)) {
                 *after = Some(after.map_or(fence.after, |it: Seconds| it.min(fence.after)));
             }
         }
     }
     burdens
+}
+
+/// Nodes that hold slices of an address, also draining ones, if it has a fence.
+pub fn bearers(address: &Address) -> impl Iterator<Item = &str> {
+    let holdings = address.holdings.iter().filter(|_| address.fence.is_some());
+    let held = holdings.filter(|holding| matches!(holding.state, State::Held | State::Draining));
+    held.map(|holding| holding.node.as_str())
 }
 
 impl Sightings {
@@ -108,6 +113,12 @@ impl Sightings {
     /// The Lease as it was seen last.
     pub fn get(&self, node: &str) -> Option<Sighting> {
         self.0.get(node).copied()
+    }
+
+    /// Whoever could not look, or was not to act on what was seen, begins anew to count how long nodes have not renewed.
+    pub fn begin(&mut self, now: Duration) {
+        let counted = |sighting: &&mut Sighting| sighting.holder != Holder::Operator;
+        self.0.values_mut().filter(counted).for_each(|sighting| sighting.since = now);
     }
 
     /// Forgets all others.
@@ -182,12 +193,19 @@ mod tests {
             address(3, fence(15), State::Draining),
             address(4, fence(15), State::Quarantined { until: 0 }),
         ];
-        let of = |addresses, reports| burdens(addresses, &[node(reports)]).get("n1").copied();
+        let of = |addresses: &[Address], reports| {
+            let withheld = [(Ipv4Addr::new(203, 0, 113, 9), None)].into();
+            let (addresses, nodes) = (addresses.to_vec(), vec![node(reports)]);
+            let inputs = Inputs { addresses, nodes, withheld, ..Inputs::default() };
+            burdens(&inputs).get("n1").copied()
+        };
         assert_eq!(of(&held[..1], &[(1, 9, true)]), None, "no fence");
         assert_eq!(of(&held[3..], &[(4, 9, true)]), None, "nothing held");
         assert_eq!(of(&held, &[]), Some(None), "nothing is known of the node");
         assert_eq!(of(&held, &[(2, 8, true), (3, 7, true)]), Some(Some(60)), "one deadline is kept");
         assert_eq!(of(&held, &[(2, 8, true), (3, 8, false)]), Some(Some(60)), "an agent without deadlines");
+        let withheld = address(9, fence(15), State::Held);
+        assert_eq!(of(&[withheld], &[(9, 9, true)]), Some(None), "withheld");
         assert_eq!(of(&held, &[(2, 9, true), (3, 9, true)]), Some(Some(15)), "the shortest counts");
     }
 
@@ -204,7 +222,11 @@ mod tests {
         assert_eq!(leases.step("n1", None, at(500)), Step::Wait(None), "it holds nothing");
         assert_eq!(leases.step("n1", Some(None), at(500)), Step::Wait(None), "it keeps no deadline");
 
+        leases.begin(at(200));
+        assert_eq!(leases.step("n1", burden, at(220)), Step::Wait(Some(at(40))), "it could not be seen");
+
         assert!(leases.saw("n1", 7, Holder::Operator, at(220)));
+        leases.begin(at(230));
         assert_eq!(leases.step("n1", burden, at(282)), Step::Wait(Some(at(1))));
         assert_eq!(leases.step("n1", burden, at(283)), Step::Confirm);
         assert_eq!(leases.lease("n1", false, at(283)), Lease::Taken { waited: at(0) });
