@@ -5,15 +5,26 @@
 mod model_support;
 
 use model_support::state::Left;
-use model_support::{Cluster, Kind, check};
+use model_support::{Cluster, Fence, Kind, check};
 
 /// What may happen beside flows, reports, plans, writes that are late or lost, and copies that lag.
-const NOTHING: Left =
-    Left { ticks: 1, moves: 0, stops: 0, starts: 0, deletions: 0, edits: 0, lags: 0, crashes: 0 };
+const NOTHING: Left = Left {
+    ticks: 1,
+    moves: 0,
+    stops: 0,
+    starts: 0,
+    deletions: 0,
+    edits: 0,
+    lags: 0,
+    crashes: 0,
+    takeovers: 0,
+    confirms: 0,
+    fences: 0,
+};
 
 /// Nothing is wrong in any state, and the model is not one in which nothing happens. Returns how many states there are.
 fn holds(what: &str, cluster: Cluster) -> usize {
-    let moves = cluster.left.moves > 0;
+    let moves = cluster.left.moves + cluster.left.takeovers > 0;
     let found = check(what, cluster);
     assert_eq!(found.wrong, []);
     assert_eq!(found.moves, moves, "some slice went from one node to another");
@@ -75,4 +86,23 @@ fn slices_come_back_after_restarts() {
 #[test]
 fn slices_come_back_from_an_address_that_is_given_back() {
     comes_back("given back", (2, 2), Left { edits: 2, ..NOTHING });
+}
+
+/// Nodes keep a deadline, and operators take the Leases of `faulty` ones over.
+fn fenced(faulty: u8, left: Left) -> Cluster {
+    Cluster { fence: Fence::Time, faulty, lagging: &[], ..Cluster::new(2, 2, 1, left) }
+}
+
+#[test]
+fn one_owner_while_a_lease_is_taken_over_and_given_back() {
+    let left = Left { ticks: 3, takeovers: 1, confirms: 1, ..NOTHING };
+    holds("a Lease is taken over", Cluster { operators: 1, ..fenced(1, left) });
+}
+
+#[test]
+fn slices_come_back_from_silent_nodes() {
+    let left = Left { ticks: 2, takeovers: 1, confirms: 1, ..NOTHING };
+    let cluster = Cluster { liveness: true, operators: 1, ..fenced(1, left) };
+    // Time ends before the slice has gone to the other node: that it does in the end is what is looked into.
+    assert_eq!(check("silent nodes", cluster).wrong, []);
 }

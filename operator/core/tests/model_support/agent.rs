@@ -15,7 +15,8 @@ fn rights(object: &Object, node: usize) -> (Rights, bool) {
 pub fn program(cluster: &Cluster, last: &State, node: usize, view: View, partly: bool) -> Option<State> {
     let mut state = last.clone();
     let agent = &mut state.agents[node];
-    let before = agent.plane.unwrap_or(Plane { epoch: 0, open: 0, draining: 0, owned: false });
+    agent.fresh |= agent.acquired.is_some() && view == View::Current && !partly;
+    let before = agent.plane.unwrap_or(Plane { epoch: 0, open: 0, draining: 0, owned: false, fence: false });
     let after = match view.of(last).object {
         Some(object) => {
             let follows = may_follow(object.epoch.into(), before.epoch.into());
@@ -27,13 +28,15 @@ pub fn program(cluster: &Cluster, last: &State, node: usize, view: View, partly:
             if partly && meanwhile == bits(rights.open) {
                 return None;
             }
+            let fence = object.fence.is_some();
             match partly {
-                true => Plane { open: meanwhile, owned, ..before },
+                true => Plane { open: meanwhile, owned, fence, ..before },
                 false => Plane {
                     epoch: object.epoch,
                     open: bits(rights.open),
                     draining: bits(rights.draining),
                     owned,
+                    fence,
                 },
             }
         }
@@ -43,7 +46,7 @@ pub fn program(cluster: &Cluster, last: &State, node: usize, view: View, partly:
             agent.plane = None;
             return (state != *last).then_some(state);
         }
-        None => return None,
+        None => return (state != *last).then_some(state),
     };
     let lost = before.open & !after.open;
     if agent.plane != Some(after) {
@@ -62,12 +65,12 @@ pub fn report(cluster: &Cluster, last: &State, node: usize) -> Option<State> {
     let settled = agent.settled || !cluster.safeguards.settled;
     let busy = settled.then(|| slice_set(agent.flows));
     let report = match agent.plane {
-        Some(Plane { epoch, open, draining, .. }) => {
+        Some(Plane { epoch, open, draining, fence, .. }) => {
             let rights = Rights { open: slice_set(open), draining: slice_set(draining) };
             let drained = rights.drained(epoch.into(), Some(epoch.into()), busy);
-            Report { epoch: Some(epoch), drained: bits(drained) }
+            Report { epoch: Some(epoch), drained: bits(drained), fenced: fence }
         }
-        None => Report { epoch: None, drained: 0 },
+        None => Report { epoch: None, drained: 0, fenced: false },
     };
     state.server.reports[node] = Some(report);
     if !cluster.lagging.contains(&Kind::Reports) {

@@ -14,8 +14,10 @@
 
 pub mod agent;
 pub mod fair;
+pub mod lease;
 pub mod operator;
 pub mod state;
+pub mod views;
 
 use aegis_core::model::{QUARANTINE, Seconds};
 use operator::{Planned, Sight};
@@ -24,6 +26,7 @@ use stateright::{Checker, HasDiscoveries, Model, Property};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Instant;
+pub use views::{Kind, View, Views};
 
 /// What is kept of invariant 1.
 pub const ONE_OWNER: &str = "no two nodes can send from the same slice at a time";
@@ -36,8 +39,8 @@ pub const MOVES: &str = "a slice goes from one node to another";
 pub enum Fence {
     /// Never: the node reports it empty, or its Node is gone.
     Confirmed,
-    // `Time` comes here. Its deadlines pass in `tick`, agents get a Lease beside their report, and `operator::turn` takes
-    // the Lease over before it plans without the node.
+    /// Its own deadline has passed, and it can't get another one (`lease`).
+    Time,
 }
 
 /// What keeps invariant 1. Each test of `model_safeguards.rs` goes without one of them.
@@ -61,6 +64,25 @@ pub struct Safeguards {
     pub ask_for_nodes: bool,
     /// A Node that is made again takes longer than a write (see above).
     pub slow_start: bool,
+    /// With a fence: the Lease is taken over before anybody waits, ...
+    pub take_over: bool,
+    /// ... the deadline is waited for, ...
+    pub wait: bool,
+    /// ... the data plane keeps it, ...
+    pub deadline: bool,
+    /// ... counted from when the renewal was sent, ...
+    pub from_sending: bool,
+    /// ... and only what a node is known to keep counts.
+    pub programmed_fence: bool,
+    /// That a Lease is held is confirmed before its passing counts.
+    pub confirm: bool,
+    /// A Lease is given back only when the node holds nothing any more.
+    pub empty_release: bool,
+    /// A node that acquires its Lease sends nothing (`disarm`) before it has read the object, ...
+    pub disarm: bool,
+    pub fresh_read: bool,
+    /// ... and has removed flows from slices that are not its own any more.
+    pub sweep: bool,
 }
 
 impl Safeguards {
@@ -74,6 +96,16 @@ impl Safeguards {
         settled: true,
         ask_for_nodes: true,
         slow_start: true,
+        take_over: true,
+        wait: true,
+        deadline: true,
+        from_sending: true,
+        programmed_fence: true,
+        confirm: true,
+        empty_release: true,
+        disarm: true,
+        fresh_read: true,
+        sweep: true,
     };
 }
 
@@ -84,10 +116,16 @@ pub struct Cluster {
     pub joined: usize,
     pub slices: u8,
     pub fence: Fence,
+    /// Nodes whose dealings with their Lease are looked at step by step; others renew in time, without a fault.
+    pub faulty: Bits,
     pub safeguards: Safeguards,
+    /// How many operators act.
+    pub operators: usize,
     /// Ticks by which the operators' clocks are ahead.
     pub drift: [i8; 2],
     pub left: Left,
+    /// What has happened before.
+    pub before: fn(&mut State),
     /// Kinds of which operators read old copies. Of agents, it is the object.
     pub lagging: &'static [Kind],
     /// Whether it is looked into how every state goes on.
@@ -131,29 +169,6 @@ pub fn check(what: &str, cluster: Cluster) -> Found {
     found
 }
 
-/// What somebody reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum View {
-    Current,
-    Behind,
-}
-
-/// What an operator's snapshot is made of: copies of different kinds are of different moments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Views {
-    pub object: View,
-    pub nodes: View,
-    pub reports: View,
-}
-
-/// Kinds of objects, each of which lags by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Object,
-    Nodes,
-    Reports,
-}
-
 /// What can happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -188,46 +203,10 @@ pub enum Action {
     DeleteAllocation,
     /// What becomes of the finalizer, or a new allocation of the same name.
     NextAllocation,
+    /// The allocation gets a fence, or loses it.
+    EditFence,
+    Lease(lease::Action),
     Tick,
-}
-
-impl View {
-    pub fn of(self, state: &State) -> &Server {
-        match self {
-            View::Current => &state.server,
-            View::Behind => &state.behind,
-        }
-    }
-
-    /// The views that differ.
-    fn both(differ: bool) -> &'static [View] {
-        if differ { &[View::Current, View::Behind] } else { &[View::Current] }
-    }
-}
-
-impl Views {
-    pub const CURRENT: Views = Views { object: View::Current, nodes: View::Current, reports: View::Current };
-}
-
-impl Kind {
-    pub const ALL: [Kind; 3] = [Kind::Object, Kind::Nodes, Kind::Reports];
-
-    pub fn lags(self, state: &State) -> bool {
-        let (server, behind) = (&state.server, &state.behind);
-        match self {
-            Kind::Object => server.object != behind.object,
-            Kind::Nodes => server.nodes != behind.nodes,
-            Kind::Reports => server.reports != behind.reports,
-        }
-    }
-
-    pub fn catch_up(self, state: &mut State) {
-        match self {
-            Kind::Object => state.behind.object = state.server.object,
-            Kind::Nodes => state.behind.nodes = state.server.nodes,
-            Kind::Reports => state.behind.reports = state.server.reports,
-        }
-    }
 }
 
 impl Cluster {
@@ -238,9 +217,12 @@ impl Cluster {
             joined,
             slices,
             fence: Fence::Confirmed,
+            faulty: 0,
             safeguards: Safeguards::ALL,
+            operators: 2,
             drift: [0, 1],
             left,
+            before: |_| {},
             lagging: &[Kind::Nodes],
             liveness: false,
             plans: RwLock::default(),
@@ -266,14 +248,14 @@ impl Cluster {
             // Both are much shorter than a quarantine.
             (agent.linger, agent.late) = (0, 0);
             agent.normalise();
-            match self.fence {
-                Fence::Confirmed => {}
-            }
+        }
+        if self.fence == Fence::Time {
+            lease::tick(self, state);
         }
     }
 
     fn operator_actions(&self, state: &State, actions: &mut Vec<Action>) {
-        for (at, operator) in state.operators.iter().enumerate() {
+        for (at, operator) in state.operators.iter().enumerate().take(self.operators) {
             if operator.write.is_some() {
                 actions.extend([Action::Land(at), Action::Lose(at)]);
             } else {
@@ -283,7 +265,9 @@ impl Cluster {
                 for &object in views(Kind::Object) {
                     for &nodes in views(Kind::Nodes) {
                         for &reports in views(Kind::Reports) {
-                            actions.push(Action::Plan(at, Views { object, nodes, reports }));
+                            for &leases in views(Kind::Leases) {
+                                actions.push(Action::Plan(at, Views { object, nodes, reports, leases }));
+                            }
                         }
                     }
                 }
@@ -310,7 +294,7 @@ impl Cluster {
         for slice in 0..usize::from(self.slices) {
             if agent.flows & bit(slice) != 0 {
                 actions.push(Action::Close(node, slice));
-            } else if may_open & bit(slice) != 0 {
+            } else if may_open & bit(slice) != 0 && agent.in_time(state.time) {
                 actions.push(Action::Open(node, slice));
             }
         }
@@ -354,10 +338,13 @@ impl Model for Cluster {
         for node in 0..self.joined {
             state.server.nodes[node] = Some(NodeObject { member: true });
         }
+        // A model in which fences come and go begins without one.
+        state.server.fenced = self.fence == Fence::Time && self.left.fences == 0;
         fair::settle(self, &mut state);
         state.agents.iter_mut().for_each(|agent| agent.linger = 0);
         // Copies are of before the first node joined.
         state.behind.nodes[0] = None;
+        (self.before)(&mut state);
         vec![state]
     }
 
@@ -382,6 +369,10 @@ impl Model for Cluster {
         if state.server.allocation != Life::Live {
             actions.push(Action::NextAllocation);
         }
+        actions.extend((state.left.fences > 0).then_some(Action::EditFence));
+        if self.fence == Fence::Time {
+            lease::actions(self, state, actions);
+        }
         if self.may_tick(state) {
             actions.push(Action::Tick);
         }
@@ -391,12 +382,21 @@ impl Model for Cluster {
         let mut next = last.clone();
         match action {
             Action::CatchUp(kind) => kind.catch_up(&mut next),
-            Action::Plan(at, views) => return operator::turn(self, last, at, views),
+            Action::Plan(at, views) => {
+                let next = operator::turn(self, last, at, views).map(lease::forget_when);
+                return next.filter(|next| next != last);
+            }
+            Action::Lease(action) => return lease::next(self, last, action),
+            Action::EditFence => {
+                next.left.fences -= 1;
+                next.server.fenced = !next.server.fenced;
+            }
             Action::Land(at) => return operator::land(self, last, at),
             Action::Lose(at) => next.operators[at].write = None,
             Action::Replace(at) => {
                 next.left.crashes -= 1;
-                next.operators[at] = Operator { write: last.operators[at].write, ..Operator::default() };
+                let Operator { write, release, .. } = last.operators[at];
+                next.operators[at] = Operator { write, release, ..Operator::default() };
             }
             Action::Program { node, object, partly } => {
                 return agent::program(self, last, node, object, partly);
@@ -404,13 +404,16 @@ impl Model for Cluster {
             Action::Settle(node) => (next.agents[node].settled, next.agents[node].late) = (true, 0),
             Action::Open(node, slice) => next.agents[node].flows |= bit(slice),
             Action::Close(node, slice) => {
-                next.agents[node].flows &= !bit(slice);
-                next.agents[node].linger |= bit(slice);
+                let agent = &mut next.agents[node];
+                agent.flows &= !bit(slice);
+                // One whose deadline has passed sent its last packet then.
+                agent.linger |= if agent.in_time(last.time) { bit(slice) } else { 0 };
             }
             Action::Report(node) => return agent::report(self, last, node),
             Action::Restart(node) => {
                 next.left.crashes -= 1;
                 next.agents[node].settled = false;
+                lease::restart(&mut next.agents[node]);
                 next.agents[node].normalise();
             }
             Action::Stop(node) => {
@@ -453,11 +456,12 @@ impl Model for Cluster {
 
     fn properties(&self) -> Vec<Property<Self>> {
         let mut properties = vec![
-            Property::always(ONE_OWNER, |_: &Cluster, state: &State| {
+            Property::always(ONE_OWNER, |cluster: &Cluster, state: &State| {
                 let mut all = 0;
                 state.agents.iter().all(|agent| {
-                    let twice = all & agent.reach();
-                    all |= agent.reach();
+                    let reach = agent.reach(state.time, cluster.safeguards.deadline);
+                    let twice = all & reach;
+                    all |= reach;
                     twice == 0
                 })
             }),

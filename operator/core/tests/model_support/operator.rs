@@ -1,7 +1,7 @@
 //! An operator's turn: snapshot -> `plan` -> `audit` -> `diff` -> a write that lands later, if at all.
 
 use super::state::*;
-use super::{Cluster, Views};
+use super::{Cluster, Fence, Views, lease};
 use aegis_core::model::{self, AddressRequest, Allocation, Inputs, Prefix, Programmed, Seconds};
 use aegis_core::slice::{FIRST, SliceSet};
 use aegis_core::{Change, audit, diff, holding, plan};
@@ -17,6 +17,9 @@ pub struct Sight {
     found: [Option<NodeObject>; NODES],
     reports: [Option<Report>; NODES],
     allocation: Life,
+    fenced: bool,
+    /// Who holds the nodes' Leases.
+    leases: [model::Lease; NODES],
     /// Ticks, by the operator's clock.
     now: i8,
     unrested: Bits,
@@ -33,10 +36,8 @@ pub enum Planned {
     Write(Option<Object>),
 }
 
-/// One turn of operator `at`. `None`: nothing changes.
-pub fn turn(cluster: &Cluster, last: &State, at: usize, views: Views) -> Option<State> {
-    let mut state = last.clone();
-    state.left.lags -= u8::from(views != Views::CURRENT);
+/// What operator `at` sees, but for the Leases, and which nodes the API server said are gone.
+fn look(cluster: &Cluster, state: &mut State, last: &State, at: usize, views: Views) -> (Sight, Bits) {
     let operator = &mut state.operators[at];
     let object = views.object.of(last).object;
     let nodes = views.nodes.of(last).nodes;
@@ -59,11 +60,33 @@ pub fn turn(cluster: &Cluster, last: &State, at: usize, views: Views) -> Option<
         found,
         reports,
         allocation: last.server.allocation,
+        fenced: last.server.fenced,
+        leases: [model::Lease::Free; NODES],
         now: last.time as i8 + cluster.drift[at],
         unrested,
         withheld: speaks.is_some(),
         epochs: operator.highest.max(operator.released),
     };
+    (sight, gone)
+}
+
+/// Does what is due about Leases, by the rules for all of it.
+pub fn tend(cluster: &Cluster, state: &mut State, at: usize) {
+    let last = state.clone();
+    let (sight, _) = look(cluster, state, &last, at, Views::CURRENT);
+    lease::tend(cluster, state, at, &inputs(cluster, &sight));
+}
+
+/// One turn of operator `at`. `None`: nothing changes.
+pub fn turn(cluster: &Cluster, last: &State, at: usize, views: Views) -> Option<State> {
+    let mut state = last.clone();
+    state.left.lags -= u8::from(views != Views::CURRENT);
+    let (mut sight, gone) = look(cluster, &mut state, last, at, views);
+    let object = sight.object;
+    if cluster.fence == Fence::Time {
+        sight.leases = lease::judge(cluster, &mut state, at, views.leases, &inputs(cluster, &sight));
+    }
+    let operator = &mut state.operators[at];
     match cluster.planned(sight) {
         Planned::Nothing => {}
         Planned::Refused => state.refused = true,
@@ -140,7 +163,7 @@ pub fn planned(cluster: &Cluster, sight: &Sight) -> Planned {
     }
 }
 
-fn inputs(cluster: &Cluster, sight: &Sight) -> Inputs {
+pub fn inputs(cluster: &Cluster, sight: &Sight) -> Inputs {
     let zone =
         |member: bool| BTreeMap::from([("zone".to_owned(), if member { "in" } else { "out" }.to_owned())]);
     let node = |at: usize| {
@@ -148,13 +171,19 @@ fn inputs(cluster: &Cluster, sight: &Sight) -> Inputs {
         let report = sight.reports[at];
         let programmed = report.and_then(|report| {
             let epoch = START + Seconds::from(report.epoch?);
-            Some((ADDRESS, Programmed { epoch, drained: slice_set(report.drained), fenced: false }))
+            let programmed = Programmed { epoch, drained: slice_set(report.drained), fenced: report.fenced };
+            let fence = sight.object.and_then(|object| object.fence).map(|it| START + Seconds::from(it));
+            // Taken as if every node kept every deadline.
+            let assumed = fence.filter(|_| !cluster.safeguards.programmed_fence && !report.fenced);
+            let assumed = assumed.map(|epoch| Programmed { epoch, drained: SliceSet::EMPTY, fenced: true });
+            Some((ADDRESS, assumed.unwrap_or(programmed)))
         });
         Some(model::Node {
             name: node_name(at).into(),
             labels: zone(object.member),
             // The list must show it, and its agent must have reported.
             ready: sight.nodes[at].is_some() && report.is_some(),
+            lease: sight.leases[at],
             programmed: programmed.into_iter().collect(),
             ..model::Node::default()
         })
@@ -168,7 +197,7 @@ fn inputs(cluster: &Cluster, sight: &Sight) -> Inputs {
         slices: SliceSet::range(FIRST, FIRST + cluster.slices - 1),
         per_node_min: 1,
         per_node_max: 1,
-        fence: None,
+        fence: sight.fenced.then_some(AFTER),
         listed: BTreeSet::new(),
         deleting: sight.allocation == Life::Deleting,
     };
@@ -247,7 +276,8 @@ pub fn land(cluster: &Cluster, last: &State, at: usize) -> Option<State> {
 
 /// The rule that the API server itself checks (`crds/src/egress_address.rs`).
 fn epoch_grows(before: &Object, after: &Object) -> bool {
-    after.epoch > before.epoch || after.epoch == before.epoch && after.slots == before.slots
+    after.epoch > before.epoch
+        || (after.epoch, after.slots, after.fence) == (before.epoch, before.slots, before.fence)
 }
 
 impl Server {
@@ -257,12 +287,12 @@ impl Server {
         lives.max().map_or(0, |life| life + 1)
     }
 
-    /// Whether no node of the site lacks a slice while one is free.
-    pub fn is_served(&self, slices: u8) -> bool {
+    /// Whether no node of the site but `silent` ones lacks a slice while one is free.
+    pub fn is_served(&self, slices: u8, silent: Bits) -> bool {
         let slots = self.object.map_or([None; SLICES], |object| object.slots);
         let free = slots[..usize::from(slices)].iter().any(Option::is_none);
         let lacks = |node: usize| {
-            let member = self.nodes[node].is_some_and(|node| node.member);
+            let member = self.nodes[node].is_some_and(|node| node.member) && silent & bit(node) == 0;
             member && !slots.iter().flatten().any(|slot| usize::from(slot.node) == node)
         };
         self.allocation != Life::Live || !free || !(0..NODES).any(lacks)

@@ -1,7 +1,8 @@
 //! What a state of the model is made of: small numbers, so that millions of states fit, and their translation into
 //! what the rules read.
 
-use aegis_core::model::{self, AllocationName, Holding, QUARANTINE, Seconds};
+use aegis_core::fence::{Holder, Sightings};
+use aegis_core::model::{self, AllocationName, Fence, Holding, QUARANTINE, Seconds};
 use aegis_core::rests::Rests;
 use aegis_core::slice::{FIRST, SliceSet};
 use std::net::Ipv4Addr;
@@ -15,6 +16,10 @@ pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 pub const START: Seconds = 1_000_000;
 /// A tick of the model's clock. Whatever happens between two ticks happens at one moment.
 pub const TICK: Seconds = QUARANTINE;
+
+/// Deadline of nodes that can't renew their Lease, in seconds, and in ticks. Whoever waits waits for as many ticks.
+pub const AFTER: Seconds = 2 * TICK * 19 / 20;
+pub const HARD: u8 = 2;
 
 /// A set of slices (bit 0 is the first usable one) or of nodes.
 pub type Bits = u8;
@@ -69,6 +74,17 @@ pub struct Server {
     pub reports: [Option<Report>; NODES],
     /// The `EgressAllocation`.
     pub allocation: Life,
+    /// It has a fence.
+    pub fenced: bool,
+    /// The Lease of each node.
+    pub leases: [Option<Lease>; NODES],
+}
+
+/// A Lease; every write makes a new version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Lease {
+    pub version: u8,
+    pub holder: Holder,
 }
 
 /// Life of the allocation.
@@ -87,6 +103,8 @@ pub struct Object {
     pub life: u8,
     pub epoch: u16,
     pub slots: [Option<Slot>; SLICES],
+    /// Epoch at which the fence was set, if there is one.
+    pub fence: Option<u16>,
 }
 
 /// A slice that is not free.
@@ -117,6 +135,7 @@ pub struct NodeObject {
 pub struct Report {
     pub epoch: Option<u16>,
     pub drained: Bits,
+    pub fenced: bool,
 }
 
 /// An operator that believes to lead.
@@ -130,6 +149,10 @@ pub struct Operator {
     pub highest: Option<u16>,
     /// A write that is under way.
     pub write: Option<Write>,
+    /// The Leases as it saw them last.
+    pub leases: Sightings,
+    /// A Lease that is being given back: of which node, in which version.
+    pub release: Option<(usize, u8)>,
 }
 
 /// A write of the object.
@@ -158,6 +181,26 @@ pub struct Agent {
     pub flows: Bits,
     /// Slices whose last packets may still be in the network, or in the memory of the origin.
     pub linger: Bits,
+    /// `LEASE`: when the renewal was sent from which the data plane counts.
+    pub renewed: Option<u8>,
+    /// A renewal, or an attempt to acquire the Lease, that is under way.
+    pub request: Option<Request>,
+    /// The agent has acquired the Lease, by a request that was sent then, and may not go by it yet.
+    pub acquired: Option<u8>,
+    /// It has read the object since, and programmed it.
+    pub fresh: bool,
+}
+
+/// A write of the node's Lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Request {
+    pub sent: u8,
+    /// Version that it replaces; `None` makes the Lease.
+    pub version: Option<u8>,
+    /// The API server has taken it; the answer is under way.
+    pub landed: bool,
+    /// It renews a Lease that the data plane goes by already.
+    pub renews: bool,
 }
 
 /// `HOLDINGS` and `SLOTS` of the address.
@@ -170,6 +213,8 @@ pub struct Plane {
     pub draining: Bits,
     /// Some slice has an owner.
     pub owned: bool,
+    /// Nothing is sent after the deadline.
+    pub fence: bool,
 }
 
 /// How often things may still happen that would otherwise happen for ever.
@@ -190,6 +235,12 @@ pub struct Left {
     pub lags: u8,
     /// Operators and agents restart.
     pub crashes: u8,
+    /// Leases are taken over, ...
+    pub takeovers: u8,
+    /// ... and confirmed.
+    pub confirms: u8,
+    /// The allocation gets or loses its fence.
+    pub fences: u8,
 }
 
 impl Object {
@@ -222,7 +273,7 @@ impl Object {
             allocation: allocation_name(),
             epoch: START + Seconds::from(self.epoch),
             holdings,
-            fence: None,
+            fence: self.fence.map(|epoch| Fence { after: AFTER, epoch: START + Seconds::from(epoch) }),
         }
     }
 
@@ -246,7 +297,8 @@ impl Object {
                 slots[usize::from(slice - FIRST)] = Some(slot);
             }
         }
-        Object { life, epoch: small(address.epoch), slots }
+        let fence = address.fence.map(|fence| small(fence.epoch));
+        Object { life, epoch: small(address.epoch), slots, fence }
     }
 }
 
@@ -257,8 +309,9 @@ pub fn small(epoch: i64) -> u16 {
 
 impl Agent {
     /// Slices from which the node can send, or from which something that it sent may still arrive.
-    pub fn reach(&self) -> Bits {
+    pub fn reach(&self, time: u8, deadlines: bool) -> Bits {
         let can_send = match self.plane {
+            _ if deadlines && !self.in_time(time) => 0,
             Some(plane) if self.on => plane.open | self.late | self.flows,
             _ if self.on => self.late | self.flows,
             _ => 0,
@@ -268,6 +321,12 @@ impl Agent {
 }
 
 impl Agent {
+    /// The data plane knows no deadline of the address, or it has not passed.
+    pub fn in_time(&self, time: u8) -> bool {
+        let fenced = self.plane.is_some_and(|plane| plane.fence);
+        !fenced || self.renewed.is_some_and(|renewed| time < renewed + HARD)
+    }
+
     /// States that differ in nothing that matters become the same.
     pub fn normalise(&mut self) {
         let draining = self.plane.is_some_and(|plane| plane.draining != 0);
