@@ -5,7 +5,7 @@ export AEGIS_TOOLS ?= $(HOME)/.cache/aegis/tools
 LAB := cargo run --quiet --package aegis-tests --bin aegis-lab --
 IMAGES := --package aegis-operator --package aegis-node-agent --package aegis-probe
 
-.PHONY: help setup build lab lab-down demo test figures bench kind-test fmt clippy crds
+.PHONY: help setup build lab lab-down demo chaos test figures bench kind-test fmt clippy crds
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | column -t -s "$$(printf '\t')"
@@ -26,6 +26,9 @@ lab-down: ## end the lab and remove all it made (demo and test end their own)
 
 demo: setup ## one address on three nodes, shown with real traffic
 	@cargo run --quiet --package aegis-tests --bin demo
+
+chaos: setup ## break things while traffic flows: SECONDS=300 SEED=n; the last line is "chaos: ok", or what failed
+	@cargo run --quiet --package aegis-tests --bin aegis-chaos -- $(if $(filter command line,$(origin SECONDS)),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 test: ## set up, then every suite; the last line is "N passed, N failed"
 	@tests/run.sh

@@ -2,5 +2,6 @@
 
 pub mod admission;
 pub mod apiserver;
+pub mod chaos;
 pub mod cluster;
 pub mod lab;

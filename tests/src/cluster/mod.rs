@@ -4,6 +4,7 @@
 //! [`Cluster::lab`]; a test that needs it says so on another cluster and passes as skipped.
 
 mod apply;
+mod inside;
 mod metrics;
 mod namespace;
 mod origin;
@@ -16,6 +17,7 @@ use anyhow::{Context, bail, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, ListParams};
 
+pub use self::inside::Inside;
 pub use self::metrics::Metrics;
 pub use self::namespace::Namespace;
 pub use self::origin::{Origin, Summaries, Summary};
