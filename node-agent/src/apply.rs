@@ -52,6 +52,10 @@ pub trait Plane: Send {
     fn attach(&mut self, devices: &Devices, existing: &BTreeSet<u32>) -> BTreeMap<String, String>;
     /// Uplinks and pod-facing devices that have their programs.
     fn attached(&self) -> Attached;
+    /// Whether programs of another version may still run, whose flows are not in the maps.
+    fn inherits(&self) -> bool {
+        false
+    }
     /// Starts the thread that ends flows.
     fn sweeper(&mut self) -> Result<Sweeper, PlaneError>;
     /// What forgets connections that were refused, whenever and wherever it is called.

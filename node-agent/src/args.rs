@@ -20,6 +20,11 @@ pub struct Args {
     #[arg(long, env = "AEGIS_PIN_ROOT", default_value = "/sys/fs/bpf/aegis")]
     pub pin_root: PathBuf,
 
+    /// Agents of different series pin apart though their maps have the same layout: an upgrade from one to another does all that
+    /// one across layouts does. For tests of upgrades.
+    #[arg(long, default_value_t = 0, hide = true, value_parser = clap::value_parser!(u32).range(..1000))]
+    pub pin_series: u32,
+
     /// Bit of the packet mark and of the conntrack mark that says "this flow is Aegis's". One bit; kube-proxy uses
     /// 0x4000 and 0x8000, the portmap plugin 0x2000.
     #[arg(long, env = "AEGIS_MARK", default_value = "0x1000", value_parser = parse_mark)]
@@ -93,6 +98,13 @@ pub struct Args {
     /// Form of the log.
     #[arg(long, env = "AEGIS_LOG_FORMAT", value_enum, ignore_case = true, default_value = "Json")]
     pub log_format: LogFormat,
+}
+
+impl Args {
+    /// Number of the schema under which maps and links are pinned.
+    pub fn schema(&self) -> u32 {
+        aegis_common::SCHEMA + self.pin_series * crate::carry::SERIES
+    }
 }
 
 /// What happens to addresses of the pod ranges that nobody has named yet.

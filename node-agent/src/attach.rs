@@ -1,6 +1,8 @@
 //! Attaches the programs to devices.
 
+use crate::carry::{self, Carried, Source};
 use crate::ebpf::{Dataplane, EbpfError, POD_INGRESS, UPLINK_EGRESS, UPLINK_INGRESS, chain, classifier, xdp};
+use crate::kernel;
 use crate::links::Pin;
 use crate::tcx;
 use aya::programs::links::{FdLink, LinkOrder};
@@ -9,6 +11,7 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{TcAttachType, XdpMode};
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Instant;
 use std::{fs, io};
 
 /// How XDP runs on a device.
@@ -61,8 +64,76 @@ impl Dataplane {
         pins.filter(|pin| existing.contains(&pin.ifindex) && PINS.contains(&pin.program.as_str())).collect()
     }
 
-    /// Puts the own programs into all links of agents with another schema, and removes what is left of these.
-    pub fn take_over(&mut self, existing: &BTreeSet<u32>) -> Result<(), EbpfError> {
+    /// Whether programs of another version run, or its flows are not all here yet.
+    pub fn inherits(&mut self, existing: &BTreeSet<u32>) -> bool {
+        !self.inherited(existing).is_empty() || self.taking_over().unwrap_or(false)
+    }
+
+    /// Puts the own programs into all links of agents with another schema, with all their flows if these can be carried, and
+    /// removes what is left of these. `now` is in seconds since boot.
+    pub fn take_over(&mut self, existing: &BTreeSet<u32>, now: u32) -> Result<(), EbpfError> {
+        match self.source() {
+            Some(source) => self.take_over_with_flows(&source, existing, now),
+            None => self.take_over_without(existing),
+        }?;
+        self.source = None;
+        for links in self.links.others() {
+            links.remove().map_err(|source| EbpfError::Link { path: links.folder(), source })?;
+        }
+        Ok(())
+    }
+
+    fn take_over_with_flows(
+        &mut self,
+        source: &Source,
+        existing: &BTreeSet<u32>,
+        now: u32,
+    ) -> Result<(), EbpfError> {
+        self.set_taking_over(true)?;
+        let first = self.carry_flows(source)?;
+        let held = Instant::now();
+        self.replace_programs(existing)?;
+        // A program that has begun before goes on for a moment.
+        kernel::settle();
+        let rest = self.carry_flows(source).and_then(|all| self.make_blocks(now).map(|()| all));
+        // Whatever came of it: new connections can't wait for ever, and what is not here now never will be.
+        self.set_taking_over(false)?;
+        let held = held.elapsed().as_secs_f64() * 1000.0;
+        match rest {
+            Ok(carried) => {
+                tracing::info!(
+                    flows = carried.flows,
+                    lost = carried.lost,
+                    milliseconds = held,
+                    "flows of the version before are carried over"
+                );
+                if carried.lost > 0 {
+                    tracing::warn!(
+                        lost = carried.lost,
+                        "flows of the version before could not be carried over"
+                    );
+                }
+                self.count_carried(carried)
+            }
+            Err(error) => {
+                tracing::error!(%error, flows = first.flows, "flows that were made last are lost");
+                self.count_carried(first)
+            }
+        }
+    }
+
+    fn take_over_without(&mut self, existing: &BTreeSet<u32>) -> Result<(), EbpfError> {
+        let lost: u64 = self.links.others().iter().map(carry::flows).sum();
+        self.replace_programs(existing)?;
+        self.set_taking_over(false)?;
+        if lost > 0 {
+            tracing::warn!(lost, "nothing is known of the layout of the version before: its flows are lost");
+            self.count_carried(Carried { flows: 0, lost })?;
+        }
+        Ok(())
+    }
+
+    fn replace_programs(&mut self, existing: &BTreeSet<u32>) -> Result<(), EbpfError> {
         let mut pins = self.inherited(existing);
         pins.sort_by_key(|pin| PINS.iter().position(|name| *name == pin.program));
         for pin in pins {
@@ -87,9 +158,6 @@ impl Dataplane {
                 }
             }
             .map_err(|error| failed(&error))?;
-        }
-        for links in self.links.others() {
-            links.remove().map_err(|source| EbpfError::Link { path: links.folder(), source })?;
         }
         Ok(())
     }

@@ -228,6 +228,10 @@ impl Controller {
         self.keep_table(wanted.as_deref(), &inputs).await;
         let usage = self.pinned.usage();
         self.write(wanted.as_ref(), &inputs, &usage, started);
+        if self.pinned.plane.as_ref().is_some_and(|plane| plane.inherits()) {
+            // Programs of another version wait for the first policy.
+            self.attach();
+        }
         self.announce(&inputs, synced).await;
         self.forget_refused(started);
         self.keep_peers_resolved(&inputs);

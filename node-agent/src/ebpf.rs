@@ -1,5 +1,6 @@
 //! Loads the eBPF programs and keeps their maps pinned, below `<root>/v<SCHEMA>/maps`. A new agent finds them.
 
+use crate::carry::{STEPS, Source, Step};
 use crate::links::Links;
 use crate::test_run;
 use aegis_common::{
@@ -12,6 +13,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::{fs, io};
 
 /// The compiled programs; empty in a debug build without the BPF linker.
@@ -39,6 +41,7 @@ const PINNED: &[&str] = &[
     "COUNTERS",
     "REFUSALS",
     "LIMITER",
+    "HANDOVER",
 ];
 
 /// Why the data plane can't be used.
@@ -110,6 +113,9 @@ pub enum EbpfError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// What another version holds can't be carried over.
+    #[error("cannot carry over what the version before holds: {0}")]
+    Carry(#[source] io::Error),
     /// A program can't be run.
     #[error("cannot run the sweep program: {0}")]
     Sweep(io::Error),
@@ -140,17 +146,28 @@ impl Default for MapSizes {
 pub struct Dataplane {
     pub(crate) object: Ebpf,
     pub(crate) links: Links,
+    /// What another version left, until it is carried over.
+    pub(crate) source: Option<Arc<Source>>,
 }
 
 impl Dataplane {
     /// Loads the programs, and makes the maps or takes the pinned ones.
     pub fn load(pin_root: &Path, sizes: &MapSizes) -> Result<Dataplane, EbpfError> {
+        Dataplane::load_as(pin_root, SCHEMA, sizes, STEPS)
+    }
+
+    /// The same under another number of the schema, with what is known of other schemas.
+    pub fn load_as(
+        pin_root: &Path,
+        schema: u32,
+        sizes: &MapSizes,
+        known: &'static [Step],
+    ) -> Result<Dataplane, EbpfError> {
         if OBJECT.is_empty() {
             return Err(EbpfError::NoObject);
         }
-        let root = pin_root.join(format!("v{SCHEMA}"));
-        let maps = root.join("maps");
-        let links = Links::new(pin_root, SCHEMA);
+        let links = Links::new(pin_root, schema);
+        let maps = links.maps();
         for folder in [&maps, &links.folder()] {
             fs::create_dir_all(folder)
                 .map_err(|source| EbpfError::PinFolder { path: folder.clone(), source })?;
@@ -181,7 +198,26 @@ impl Dataplane {
         for program in [UPLINK_INGRESS, SWEEP] {
             xdp(&mut object, program)?.load().map_err(|source| EbpfError::Program { program, source })?;
         }
-        Ok(Dataplane { object, links })
+        let mut dataplane = Dataplane { object, links, source: None };
+        dataplane.source = dataplane.carry_from(known)?;
+        Ok(dataplane)
+    }
+
+    /// Another version's maps, if what its agent wrote could be carried over.
+    fn carry_from(&mut self, known: &'static [Step]) -> Result<Option<Arc<Source>>, EbpfError> {
+        let Some(source) = Source::find(&self.links, known) else { return Ok(None) };
+        match self.carry_written(&source) {
+            Ok(()) => Ok(Some(Arc::new(source))),
+            Err(error) => {
+                tracing::error!(%error, "flows of the version before will be lost");
+                Ok(None)
+            }
+        }
+    }
+
+    /// What another version left and can be carried over.
+    pub fn source(&self) -> Option<Arc<Source>> {
+        self.source.clone()
     }
 
     /// A hash map (LRU or not).

@@ -6,6 +6,7 @@ mod kept;
 use crate::apply::{Attached, Forget, Plane, PlaneError};
 use crate::args::Args;
 use crate::attach::Mode;
+use crate::carry;
 use crate::conntrack;
 use crate::ebpf::{Dataplane, EbpfError, MapSizes};
 use crate::links::{Links, Pin};
@@ -17,8 +18,8 @@ use crate::sweep::{self, Sweeper};
 use crate::uplink::Devices;
 use aegis_common::{
     AddressValue, AllocationValue, Config, Counter, CounterValue, DestinationKey, DestinationValue,
-    HOMES_PER_ADDRESS, HoldingValue, PeerValue, PodKey, PodValue, PortKey, SCHEMA, SLOTS_PER_ADDRESS,
-    SlotValue, VerdictKey, VerdictValue,
+    HOMES_PER_ADDRESS, HoldingValue, PeerValue, PodKey, PodValue, PortKey, SLOTS_PER_ADDRESS, SlotValue,
+    VerdictKey, VerdictValue,
 };
 use aya::maps::lpm_trie::Key;
 use kept::Kept;
@@ -35,12 +36,15 @@ pub struct Kernel {
     pods: BTreeMap<u32, Device>,
     /// What has programs of an agent with another schema, until they are taken over.
     inherited: Attached,
+    /// There is something to take over.
+    inherits: bool,
 }
 
 /// Loads the programs and makes the maps, or takes over what is pinned.
 pub fn open(args: &Args) -> Result<Box<dyn Plane>, PlaneError> {
     let sizes = MapSizes { flows: args.max_flows, blocks: args.max_blocks, ..MapSizes::default() };
-    let mut dataplane = Dataplane::load(&args.pin_root, &sizes).map_err(load)?;
+    let mut dataplane =
+        Dataplane::load_as(&args.pin_root, args.schema(), &sizes, carry::STEPS).map_err(load)?;
     for (map, flag, wanted) in
         [("FORWARD", "--max-flows", sizes.flows), ("BLOCKS", "--max-blocks", sizes.blocks)]
     {
@@ -67,6 +71,7 @@ pub fn open(args: &Args) -> Result<Box<dyn Plane>, PlaneError> {
         uplinks: BTreeMap::new(),
         pods: BTreeMap::new(),
         inherited: Attached::default(),
+        inherits: true,
     }))
 }
 
@@ -221,7 +226,7 @@ impl Kernel {
 }
 
 /// Waits for an RCU grace period: programs run within read-side sections.
-fn settle() {
+pub(crate) fn settle() {
     // SAFETY: no pointers. MEMBARRIER_CMD_GLOBAL waits for a grace period (`synchronize_rcu`).
     let waited = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) } == 0;
     if !waited {
@@ -350,16 +355,20 @@ impl Plane for Kernel {
         }
         let inherited = self.dataplane.inherited(existing);
         self.inherited = Attached::default();
-        if !inherited.is_empty() {
+        self.inherits = self.dataplane.inherits(existing);
+        if self.inherits {
             // Programs of an agent with another schema go on until the own maps hold a policy: empty ones cover nothing.
             if self.generation() == 0 {
                 let known = |index| devices.uplinks.get(&index).or(devices.pods.get(&index));
                 self.inherited = by_pins(&inherited, |index| Some(known(index)?.name.clone()));
                 return errors;
             }
-            if let Err(error) = self.dataplane.take_over(existing) {
+            let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+            let now = now.map_or(0, |now| now.tv_sec() as u32);
+            if let Err(error) = self.dataplane.take_over(existing, now) {
                 errors.insert("pinned links".to_owned(), chain(&error));
             }
+            self.inherits = self.dataplane.inherits(existing);
         }
         let same = |known: &Device, device: &Device| (&known.name, known.mac) == (&device.name, device.mac);
         for (index, device) in &devices.uplinks {
@@ -403,6 +412,10 @@ impl Plane for Kernel {
         attached
     }
 
+    fn inherits(&self) -> bool {
+        self.inherits
+    }
+
     fn sweeper(&mut self) -> Result<Sweeper, PlaneError> {
         let failed = |error: &dyn std::error::Error| PlaneError::Sweeper(chain(error));
         let tables = Kept::new(&self.dataplane).map_err(|error| failed(&error))?;
@@ -433,7 +446,7 @@ impl Plane for Kernel {
 
 /// Devices that have programs by what is pinned: programs of an earlier agent go on even if this one can't load its own.
 pub fn pinned(args: &Args, network: &Network) -> Attached {
-    let own = Links::new(&args.pin_root, SCHEMA);
+    let own = Links::new(&args.pin_root, args.schema());
     let all = own.others().into_iter().chain([own]);
     let pins: Vec<Pin> = all.filter_map(|links| links.pins().ok()).flatten().collect();
     by_pins(&pins, |index| Some(network.devices.get(&index)?.name.clone()))

@@ -12,6 +12,7 @@
 //! | what the network is told | [`announce`] |
 //! | how maps are read and written | [`apply`], [`kernel`], [`ebpf`] (programs: `node-agent/ebpf`) |
 //! | how programs are attached, and outlive the agent | [`attach`], [`links`] |
+//! | how flows outlive a change of the maps' layout | [`carry`] |
 //! | how flows end, how ports are counted | [`sweep`], [`demand`] |
 //! | what is reported | [`status`], [`metrics`], [`server`] |
 //! | when all of this happens | [`controller`] |
@@ -20,6 +21,7 @@ pub mod announce;
 pub mod apply;
 pub mod args;
 pub mod attach;
+pub mod carry;
 pub mod cni;
 pub mod conntrack;
 pub mod controller;
@@ -38,6 +40,7 @@ pub mod objects;
 pub mod observed;
 pub mod ops;
 pub mod probe;
+pub mod raw;
 pub mod refused;
 pub mod server;
 pub mod snapshot;

@@ -36,6 +36,16 @@ impl Links {
         self.root.join(format!("v{}/links", self.schema))
     }
 
+    /// Folder of the schema's maps.
+    pub fn maps(&self) -> PathBuf {
+        self.root.join(format!("v{}/maps", self.schema))
+    }
+
+    /// The schema.
+    pub fn schema(&self) -> u32 {
+        self.schema
+    }
+
     /// Where the link of a program and a device is pinned.
     pub fn path(&self, program: &str, ifindex: u32) -> PathBuf {
         self.folder().join(format!("{program}-{ifindex}"))

@@ -106,4 +106,11 @@ counters! {
     Revoked = "revoked",
     /// Entries of incoming packets that the sweeper removed since no flow had them.
     Orphaned = "orphaned",
+    /// Dropped without an answer while flows are taken over from another version of the data plane: of a new flow, or of one
+    /// that is not here yet. It comes again.
+    DropTakingOver = "drop_taking_over",
+    /// Flows that were taken over from another version of the data plane.
+    Carried = "carried",
+    /// Flows of another version of the data plane that could not be taken over.
+    NotCarried = "not_carried",
 }

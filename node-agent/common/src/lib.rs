@@ -2,7 +2,8 @@
 //!
 //! Every type is `repr(C)`, has no implicit padding and an asserted size, because the kernel compares map keys
 //! byte by byte and because pinned maps outlive the agent that made them: a change of any layout here must raise
-//! [`SCHEMA`], so that an upgraded agent pins new maps beside the old ones instead of misreading them.
+//! [`SCHEMA`], so that an upgraded agent pins new maps beside the old ones instead of misreading them, and add a step to
+//! `node-agent/src/carry/translate.rs`, which says what becomes of the old ones' entries.
 //!
 //! Conventions: IPv4 addresses are `u32` holding the four octets in network byte order (what the packet holds when
 //! read natively); ports and ICMP identifiers are `u16` in **host** order; times are whole seconds of
@@ -32,7 +33,7 @@ pub use slots::*;
 pub use sweep::*;
 
 /// Version of the layout of all maps; part of the path under which they are pinned.
-pub const SCHEMA: u32 = 4;
+pub const SCHEMA: u32 = 5;
 
 /// Asserts a type's size at compile time and, for the agent, makes it usable as a map key or value.
 macro_rules! map_type {

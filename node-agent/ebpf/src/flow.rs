@@ -264,6 +264,9 @@ pub fn end(key: &FlowKey, flow: &ForwardValue) -> bool {
 extern "C" fn finish(key: *const FlowKey, life: u64, egress: u32, port: u32) -> u32 {
     // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's key.
     let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    if maps::taking_over() {
+        return 0;
+    }
     let port = port as u16;
     let Some(place) = FORWARD.get_ptr_mut(key) else { return 0 };
     // SAFETY: map values stay writable until the program ends; no other flow has the same life.

@@ -38,6 +38,7 @@ pub fn run(
             None => Step::Drop(Counter::DropNoNeighbour),
         },
         Err(Stop::Drop(reason)) => Step::Drop(reason),
+        Err(Stop::Refuse(_)) if maps::taking_over() => Step::Drop(Counter::DropTakingOver),
         Err(Stop::Refuse(reason)) => refuse(ctx, config, ip, transport_offset, received.peer, reason),
     }
 }

@@ -55,6 +55,18 @@ pub static LIMITER: PerCpuArray<LimiterValue> = PerCpuArray::with_max_entries(1,
 #[map]
 pub static SCRATCH: PerCpuArray<BlockValue> = PerCpuArray::with_max_entries(1, 0);
 
+/// 1 while flows are taken over from programs of another version.
+#[map]
+pub static HANDOVER: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Whether flows are just being taken over from programs of another version. Until all are here, a packet of no flow may be
+/// of one of those, and a port that is free here may be taken there: nothing is made, ended or refused meanwhile.
+#[inline(always)]
+pub fn taking_over() -> bool {
+    // SAFETY: an aligned word in a map's value, which the agent may be writing.
+    HANDOVER.get(0).is_some_and(|held| unsafe { core::ptr::from_ref(held).read_volatile() } != 0)
+}
+
 /// The settings; `None` only before the agent has ever written them.
 #[inline(always)]
 pub fn config() -> Option<&'static Config> {

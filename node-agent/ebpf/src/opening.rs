@@ -19,6 +19,9 @@ pub struct Opener {
 /// Makes a flow of an allocation, or finds the one that another CPU has just made.
 #[inline(always)]
 pub fn make(leaving: &mut Leaving, allocation: u32, by: Opener, flags: u8) -> Result<(), Stop> {
+    if maps::taking_over() {
+        return Err(Stop::Drop(Counter::DropTakingOver));
+    }
     let whose = u64::from(by.incarnation) << 32 | u64::from(by.binding) << 16 | u64::from(by.peer);
     let here = by.peer != 0 || ALLOCATIONS.get(allocation).is_some_and(|allocation| allocation.count != 0);
     let outcome = if here {

@@ -51,6 +51,10 @@ pub fn run(ctx: &TcContext) -> i32 {
             maps::count(reason, bytes);
             TCX_DROP
         }
+        Err(Stop::Refuse(_)) if maps::taking_over() => {
+            maps::count(Counter::DropTakingOver, bytes);
+            TCX_DROP
+        }
         Err(Stop::Refuse(reason)) => {
             maps::count(reason, bytes);
             refuse::answer(ctx, reason)

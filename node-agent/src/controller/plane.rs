@@ -66,6 +66,7 @@ impl Pinned {
                 }
             }
         }
+        self.start_sweeper();
         let Some(plane) = &mut self.plane else { return new };
         if !doubted && now < self.read_at {
             return new;
@@ -82,19 +83,25 @@ impl Pinned {
                 return new;
             }
         }
-        if self.sweeper.is_none() {
-            match plane.sweeper() {
-                Ok(sweeper) => self.sweeper = Some(sweeper),
-                Err(error) => {
-                    let error = error.to_string();
-                    if self.no_sweeper != error {
-                        tracing::error!(error, "cannot start the sweeper");
-                    }
-                    self.no_sweeper = error;
+        new
+    }
+
+    fn start_sweeper(&mut self) {
+        let Some(plane) = &mut self.plane else { return };
+        // Flows that are not here yet must neither count as none nor be ended.
+        if self.sweeper.is_some() || plane.inherits() {
+            return;
+        }
+        match plane.sweeper() {
+            Ok(sweeper) => self.sweeper = Some(sweeper),
+            Err(error) => {
+                let error = error.to_string();
+                if self.no_sweeper != error {
+                    tracing::error!(error, "cannot start the sweeper");
                 }
+                self.no_sweeper = error;
             }
         }
-        new
     }
 
     fn fail(&mut self, error: &PlaneError, now: Instant) {

@@ -11,6 +11,7 @@ pub mod gateway;
 pub mod packet;
 
 use aegis_common::*;
+use aegis_node_agent::carry::Step;
 use aegis_node_agent::ebpf::{Dataplane, MapSizes};
 use aegis_node_agent::sweep::for_each;
 use aegis_node_agent::test_run::{self, Outcome};
@@ -112,7 +113,7 @@ pub struct World {
     pub plane: Dataplane,
     /// Counters as they were when last looked at.
     before: Vec<u64>,
-    _mount: Bpffs,
+    mount: Bpffs,
 }
 
 impl World {
@@ -127,7 +128,7 @@ impl World {
             Ok(plane) => plane,
             Err(error) => panic!("{error}"),
         };
-        let mut world = World { plane, before: vec![0; Counter::ALL.len()], _mount: mount };
+        let mut world = World { plane, before: vec![0; Counter::ALL.len()], mount };
         world.set_config(&config());
         for (index, address, mac, ifindex) in [(1, NODE, [0; 6], 0), (2, NODE_2, MAC_2, 1)] {
             let peer = PeerValue { address: raw(address), mac, flags: 0, ifindex };
@@ -146,6 +147,18 @@ impl World {
         world.allocation(&[EGRESS], Timeouts::default());
         world.policy(1);
         world
+    }
+
+    /// Below which the maps are pinned.
+    pub fn root(&self) -> &std::path::Path {
+        &self.mount.path
+    }
+
+    /// Loads another version, whose schema has this number, beside this one; gives what this one's programs are, to go on with.
+    pub fn load_beside(&mut self, schema: u32, known: &'static [Step], sizes: &MapSizes) -> Dataplane {
+        let new = Dataplane::load_as(&self.mount.path, schema, sizes, known).unwrap();
+        self.before = vec![0; Counter::ALL.len()];
+        std::mem::replace(&mut self.plane, new)
     }
 
     fn policy(&mut self, generation: u32) {

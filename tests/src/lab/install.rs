@@ -42,6 +42,17 @@ impl Lab {
         Ok(installed)
     }
 
+    /// `helm upgrade` with one more value and the images that are installed; waits until all pods are replaced.
+    pub fn upgrade(&self, setting: &str) -> anyhow::Result<()> {
+        let mut helm = Command::new(self.state()?.tools.join("helm"));
+        helm.env("KUBECONFIG", self.kubeconfig())
+            .args(["upgrade", "aegis", "--reuse-values"])
+            .arg(images::workspace().join("charts/aegis"))
+            .args(["--namespace", NAMESPACE, "--wait", "--timeout", "180s"])
+            .arg(format!("--set={setting}"));
+        finish(&mut helm, "helm upgrade aegis").map(drop)
+    }
+
     /// Compiles, makes the images and brings them to every node.
     pub fn load_images(&self) -> anyhow::Result<Installed> {
         let progress = Progress::new();

@@ -15,3 +15,4 @@ mod latency;
 mod lost_nodes;
 mod restart;
 mod unusable;
+mod upgrade;

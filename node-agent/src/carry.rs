@@ -1,0 +1,375 @@
+//! An upgrade to another layout of the maps, without a break: what the maps of the version before hold is carried over.
+//!
+//! In this order ([decision 17](../../docs/decisions/0017-flows-are-carried.md)): everything that the agent wrote, as soon as
+//! the programs are loaded; then, in one go, the flows, the programs, the flows again for what has come in between, and the
+//! bitmaps of ports, which are made from the flows. From before the programs are replaced until all that is done, the new ones
+//! make no flow and end none: what they do not know yet is dropped without an answer, and comes again.
+
+mod translate;
+
+pub use translate::{Change, Entry, SERIES, STEPS, Step, Way};
+
+use crate::ebpf::{Dataplane, EbpfError};
+use crate::links::Links;
+use crate::raw::{self, Sizes};
+use aegis_common::{
+    BlockKey, BlockValue, Config, Counter, CounterValue, FlowKey, ForwardValue, PORTS_PER_BLOCK,
+    ReverseValue, WORDS_PER_BLOCK, permutation_key, place_of_port,
+};
+use aya::maps::{MapData, MapError, PerCpuArray, PerCpuValues};
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+/// Maps that the agent writes, in the order in which they are carried. `CONFIG` comes last: it says which policy is in force.
+const WRITTEN: &[&str] = &[
+    "PEERS",
+    "PEER_INDEX",
+    "ADDRESSES",
+    "SLOTS",
+    "HOMES",
+    "HOLDINGS",
+    "ALLOCATIONS",
+    "PODS",
+    "DESTINATIONS",
+    "PORTS",
+    "VERDICTS",
+    "CONFIG",
+];
+
+/// The maps of another version.
+pub struct Source {
+    links: Links,
+    way: Way,
+}
+
+/// What was carried, and what could not be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Flows that are here now.
+    pub flows: u64,
+    /// Flows that could not be translated, or found no room.
+    pub lost: u64,
+}
+
+impl Source {
+    /// The maps of another version that can be carried, if there are any.
+    pub fn find(own: &Links, known: &'static [Step]) -> Option<Source> {
+        let others = own.others().into_iter();
+        let mut found: Vec<Source> = others
+            .filter_map(|links| {
+                let way = Way::between(links.schema(), own.schema(), known)?;
+                Some(Source { way, links }).filter(|source| source.path("CONFIG").exists())
+            })
+            .collect();
+        // Links are what says that it is in use.
+        found.sort_by_key(|source| source.links.pins().map_or(0, |pins| pins.len()));
+        found.pop()
+    }
+
+    fn path(&self, map: &str) -> PathBuf {
+        self.links.maps().join(map)
+    }
+
+    /// Calls `each` with every entry of a map, translated; gives how many could not be.
+    fn for_each(&self, map: &str, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<u64> {
+        let data = MapData::from_pin(self.path(map)).map_err(io::Error::other)?;
+        let mut lost = 0;
+        raw::for_each(data.fd().as_fd(), sizes(&data)?, |key, value| {
+            match self.way.translate(map, Entry { key: key.into(), value: value.into() }) {
+                Some(entry) => each(&entry.key, &entry.value),
+                None => lost += 1,
+            }
+        })?;
+        Ok(lost)
+    }
+
+    /// The same for known types: entries of another size are not carried either.
+    fn read<K: aya::Pod, V: aya::Pod>(&self, map: &str, mut each: impl FnMut(K, V)) -> io::Result<u64> {
+        let mut lost = 0;
+        lost += self.for_each(map, |key, value| match raw::from_bytes(key).zip(raw::from_bytes(value)) {
+            Some((key, value)) => each(key, value),
+            None => lost += 1,
+        })?;
+        Ok(lost)
+    }
+}
+
+fn sizes(data: &MapData) -> io::Result<Sizes> {
+    let info = data.info().map_err(io::Error::other)?;
+    Ok(Sizes { key: info.key_size() as usize, value: info.value_size() as usize })
+}
+
+/// An open map of this version.
+fn target(dataplane: &Dataplane, map: &'static str) -> Result<(OwnedFd, Sizes), EbpfError> {
+    let path = dataplane.links.maps().join(map);
+    let failed = |source: MapError| EbpfError::Map { name: map.into(), source };
+    let data = MapData::from_pin(&path).map_err(failed)?;
+    let sizes = sizes(&data).map_err(EbpfError::Carry)?;
+    Ok((data.fd().as_fd().try_clone_to_owned().map_err(EbpfError::Carry)?, sizes))
+}
+
+impl Dataplane {
+    /// Carries what the agent before has written, unless an agent of this version has already written something.
+    pub fn carry_written(&mut self, source: &Source) -> Result<(), EbpfError> {
+        if self.config()?.generation != 0 {
+            return Ok(());
+        }
+        for map in WRITTEN {
+            let (fd, sizes) = target(self, map)?;
+            let mut result = Ok(());
+            let lost = source.for_each(map, |key, value| {
+                // Most entries of arrays were never written.
+                if result.is_ok() && value.iter().any(|byte| *byte != 0) {
+                    result = raw::update(fd.as_fd(), sizes, key, value);
+                }
+            });
+            let lost = lost.map_err(EbpfError::Carry)?;
+            result.map_err(EbpfError::Carry)?;
+            if lost > 0 {
+                return Err(EbpfError::Carry(io::Error::other(format!(
+                    "{lost} entries of {map} cannot be translated"
+                ))));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether flows are just being taken over: set from before programs of this version replace others until all flows are
+    /// here, also if the agent dies between.
+    pub fn taking_over(&mut self) -> Result<bool, EbpfError> {
+        let handover = self.array::<u32>("HANDOVER")?;
+        handover
+            .get(&0, 0)
+            .map(|held| held != 0)
+            .map_err(|source| EbpfError::Map { name: "HANDOVER".into(), source })
+    }
+
+    pub(crate) fn set_taking_over(&mut self, held: bool) -> Result<(), EbpfError> {
+        let mut handover = self.array::<u32>("HANDOVER")?;
+        handover
+            .set(0, u32::from(held), 0)
+            .map_err(|source| EbpfError::Map { name: "HANDOVER".into(), source })
+    }
+
+    /// Makes the flow tables what the other version's are. For as long as nobody else makes or ends flows here.
+    pub fn carry_flows(&mut self, source: &Source) -> Result<Carried, EbpfError> {
+        let (_, lost_back) = self.follow::<ReverseValue>(source, "REVERSE", |_, _| true)?;
+        let mut backs = HashSet::new();
+        if lost_back > 0 {
+            raw::for_each(self.map_fd("REVERSE")?, BACK, |key, _| {
+                if let Some(key) = raw::from_bytes::<FlowKey>(key) {
+                    backs.insert(key);
+                }
+            })
+            .map_err(EbpfError::Carry)?;
+        }
+        // A flow without its way back would share its port with the next one.
+        let (flows, lost) = self.follow::<ForwardValue>(source, "FORWARD", |key, flow| {
+            let back = FlowKey { local: flow.egress, local_port: flow.egress_port, ..*key };
+            flow.is_of(key) && (lost_back == 0 || backs.contains(&back))
+        })?;
+        Ok(Carried { flows, lost })
+    }
+
+    /// Makes one table what the other version's is: adds, replaces and removes. Gives how many entries it has, and how many it
+    /// should have in addition.
+    fn follow<V: Followed>(
+        &mut self,
+        source: &Source,
+        map: &'static str,
+        wanted: impl Fn(&FlowKey, &V) -> bool,
+    ) -> Result<(u64, u64), EbpfError> {
+        let (mut there, mut refused) = (HashMap::new(), 0);
+        let mut lost = source
+            .read(map, |key: FlowKey, value: V| {
+                if wanted(&key, &value) {
+                    there.insert(key, value);
+                } else if value.is_live() {
+                    refused += 1;
+                }
+            })
+            .map_err(EbpfError::Carry)?;
+        lost += refused;
+        let (fd, sizes) = target(self, map)?;
+        let (mut changed, mut stale, mut count) = (Vec::new(), Vec::new(), 0);
+        raw::for_each(fd.as_fd(), sizes, |key, value| {
+            let Some((key, here)) = raw::from_bytes::<FlowKey>(key).zip(raw::from_bytes::<V>(value)) else {
+                return;
+            };
+            match there.remove(&key) {
+                Some(old) => {
+                    count += 1;
+                    changed.extend(old.newer_than(&here).map(|value| (key, value)));
+                }
+                None => stale.push(key),
+            }
+        })
+        .map_err(EbpfError::Carry)?;
+        for key in stale {
+            raw::delete(fd.as_fd(), sizes, raw::bytes(&key)).map_err(EbpfError::Carry)?;
+        }
+        for (key, value) in changed {
+            raw::update(fd.as_fd(), sizes, raw::bytes(&key), raw::bytes(&value)).map_err(EbpfError::Carry)?;
+        }
+        for (key, value) in there {
+            match raw::update(fd.as_fd(), sizes, raw::bytes(&key), raw::bytes(&value)) {
+                Ok(()) => count += 1,
+                Err(error) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOMEM)) => lost += 1,
+                Err(error) => return Err(EbpfError::Carry(error)),
+            }
+        }
+        Ok((count, lost))
+    }
+
+    /// Makes the bitmaps of ports from the ways back, which say what is in use.
+    pub(crate) fn make_blocks(&mut self, now: u32) -> Result<(), EbpfError> {
+        let seed = self.config()?.seed;
+        let mut keys = Vec::new();
+        raw::for_each(self.map_fd("REVERSE")?, BACK, |key, value| {
+            if let Some((key, back)) =
+                raw::from_bytes::<FlowKey>(key).zip(raw::from_bytes::<ReverseValue>(value))
+            {
+                // What goes through a gateway has no port of its own here.
+                if (back.pod, back.pod_port) != (key.local, key.local_port) {
+                    keys.push(key);
+                }
+            }
+        })
+        .map_err(EbpfError::Carry)?;
+        let (fd, sizes) = target(self, "BLOCKS")?;
+        for (number, (key, block)) in blocks(keys, seed, now).into_iter().enumerate() {
+            // Not at zero, where the newest ports would come first.
+            let cursor = aegis_common::mix(seed ^ now ^ number as u32) & (PORTS_PER_BLOCK - 1);
+            let block = BlockValue { cursor, ..block };
+            match raw::update(fd.as_fd(), sizes, raw::bytes(&key), raw::bytes(&block)) {
+                // Without a bitmap the way back still keeps each port from being taken twice.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOMEM)) => {}
+                other => other.map_err(EbpfError::Carry)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds to the counters what was carried.
+    pub(crate) fn count_carried(&mut self, carried: Carried) -> Result<(), EbpfError> {
+        for (counter, packets) in [(Counter::Carried, carried.flows), (Counter::NotCarried, carried.lost)] {
+            let failed = |source| EbpfError::Map { name: "COUNTERS".into(), source };
+            let map = self.object.map_mut("COUNTERS").ok_or(EbpfError::Missing("COUNTERS"))?;
+            let mut map = PerCpuArray::<_, CounterValue>::try_from(map).map_err(failed)?;
+            let mut values: Vec<CounterValue> =
+                map.get(&(counter as u32), 0).map_err(failed)?.iter().copied().collect();
+            if let Some(first) = values.first_mut() {
+                first.packets += packets;
+            }
+            let values = PerCpuValues::try_from(values).map_err(EbpfError::Carry)?;
+            map.set(counter as u32, values, 0).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn config(&mut self) -> Result<Config, EbpfError> {
+        let config = self.array::<Config>("CONFIG")?;
+        config.get(&0, 0).map_err(|source| EbpfError::Map { name: "CONFIG".into(), source })
+    }
+}
+
+/// Flows that another version has.
+pub(crate) fn flows(links: &Links) -> u64 {
+    let count = || -> io::Result<u64> {
+        let data = MapData::from_pin(links.maps().join("FORWARD")).map_err(io::Error::other)?;
+        let mut flows = 0;
+        raw::for_each(data.fd().as_fd(), sizes(&data)?, |_, _| flows += 1)?;
+        Ok(flows)
+    };
+    count().unwrap_or_default()
+}
+
+/// Sizes of `REVERSE`.
+const BACK: Sizes = Sizes { key: size_of::<FlowKey>(), value: size_of::<ReverseValue>() };
+
+/// A value that another version's programs may go on writing while it is copied.
+trait Followed: aya::Pod {
+    /// What it has to become here, if the value here is another flow's, or has missed something.
+    fn newer_than(&self, here: &Self) -> Option<Self>;
+    /// Whether it is of a flow that goes on.
+    fn is_live(&self) -> bool;
+}
+
+impl Followed for ForwardValue {
+    fn newer_than(&self, here: &Self) -> Option<Self> {
+        if self.life != here.life {
+            return Some(*self);
+        }
+        let merged = ForwardValue {
+            seen: here.seen | self.seen,
+            last_seen: here.last_seen.max(self.last_seen),
+            buried: here.buried | self.buried,
+            ..*here
+        };
+        (merged != *here).then_some(merged)
+    }
+
+    fn is_live(&self) -> bool {
+        self.life != 0
+    }
+}
+
+impl Followed for ReverseValue {
+    fn newer_than(&self, here: &Self) -> Option<Self> {
+        let whose = |it: &Self| (it.digest, it.pod, it.pod_port, it.peer, it.made);
+        if whose(self) != whose(here) {
+            return Some(*self);
+        }
+        let merged = ReverseValue {
+            seen: here.seen | self.seen,
+            last_seen: here.last_seen.max(self.last_seen),
+            buried: here.buried | self.buried,
+            ..*here
+        };
+        (merged != *here).then_some(merged)
+    }
+
+    fn is_live(&self) -> bool {
+        true
+    }
+}
+
+/// The bitmaps in which the ports of these ways back are taken. `now` is in seconds since boot.
+fn blocks(keys: impl IntoIterator<Item = FlowKey>, seed: u32, now: u32) -> HashMap<BlockKey, BlockValue> {
+    let mut blocks = HashMap::new();
+    for key in keys {
+        let id = BlockKey {
+            egress: key.local,
+            remote: key.remote,
+            remote_port: key.remote_port,
+            protocol: key.protocol,
+            block: (key.local_port >> 11) as u8,
+        };
+        let block = blocks.entry(id).or_insert_with(|| BlockValue {
+            key: id,
+            cursor: 0,
+            used: 0,
+            high: 0,
+            full: 0,
+            last_used: now,
+            words: [0; WORDS_PER_BLOCK],
+        });
+        let slice = u32::from(key.local_port >> 8);
+        let low = place_of_port(key.local_port as u8, permutation_key(seed, &id, slice));
+        let place = (slice & 7) << 8 | u32::from(low);
+        let (word, bit) = ((place >> 6) as usize, 1u64 << (place & 63));
+        if let Some(word) = block.words.get_mut(word).filter(|word| **word & bit == 0) {
+            *word |= bit;
+            block.used += 1;
+        }
+    }
+    for block in blocks.values_mut() {
+        block.high = block.used;
+        for (word, ports) in block.words.iter().enumerate() {
+            block.full |= u32::from(*ports == u64::MAX) << word;
+        }
+    }
+    blocks
+}

@@ -1,0 +1,273 @@
+//! An upgrade to another layout of the maps: flows go on, and no port is given twice.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is what unwrap is for")]
+
+mod support;
+
+use aegis_common::*;
+use aegis_node_agent::carry::{Change, Entry, SERIES, STEPS, Step};
+use aegis_node_agent::ebpf::MapSizes;
+use aegis_node_agent::raw::{self, Sizes};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+use support::packet::{ACK, Packet, SYN};
+use support::*;
+
+const SIZES: MapSizes =
+    MapSizes { flows: 4096, blocks: 1024, pods: 1 << 12, destinations: 1 << 16, verdicts: 1 << 17 };
+/// Layouts of the same version under other numbers.
+const OTHER: u32 = SCHEMA + SERIES;
+
+fn segment(pod_port: u16, flags: u8) -> Packet {
+    Packet::tcp((POD, pod_port), (ORIGIN, 443), flags)
+}
+
+/// Egress ports by pod port; `None` if the packet does not leave.
+fn sent(world: &World, pod_ports: std::ops::Range<u16>, flags: u8) -> BTreeMap<u16, Option<u16>> {
+    let leaves = |port: u16| {
+        let out = world.out(&segment(port, flags).frame());
+        (out.verdict == TCX_NEXT).then(|| u16::from_be_bytes([out.frame[34], out.frame[35]]))
+    };
+    pod_ports.map(|port| (port, leaves(port))).collect()
+}
+
+fn none() -> BTreeSet<u32> {
+    BTreeSet::new()
+}
+
+#[test]
+fn xdp_carry_flows_keep_their_ports_and_no_port_is_given_twice() {
+    let mut world = World::sized(&SIZES);
+    let before = sent(&world, 10_000..10_150, SYN);
+    let mut old = world.load_beside(OTHER, STEPS, &SIZES);
+    // While the new agent starts, the old programs go on: some flows more, and one less whose port is another's now.
+    std::mem::swap(&mut world.plane, &mut old);
+    let later = sent(&world, 10_150..10_200, SYN);
+    std::mem::swap(&mut world.plane, &mut old);
+    drop(old);
+    world.plane.take_over(&none(), now()).unwrap();
+
+    assert_eq!(world.consistent(), 200);
+    assert_eq!(sent(&world, 10_000..10_150, ACK), before, "each by its port");
+    assert_eq!(sent(&world, 10_150..10_200, ACK), later, "also those that were made last");
+    assert_eq!(world.counted().iter().find(|(label, _)| *label == "carried"), Some(&("carried", 200)));
+    // All of the slice's ports that are left, and not one more.
+    let new = sent(&world, 20_000..20_060, SYN);
+    let ports: BTreeSet<u16> =
+        before.values().chain(later.values()).chain(new.values()).copied().flatten().collect();
+    assert_eq!(ports.len(), 256);
+    assert_eq!(new.values().flatten().count(), 56);
+    assert_eq!(world.consistent(), 256);
+    assert!(!world.root().join(format!("v{SCHEMA}")).exists(), "nothing is left of the version before");
+}
+
+#[test]
+fn xdp_carry_meanwhile_nothing_is_made_refused_or_ended() {
+    let mut world = World::sized(&SIZES);
+    let known = sent(&world, 10_000..10_002, SYN);
+    world.plane.array("HANDOVER").unwrap().set(0, 1u32, 0).unwrap();
+    world.counted();
+    assert_eq!(sent(&world, 10_000..10_002, ACK), known, "flows that are here go on");
+    world.counted();
+    for (what, packet) in [
+        ("a new connection", segment(20_000, SYN)),
+        ("a connection that is not here yet", segment(20_001, ACK)),
+        ("a datagram", Packet::udp((POD, 5000), (ORIGIN, 53), b"x")),
+    ] {
+        // A refusal is sent back, which is a redirect.
+        assert_eq!(world.out(&packet.frame()).verdict, TCX_DROP, "{what}");
+        assert_eq!(world.counted(), [("drop_taking_over", 1)], "{what}");
+    }
+    // The next pod with the address would end the flow of the one before.
+    world.next_pod(POD, 1);
+    assert_eq!(world.out(&segment(10_000, SYN).frame()).verdict, TCX_DROP);
+    assert_eq!(world.consistent(), 2);
+    world.plane.array("HANDOVER").unwrap().set(0, 0u32, 0).unwrap();
+    assert_eq!(world.out(&segment(20_000, SYN).frame()).verdict, TCX_NEXT);
+}
+
+#[test]
+fn xdp_carry_what_was_copied_before_follows_what_the_old_programs_did_since() {
+    let mut world = World::sized(&SIZES);
+    sent(&world, 10_000..10_256, SYN);
+    let mut old = world.load_beside(OTHER, STEPS, &SIZES);
+    let source = world.plane.source().unwrap();
+    world.plane.carry_flows(&source).unwrap();
+    std::mem::swap(&mut world.plane, &mut old);
+    // All ports are taken: a flow ends, and its port is another flow's.
+    let key = flow(6, (POD, 10_007), (ORIGIN, 443));
+    let over = ForwardValue { last_seen: 1, seen: SEEN_RST, ..world.forward(&key).unwrap() };
+    world.plane.hash("FORWARD").unwrap().insert(key, over, 0).unwrap();
+    assert_eq!(world.plane.sweeper().unwrap().flows(&[key]).unwrap(), 1);
+    let instead = sent(&world, 20_000..20_001, SYN);
+    assert_eq!(instead[&20_000], Some(over.egress_port));
+    // And a connection goes on: what was seen of it follows.
+    sent(&world, 10_008..10_009, ACK);
+    std::mem::swap(&mut world.plane, &mut old);
+    world.plane.take_over(&none(), now()).unwrap();
+    assert_eq!(world.consistent(), 256);
+    assert_eq!(sent(&world, 20_000..20_001, ACK), instead);
+    assert_eq!(world.forward(&key), None);
+    let seen = world.forward(&flow(6, (POD, 10_008), (ORIGIN, 443))).unwrap().seen;
+    assert_eq!(seen, SEEN_SYN | SEEN_ACK);
+}
+
+#[test]
+fn xdp_carry_flows_that_find_no_room_are_told_and_leave_no_port_to_share() {
+    let mut world = World::sized(&SIZES);
+    sent(&world, 10_000..10_200, SYN);
+    let old = world.load_beside(OTHER, STEPS, &MapSizes { flows: 64, ..SIZES });
+    drop(old);
+    world.plane.take_over(&none(), now()).unwrap();
+    let flows = world.entries::<FlowKey, ForwardValue>("FORWARD");
+    let backs: BTreeSet<(u32, u16)> = world
+        .entries::<FlowKey, ReverseValue>("REVERSE")
+        .into_iter()
+        .map(|(key, _)| (key.local, key.local_port))
+        .collect();
+    assert!(!flows.is_empty() && flows.len() <= 64);
+    assert!(flows.iter().all(|(_, flow)| backs.contains(&(flow.egress, flow.egress_port))));
+    let counted: BTreeMap<_, _> = world.counted().into_iter().collect();
+    assert_eq!(counted["carried"], flows.len() as u64);
+    assert_eq!(counted["carried"] + counted["not_carried"], 200);
+}
+
+/// The version before: values of `FORWARD` backwards with eight bytes more, holdings without their last bytes.
+const BEFORE: &[Step] = &[Step {
+    from: SCHEMA - 1,
+    changes: &[("FORWARD", Change::Anew(forwards)), ("HOLDINGS", Change::Grown(size_of::<HoldingValue>()))],
+}];
+/// Flow of which the version before said something that this one cannot say.
+const ODD: u16 = 10_003;
+
+fn forwards(entry: Entry<'_>) -> Option<Entry<'_>> {
+    let key: FlowKey = raw::from_bytes(&entry.key)?;
+    let (value, more) = entry.value.split_at_checked(size_of::<ForwardValue>())?;
+    let value: Vec<u8> = value.iter().rev().copied().collect();
+    (key.local_port != ODD && more.len() == 8).then(|| Entry { key: entry.key.clone(), value: value.into() })
+}
+
+fn backwards(value: &[u8]) -> Vec<u8> {
+    value.iter().rev().copied().chain([7; 8]).collect()
+}
+
+fn bpf<T>(command: libc::c_long, attributes: &T) -> i32 {
+    // SAFETY: attributes of the command, whose pointers are valid for as long as the call takes.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    assert!(result >= 0, "bpf command {command}: {}", std::io::Error::last_os_error());
+    result as i32
+}
+
+/// Makes a map and pins it.
+fn pinned_map(path: &Path, kind: u32, sizes: Sizes, entries: u32, flags: u32) -> OwnedFd {
+    let create = [kind, sizes.key as u32, sizes.value as u32, entries, flags];
+    // SAFETY: what the command gives is a descriptor of ours.
+    let map = unsafe { OwnedFd::from_raw_fd(bpf(0, &create)) };
+    let path = CString::new(path.to_str().unwrap()).unwrap();
+    bpf(6, &(path.as_ptr() as u64, map.as_raw_fd(), 0u32));
+    map
+}
+
+/// Writes what the version before would have pinned with the same content.
+fn pin_version_before(world: &World) {
+    let own = world.root().join(format!("v{SCHEMA}"));
+    let folder = world.root().join(format!("v{}/maps", SCHEMA - 1));
+    std::fs::create_dir_all(&folder).unwrap();
+    for entry in std::fs::read_dir(own.join("maps")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let map = aya::maps::MapData::from_pin(&path).unwrap();
+        let info = map.info().unwrap();
+        let kind = info.map_type().unwrap() as u32;
+        // Those of one CPU each are not carried.
+        if kind == 6 {
+            continue;
+        }
+        let sizes = Sizes { key: info.key_size() as usize, value: info.value_size() as usize };
+        let other = match name.as_str() {
+            "FORWARD" => Sizes { value: sizes.value + 8, ..sizes },
+            "HOLDINGS" => Sizes { value: sizes.value - 8, ..sizes },
+            _ => sizes,
+        };
+        let copy = pinned_map(&folder.join(&name), kind, other, info.max_entries(), info.map_flags());
+        raw::for_each(map.fd().as_fd(), sizes, |key, value| {
+            let value = match name.as_str() {
+                "FORWARD" => backwards(value),
+                _ => value[..other.value].to_vec(),
+            };
+            raw::update(copy.as_fd(), other, key, &value).unwrap();
+        })
+        .unwrap();
+    }
+    std::fs::remove_dir_all(own).unwrap();
+}
+
+#[test]
+fn xdp_carry_translates_what_has_another_layout_and_tells_what_cannot_be() {
+    let mut world = World::sized(&SIZES);
+    let before = sent(&world, 10_000..10_100, SYN);
+    pin_version_before(&world);
+    drop(world.load_beside(SCHEMA, BEFORE, &SIZES));
+    world.plane.take_over(&none(), now()).unwrap();
+    let after = sent(&world, 10_000..10_100, ACK);
+    for (port, egress) in &before {
+        assert_eq!(after[port], if *port == ODD { None } else { *egress }, "{port}");
+    }
+    let counted: BTreeMap<_, _> = world.counted().into_iter().collect();
+    assert_eq!((counted["carried"], counted["not_carried"]), (99, 1));
+    // The port of the one that is lost is nobody's for a while: the origin may still send to it.
+    let new = sent(&world, 20_000..20_200, SYN);
+    assert!(!new.values().any(|port| *port == before[&ODD]));
+    assert_eq!(new.values().flatten().count(), 156);
+}
+
+#[test]
+fn xdp_carry_without_a_known_way_begins_empty_and_says_how_many_are_lost() {
+    let mut world = World::sized(&SIZES);
+    sent(&world, 10_000..10_100, SYN);
+    pin_version_before(&world);
+    drop(world.load_beside(SCHEMA, &[], &SIZES));
+    assert!(world.plane.source().is_none());
+    world.plane.take_over(&none(), now()).unwrap();
+    assert!(world.counted().contains(&("not_carried", 100)));
+    assert_eq!(world.entries::<FlowKey, ForwardValue>("FORWARD").len(), 0);
+}
+
+/// Sizes of keys and values of the maps of schema 4.
+const SCHEMA_4: &[(&str, usize, usize)] = &[
+    ("CONFIG", 4, 112),
+    ("ADDRESSES", 4, 8),
+    ("SLOTS", 4, 8),
+    ("PEERS", 4, 16),
+    ("PEER_INDEX", 4, 4),
+    ("HOMES", 4, 4),
+    ("HOLDINGS", 4, 40),
+    ("PODS", 8, 16),
+    ("DESTINATIONS", 12, 4),
+    ("PORTS", 12, 4),
+    ("VERDICTS", 16, 8),
+    ("ALLOCATIONS", 4, 136),
+    ("FORWARD", 16, 32),
+    ("REVERSE", 16, 24),
+];
+
+#[test]
+fn xdp_carry_every_layout_that_was_released_has_a_way_to_the_present_one() {
+    let world = World::sized(&SIZES);
+    for (schema, layout) in [(4, SCHEMA_4)] {
+        let way = aegis_node_agent::carry::Way::between(schema, SCHEMA, STEPS).unwrap();
+        for (map, key, value) in layout {
+            let entry = Entry { key: vec![1; *key].into(), value: vec![1; *value].into() };
+            let path = world.root().join(format!("v{SCHEMA}/maps/{map}"));
+            let info = aya::maps::MapData::from_pin(path).unwrap().info().unwrap();
+            let carried = way.translate(map, entry).unwrap();
+            assert_eq!(
+                (carried.key.len(), carried.value.len()),
+                (info.key_size() as usize, info.value_size() as usize),
+                "{map} of schema {schema}: add a step to node-agent/src/carry/translate.rs"
+            );
+        }
+    }
+}
