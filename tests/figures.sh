@@ -23,5 +23,8 @@ for test in latency a_gateway_that_fails; do
   cargo test --quiet --package aegis-tests --test e2e_life -- "$test" --nocapture --test-threads=1 2>&1 | grep p50 ||
     echo "$test: failed, or measured nothing"
 done
+printf 'five minutes without an API server:\n'
+AEGIS_OUTAGE_SECONDS=300 cargo test --quiet --package aegis-tests --test e2e_life -- without_api_server --nocapture --test-threads=1 2>&1 |
+  grep -E 'no API server|new connections|outage' || echo "failed, or measured nothing"
 printf 'afterwards:\n'
 lab status | grep resident

@@ -116,7 +116,8 @@ impl Dataplane {
         if self.config()?.generation != 0 {
             return Ok(());
         }
-        for map in WRITTEN {
+        // A map that the version before did not have stays as it is: empty.
+        for map in WRITTEN.iter().copied().filter(|map| source.path(map).exists()) {
             let (fd, sizes) = target(self, map)?;
             let mut result = Ok(());
             let lost = source.for_each(map, |key, value| {

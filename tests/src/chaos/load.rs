@@ -112,6 +112,27 @@ impl Load {
         Ok((silent, failures))
     }
 
+    /// Fails unless every held connection of all nodes answers.
+    pub async fn answers(&self) -> anyhow::Result<()> {
+        for (node, pod) in self.pods.iter().enumerate() {
+            let (silent, why) = self.silent(node).await?;
+            ensure!(silent == 0, "{silent} connections of {} do not answer: {why:?}", pod.node());
+        }
+        Ok(())
+    }
+
+    /// Ends the load of all nodes and fails if anything was lost.
+    pub async fn unharmed(&self, egress: Ipv4Addr) -> anyhow::Result<()> {
+        for (node, pod) in self.pods.iter().enumerate() {
+            let losses = self.end(node).await?;
+            println!("{}: {losses:?}", pod.node());
+            ensure!(losses.broken() == 0, "{}: {losses:?}", pod.node());
+        }
+        let strangers = self.strangers(egress).await?;
+        ensure!(strangers.is_empty(), "{strangers:?}");
+        Ok(())
+    }
+
     /// Ends the load of a node and says what was lost.
     pub async fn end(&self, node: usize) -> anyhow::Result<Losses> {
         let pod = self.pods.get(node).context("no such pod")?;

@@ -6,6 +6,7 @@
 mod account;
 mod agents;
 mod api_outage;
+mod autoscaler;
 mod changes;
 mod deletion;
 mod first_packet;
