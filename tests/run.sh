@@ -71,9 +71,9 @@ if suite "lab starts" "${lab[@]}" up; then
   if limit=1800 suite "Aegis is installed" "${lab[@]}" install --set operator.quarantineSeconds=5; then
     limit=1500 integration "traffic end to end" aegis-tests e2e_traffic --test-threads=1
     limit=1500 integration "life end to end" aegis-tests e2e_life --test-threads=1
+    limit=600 integration "chaos" aegis-tests e2e_chaos --test-threads=1
     # Last: it changes values of the release.
     limit=1500 integration "announcement end to end" aegis-tests e2e_announce --test-threads=1
-    limit=600 integration "chaos" aegis-tests e2e_chaos --test-threads=1
   fi
 fi
 if suite "lab ends and leaves nothing" "${lab[@]}" down; then

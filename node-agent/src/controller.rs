@@ -120,6 +120,8 @@ pub struct Controller {
     in_force: Option<(Arc<Desired>, Vec<Binding>)>,
     /// Inputs of the last turn, good for as long as nothing is dirty.
     inputs: Option<Arc<Inputs>>,
+    /// Whether they were made when everything had been listed: what is missing in others says nothing.
+    synced: bool,
     refused: refused::Schedule,
     dirty: bool,
     counts: (u64, u64),
@@ -168,6 +170,7 @@ impl Controller {
             full: BTreeSet::new(),
             in_force: None,
             inputs: None,
+            synced: false,
             refused: refused::Schedule::default(),
             dirty: true,
             counts: (0, 0),
@@ -219,7 +222,7 @@ impl Controller {
         self.inputs = Some(Arc::clone(&inputs));
         self.attach();
 
-        let synced = self.shared.lock().listed();
+        let synced = self.synced;
         let wanted = match (&self.in_force, self.dirty, synced) {
             (_, _, false) => None,
             (Some((wanted, _)), false, _) => Some(Arc::clone(wanted)),
@@ -293,6 +296,8 @@ impl Controller {
     /// What is known now. Before everything has been listed, what the data plane remembers stands in.
     fn inputs(&mut self) -> Inputs {
         let cluster = self.shared.lock();
+        // Under the same lock: lists that come in a moment later are not in these inputs.
+        self.synced = cluster.listed();
         let config = self.pinned.observed.config;
         let own = cluster.nodes.objects.get(&(String::new(), self.args.node_name.clone()));
         let tunnel_address = own.and_then(|node| node.addresses.first().copied());

@@ -86,7 +86,7 @@ impl Load {
             let begin = json!({"do": "stream", "name": stream(number), "to": to, "interval_ms": INTERVAL_MS, "echo": true});
             pod.call(begin).await?;
         }
-        pod.call(json!({"do": "churn", "name": "new", "to": self.to(NEW), "parallel": 2, "pause_ms": 25, "timeout_ms": LIMIT_MS}))
+        pod.call(json!({"do": "churn", "name": "new", "to": self.to(NEW), "parallel": 1, "pause_ms": 100, "timeout_ms": LIMIT_MS}))
             .await
             .map(drop)
     }
