@@ -1,10 +1,11 @@
 //! From operations to the data plane. [`Plane`] is all that the controller knows of it.
 
+use crate::demand::Ports;
 use crate::observed::Observed;
 use crate::ops::Op;
 use crate::sweep::Sweeper;
 use crate::uplink::Devices;
-use aegis_common::CounterValue;
+use aegis_common::{CounterValue, PressureValue};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -43,8 +44,12 @@ pub trait Plane: Send {
     fn write(&mut self, op: &Op) -> Result<(), PlaneError>;
     /// `COUNTERS`, summed over the CPUs.
     fn counters(&self) -> Result<Vec<CounterValue>, PlaneError>;
-    /// `REFUSALS` of these allocations, summed over the CPUs.
-    fn refusals(&self, numbers: &BTreeSet<u32>) -> Result<BTreeMap<u32, u64>, PlaneError>;
+    /// `PRESSURE` of these allocations, summed over the CPUs.
+    fn pressure(&self, numbers: &BTreeSet<u32>) -> Result<BTreeMap<u32, PressureValue>, PlaneError>;
+    /// Says that the agent lives. Gives a number that rises while ports run short somewhere.
+    fn beat(&mut self) -> Result<u64, PlaneError>;
+    /// Ports in use at this moment.
+    fn ports(&self) -> Result<Ports, PlaneError>;
     /// Next hops whose MAC a program wanted within the last `seconds`, and the kernel did not know.
     fn unresolved(&self, seconds: u32) -> Result<BTreeSet<Ipv4Addr>, PlaneError>;
     /// Attaches programs to devices that lack them, uplinks first, and forgets devices that are not among `existing`

@@ -78,6 +78,10 @@ pub struct Args {
     #[arg(long, env = "AEGIS_ROUTING_SOCKETS", default_value = "/run/frr")]
     pub routing_sockets: PathBuf,
 
+    /// Seconds without need after which this node gives back half of the slices that it wanted beyond the least.
+    #[arg(long, env = "AEGIS_DEMAND_WINDOW", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+    pub demand_window: u32,
+
     /// Folder in which the container runtime's CNI library keeps its results. Pods' addresses appear there before
     /// the API server knows them.
     #[arg(long, env = "AEGIS_CNI_CACHE", default_value = "/var/lib/cni/results")]

@@ -1,6 +1,7 @@
 //! The event loop: whatever happened, look at everything, compute what should hold, write the difference, report.
 
 mod announcing;
+mod growing;
 mod plane;
 mod report;
 mod settled;
@@ -13,7 +14,6 @@ use crate::announce::health::Health;
 use crate::apply::{self, Attached};
 use crate::args::Args;
 use crate::cni::{self, CniResult};
-use crate::demand::Meter;
 use crate::desired::{self, Desired, Inputs};
 use crate::metrics::Metrics;
 use crate::neighbour::{self, Resolver};
@@ -31,6 +31,7 @@ use crate::watch::Shared;
 use aegis_common::DESTINATION_INTERNAL;
 use aegis_core::model::AllocationName;
 use aegis_core::policy::Binding;
+use growing::{Growing, POLL};
 use ipnet::Ipv4Net;
 use plane::Pinned;
 use settled::Settled;
@@ -103,7 +104,7 @@ pub struct Controller {
     known: Known,
     table: TableKeeper,
     resolver: Resolver,
-    meter: Meter,
+    growing: Growing,
     memory: Memory,
     settled: Settled,
     /// Numbers of the allocations.
@@ -142,6 +143,7 @@ impl Controller {
         Controller {
             table: TableKeeper::new(args.nft.clone(), now),
             pinned: Pinned::new(open, now),
+            growing: Growing::new(Duration::from_secs(args.demand_window.into()), now),
             args,
             shared,
             signals,
@@ -157,7 +159,6 @@ impl Controller {
             cni: Vec::new(),
             known: Known::default(),
             resolver: Resolver::default(),
-            meter: Meter::default(),
             memory: Memory::default(),
             settled: Settled::new(now),
             numbers: BTreeMap::new(),
@@ -194,14 +195,30 @@ impl Controller {
         }
         loop {
             self.turn().await;
-            tokio::select! {
-                () = self.shared.changed() => self.dirty = true,
-                () = self.signals.wake.notified() => {}
-                () = self.pinned.scanned() => {}
-                () = tokio::time::sleep(TICK) => continue,
+            if self.event().await {
+                self.follow_gateways();
+                tokio::time::sleep(DEBOUNCE).await;
             }
-            self.follow_gateways();
-            tokio::time::sleep(DEBOUNCE).await;
+        }
+    }
+
+    /// Waits until there is a reason for a turn. False if that is only time, or that ports run short.
+    async fn event(&mut self) -> bool {
+        let end = Instant::now() + self.until_settled().unwrap_or(TICK).clamp(DEBOUNCE, TICK);
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            tokio::select! {
+                () = self.shared.changed() => {
+                    self.dirty = true;
+                    return true;
+                }
+                () = self.signals.wake.notified() => return true,
+                () = self.pinned.scanned() => return true,
+                () = tokio::time::sleep(left.min(POLL)) => {}
+            }
+            if self.poll() || Instant::now() >= end {
+                return false;
+            }
         }
     }
 
@@ -211,6 +228,9 @@ impl Controller {
         self.look_at_cni();
         self.follow_gateways();
         self.open(started);
+        self.poll();
+        let usage = self.pinned.usage();
+        self.look_at_demand(&usage);
 
         let mut inputs = match (&self.inputs, self.dirty) {
             (Some(inputs), false) => Arc::clone(inputs),
@@ -229,7 +249,6 @@ impl Controller {
             _ => Some(Arc::new(desired::desired(&inputs))),
         };
         self.keep_table(wanted.as_deref(), &inputs).await;
-        let usage = self.pinned.usage();
         self.write(wanted.as_ref(), &inputs, &usage, started);
         if self.pinned.plane.as_ref().is_some_and(|plane| plane.inherits()) {
             // Programs of another version wait for the first policy.
@@ -317,7 +336,10 @@ impl Controller {
             answers: self.prober.answers(),
             room: self.pinned.room(),
         };
-        snapshot::inputs(&self.args, &cluster, &local, &mut self.memory)
+        let mut inputs = snapshot::inputs(&self.args, &cluster, &local, &mut self.memory);
+        drop(cluster);
+        self.time(&mut inputs);
+        inputs
     }
 
     /// True if uplinks or pod-facing devices have changed.

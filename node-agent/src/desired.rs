@@ -15,6 +15,7 @@ use aegis_common::TUNNEL_OVERHEAD;
 use aegis_core::gateway::FullNodes;
 use aegis_core::model::{Address, AllocationName};
 use aegis_core::policy::{Binding, BindingName, Pod, Room};
+use aegis_core::slice::SliceSet;
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -62,6 +63,10 @@ pub struct Inputs {
     pub answers: BTreeMap<Ipv4Addr, Answer>,
     /// Room in the tables of the policy.
     pub room: Room,
+    /// Slices that this node does not open yet, since others have not heard of them.
+    pub unsettled: BTreeMap<Ipv4Addr, SliceSet>,
+    /// Addresses of which this node has asked for more in vain.
+    pub in_vain: BTreeSet<Ipv4Addr>,
 }
 
 /// The way to a peer.

@@ -39,7 +39,9 @@ const PINNED: &[&str] = &[
     "FRAGMENTS_OUT",
     "FRAGMENTS_IN",
     "COUNTERS",
-    "REFUSALS",
+    "PRESSURE",
+    "GROWING",
+    "PULSE",
     "LIMITER",
     "HANDOVER",
 ];

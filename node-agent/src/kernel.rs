@@ -8,18 +8,19 @@ use crate::args::Args;
 use crate::attach::Mode;
 use crate::carry;
 use crate::conntrack;
+use crate::demand::Ports;
 use crate::ebpf::{Dataplane, EbpfError, MapSizes};
 use crate::links::{Links, Pin};
 use crate::network::{Device, Network};
 use crate::observed::{Homes, NO_ALLOCATION, Observed, from_map, to_map};
 use crate::ops::Op;
 use crate::refused;
-use crate::sweep::{self, Sweeper};
+use crate::sweep::{self, Sweeper, Usage};
 use crate::uplink::Devices;
 use aegis_common::{
-    AddressValue, AllocationValue, Config, Counter, CounterValue, DestinationKey, DestinationValue,
-    HOMES_PER_ADDRESS, HoldingValue, PeerValue, PodKey, PodValue, PortKey, SLOTS_PER_ADDRESS, SlotValue,
-    VerdictKey, VerdictValue,
+    AddressValue, AllocationValue, BlockKey, BlockValue, Config, Counter, CounterValue, DestinationKey,
+    DestinationValue, HOMES_PER_ADDRESS, HoldingValue, PeerValue, PodKey, PodValue, PortKey, PressureValue,
+    SLOTS_PER_ADDRESS, SlotValue, VerdictKey, VerdictValue,
 };
 use aya::maps::lpm_trie::Key;
 use kept::Kept;
@@ -186,6 +187,8 @@ impl Kernel {
             Op::RemoveHolding { address } => {
                 self.hash::<u32, HoldingValue>("HOLDINGS", to_map(address), None)
             }
+            Op::SetGrowing { address } => self.hash("GROWING", to_map(address), Some(1u32)),
+            Op::RemoveGrowing { address } => self.hash::<u32, u32>("GROWING", to_map(address), None),
             Op::SetAllocation { index, value } => self.array("ALLOCATIONS", index, value),
             Op::SetPod { generation, address, value } => {
                 self.hash("PODS", PodKey { generation, address: to_map(address) }, Some(value))
@@ -295,6 +298,9 @@ impl Plane for Kernel {
         self.for_each("HOLDINGS", |address: &u32, value: &HoldingValue| {
             observed.holdings.insert(from_map(*address), *value);
         })?;
+        self.for_each("GROWING", |address: &u32, _: &u32| {
+            observed.growing.insert(from_map(*address));
+        })?;
         self.for_each("ALLOCATIONS", |index: &u32, value: &AllocationValue| {
             if *value != NO_ALLOCATION {
                 observed.allocations.insert(*index, *value);
@@ -322,15 +328,39 @@ impl Plane for Kernel {
         (0..Counter::ALL.len()).map(sum).collect()
     }
 
-    fn refusals(&self, numbers: &BTreeSet<u32>) -> Result<BTreeMap<u32, u64>, PlaneError> {
+    fn pressure(&self, numbers: &BTreeSet<u32>) -> Result<BTreeMap<u32, PressureValue>, PlaneError> {
         let failed =
-            |error: &dyn std::error::Error| PlaneError::Read { map: "REFUSALS", reason: chain(error) };
-        let map = self.dataplane.per_cpu::<u64>("REFUSALS").map_err(|error| failed(&error))?;
+            |error: &dyn std::error::Error| PlaneError::Read { map: "PRESSURE", reason: chain(error) };
+        let map = self.dataplane.per_cpu::<PressureValue>("PRESSURE").map_err(|error| failed(&error))?;
         let sum = |index: &u32| {
             let values = map.get(index, 0).map_err(|error| failed(&error))?;
-            Ok((*index, values.iter().sum()))
+            let sum = values.iter().fold(PressureValue::default(), |sum, value| PressureValue {
+                refused: sum.refused + value.refused,
+                waited: sum.waited + value.waited,
+            });
+            Ok((*index, sum))
         };
         numbers.iter().map(sum).collect()
+    }
+
+    fn beat(&mut self) -> Result<u64, PlaneError> {
+        let failed =
+            |error: &dyn std::error::Error| PlaneError::Read { map: "COUNTERS", reason: chain(error) };
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map_err(|e| failed(&e))?;
+        let wrote = self.array("PULSE", 0, now.tv_sec() as u32);
+        wrote.map_err(|error| PlaneError::Write { op: "PULSE".to_owned(), reason: chain(&error) })?;
+        let map = self.dataplane.per_cpu::<CounterValue>("COUNTERS").map_err(|error| failed(&error))?;
+        let sum = |counter: Counter| {
+            let values = map.get(&(counter as u32), 0).map_err(|error| failed(&error))?;
+            Ok::<u64, PlaneError>(values.iter().map(|value| value.packets).sum())
+        };
+        Ok(sum(Counter::PastHighWater)? + sum(Counter::DropWaiting)?)
+    }
+
+    fn ports(&self) -> Result<Ports, PlaneError> {
+        let mut usage = Usage::default();
+        self.for_each("BLOCKS", |key: &BlockKey, value: &BlockValue| usage.add_block(key, value))?;
+        Ok(usage.ports)
     }
 
     fn unresolved(&self, seconds: u32) -> Result<BTreeSet<Ipv4Addr>, PlaneError> {

@@ -4,6 +4,7 @@ use aegis_common::Timeouts;
 use aegis_core::gateway::{self, Load, Place};
 use aegis_core::model::{Address, AllocationName, Fence, Holding, Seconds, State};
 use aegis_core::policy::{Binding, BindingName, Expression, Operator, PortRange, Workloads};
+use aegis_core::slice::{self, SliceSet};
 use aegis_crds::{
     AllocationRef, EgressAddress, EgressAllocation, EgressNode, HoldingState, Protocol, WhenUnavailable,
     ZoneBinding,
@@ -96,6 +97,10 @@ pub struct Allocation {
     pub sites: Vec<Vec<u64>>,
     /// Time-outs of its flows.
     pub timeouts: Timeouts,
+    /// Slices of each address that may be used.
+    pub slices: SliceSet,
+    /// Slices of each address that a node can grow to.
+    pub per_node_max: u32,
 }
 
 fn seconds(time: Option<&Time>) -> Seconds {
@@ -292,7 +297,11 @@ pub fn allocation(object: &EgressAllocation) -> (AllocationName, Allocation) {
     let by_name: BTreeMap<&String, _> =
         object.spec.sites.iter().map(|site| (&site.name, &site.node_selector)).collect();
     let sites = by_name.into_values().map(|selector| labels(selector).collect());
-    (name, Allocation { sites: sites.collect(), timeouts })
+    let ports = &object.spec.ports;
+    let slice = |port: u32| u8::try_from(port / slice::PORTS).unwrap_or(slice::LAST);
+    let slices = SliceSet::range(slice(ports.first).max(slice::FIRST), slice(ports.last));
+    let per_node_max = ports.per_node.max;
+    (name, Allocation { sites: sites.collect(), timeouts, slices, per_node_max })
 }
 
 /// Reads an EgressAddress.

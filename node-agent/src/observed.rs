@@ -8,7 +8,7 @@ use aegis_common::{
     AddressValue, AllocationValue, Config, HOMES_PER_ADDRESS, HoldingValue, PeerValue, PodValue,
     SLOTS_PER_ADDRESS, SlotValue, VerdictValue,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 /// An address as the maps hold it: the four octets in network order, read natively.
@@ -68,6 +68,8 @@ pub struct Observed {
     pub homes: BTreeMap<u32, Homes>,
     /// `HOLDINGS`.
     pub holdings: BTreeMap<Ipv4Addr, HoldingValue>,
+    /// `GROWING`.
+    pub growing: BTreeSet<Ipv4Addr>,
     /// `ALLOCATIONS` by index; entries never used are absent.
     pub allocations: BTreeMap<u32, AllocationValue>,
     /// The policy maps, by generation.
@@ -125,6 +127,8 @@ impl Observed {
             Op::RemoveAddress { address } => _ = self.addresses.remove(&address),
             Op::SetHolding { address, value } => _ = self.holdings.insert(address, value),
             Op::RemoveHolding { address } => _ = self.holdings.remove(&address),
+            Op::SetGrowing { address } => _ = self.growing.insert(address),
+            Op::RemoveGrowing { address } => _ = self.growing.remove(&address),
             Op::SetAllocation { index, value } => {
                 set_or_clear(&mut self.allocations, index, value, value == NO_ALLOCATION);
             }

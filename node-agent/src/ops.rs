@@ -51,6 +51,10 @@ pub enum Op {
     SetHolding { address: Ipv4Addr, value: HoldingValue },
     /// Removes from `HOLDINGS`.
     RemoveHolding { address: Ipv4Addr },
+    /// Writes `GROWING`.
+    SetGrowing { address: Ipv4Addr },
+    /// Removes from `GROWING`.
+    RemoveGrowing { address: Ipv4Addr },
     /// Writes `ALLOCATIONS`.
     SetAllocation { index: u32, value: AllocationValue },
     /// Writes `PODS`.

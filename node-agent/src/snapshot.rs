@@ -12,7 +12,7 @@ use crate::watch::Cluster;
 use aegis_core::gateway::FullNodes;
 use aegis_core::policy::Room;
 use ipnet::Ipv4Net;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 /// What this node knows of itself.
@@ -89,6 +89,8 @@ pub fn inputs(args: &Args, cluster: &Cluster, local: &Local<'_>, memory: &mut Me
         unknown_pods: args.unknown_pods,
         answers: local.answers.clone(),
         room: local.room,
+        unsettled: BTreeMap::new(),
+        in_vain: BTreeSet::new(),
     }
 }
 

@@ -48,6 +48,87 @@ fn counted_refusals(world: &mut World) -> Vec<(&'static str, u64)> {
     world.counted().into_iter().filter(|(label, _)| label.starts_with("refuse_")).collect()
 }
 
+/// `PRESSURE` of an allocation.
+fn pressure(world: &World, index: u32) -> PressureValue {
+    let values = world.plane.per_cpu::<PressureValue>("PRESSURE").unwrap().get(&index, 0).unwrap();
+    values.iter().fold(PressureValue::default(), |sum, value| PressureValue {
+        refused: sum.refused + value.refused,
+        waited: sum.waited + value.waited,
+    })
+}
+
+#[test]
+fn xdp_ports_a_flow_waits_for_slices_that_are_to_come_and_for_no_others() {
+    let mut world = World::new();
+    let pulse = |world: &mut World, age: u32| {
+        let second = now() - age;
+        world.plane.array::<u32>("PULSE").unwrap().set(0, second, 0).unwrap();
+    };
+    let grow = |world: &mut World, address: Ipv4Addr, grows: bool| {
+        let mut growing = world.plane.hash::<u32, u32>("GROWING").unwrap();
+        if grows {
+            growing.insert(raw(address), 1, 0).unwrap()
+        } else {
+            growing.remove(&raw(address)).unwrap()
+        }
+    };
+    let drops = |world: &World, port| {
+        world.out(&Packet::tcp((POD, port), (ORIGIN, 443), SYN).frame()).verdict == TCX_DROP
+    };
+    pulse(&mut world, 0);
+    grow(&mut world, EGRESS, true);
+    // One packet in `counted` for each flow, be it that it opens or waits.
+    fill(&world, 10_000, 153);
+    assert_eq!(past_high_water(&mut world), 0, "153 of 256 are less than 60 %");
+    fill(&world, 10_153, 103);
+    assert_eq!(past_high_water(&mut world), 103);
+    assert!(drops(&world, 20_000), "silently, so that the pod tries again");
+    assert_eq!(world.counted(), [("drop_waiting_for_slice", 1)]);
+    assert_eq!(pressure(&world, 0), PressureValue { waited: 1, refused: 0 });
+    assert_eq!(world.consistent(), 256, "nothing is left behind");
+
+    world.own(0, 16, 1);
+    world.allow(EGRESS, &[SLICE, 16]);
+    assert_eq!(open(&world, 20_000).unwrap().1 >> 8, 16, "more slices have come");
+    fill(&world, 20_001, 255);
+    // Two blocks, of which the first is full: that alone is not past 60 % of both.
+    assert!((100..=255).contains(&past_high_water(&mut world)));
+    assert!(drops(&world, 21_000));
+
+    world.counted();
+    pulse(&mut world, PULSE_LIFE + 1);
+    assert_eq!(open(&world, 21_000), None, "no slices come without agent");
+    assert_eq!(counted_refusals(&mut world), [("refuse_no_port", 1)]);
+    pulse(&mut world, 0);
+    assert!(drops(&world, 21_000));
+    grow(&mut world, EGRESS, false);
+    assert_eq!(open(&world, 21_000), None);
+    assert_eq!(pressure(&world, 0), PressureValue { waited: 3, refused: 2 });
+}
+
+#[test]
+fn xdp_ports_a_pod_leaves_its_address_only_when_that_is_full_for_good() {
+    let mut world = World::new();
+    world.own(1, SLICE, 1);
+    world.allow(EGRESS_2, &[SLICE]);
+    world.allocation(&[EGRESS, EGRESS_2], Timeouts::default());
+    world.plane.array::<u32>("PULSE").unwrap().set(0, now(), 0).unwrap();
+    for address in [EGRESS, EGRESS_2] {
+        world.plane.hash::<u32, u32>("GROWING").unwrap().insert(raw(address), 1, 0).unwrap();
+    }
+    let own = fill(&world, 10_000, 256)[0].0;
+    assert_eq!(world.out(&Packet::tcp((POD, 20_000), (ORIGIN, 443), SYN).frame()).verdict, TCX_DROP);
+    world.plane.hash::<u32, u32>("GROWING").unwrap().remove(&raw(own)).unwrap();
+    let spilled = open(&world, 20_000).unwrap().0;
+    assert_ne!(spilled, own);
+    fill(&world, 20_001, 255);
+    assert_eq!(world.out(&Packet::tcp((POD, 30_000), (ORIGIN, 443), SYN).frame()).verdict, TCX_DROP);
+}
+
+fn past_high_water(world: &mut World) -> u64 {
+    world.counted().into_iter().filter(|(label, _)| *label == "past_high_water").map(|(_, count)| count).sum()
+}
+
 #[test]
 fn xdp_ports_every_port_of_a_slice_then_a_refusal_then_reuse() {
     let mut world = World::new();
@@ -209,9 +290,7 @@ fn xdp_ports_every_address_and_block_is_tried_and_refusals_are_counted() {
         assert_eq!(open(&world, 30_000 + port), None);
     }
     assert_eq!(counted_refusals(&mut world), [("refuse_no_port", 3)]);
-    let refusals = |world: &World, index: u32| -> u64 {
-        world.plane.per_cpu::<u64>("REFUSALS").unwrap().get(&index, 0).unwrap().iter().sum()
-    };
+    let refusals = |world: &World, index: u32| pressure(world, index).refused;
     assert_eq!((refusals(&world, 0), refusals(&world, 1)), (3, 0));
     world.allow(EGRESS, &[]);
     world.allow(EGRESS_2, &[]);

@@ -141,7 +141,10 @@ fn xdp_stress_nothing_is_refused_while_there_is_room() {
     assert_eq!(world.consistent(), usize::from(THREADS * FLOWS));
     let used: u32 = world.entries::<BlockKey, BlockValue>("BLOCKS").iter().map(|(_, value)| value.used).sum();
     assert_eq!(used, u32::from(THREADS * FLOWS));
-    assert_eq!(world.counted(), [("translated", 24_000), ("new_flow", 24_000)]);
+    let mut counted = world.counted();
+    // Of 25,600 ports.
+    counted.retain(|(label, _)| *label != "past_high_water");
+    assert_eq!(counted, [("translated", 24_000), ("new_flow", 24_000)]);
 }
 
 /// Other kernels' verifiers follow more or fewer ways through the same program: there must be room.

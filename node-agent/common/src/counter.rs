@@ -38,6 +38,8 @@ counters! {
     Translated = "translated",
     /// Out: new flows.
     NewFlow = "new_flow",
+    /// Out: new flows after which more than 60 % of this node's ports towards their origin are taken.
+    PastHighWater = "past_high_water",
     /// In: packets translated back to a local pod.
     Reverse = "reverse",
     /// In: packets sent on to the node that owns the port.
@@ -82,6 +84,8 @@ counters! {
     DropMalformedOut = "drop_malformed_out",
     /// Out: dropped, a later fragment whose first fragment was not seen.
     DropFragmentOut = "drop_fragment_out",
+    /// New flow dropped: no port is free, but more slices are about to come to this node; its next packet finds them.
+    DropWaiting = "drop_waiting_for_slice",
     /// Out: dropped, another CPU is just ending the flow; the next packet finds it gone.
     DropEnding = "drop_ending",
     /// In: dropped, nobody holds the slice.

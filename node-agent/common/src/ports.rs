@@ -53,6 +53,29 @@ map_type!(BlockValue, 288);
 /// Flag in [`BlockValue::used`]: the block is being removed; whoever sees it looks the block up again.
 pub const BLOCK_DEAD: u32 = 1 << 31;
 
+/// Whether so much of something is in use that more is wanted: 60 %.
+#[inline(always)]
+pub fn is_high(used: u32, all: u32) -> bool {
+    used * HIGH_WATER.1 > all * HIGH_WATER.0
+}
+
+/// Share of the ports above which more slices are wanted.
+pub const HIGH_WATER: (u32, u32) = (6, 10);
+
+/// Value of `PRESSURE` (per-CPU array; index: as in `ALLOCATIONS`): new flows that found no port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PressureValue {
+    /// Refused, since none is to be expected.
+    pub refused: u64,
+    /// Dropped, since more slices are about to come. Each packet counts.
+    pub waited: u64,
+}
+map_type!(PressureValue, 16);
+
+/// Seconds for which a sign of life of the agent counts (see `PULSE`).
+pub const PULSE_LIFE: u32 = 5;
+
 /// The words of a block that belong to slices (bit `s` = slice `s` of the block): bit `w` = word `w`.
 #[inline(always)]
 pub fn words_of(slices: u32) -> u32 {

@@ -46,9 +46,15 @@ pub static FRAGMENTS_IN: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::wi
 pub static UNRESOLVED: LruHashMap<u32, u32> = LruHashMap::with_max_entries(256, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<CounterValue> = PerCpuArray::with_max_entries(64, 0);
-/// How often a new flow was refused for want of a port, by index into `ALLOCATIONS`.
+/// New flows that found no port, by index into `ALLOCATIONS`.
 #[map]
-pub static REFUSALS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_ALLOCATIONS, 0);
+pub static PRESSURE: PerCpuArray<PressureValue> = PerCpuArray::with_max_entries(MAX_ALLOCATIONS, 0);
+/// Egress addresses of which this node expects more slices when it needs them. A value is always 1.
+#[map]
+pub static GROWING: HashMap<u32, u32> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
+/// Second at which the agent last said that it lives: without it no slices come.
+#[map]
+pub static PULSE: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 pub static LIMITER: PerCpuArray<LimiterValue> = PerCpuArray::with_max_entries(1, 0);
 /// Where a new block is put together: it is too large for the stack.
@@ -86,12 +92,15 @@ pub fn count(counter: Counter, bytes: u32) {
     }
 }
 
-/// Counts a new flow of an allocation that was refused for want of a port.
+/// Counts a new flow of an allocation that found no port.
 #[inline(always)]
-pub fn count_refusal(allocation: u32) {
-    if let Some(value) = REFUSALS.get_ptr_mut(allocation) {
+pub fn count_pressure(allocation: u32, by: PressureValue) {
+    if let Some(value) = PRESSURE.get_ptr_mut(allocation) {
         // SAFETY: as in `count`.
-        unsafe { *value += 1 };
+        unsafe {
+            (*value).waited += by.waited;
+            (*value).refused += by.refused;
+        }
     }
 }
 

@@ -35,8 +35,13 @@ pub fn make(leaving: &mut Leaving, allocation: u32, by: Opener, flags: u8) -> Re
         ports::NO_ROOM => Err(Stop::Refuse(Counter::RefuseTableFull)),
         // Another CPU is ending the flow that had the key.
         ENDING => Err(Stop::Drop(Counter::DropEnding)),
+        // TCP tries again within a second, others when they like; a refusal they would take for the last word.
+        ports::WAITING => {
+            maps::count_pressure(allocation, PressureValue { waited: 1, refused: 0 });
+            Err(Stop::Drop(Counter::DropWaiting))
+        }
         _ => {
-            maps::count_refusal(allocation);
+            maps::count_pressure(allocation, PressureValue { waited: 0, refused: 1 });
             Err(Stop::Refuse(Counter::RefuseNoPort))
         }
     }
@@ -69,6 +74,7 @@ extern "C" fn open_here(leaving: *mut Leaving, allocation: u32, whose: u64, flag
         start: mix(leaving.key.remote ^ u32::from(leaving.key.remote_port)) & (BLOCKS_PER_ADDRESS - 1),
         address: 0,
         left: 0,
+        blocks: 0,
         outcome: ports::UNAVAILABLE,
     };
     ports::claim(&mut claim);

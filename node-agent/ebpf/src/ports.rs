@@ -5,7 +5,7 @@
 
 use crate::atomics;
 use crate::flow;
-use crate::maps::{self, BLOCKS, HOLDINGS, REVERSE, SCRATCH};
+use crate::maps::{self, BLOCKS, GROWING, HOLDINGS, PULSE, REVERSE, SCRATCH};
 use aegis_common::*;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop};
@@ -27,25 +27,30 @@ pub struct Claim {
     pub address: u32,
     /// Blocks of the present address in which there is something to try, counted from `start`.
     pub left: u32,
+    /// How many there were at the beginning.
+    pub blocks: u32,
     /// What came of it.
     pub outcome: u32,
 }
 
 /// This node holds no slice of the allocation from which new flows may be opened.
 pub const UNAVAILABLE: u32 = 3;
-/// No port is free.
+/// No port is free, and none is to be expected.
 pub const FULL: u32 = 0;
 /// `egress` and `egress_port` are taken, and `REVERSE` has the entry.
 pub const TAKEN: u32 = 1;
 /// `REVERSE` or `BLOCKS` has no room.
 pub const NO_ROOM: u32 = 2;
 
+/// No port is free, but more slices of the address are about to come.
+pub const WAITING: u32 = 4;
+
 /// Takes a port for a new flow and enters it into `REVERSE`.
 #[inline(always)]
 pub fn claim(claim: &mut Claim) {
     claim.outcome = UNAVAILABLE;
-    // One step for each address, and one for each block in which there is something to take.
-    let steps = ADDRESSES_PER_ALLOCATION as u32 * (BLOCKS_PER_ADDRESS + 1);
+    // One step for each address, one for each block in which there is something to take, and one at the end.
+    let steps = ADDRESSES_PER_ALLOCATION as u32 * (BLOCKS_PER_ADDRESS + 1) + 1;
     // SAFETY: the callback gets a pointer to `claim`, which outlives the call.
     unsafe {
         bpf_loop(steps, step as *mut c_void, core::ptr::from_mut(claim).cast(), 0);
@@ -94,16 +99,44 @@ unsafe extern "C" fn step(_: u64, claim: *mut c_void) -> i64 {
                 return 0;
             }
             LOST => (),
-            port if enter(claim, &key, port as u16) => return 1,
+            port if enter(claim, &key, port as u16) => {
+                note_water(claim, port);
+                return 1;
+            }
             _ => (),
         }
     }
     0
 }
 
-/// Begins with the next address of the allocation. Returns 1 if there is none.
+/// Counts a flow that leaves little room. Blocks are tried in a fixed order, so those that were passed are full.
+#[inline(always)]
+fn note_water(claim: &Claim, port: u32) {
+    let passed = claim.blocks.wrapping_sub(1).wrapping_sub(claim.left.count_ones());
+    let high = passed + u32::from(port & TIGHT != 0);
+    if claim.outcome == TAKEN && is_high(high, claim.blocks) {
+        maps::count(Counter::PastHighWater, 0);
+    }
+}
+
+/// Whether more slices of an address are about to come to this node: the agent expects it, and lives to see to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn may_grow(egress: u32) -> u32 {
+    let Some(pulse) = PULSE.get(0) else { return 0 };
+    // SAFETY: only presence matters.
+    let grows = unsafe { GROWING.get(&egress) }.is_some();
+    u32::from(grows && maps::now().saturating_sub(*pulse) <= PULSE_LIFE)
+}
+
+/// Begins with the next address of the allocation. Returns 1 if there is none, or if the one before is not to be given up.
 #[inline(always)]
 fn next_address(claim: &mut Claim) -> i64 {
+    // A pod goes on to another address only if the whole of its own is full, not just what this node has of it by now.
+    if claim.outcome == FULL && may_grow(claim.flow.egress) != 0 {
+        claim.outcome = WAITING;
+        return 1;
+    }
     let Some(allocation) = maps::ALLOCATIONS.get(u32::from(claim.flow.allocation)) else { return 1 };
     let count = allocation.count;
     if count == 0 || claim.address >= count {
@@ -121,6 +154,7 @@ fn next_address(claim: &mut Claim) -> i64 {
     // SAFETY: as in `step`.
     let Some(holding) = (unsafe { HOLDINGS.get(&egress) }) else { return 0 };
     claim.left = blocks_of(&holding.allowed).rotate_right(claim.start & (BLOCKS_PER_ADDRESS - 1));
+    claim.blocks = claim.left.count_ones();
     0
 }
 
@@ -151,6 +185,9 @@ const ALL_TAKEN: u32 = 1 << 16;
 const NO_BLOCK: u32 = 2 << 16;
 /// Too many races lost, or the bitmap is just being removed: worth another try.
 const LOST: u32 = 3 << 16;
+
+/// Beside a port: these slices are past their high-water mark.
+const TIGHT: u32 = 1 << 20;
 
 /// Takes a free port of the given slices (bit s = slice s of the block).
 ///
@@ -197,7 +234,8 @@ extern "C" fn take(key: *const BlockKey, slices: u32) -> u32 {
         value.last_used = maps::now();
         let slice = u32::from(key.block) << 3 | place >> 8;
         let low = port_of_place(place as u8, permutation_key(config.seed, key, slice));
-        return slice << 8 | u32::from(low);
+        let tight = is_high(value.used, (slices & 0xff).count_ones() * PORTS_PER_SLICE);
+        return if tight { TIGHT } else { 0 } | slice << 8 | u32::from(low);
     }
     atomics::fetch_add(&raw mut value.used, u32::MAX);
     outcome

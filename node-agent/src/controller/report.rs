@@ -16,7 +16,7 @@ use aegis_core::model::AllocationName;
 use aegis_core::slice::SliceSet;
 use aegis_crds::Uplink;
 use ipnet::Ipv4Net;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -47,14 +47,7 @@ impl Controller {
             None => (nothing, Vec::new()),
         };
         let counters = self.pinned.plane.as_ref().and_then(|plane| plane.counters().ok()).unwrap_or_default();
-        let local: BTreeSet<AllocationName> = bindings
-            .iter()
-            .filter(|binding| binding.enabled && wanted.covered.get(&binding.name).copied().unwrap_or(0) > 0)
-            .map(|binding| binding.allocation.clone())
-            .collect();
-        let refusals = self.refusals(&wanted);
-        let now = self.born.elapsed().as_secs();
-        let wants = self.meter.wants(&wanted, &local, &usage.ports, &refusals, now);
+        let wants = self.growing.wants.clone();
         let drained = self.drained(&wanted, usage);
         let modes = self.attached().uplinks;
         let uplinks = self.devices.uplinks.iter().map(|(index, device)| Uplink {
@@ -94,22 +87,6 @@ impl Controller {
             changed
         });
         self.show(counters, usage, &wanted, &wants, inputs, ready);
-    }
-
-    /// Flows refused for want of a port, of each allocation from which this node sends.
-    fn refusals(&self, wanted: &Desired) -> BTreeMap<AllocationName, u64> {
-        let sends =
-            |name: &AllocationName| wanted.allocations.get(name).is_some_and(|a| !a.addresses.is_empty());
-        let numbers: BTreeMap<u32, &AllocationName> = self
-            .numbers
-            .iter()
-            .filter(|(name, _)| sends(name))
-            .map(|(name, number)| (*number, name))
-            .collect();
-        let plane = self.pinned.plane.as_ref();
-        let counts = plane.and_then(|plane| plane.refusals(&numbers.keys().copied().collect()).ok());
-        let counts = counts.unwrap_or_default().into_iter();
-        counts.filter_map(|(number, count)| Some(((*numbers.get(&number)?).clone(), count))).collect()
     }
 
     /// What has no room. That is no reason to give this node less of everything else.

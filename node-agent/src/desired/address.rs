@@ -1,6 +1,8 @@
 //! Egress addresses: who owns which slice, from which this node may open flows, and where fragments meet.
 
 use super::{Inputs, tunnel_of};
+use crate::objects;
+use aegis_core::growth;
 use aegis_core::holding::Rights;
 use aegis_core::model::{Address, AllocationName, State};
 use aegis_core::slice::SliceSet;
@@ -22,12 +24,21 @@ pub struct EgressAddress {
     pub allowed: SliceSet,
     /// Slices of this node that are to become empty.
     pub draining: SliceSet,
+    /// Slices of this node that it will open when the others have heard of them.
+    pub unsettled: SliceSet,
+    /// New flows that find no port wait for more slices instead of being refused.
+    pub growing: bool,
 }
 
 impl EgressAddress {
     /// What this node may do with its slices.
     pub fn rights(&self) -> Rights {
         Rights { open: self.allowed, draining: self.draining }
+    }
+
+    /// How many slices this node holds.
+    pub fn held(&self) -> u32 {
+        self.allowed.union(self.unsettled).len()
     }
 }
 
@@ -43,11 +54,19 @@ pub struct Owner {
 /// An address as this node should know it, from its object.
 pub(super) fn egress_address(inputs: &Inputs, object: &Address) -> EgressAddress {
     let Rights { open, draining } = Rights::of(object, &inputs.node);
+    let unsettled = inputs.unsettled.get(&object.address).copied().unwrap_or_default().intersection(open);
+    let has_room = |limits: &objects::Allocation| {
+        growth::has_room(object, &inputs.node, limits.slices, limits.per_node_max)
+    };
+    let grows = !inputs.in_vain.contains(&object.address)
+        && inputs.allocations.get(&object.allocation).is_some_and(has_room);
     let mut address = EgressAddress {
         allocation: Some(object.allocation.clone()),
         epoch: object.epoch,
-        allowed: open,
+        allowed: open.difference(unsettled),
         draining,
+        unsettled,
+        growing: grows || !unsettled.is_empty(),
         ..EgressAddress::default()
     };
     for holding in &object.holdings {

@@ -3,6 +3,7 @@
 use super::{EgressAddress, Inputs, tunnel_of};
 use aegis_common::{ADDRESSES_PER_ALLOCATION, Timeouts};
 use aegis_core::gateway::{self, Holder};
+use aegis_core::growth::MOST;
 use aegis_core::model::{Address, AllocationName, State};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -21,6 +22,8 @@ pub struct Allocation {
     pub name: Ipv4Addr,
     /// Time-outs.
     pub timeouts: Timeouts,
+    /// Slices of each address that this node can grow to.
+    pub most: u32,
 }
 
 impl Allocation {
@@ -50,13 +53,14 @@ pub(super) fn allocations(
             .collect();
         let (gateways, near) =
             if own.is_empty() { gateways(inputs, name, &objects) } else { (Vec::new(), 0) };
-        let timeouts = inputs.allocations.get(name).map(|allocation| allocation.timeouts);
+        let limits = inputs.allocations.get(name);
         let allocation = Allocation {
             addresses: own,
             gateways,
             near,
             name: objects.first()?.address,
-            timeouts: timeouts.unwrap_or_default(),
+            timeouts: limits.map(|limits| limits.timeouts).unwrap_or_default(),
+            most: limits.map_or(MOST, |limits| limits.per_node_max),
         };
         Some((name.clone(), allocation))
     };

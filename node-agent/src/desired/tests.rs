@@ -262,3 +262,21 @@ fn a_pod_is_known_by_the_mac_that_the_cni_tells() {
     assert_eq!(mac([(address, [2, 0, 0, 0, 0, 7])].into()), [2, 0, 0, 0, 0, 7]);
     assert_eq!(mac(BTreeMap::new()), [0; 6], "nobody told it: it is not compared");
 }
+
+#[test]
+fn flows_wait_for_slices_while_some_can_come() {
+    let mut inputs = inputs(&[(4, 5, "own", State::Held), (6, 9, "far", State::Held)]);
+    let growing = |inputs: &Inputs| desired(inputs).addresses[&EGRESS].growing;
+    assert!(!growing(&inputs), "nothing is known of the allocation");
+    let limits =
+        objects::Allocation { slices: SliceSet::range(4, 11), per_node_max: 4, ..Default::default() };
+    inputs.allocations.insert(name(), limits);
+    assert!(growing(&inputs));
+    assert_eq!(desired(&inputs).allocations[&name()].most, 4);
+    inputs.in_vain.insert(EGRESS);
+    assert!(!growing(&inputs), "it has been asked for in vain");
+    inputs.unsettled.insert(EGRESS, SliceSet::range(5, 6));
+    let address = &desired(&inputs).addresses[&EGRESS];
+    assert!(address.growing, "one is about to be opened");
+    assert_eq!((address.allowed, address.held()), (SliceSet::range(4, 4), 2));
+}

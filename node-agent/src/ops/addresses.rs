@@ -41,6 +41,11 @@ impl Builder<'_> {
             if observed.holdings.get(address) != Some(&now) {
                 self.push(Op::SetHolding { address: *address, value: now });
             }
+            match (wanted.growing, observed.growing.contains(address)) {
+                (true, false) => self.push(Op::SetGrowing { address: *address }),
+                (false, true) => self.push(Op::RemoveGrowing { address: *address }),
+                _ => {}
+            }
             if now != value {
                 self.drains.push(Op::SetHolding { address: *address, value });
             }
@@ -103,6 +108,9 @@ impl Builder<'_> {
             }
             if self.desired.addresses.contains_key(address) {
                 continue;
+            }
+            if observed.growing.contains(address) {
+                self.push(Op::RemoveGrowing { address: *address });
             }
             let holding = observed.holdings.get(address).copied().unwrap_or_default();
             if holding.allowed != [0; 4] {

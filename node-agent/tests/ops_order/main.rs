@@ -103,6 +103,22 @@ fn an_address_changes_hands_by_way_of_nobody() {
 }
 
 #[test]
+fn an_address_that_can_grow_is_marked_until_it_cannot() {
+    let world = simple();
+    let (mut maps, known) = after(&world, 1);
+    let mut next = wanted(&world);
+    let mut ops = |grows| {
+        next.addresses.get_mut(&egress(0)).unwrap().growing = grows;
+        let ops = transition(&next, &maps, &known).ops;
+        ops.iter().for_each(|op| maps.apply(op));
+        ops
+    };
+    assert_eq!(ops(true), [Op::SetGrowing { address: egress(0) }]);
+    assert_eq!(ops(true), []);
+    assert_eq!(ops(false), [Op::RemoveGrowing { address: egress(0) }]);
+}
+
+#[test]
 fn draining_takes_the_right_to_open_flows_and_leaves_the_slot() {
     let (mut maps, known) = after(&simple(), 1);
     let slot = maps.slots[&(0, 8)];

@@ -58,6 +58,49 @@ pub fn contradicts(reported: i64, known: Option<i64>) -> bool {
     known.is_none_or(|epoch| epoch < reported)
 }
 
+/// How long slices that are new to a node rest before it opens flows from them, in milliseconds: replies may enter at any
+/// node, and one that has not heard of the new owner drops them.
+pub const SETTLE: u64 = 500;
+
+/// The slices of one address that a node has, and which of them are new. Times are milliseconds of any steady clock.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settling {
+    mine: SliceSet,
+    /// New slices, with the time from which they may be opened.
+    fresh: Vec<(SliceSet, u64)>,
+}
+
+impl Settling {
+    /// These the node had all along.
+    pub fn found(mine: SliceSet) -> Settling {
+        Settling { mine, fresh: Vec::new() }
+    }
+
+    /// Takes in what the node has now; gives what it does not open yet. It does at once where there is nothing else to open
+    /// from, or `hurry` says that there is no room.
+    pub fn look(&mut self, rights: &Rights, hurry: bool, now: u64) -> SliceSet {
+        let mine = rights.open.union(rights.draining);
+        let new = mine.difference(self.mine);
+        if !new.is_empty() {
+            self.fresh.push((new, now + SETTLE));
+        }
+        self.mine = mine;
+        self.fresh.iter_mut().for_each(|(slices, _)| *slices = slices.intersection(mine));
+        self.fresh.retain(|(slices, at)| !slices.is_empty() && *at > now);
+        let waits = self.fresh.iter().fold(SliceSet::EMPTY, |all, (slices, _)| all.union(*slices));
+        if hurry || rights.open.difference(waits).is_empty() {
+            self.fresh.clear();
+            return SliceSet::EMPTY;
+        }
+        waits
+    }
+
+    /// When to look again.
+    pub fn next(&self) -> Option<u64> {
+        self.fresh.iter().map(|(_, at)| *at).min()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,6 +141,35 @@ mod tests {
         assert!(rights.drained(7, Some(8), Some(busy)).is_empty());
         assert!(rights.drained(7, None, Some(busy)).is_empty());
         assert!(rights.drained(7, Some(7), None).is_empty());
+    }
+
+    #[test]
+    fn new_slices_are_opened_when_others_have_heard_of_them() {
+        let open = |first, last| Rights { open: SliceSet::range(first, last), draining: SliceSet::EMPTY };
+        let mut settling = Settling::default();
+        assert!(settling.look(&open(4, 5), false, 0).is_empty(), "there is nothing else");
+        assert_eq!(settling.look(&open(4, 7), false, 100), SliceSet::range(6, 7));
+        assert_eq!(settling.look(&open(4, 9), false, 300), SliceSet::range(6, 9));
+        assert_eq!(settling.next(), Some(600));
+        assert_eq!(settling.look(&open(4, 9), false, 600), SliceSet::range(8, 9));
+        assert!(settling.look(&open(4, 9), true, 601).is_empty(), "there is no room");
+        assert!(settling.look(&open(4, 9), false, 602).is_empty(), "what was opened stays open");
+        assert_eq!(settling.next(), None);
+        assert_eq!(settling.look(&open(4, 10), false, 700), SliceSet::range(10, 10));
+        assert!(settling.look(&open(10, 10), false, 701).is_empty(), "all else is gone");
+    }
+
+    #[test]
+    fn slices_that_drain_are_known_to_all() {
+        let drains = Rights { open: SliceSet::range(4, 5), draining: SliceSet::range(6, 7) };
+        let mut settling = Settling::found(SliceSet::range(4, 7));
+        assert!(settling.look(&drains, false, 0).is_empty());
+        let back = Rights { open: SliceSet::range(4, 7), draining: SliceSet::EMPTY };
+        assert!(settling.look(&back, false, 1).is_empty(), "they come back");
+        assert_eq!(
+            settling.look(&Rights { open: SliceSet::range(4, 8), ..back }, false, 2),
+            SliceSet::range(8, 8)
+        );
     }
 
     #[test]

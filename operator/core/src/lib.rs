@@ -14,6 +14,7 @@
 //! | what conditions say | `plan::outcomes` |
 //! | what a plan must never do | `audit` |
 //! | what a node makes of what it is given: what it opens, follows, reports as drained | `holding` |
+//! | how many slices a node wants, and for how long flows wait for them | `growth` |
 //! | how long a slice has rested by a clock that nobody sets | `rests` |
 //! | deadlines of nodes that do not answer | `fence` |
 //! | which pod's packets are covered by which binding | `policy` |
@@ -25,6 +26,7 @@ pub mod diff;
 pub mod fence;
 pub mod fragment;
 pub mod gateway;
+pub mod growth;
 pub mod holding;
 pub mod model;
 pub mod plan;
