@@ -35,6 +35,8 @@ pub fn start(port: u16, records: &Shared) -> anyhow::Result<()> {
 fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
+    // Several processes may serve a port together: one has descriptors for so many connections.
+    socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     // Thousands of connections come at once.
@@ -44,6 +46,7 @@ fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
 
 fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
     socket.set_recv_buffer_size(4 << 20)?;
     socket.bind(&address.into())?;

@@ -11,6 +11,7 @@ mod changes;
 mod deletion;
 mod first_packet;
 mod gateways;
+mod growth;
 mod inside;
 mod latency;
 mod lost_nodes;
