@@ -200,7 +200,7 @@ async fn look(load: &Load, schedule: &Schedule) -> anyhow::Result<()> {
     let end = schedule.events.last().map_or(0, |event| event.at);
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(end.into()) {
-        for node in 0..NODES.len() {
+        for (node, named) in NODES.iter().enumerate() {
             let asked = Instant::now();
             // The victim's probe does not answer while it hangs.
             let looked = load.silent(node).await;
@@ -212,13 +212,13 @@ async fn look(load: &Load, schedule: &Schedule) -> anyhow::Result<()> {
                 println!(
                     "{:4.0} s: {silent} connections of {} did not answer: {failures:?}",
                     begin.elapsed().as_secs_f64(),
-                    NODES[node].name()
+                    named.name()
                 );
             } else if asked.elapsed() > Duration::from_secs(2) {
                 println!(
                     "{:4.0} s: {} waited {:.1} s for its connections",
                     begin.elapsed().as_secs_f64(),
-                    NODES[node].name(),
+                    named.name(),
                     asked.elapsed().as_secs_f64()
                 );
             }
