@@ -38,6 +38,7 @@ const PINNED: &[&str] = &[
     "REVERSE",
     "FRAGMENTS_OUT",
     "FRAGMENTS_IN",
+    "ARP_ANSWERS",
     "COUNTERS",
     "PRESSURE",
     "GROWING",

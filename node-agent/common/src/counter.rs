@@ -56,6 +56,8 @@ counters! {
     FromGateway = "from_gateway",
     /// Probes of other nodes that were answered.
     Probed = "probed",
+    /// Questions for the MAC of an egress address that were answered.
+    ArpAnswered = "arp_answered",
     /// In: packets answered with "fragmentation needed", since they do not fit into the tunnel.
     TooBig = "too_big",
     /// Refusals that were answered to the pod (RST or ICMP).

@@ -10,6 +10,7 @@
 //! `CLOCK_BOOTTIME`, which survives suspension and never jumps with the wall clock.
 #![no_std]
 
+mod arp;
 mod config;
 mod counter;
 mod expiry;
@@ -21,6 +22,7 @@ mod ports;
 mod slots;
 mod sweep;
 
+pub use arp::*;
 pub use config::*;
 pub use counter::*;
 pub use expiry::*;

@@ -8,6 +8,7 @@ use aya_ebpf::programs::TcContext;
 
 pub const ETH_LEN: usize = 14;
 pub const ETH_P_IP: u16 = 0x0800u16.to_be();
+pub const ETH_P_ARP: u16 = 0x0806u16.to_be();
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ICMP: u8 = 1;

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `pod_ingress` | tcx ingress, pod-facing device | marks covered packets, holds unknown pods, drops forged sources |
 //! | `uplink_egress` | tcx egress, uplink | gives marked packets a port and the egress address; leak guard |
-//! | `uplink_ingress` | XDP, uplink | steers replies to the owner of the port, translates them back there |
+//! | `uplink_ingress` | XDP, uplink | steers replies to the owner of the port, translates them back there; answers ARP |
 //! | `sweep` | none: run by the agent through `BPF_PROG_TEST_RUN` | removes flows and blocks that are over |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
@@ -12,6 +12,8 @@
 
 #[cfg(target_arch = "bpf")]
 mod answer;
+#[cfg(target_arch = "bpf")]
+mod arp;
 #[cfg(target_arch = "bpf")]
 mod atomics;
 #[cfg(any(target_arch = "bpf", test))]

@@ -44,6 +44,10 @@ pub static FRAGMENTS_IN: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::wi
 /// agent does.
 #[map]
 pub static UNRESOLVED: LruHashMap<u32, u32> = LruHashMap::with_max_entries(256, 0);
+/// Egress addresses for which this node answers ARP.
+#[map]
+pub static ARP_ANSWERS: HashMap<ArpKey, ArpValue> =
+    HashMap::with_max_entries(MAX_ARP_ANSWERS, BPF_F_NO_PREALLOC);
 #[map]
 pub static COUNTERS: PerCpuArray<CounterValue> = PerCpuArray::with_max_entries(64, 0);
 /// New flows that found no port, by index into `ALLOCATIONS`.

@@ -1,5 +1,6 @@
 //! `uplink_ingress`: whose reply is this?
 
+use crate::arp;
 use crate::fragment;
 use crate::guest;
 use crate::headers::{self, ETH_LEN, ETH_P_IP, Ethernet, Ipv4, Transport};
@@ -34,7 +35,7 @@ pub struct Inbound {
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> u32 {
     let Some(config) = maps::config() else { return XDP_PASS };
-    let Some(ip) = ipv4(ctx) else { return XDP_PASS };
+    let Some(ip) = ipv4(ctx) else { return arp::answer(ctx) };
     let wire = Received { arrival: Arrival::Wire, peer: 0, name: 0 };
     let received = if ip.destination == config.tunnel_address {
         match tunnel::receive(ctx, config, &ip) {

@@ -19,8 +19,10 @@
 //! | deadlines of nodes that do not answer | `fence` |
 //! | which pod's packets are covered by which binding | `policy` |
 //! | through whom a node without slices sends | `gateway` |
+//! | which node answers ARP for an address when nobody does | `announcer` |
 #![forbid(unsafe_code)]
 
+pub mod announcer;
 pub mod audit;
 pub mod diff;
 pub mod fence;
