@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Prints what Aegis costs, on this machine: nanoseconds per packet, how soon a binding is in force, how soon a gateway that
-# fails is replaced, how slices follow 64,000 connections, memory. In a lab of its own; takes some minutes and wants the machine for itself.
+# fails is replaced, or a node that answers ARP, how slices follow 64,000 connections, memory. In a lab of its own; takes some minutes
+# and wants the machine for itself.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export AEGIS_TOOLS=${AEGIS_TOOLS:-$HOME/.cache/aegis/tools} AEGIS_LAB=aegis-fig AEGIS_REQUIRE_LAB=1
@@ -19,7 +20,7 @@ lab down
 { lab up && lab install; } >/dev/null
 printf 'idle:\n'
 lab status | grep resident
-for test in latency a_gateway_that_fails; do
+for test in latency a_gateway_that_fails an_address_on_the_link; do
   cargo test --quiet --package aegis-tests --test e2e_life -- "$test" --nocapture --test-threads=1 2>&1 | grep p50 ||
     echo "$test: failed, or measured nothing"
 done

@@ -63,11 +63,21 @@ pub trait Plane: Send {
     }
     /// Starts the thread that ends flows.
     fn sweeper(&mut self) -> Result<Sweeper, PlaneError>;
+    /// For which egress addresses the data plane answers ARP.
+    fn arp(&self) -> Result<Box<dyn ArpTable>, PlaneError>;
     /// What forgets connections that were refused, whenever and wherever it is called.
     fn forget_refused(&self, mark: u32) -> Result<Forget, PlaneError>;
     /// Room in the maps that are sized by the user or hold the policy (`flows`, `blocks`, `pods`, `destinations`, `ports`,
     /// `verdicts`): a pinned one keeps its size.
     fn sizes(&self) -> Vec<(&'static str, u64)>;
+}
+
+/// For which egress addresses the data plane answers ARP, and on which uplinks (by interface index) with which MAC.
+pub trait ArpTable: Send {
+    /// All entries.
+    fn read(&self) -> std::io::Result<BTreeMap<(Ipv4Addr, u32), [u8; 6]>>;
+    /// Answers from now on with this MAC; with none, not at all.
+    fn set(&mut self, address: Ipv4Addr, ifindex: u32, mac: Option<[u8; 6]>) -> std::io::Result<()>;
 }
 
 /// Forgets connections; gives how many there were.

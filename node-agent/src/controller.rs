@@ -11,6 +11,7 @@ pub use plane::Open;
 
 use crate::announce::Keeper;
 use crate::announce::health::Health;
+use crate::announce::l2::L2;
 use crate::apply::{self, Attached};
 use crate::args::Args;
 use crate::cni::{self, CniResult};
@@ -95,6 +96,7 @@ pub struct Controller {
     prober: Prober,
     health: Health,
     keeper: Keeper,
+    l2: L2,
     born: Instant,
 
     network: Result<Network, String>,
@@ -111,6 +113,8 @@ pub struct Controller {
     numbers: BTreeMap<AllocationName, u32>,
     /// Peers that are kept for the sake of flows.
     lingering: BTreeSet<u32>,
+    /// Tunnel addresses of nodes through which flows leave or may.
+    gateways: BTreeSet<Ipv4Addr>,
     devices: Devices,
     attach_errors: BTreeMap<String, String>,
     write_error: Option<String>,
@@ -140,6 +144,9 @@ impl Controller {
         report: watch::Sender<Pending>,
     ) -> Controller {
         let now = Instant::now();
+        let prober = Prober::default();
+        let changed = Arc::clone(&signals);
+        let l2 = L2::new(prober.clone(), move || changed.wake());
         Controller {
             table: TableKeeper::new(args.nft.clone(), now),
             pinned: Pinned::new(open, now),
@@ -150,9 +157,10 @@ impl Controller {
             metrics,
             netlink,
             report,
-            prober: Prober::default(),
+            prober,
             health: Health::default(),
             keeper: Keeper::default(),
+            l2,
             born: now,
             network: Err("not read yet".to_owned()),
             network_read: None,
@@ -163,6 +171,7 @@ impl Controller {
             settled: Settled::new(now),
             numbers: BTreeMap::new(),
             lingering: BTreeSet::new(),
+            gateways: BTreeSet::new(),
             devices: Devices::default(),
             attach_errors: BTreeMap::new(),
             write_error: None,
@@ -181,6 +190,11 @@ impl Controller {
     /// What is to be run beside the controller for it to know which gateways answer.
     pub fn prober(&self) -> Prober {
         self.prober.clone()
+    }
+
+    /// What is to be run beside the controller for somebody to answer ARP.
+    pub fn l2(&self) -> L2 {
+        self.l2.clone()
     }
 
     /// What is to be run beside the controller for it to know how the routing daemon is.
@@ -257,7 +271,9 @@ impl Controller {
         self.announce(&inputs, synced).await;
         self.forget_refused(started);
         self.keep_peers_resolved(&inputs);
-        self.prober.watch(&gateways(&self.pinned.observed, &usage));
+        self.gateways = gateways(&self.pinned.observed, &usage);
+        let probed = self.gateways.iter().copied().chain(self.l2.outcome().peers);
+        self.prober.watch(&probed.collect());
         self.tell(&inputs, &usage, synced);
     }
 

@@ -150,7 +150,7 @@ pub fn internal(inputs: &Inputs) -> Vec<Ipv4Net> {
 
 /// Tunnel address of a node: what its agent reports, or else the node's own address, since a report that is missing
 /// does not mean that the node is.
-fn tunnel_of(inputs: &Inputs, node: &str) -> Option<Ipv4Addr> {
+pub(crate) fn tunnel_of(inputs: &Inputs, node: &str) -> Option<Ipv4Addr> {
     if node == inputs.node && inputs.tunnel_address.is_some() {
         return inputs.tunnel_address;
     }

@@ -1,9 +1,10 @@
 //! The data plane in the kernel: [`Plane`] by way of the loaded programs and their maps.
 
+mod answers;
 mod doubts;
 mod kept;
 
-use crate::apply::{Attached, Forget, Plane, PlaneError};
+use crate::apply::{ArpTable, Attached, Forget, Plane, PlaneError};
 use crate::args::Args;
 use crate::attach::Mode;
 use crate::carry;
@@ -22,6 +23,7 @@ use aegis_common::{
     DestinationValue, HOMES_PER_ADDRESS, HoldingValue, PeerValue, PodKey, PodValue, PortKey, PressureValue,
     SLOTS_PER_ADDRESS, SlotValue, VerdictKey, VerdictValue,
 };
+use answers::Answers;
 use aya::maps::lpm_trie::Key;
 use kept::Kept;
 use std::collections::{BTreeMap, BTreeSet};
@@ -450,6 +452,12 @@ impl Plane for Kernel {
         let failed = |error: &dyn std::error::Error| PlaneError::Sweeper(chain(error));
         let tables = Kept::new(&self.dataplane).map_err(|error| failed(&error))?;
         Sweeper::start(tables).map_err(|error| failed(&error))
+    }
+
+    fn arp(&self) -> Result<Box<dyn ArpTable>, PlaneError> {
+        let failed =
+            |error: &dyn std::error::Error| PlaneError::Read { map: "ARP_ANSWERS", reason: chain(error) };
+        Ok(Box::new(Answers::new(&self.dataplane).map_err(|error| failed(&error))?))
     }
 
     fn forget_refused(&self, mark: u32) -> Result<Forget, PlaneError> {

@@ -82,9 +82,17 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let (daemon, sockets) = (args.routing_daemon, args.routing_sockets.clone());
     let (probed, heard) = (Arc::clone(&signals), Arc::clone(&signals));
     let controller = Controller::new(args, open, shared, signals, metrics, netlink, report);
-    let prober = controller.prober();
+    let (prober, l2) = (controller.prober(), controller.l2());
+    let announcer = l2.clone();
+    std::thread::Builder::new()
+        .name("arp".to_owned())
+        .spawn(move || announcer.run())
+        .context("cannot start the thread that listens to ARP")?;
     let probe = move || loop {
-        let error = prober.run(tunnel_port, || probed.set(|signals| &signals.gateways));
+        let error = prober.run(tunnel_port, || {
+            l2.look();
+            probed.set(|signals| &signals.gateways);
+        });
         tracing::error!(%error, "cannot probe gateways; trying again");
         std::thread::sleep(Duration::from_secs(1));
     };

@@ -39,6 +39,10 @@ pub struct Snapshot {
     pub routing_daemon: bool,
     /// Times a route of an announced address was put back.
     pub route_repairs: u64,
+    /// Egress addresses that one node is to answer ARP for, and whether this one does.
+    pub arp: BTreeMap<Ipv4Addr, bool>,
+    /// Those for which nobody is known to answer.
+    pub arp_vacant: usize,
     /// Gateways that do not answer.
     pub silent_gateways: usize,
     /// Watches that do not work.
@@ -81,6 +85,8 @@ impl Default for Snapshot {
             sessions: (0, 0),
             routing_daemon: true,
             route_repairs: 0,
+            arp: BTreeMap::new(),
+            arp_vacant: 0,
             silent_gateways: 0,
             watch_errors: 0,
             invalid_objects: 0,
@@ -264,6 +270,16 @@ impl Collector for Encoder {
             sessions.map(|(state, count)| ([("state", state.to_owned())], count as u64)),
         )?;
 
+        family(
+            e,
+            (
+                "answers_arp",
+                "1: this node answers ARP for the egress address, 0: it may, and leaves it to another one",
+                MetricType::Gauge,
+            ),
+            now.arp.iter().map(|(a, own)| ([address(a)], u64::from(*own))),
+        )?;
+
         let flag = |value: bool| f64::from(u8::from(value));
         gauge(e, "ready", "1: everything is programmed", flag(now.ready.is_ok()))?;
         gauge(e, "api_connected", "1: every watch works", flag(now.watch_errors == 0))?;
@@ -289,6 +305,12 @@ impl Collector for Encoder {
             flag(now.routing_daemon),
         )?;
         counter(e, "route_repairs", "Routes of announced addresses that were put back", now.route_repairs)?;
+        gauge(
+            e,
+            "vacant_addresses",
+            "Egress addresses for which nobody is known to answer ARP",
+            now.arp_vacant as f64,
+        )?;
         gauge(
             e,
             "silent_gateways",

@@ -179,8 +179,8 @@ fn log_changes(before: &BTreeMap<Ipv4Addr, Answer>, now: &BTreeMap<Ipv4Addr, Ans
         match (before.get(gateway), answer) {
             (before, now) if before == Some(now) => {}
             (None, Answer::Prompt) => {}
-            (Some(_), Answer::Prompt) => tracing::info!(%gateway, "a gateway answers again"),
-            _ => tracing::warn!(%gateway, ?answer, "a gateway does not answer"),
+            (Some(_), Answer::Prompt) => tracing::info!(node = %gateway, "a node answers probes again"),
+            _ => tracing::warn!(node = %gateway, ?answer, "a node does not answer probes"),
         }
     }
 }

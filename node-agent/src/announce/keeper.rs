@@ -27,6 +27,10 @@ pub mod reason {
     pub const NO_SESSION: &str = "NoSession";
     /// The routing daemon has told no neighbour (yet).
     pub const NOT_TOLD: &str = "NotTold";
+    /// Nobody is known to answer ARP for an address (yet).
+    pub const NOBODY_ANSWERS: &str = "NobodyAnswers";
+    /// The node cannot take part in answering ARP.
+    pub const ARP_FAILED: &str = "ArpFailed";
 }
 
 /// How far the announcement has come.
@@ -38,6 +42,15 @@ pub struct Standing {
     pub reason: &'static str,
     /// What is wrong, and what to do.
     pub message: String,
+}
+
+impl Standing {
+    /// Of two kinds of announcement. What is wrong comes first.
+    pub fn and(self, other: Standing) -> Standing {
+        let (first, second) = if self.good && !other.good { (other, self) } else { (self, other) };
+        let message = format!("{}; {}", first.message, second.message);
+        Standing { message, good: first.good && second.good, ..first }
+    }
 }
 
 /// The routes of one node.
@@ -192,6 +205,22 @@ mod tests {
         assert_eq!(Keeper::default().standing(180, true, RoutingDaemon::FRR, &look), None);
         let nobody = keeper.standing(180, true, RoutingDaemon::None, &Look::default()).unwrap();
         assert!(nobody.good && nobody.message.contains("routingDaemon"), "{nobody:?}");
+    }
+
+    #[test]
+    fn two_kinds_are_good_if_both_are() {
+        let [good, bad] = [true, false].map(|good| Standing {
+            good,
+            reason: if good { reason::ANNOUNCED } else { reason::NO_SESSION },
+            message: good.to_string(),
+        });
+        let both = good.clone().and(bad.clone());
+        assert_eq!(
+            (both.good, both.reason, both.message.as_str()),
+            (false, reason::NO_SESSION, "false; true")
+        );
+        assert_eq!(bad.and(good.clone()), both);
+        assert!(good.clone().and(good).good);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Announcing egress addresses to the network: which ones this node announces, and that it happens.
 //!
 //! By BGP: the agent puts a route into a routing table of the kernel ([`routes`]), from which FRR or BIRD redistributes it;
-//! [`health`] looks whether that daemon does. Only IPv4: a /64 would be a second kind of route beside these.
+//! [`health`] looks whether that daemon does. By L2: one of the nodes answers ARP ([`l2`]). Only IPv4: a /64 would be a second kind of route beside these.
 
 pub mod daemon;
 pub mod health;
 mod keeper;
+pub mod l2;
 pub mod routes;
 
 pub use keeper::{Keeper, Standing, reason};

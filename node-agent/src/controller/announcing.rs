@@ -1,8 +1,9 @@
 //! What a turn tells the network.
 
 use super::Controller;
-use crate::announce::{Facts, Standing};
+use crate::announce::{Facts, Standing, l2};
 use crate::desired::Inputs;
+use crate::network::Network;
 use crate::uplink;
 use aegis_crds::AnnouncementMode;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,11 +31,26 @@ impl Controller {
             programmed: &programmed,
             entry,
         };
+        self.answer_arp(inputs, network, &facts);
         let table = self.args.announcement_table;
         if self.keeper.keep(&self.netlink, table, &facts, &network.announced).await {
             // Read back before the next comparison: the notification may come after it.
             self.signals.network.store(true, Ordering::Release);
         }
+    }
+
+    /// Takes part in the elections of who answers ARP.
+    fn answer_arp(&self, inputs: &Inputs, network: &Network, facts: &Facts<'_>) {
+        if let (true, Some(plane)) = (self.l2.needs_table(), &self.pinned.plane) {
+            match plane.arp() {
+                Ok(table) => self.l2.take_table(table),
+                Err(error) => tracing::error!(%error, "cannot answer ARP"),
+            }
+        }
+        let uplinks: BTreeMap<u32, [u8; 6]> =
+            self.devices.uplinks.iter().map(|(index, device)| (*index, device.mac)).collect();
+        let answering = self.l2.outcome().answering;
+        self.l2.follow(l2::wanted(facts, inputs, network, &uplinks, &answering), &uplinks);
     }
 
     /// Whether what arrives at this node is taken: every uplink has its program, and somebody keeps its tables.
@@ -50,6 +66,11 @@ impl Controller {
     /// How far the announcement has come, if there is anything to announce.
     pub(super) fn standing(&self) -> Option<Standing> {
         let look = self.health.look(self.keeper.routed());
-        self.keeper.standing(self.args.announcement_table, self.is_entry(), self.args.routing_daemon, &look)
+        let (table, daemon) = (self.args.announcement_table, self.args.routing_daemon);
+        let by_bgp = self.keeper.standing(table, self.is_entry(), daemon, &look);
+        match (by_bgp, self.l2.outcome().standing()) {
+            (Some(by_bgp), Some(by_l2)) => Some(by_bgp.and(by_l2)),
+            (by_bgp, by_l2) => by_bgp.or(by_l2),
+        }
     }
 }

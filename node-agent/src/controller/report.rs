@@ -210,6 +210,7 @@ impl Controller {
         let live = self.pinned.observed.generations.get(&self.pinned.observed.config.generation);
         let count = |entries: usize| entries as u64;
         let look = self.health.look(self.keeper.routed());
+        let arp = self.l2.outcome();
         let mut tables = BTreeMap::from([
             ("addresses", (count(self.pinned.observed.addresses.len()), aegis_common::MAX_ADDRESSES.into())),
             ("peers", (count(self.pinned.observed.peers.len()), aegis_common::MAX_PEERS.into())),
@@ -249,7 +250,16 @@ impl Controller {
             sessions: (look.up(), look.sessions.len() - look.up()),
             routing_daemon: look.failure.is_none(),
             route_repairs: self.keeper.repairs,
-            silent_gateways: inputs.answers.values().filter(|answer| **answer != Answer::Prompt).count(),
+            arp: [(&arp.answering, true), (&arp.followed, false), (&arp.vacant, false)]
+                .into_iter()
+                .flat_map(|(addresses, own)| addresses.iter().map(move |address| (*address, own)))
+                .collect(),
+            arp_vacant: arp.vacant.len(),
+            silent_gateways: inputs
+                .answers
+                .iter()
+                .filter(|(node, answer)| self.gateways.contains(node) && **answer != Answer::Prompt)
+                .count(),
             watch_errors,
             invalid_objects,
             stale_addresses: count(self.stale.len()),

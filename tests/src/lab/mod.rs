@@ -8,6 +8,7 @@
 //! ```
 
 pub mod archive;
+mod arp;
 pub mod capture;
 mod cgroup;
 mod cleanup;

@@ -134,6 +134,18 @@ pub fn pin(plan: &Plan, address: std::net::Ipv4Addr, nodes: &[Node]) -> anyhow::
     route(plan, &format!("{address}/32"), nodes)
 }
 
+/// Puts one address on the router's link to the nodes; [`pin`] without nodes undoes it.
+pub fn on_link(plan: &Plan, address: std::net::Ipv4Addr) -> anyhow::Result<()> {
+    batch(Some(&plan.namespace("router")), &[format!("route replace {address}/32 dev lan")])
+}
+
+/// Hardware address of a node's uplink.
+pub fn mac(plan: &Plan, node: Node) -> anyhow::Result<String> {
+    let link = run("ip", &["-n", &plan.namespace(&node.name()), "-o", "link", "show", "dev", "eth0"])?;
+    let mac = link.split_once("link/ether ").and_then(|(_, rest)| rest.split_whitespace().next());
+    mac.map(str::to_owned).with_context(|| format!("{} has no MAC: {link}", node.name()))
+}
+
 fn route(plan: &Plan, destination: &str, nodes: &[Node]) -> anyhow::Result<()> {
     let router = plan.namespace("router");
     if nodes.is_empty() {

@@ -159,8 +159,8 @@ async fn a_gateway_that_fails_is_replaced_within_a_second() -> anyhow::Result<()
     account.end().await
 }
 
-/// How often a gateway fails: [`FAILURES`], or what the environment (`AEGIS_FAILURES`) says.
-fn failures() -> anyhow::Result<usize> {
+/// How often a node fails: [`FAILURES`], or what the environment (`AEGIS_FAILURES`) says.
+pub fn failures() -> anyhow::Result<usize> {
     std::env::var("AEGIS_FAILURES").map_or(Ok(FAILURES), |count| count.parse().context("AEGIS_FAILURES"))
 }
 

@@ -13,6 +13,7 @@ mod first_packet;
 mod gateways;
 mod growth;
 mod inside;
+mod l2;
 mod latency;
 mod lost_nodes;
 mod restart;

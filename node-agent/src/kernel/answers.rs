@@ -1,0 +1,51 @@
+//! The table of egress addresses for which the data plane answers ARP.
+
+use crate::apply::ArpTable;
+use crate::ebpf::{Dataplane, EbpfError};
+use crate::observed::{from_map, to_map};
+use crate::sweep;
+use aegis_common::{ArpKey, ArpValue};
+use aya::maps::{HashMap, Map, MapData};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// A map of its own: it is written by whoever listens to ARP, at any time.
+pub(super) struct Answers {
+    map: HashMap<MapData, ArpKey, ArpValue>,
+    /// The same, to be read as a whole.
+    fd: OwnedFd,
+}
+
+impl Answers {
+    pub fn new(dataplane: &Dataplane) -> Result<Answers, EbpfError> {
+        let failed = |source| EbpfError::Map { name: "ARP_ANSWERS".into(), source };
+        let fd = || -> Result<OwnedFd, EbpfError> {
+            let fd = dataplane.map_fd("ARP_ANSWERS")?.try_clone_to_owned();
+            fd.map_err(|error| failed(error.into()))
+        };
+        let data = MapData::from_fd(fd()?).map_err(failed)?;
+        let map = HashMap::try_from(Map::HashMap(data)).map_err(failed)?;
+        Ok(Answers { map, fd: fd()? })
+    }
+}
+
+impl ArpTable for Answers {
+    fn read(&self) -> io::Result<BTreeMap<(Ipv4Addr, u32), [u8; 6]>> {
+        let mut found = BTreeMap::new();
+        sweep::for_each(self.fd.as_fd(), |key: &ArpKey, value: &ArpValue| {
+            found.insert((from_map(key.address), key.ifindex), value.mac);
+        })?;
+        Ok(found)
+    }
+
+    fn set(&mut self, address: Ipv4Addr, ifindex: u32, mac: Option<[u8; 6]>) -> io::Result<()> {
+        let key = ArpKey { address: to_map(address), ifindex };
+        let result = match mac {
+            Some(mac) => self.map.insert(key, ArpValue { mac, pad: 0 }, 0),
+            None => super::gone(self.map.remove(&key)),
+        };
+        result.map_err(io::Error::other)
+    }
+}
