@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::Lab;
-use super::plan::{NODES, Node, ROUTER};
+use super::plan::{NODES, Node};
 use super::process::{in_network, run};
 use super::topology;
 
 /// Ethernet type of ARP.
 const ARP: u16 = 0x0806;
 const BROADCAST: [u8; 6] = [0xff; 6];
-/// Hardware address that asks. Nobody's: what is answered to it must not refresh the router's own cache.
+/// Hardware address that asks, without an IPv4 address (a probe, RFC 5227): neither the question nor the answers may change what
+/// the router or nodes have in their caches.
 const ASKER: [u8; 6] = [2, 0, 0x0a, 0x63, 0, 0xfd];
 /// Time for answers.
 const WAIT: Duration = Duration::from_millis(150);
@@ -102,7 +103,7 @@ fn ask(address: Ipv4Addr) -> io::Result<BTreeSet<String>> {
     };
     check(promiscuous as libc::ssize_t)?;
     let mut frame = [&BROADCAST[..], &ASKER, &ARP.to_be_bytes(), &[0, 1, 8, 0, 6, 4, 0, 1]].concat();
-    for part in [&ASKER[..], &ROUTER.octets(), &[0; 6], &address.octets(), &[0; 18]] {
+    for part in [&ASKER[..], &[0; 4], &[0; 6], &address.octets(), &[0; 18]] {
         frame.extend_from_slice(part);
     }
     // SAFETY: the frame outlives the call and has the length that is given.

@@ -126,7 +126,7 @@ async fn an_address_on_the_link_moves_when_the_node_that_answers_is_cut_off_and_
     gaps.sort_unstable();
     let quantile = |percent: usize| gaps[(gaps.len() * percent).div_ceil(100).max(1) - 1];
     println!(
-        "{} streams while the node that answers ARP was cut off: no answer for p50 {:?}, p99 {:?}, at most {:?}",
+        "{} failures of the node that answers ARP: the last flow was back after p50 {:?}, p99 {:?}, at most {:?}",
         gaps.len(),
         quantile(50),
         quantile(99),

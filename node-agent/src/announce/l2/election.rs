@@ -19,6 +19,8 @@ pub const INTERVAL: Duration = Duration::from_millis(200);
 const SOON: Duration = Duration::from_millis(50);
 /// Questions, or announcements, in a row.
 const TIMES: u32 = 3;
+/// Time without a look after which this node may have missed everything. Others may have taken over sooner: then they say so.
+const STOOD_STILL: Duration = Duration::from_secs(2);
 /// How often one is asked that does not answer probes through the tunnel, but does answer ARP.
 const CHECK: Duration = Duration::from_secs(1);
 /// How often one is asked that does answer probes, in case it has forgotten that it is to answer ARP.
@@ -195,8 +197,13 @@ impl Election {
                     || own.missed
                     || other.is_some_and(|other| outranks(address, other, &view.wanted.node));
                 if yields {
+                    let mut stage = follow(mac);
+                    // It may have stopped for this node's sake in the same instant.
+                    if let Stage::Following(other) = &mut stage {
+                        (other.asked, other.next) = (1, now + SOON);
+                    }
                     if seat.stands {
-                        self.stages.insert(address, follow(mac));
+                        self.stages.insert(address, stage);
                     } else {
                         self.stages.remove(&address);
                     }
@@ -219,7 +226,7 @@ impl Election {
     pub fn look(&mut self, answers: BTreeMap<Ipv4Addr, Answer>, now: Instant) -> Vec<Act> {
         // It may have missed everything meanwhile.
         let stood_still =
-            self.looked.is_some_and(|looked| now.saturating_duration_since(looked) > 3 * INTERVAL);
+            self.looked.is_some_and(|looked| now.saturating_duration_since(looked) > STOOD_STILL);
         self.looked = (!self.stages.is_empty()).then_some(now);
         let before = std::mem::replace(&mut self.answers, answers);
         let view = View { wanted: &self.wanted, answers: &self.answers };
@@ -374,8 +381,12 @@ impl View<'_> {
     ) -> Option<Stage> {
         let prompt = self.answer(&other.mac) == Some(Answer::Prompt);
         if prompt != other.prompt {
-            let next = if prompt { now + CHECK_PROMPT } else { now };
-            *other = Following { prompt, asked: 0, next, ..*other };
+            other.prompt = prompt;
+            if !prompt {
+                (other.asked, other.next) = (0, now);
+            } else if other.asked == 0 {
+                other.next = now + CHECK_PROMPT;
+            }
         }
         if now < other.next {
             return None;

@@ -330,6 +330,24 @@ fn of_two_that_answer_the_worse_placed_stops_at_once() {
     assert!(both <= STEP, "{both:?}");
 }
 
+#[test]
+fn of_two_that_stop_for_each_others_sake_one_begins_again() {
+    let mut lan = Lan::new(3);
+    lan.run(SETTLED);
+    for at in [0, 1] {
+        lan.nodes[at].flag = true;
+        lan.restart(at);
+    }
+    // Both ask, and the questions and answers cross.
+    let macs = [lan.nodes[0].mac, lan.nodes[1].mac];
+    lan.tell(0, macs[1], Heard::Claim);
+    lan.tell(1, macs[0], Heard::Claim);
+    assert!(lan.answering().is_empty());
+    let gap = lan.run(SETTLED);
+    assert_eq!(lan.answering().len(), 1);
+    assert!(gap <= 2 * INTERVAL, "nobody answered for {gap:?}");
+}
+
 fn certain(now: Instant) -> Answering {
     match Answering::adopted(now) {
         Stage::Answering(own) => own,

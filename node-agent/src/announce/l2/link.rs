@@ -87,7 +87,8 @@ impl Link {
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// What others have said since the last call.
+    /// What others have said since the last call, to all or to this node. What a switch delivers of their answers to others is
+    /// nothing new, and would come at any time.
     pub fn heard(&self) -> Vec<(Ipv4Addr, Mac, Heard)> {
         let mut heard = Vec::new();
         for _ in 0..BURST {
@@ -98,7 +99,12 @@ impl Link {
                 &mut frame,
                 nix::sys::socket::MsgFlags::empty(),
             ) {
-                Ok(length) => heard.extend(frame.get(..length).and_then(arp::read)),
+                Ok(length) => {
+                    let said = frame
+                        .get(..length)
+                        .filter(|frame| frame.starts_with(&arp::BROADCAST) || frame.starts_with(&self.mac));
+                    heard.extend(said.and_then(arp::read));
+                }
                 Err(nix::Error::EINTR) => {}
                 Err(_) => break,
             }

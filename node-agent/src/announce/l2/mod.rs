@@ -145,6 +145,7 @@ impl L2 {
             let (links, pause) = self.with(|state| {
                 let pause = match state.election.next() {
                     _ if state.election.is_idle() => IDLE,
+                    _ if state.outcome.failure.is_some() => LOOK,
                     Some(next) => {
                         let left = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
                         u16::try_from(left.as_millis()).unwrap_or(LOOK).min(LOOK)
