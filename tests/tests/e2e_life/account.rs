@@ -39,11 +39,16 @@ impl Account {
 
     /// The same with further fields of the allocation's specification: every node that may hold slices does.
     pub async fn with(cluster: &Cluster, name: &str, slices: u32, more: &str) -> anyhow::Result<Self> {
+        Self::with_ports(cluster, name, &format!("perNode: {{min: {slices}}}"), more).await
+    }
+
+    /// The same with `spec.ports`.
+    pub async fn with_ports(cluster: &Cluster, name: &str, ports: &str, more: &str) -> anyhow::Result<Self> {
         let namespace = cluster.namespace(name).await?;
         let address = free_address(cluster).await?;
         // Short times, so that the address is soon free again once its pods are gone.
         let spec = format!(
-            "{{prefixes: [{}], addresses: {{ipv4: 1}}, ports: {{perNode: {{min: {slices}}}}}, \
+            "{{prefixes: [{}], addresses: {{ipv4: 1}}, ports: {{{ports}}}, \
              timeouts: {{tcpEstablishedSeconds: 600, tcpTransitorySeconds: 30, tcpClosedSeconds: 2, udpSeconds: 30}}, {more}}}",
             namespace.name()
         );

@@ -17,5 +17,6 @@ mod l2;
 mod latency;
 mod lost_nodes;
 mod restart;
+mod sites;
 mod unusable;
 mod upgrade;
