@@ -66,9 +66,9 @@ suite "no earlier lab" "${lab[@]}" down
 lab_is_up=maybe
 if suite "lab starts" "${lab[@]}" up; then
   integration lab aegis-tests lab --test-threads=1
-  # Ports rest two minutes between two nodes, which a test of an allocation's end would have to wait for.
+  # Ports rest two minutes between two nodes, and slices that are not needed stay ten: tests would have to wait for both.
   # The first time it compiles for release.
-  if limit=1800 suite "Aegis is installed" "${lab[@]}" install --set operator.quarantineSeconds=5; then
+  if limit=1800 suite "Aegis is installed" "${lab[@]}" install --set operator.quarantineSeconds=5 --set agent.demandWindowSeconds=30; then
     limit=1500 integration "traffic end to end" aegis-tests e2e_traffic --test-threads=1
     limit=1500 integration "life end to end" aegis-tests e2e_life --test-threads=1
     limit=600 integration "chaos" aegis-tests e2e_chaos --test-threads=1
