@@ -29,6 +29,7 @@ const WRITTEN: &[&str] = &[
     "ADDRESSES",
     "SLOTS",
     "HOMES",
+    "LEASE",
     "HOLDINGS",
     "ALLOCATIONS",
     "PODS",

@@ -4,7 +4,7 @@ mod address;
 mod allocation;
 mod policy;
 
-pub use address::{EgressAddress, Owner};
+pub use address::{Deadlines, EgressAddress, Owner};
 pub use allocation::Allocation;
 pub use policy::{Policy, Verdict};
 

@@ -28,6 +28,7 @@ const PINNED: &[&str] = &[
     "PEER_INDEX",
     "HOMES",
     "HOLDINGS",
+    "LEASE",
     "PODS",
     "DESTINATIONS",
     "PORTS",

@@ -66,6 +66,8 @@ counters! {
     RefuseNoPort = "refuse_no_port",
     /// New flow refused: the allocation has no slice on this node, or nothing to leave from.
     RefuseUnavailable = "refuse_unavailable",
+    /// New flow refused: the node has not renewed its Lease for so long that its slices may soon be another's.
+    RefuseFenced = "refuse_fenced",
     /// Refused: a TCP segment that opens nothing and belongs to no flow.
     RefuseNoFlow = "refuse_no_flow",
     /// Refused: the gateway of the flow is lost.
@@ -90,6 +92,8 @@ counters! {
     DropWaiting = "drop_waiting_for_slice",
     /// Out: dropped, another CPU is just ending the flow; the next packet finds it gone.
     DropEnding = "drop_ending",
+    /// Dropped: the node has not renewed its Lease for so long that its slices may be another's.
+    DropFenced = "drop_fenced",
     /// In: dropped, nobody holds the slice.
     DropNoOwner = "drop_no_owner",
     /// In: dropped, no live flow asked for it.

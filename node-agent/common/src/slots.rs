@@ -72,5 +72,10 @@ pub struct HoldingValue {
     pub allowed: [u64; 4],
     /// Epoch of the `EgressAddress` this was made from.
     pub epoch: u64,
+    /// Seconds after the renewal of the node's Lease (see [`LeaseValue`](crate::LeaseValue)) from which on no flow is opened
+    /// from the address.
+    pub soft: u32,
+    /// Seconds after it from which on nothing leaves from the address; 0 = neither deadline is there.
+    pub hard: u32,
 }
-map_type!(HoldingValue, 40);
+map_type!(HoldingValue, 48);

@@ -2,6 +2,7 @@
 
 use crate::answer;
 use crate::checksum::{apply, difference, difference16};
+use crate::fence;
 use crate::flow::{self, Leaving};
 use crate::headers::{self, ACK, ETH_LEN, Ipv4, SYN, Transport};
 use crate::icmp_out::key_of_quoted;
@@ -19,6 +20,7 @@ use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::programs::XdpContext;
 
 const MALFORMED: Stop = Stop::Drop(Counter::DropMalformedIn);
+const FENCED: Stop = Stop::Drop(Counter::DropFenced);
 
 /// Handles the packet, whose outer headers are gone.
 #[inline(always)]
@@ -59,6 +61,9 @@ fn translate(
     if ip.is_later_fragment() {
         let first = maps::first_fragment(&FRAGMENTS_OUT, &fragment_key(ip));
         let first = first.ok_or(Stop::Drop(Counter::DropFragmentOut))?;
+        if fence::is_closed(first.address) {
+            return Err(FENCED);
+        }
         source(ctx, ip, first.address).ok_or(MALFORMED)?;
         return Ok(first.address);
     }
@@ -83,14 +88,17 @@ fn translate(
     // SAFETY: read at once.
     let named = unsafe { ADDRESSES.get(&received.name) }.map_or(0, |address| address.allocation);
     let opens = ip.protocol != headers::TCP || flags & (SYN | ACK) == SYN;
-    if follow_guest(&mut leaving, u32::from(peer), named, u32::from(flags) | if opens { OPENS } else { 0 })
-        == 0
-    {
-        let allocation = may_open(config, ip, named)?;
-        if !opens {
-            return Err(Stop::Refuse(Counter::RefuseNoFlow));
+    let opens_flags = u32::from(flags) | if opens { OPENS } else { 0 };
+    match follow_guest(&mut leaving, u32::from(peer), named, opens_flags) {
+        FOLLOWED => (),
+        CLOSED => return Err(FENCED),
+        _ => {
+            let allocation = may_open(config, ip, named)?;
+            if !opens {
+                return Err(Stop::Refuse(Counter::RefuseNoFlow));
+            }
+            opening::make(&mut leaving, allocation, Opener { incarnation: 0, binding: 0, peer }, flags)?;
         }
-        opening::make(&mut leaving, allocation, Opener { incarnation: 0, binding: 0, peer }, flags)?;
     }
     let (egress, port) = (leaving.egress, leaving.egress_port);
     if ip.is_first_fragment() {
@@ -101,28 +109,38 @@ fn translate(
     Ok(egress)
 }
 
-/// Finds the flow of a packet and notes the packet; 0 if there is none that goes on. One that a packet that opens one finds in
+/// The packet is of no flow that goes on.
+const NONE: u32 = 0;
+/// It is of a flow that goes on.
+const FOLLOWED: u32 = 1;
+/// It is of a flow that may not go on from here at present.
+const CLOSED: u32 = 2;
+
+/// Finds the flow of a packet and notes the packet. One that a packet that opens one finds in
 /// its place is ended: the pod's address has been another pod's, of another account or on another node. A function of its own
 /// for the verifier's sake, like `take` in `ports`, and for that of the stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn follow_guest(leaving: *mut Leaving, peer: u32, named: u32, flags: u32) -> u32 {
     // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
-    let Some(leaving) = (unsafe { leaving.as_mut() }) else { return 0 };
+    let Some(leaving) = (unsafe { leaving.as_mut() }) else { return NONE };
     let key = leaving.key;
     let found = flow::find(&key);
     if !found.exists() {
-        return 0;
+        return NONE;
     }
-    if !belongs(&found.value, &key, named, peer) {
+    let belongs = belongs(&found.value, &key, named, peer);
+    if !belongs || fence::is_closed(found.value.egress) {
         if flags & OPENS != 0 {
             found.end(&key);
+        } else if belongs {
+            return CLOSED;
         }
-        return 0;
+        return NONE;
     }
     found.touch(&key, flags as u8);
     leaving.like(&found.value);
-    1
+    FOLLOWED
 }
 
 /// Beside the TCP flags: the packet opens a flow if there is none.
@@ -175,6 +193,9 @@ fn error(ctx: &XdpContext, ip: &Ipv4, transport_offset: usize, peer: u32) -> Res
         return Err(Stop::Drop(Counter::RefuseNoFlow));
     }
     let (egress, port) = (flow.value.egress, flow.value.egress_port);
+    if fence::is_closed(egress) {
+        return Err(FENCED);
+    }
     let place = xdp::at::<Ipv4>(ctx, start).ok_or(MALFORMED)?;
     // The quoted header sums to the same before and after, so the ICMP checksum only notices the port.
     // SAFETY: within the frame.

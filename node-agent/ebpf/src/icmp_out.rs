@@ -1,6 +1,7 @@
 //! ICMP errors that a pod sends about packets of its flows: the origin must see them from the egress address, and the
 //! packet they quote must be the one that the origin sent (RFC 5508 section 4.2).
 
+use crate::fence;
 use crate::flow;
 use crate::headers::{self, Ipv4, Packet, Transport};
 use crate::snat::{Stop, belongs, rewrite_source};
@@ -17,6 +18,7 @@ const MALFORMED: Stop = Stop::Drop(Counter::DropMalformedOut);
 pub fn translate(ctx: &TcContext, whose: u64) -> Result<i32, Stop> {
     match translate_error(ctx.skb.skb, whose) {
         NO_FLOW => Err(Stop::Drop(Counter::RefuseNoFlow)),
+        FENCED => Err(Stop::Drop(Counter::DropFenced)),
         FAILED => Err(MALFORMED),
         TRANSLATED => Ok(TCX_NEXT),
         // The gateway translates it, as it did what is quoted.
@@ -26,6 +28,8 @@ pub fn translate(ctx: &TcContext, whose: u64) -> Result<i32, Stop> {
 
 /// In place of the flow's gateway (peer 0 is none) and allocation: it is translated.
 const TRANSLATED: u32 = 0;
+/// The flow may not go on from here at present.
+const FENCED: u32 = 1 << 29;
 /// No live flow is quoted.
 const NO_FLOW: u32 = 1 << 30;
 /// It cannot be parsed.
@@ -39,6 +43,7 @@ extern "C" fn translate_error(skb: *mut __sk_buff, whose: u64) -> u32 {
     match Packet::read(ctx).ok_or(MALFORMED).and_then(|packet| error(ctx, &packet, whose)) {
         Ok(flow) => flow,
         Err(Stop::Drop(Counter::RefuseNoFlow)) => NO_FLOW,
+        Err(Stop::Drop(Counter::DropFenced)) => FENCED,
         Err(_) => FAILED,
     }
 }
@@ -62,6 +67,9 @@ fn error(ctx: &TcContext, packet: &Packet, whose: u64) -> Result<u32, Stop> {
     }
     if flow.peer != 0 {
         return Ok(u32::from(flow.allocation) << 16 | u32::from(flow.peer));
+    }
+    if fence::is_closed(flow.egress) {
+        return Err(Stop::Drop(Counter::DropFenced));
     }
     write(ctx, packet, &ip, length, key.local_port, flow.egress, flow.egress_port).map_err(|_| MALFORMED)?;
     Ok(TRANSLATED)

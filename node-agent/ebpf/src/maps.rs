@@ -21,6 +21,8 @@ pub static HOMES: Array<FragmentHome> = Array::with_max_entries(MAX_ADDRESSES * 
 #[map]
 pub static HOLDINGS: HashMap<u32, HoldingValue> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
 #[map]
+pub static LEASE: Array<LeaseValue> = Array::with_max_entries(1, 0);
+#[map]
 pub static PODS: HashMap<PodKey, PodValue> = HashMap::with_max_entries(4096, 0);
 #[map]
 pub static DESTINATIONS: LpmTrie<DestinationKey, DestinationValue> = LpmTrie::with_max_entries(65536, 0);

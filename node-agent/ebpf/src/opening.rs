@@ -24,13 +24,20 @@ pub fn make(leaving: &mut Leaving, allocation: u32, by: Opener, flags: u8) -> Re
     }
     let whose = u64::from(by.incarnation) << 32 | u64::from(by.binding) << 16 | u64::from(by.peer);
     let here = by.peer != 0 || ALLOCATIONS.get(allocation).is_some_and(|allocation| allocation.count != 0);
-    let outcome = if here {
+    let mut outcome = if here {
         open_here(leaving, allocation, whose, u32::from(flags))
     } else {
         open_through(leaving, allocation, whose, u32::from(flags))
     };
+    if outcome == ports::FENCED && by.peer == 0 {
+        let through = open_through(leaving, allocation, whose, u32::from(flags));
+        if through != ports::UNAVAILABLE {
+            outcome = through;
+        }
+    }
     match outcome {
         ports::TAKEN => Ok(()),
+        ports::FENCED => Err(Stop::Refuse(Counter::RefuseFenced)),
         ports::UNAVAILABLE => Err(Stop::Refuse(Counter::RefuseUnavailable)),
         ports::NO_ROOM => Err(Stop::Refuse(Counter::RefuseTableFull)),
         // Another CPU is ending the flow that had the key.

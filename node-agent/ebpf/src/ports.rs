@@ -4,6 +4,7 @@
 //! exist", decides. `used` counts bits exactly, under any interleaving.
 
 use crate::atomics;
+use crate::fence;
 use crate::flow;
 use crate::maps::{self, BLOCKS, GROWING, HOLDINGS, PULSE, REVERSE, SCRATCH};
 use aegis_common::*;
@@ -35,6 +36,8 @@ pub struct Claim {
 
 /// This node holds no slice of the allocation from which new flows may be opened.
 pub const UNAVAILABLE: u32 = 3;
+/// All addresses in which it holds slices have passed their deadline for new flows.
+pub const FENCED: u32 = 5;
 /// No port is free, and none is to be expected.
 pub const FULL: u32 = 0;
 /// `egress` and `egress_port` are taken, and `REVERSE` has the entry.
@@ -77,7 +80,7 @@ unsafe extern "C" fn step(_: u64, claim: *mut c_void) -> i64 {
     if slices == 0 {
         return 0;
     }
-    if claim.outcome == UNAVAILABLE {
+    if claim.outcome == UNAVAILABLE || claim.outcome == FENCED {
         claim.outcome = FULL;
     }
     let key = BlockKey {
@@ -153,7 +156,14 @@ fn next_address(claim: &mut Claim) -> i64 {
     claim.flow.egress = egress;
     // SAFETY: as in `step`.
     let Some(holding) = (unsafe { HOLDINGS.get(&egress) }) else { return 0 };
-    claim.left = blocks_of(&holding.allowed).rotate_right(claim.start & (BLOCKS_PER_ADDRESS - 1));
+    let blocks = blocks_of(&holding.allowed);
+    if blocks != 0 && fence::opens_nothing(egress) {
+        if claim.outcome == UNAVAILABLE {
+            claim.outcome = FENCED;
+        }
+        return 0;
+    }
+    claim.left = blocks.rotate_right(claim.start & (BLOCKS_PER_ADDRESS - 1));
     claim.blocks = claim.left.count_ones();
     0
 }

@@ -1,5 +1,6 @@
 //! `uplink_egress`: gives covered packets their egress address and port, and lets nothing else of them out.
 
+use crate::fence;
 use crate::flow::{self, Leaving};
 use crate::headers::{self, ACK, ETH_LEN, ETH_P_IP, Ipv4, Packet, SYN, Transport};
 use crate::maps::{self, ADDRESSES, FRAGMENTS_OUT};
@@ -99,6 +100,7 @@ fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<i32, S
     match follow(&mut leaving, whose(&pod), u32::from(flags), u32::from(opens && pod.is_some())) {
         FOLLOWED => (),
         LOST => return Err(Stop::Refuse(Counter::RefuseGatewayLost)),
+        FENCED => return Err(Stop::Drop(Counter::DropFenced)),
         _ => match pod {
             Some(pod) if opens => open(generation, pod, &mut leaving, flags)?,
             None if opens => return Err(Stop::Refuse(Counter::RefuseUnavailable)),
@@ -127,6 +129,8 @@ const FOLLOWED: u32 = 0;
 const LOST: u32 = 1;
 /// It is of no flow, or, if it opens one, of one that has been ended for that.
 const NONE: u32 = 2;
+/// It is of a flow that may not go on from here at present.
+const FENCED: u32 = 3;
 
 /// Finds the flow of a packet and notes the packet. A function of its own for the verifier's sake, like `take` in `ports`, and
 /// for that of the stack.
@@ -144,7 +148,12 @@ extern "C" fn follow(leaving: *mut Leaving, whose: u64, flags: u32, opens: u32) 
     let goes_on = if !belongs(flow, &key, whose) {
         via::MOVES
     } else if flow.peer == 0 {
-        via::STAYS
+        // The rest waits for the agent: if the Lease is renewed after all, connections go on.
+        match (fence::is_closed(flow.egress), opens) {
+            (false, _) => via::STAYS,
+            (true, 0) => return FENCED,
+            (true, _) => via::MOVES,
+        }
     } else {
         via::keeps(flow, &key, flags)
     };
@@ -235,6 +244,9 @@ fn later_fragment(ctx: &TcContext, packet: &Packet) -> Result<i32, Stop> {
     if first.peer != 0 {
         // The gateway asks for no allocation here: it goes by the first fragment too.
         return via::send(ctx, first.peer, 0, 0);
+    }
+    if fence::is_closed(first.address) {
+        return Err(Stop::Drop(Counter::DropFenced));
     }
     rewrite_source(ctx, packet, first.address).map_err(|_| MALFORMED)?;
     Ok(TCX_NEXT)

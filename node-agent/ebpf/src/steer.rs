@@ -1,6 +1,7 @@
 //! `uplink_ingress`: whose reply is this?
 
 use crate::arp;
+use crate::fence;
 use crate::fragment;
 use crate::guest;
 use crate::headers::{self, ETH_LEN, ETH_P_IP, Ethernet, Ipv4, Transport};
@@ -151,6 +152,10 @@ pub fn to_owner(ctx: &XdpContext, config: &Config, inbound: &Inbound, port: u16)
         return Step::Drop(Counter::DropNoOwner);
     }
     if owner == config.own_peer {
+        // It may be for the node that has the slice by now, and whatever the pod answered could not leave.
+        if fence::is_closed(inbound.ip.destination) {
+            return Step::Drop(Counter::DropFenced);
+        }
         return match reverse::translate(ctx, config, inbound) {
             0 => {
                 maps::count(Counter::Reverse, u32::from(inbound.ip.total_length()));

@@ -3,6 +3,7 @@
 
 use crate::answer;
 use crate::checksum::fold;
+use crate::fence;
 use crate::headers::{self, DF, ETH_LEN, ETH_P_IP, Ethernet, Ipv4, Transport};
 use crate::maps::{self, PEER_INDEX, PEERS};
 use crate::route::{self, Way};
@@ -292,6 +293,10 @@ fn transmit(
 #[inline(always)]
 pub fn too_big(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Step {
     let failed = Step::Drop(Counter::DropTooBig);
+    // The answer bears the egress address.
+    if fence::is_closed(inbound.ip.destination) {
+        return Step::Drop(Counter::DropFenced);
+    }
     // Without ports in it nobody could tell what the answer is about; an error is never answered by an error
     // (RFC 1122 section 3.2.2).
     if inbound.transport_offset != ETH_LEN + 20 || inbound.ip.is_later_fragment() || is_error(ctx, inbound) {

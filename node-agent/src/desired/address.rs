@@ -28,6 +28,17 @@ pub struct EgressAddress {
     pub unsettled: SliceSet,
     /// New flows that find no port wait for more slices instead of being refused.
     pub growing: bool,
+    /// Until when flows may be opened and packets sent without a renewal of the node's Lease.
+    pub deadlines: Option<Deadlines>,
+}
+
+/// Seconds from a renewal of the node's Lease on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// After these no flow is opened.
+    pub soft: u32,
+    /// After these nothing is sent.
+    pub hard: u32,
 }
 
 impl EgressAddress {

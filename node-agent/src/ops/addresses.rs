@@ -33,11 +33,16 @@ impl Builder<'_> {
                 self.push(Op::SetAddress { address: *address, value: AddressValue { index, allocation: 0 } });
             }
             let allowed = wanted.allowed.words();
-            let value = HoldingValue { allowed, epoch: u64::try_from(wanted.epoch).unwrap_or(0) };
+            let (soft, hard) = wanted.deadlines.map_or((0, 0), |deadlines| (deadlines.soft, deadlines.hard));
+            let epoch = u64::try_from(wanted.epoch).unwrap_or(0);
+            let value = HoldingValue { allowed, epoch, soft, hard };
             // What begins to drain may open flows until the allocation has another way.
             let kept = wanted.rights().meanwhile(SliceSet::from_words(holding.allowed)).words();
-            let now =
-                if kept == allowed { value } else { HoldingValue { allowed: kept, epoch: holding.epoch } };
+            let now = if kept == allowed {
+                value
+            } else {
+                HoldingValue { allowed: kept, epoch: holding.epoch, ..value }
+            };
             if observed.holdings.get(address) != Some(&now) {
                 self.push(Op::SetHolding { address: *address, value: now });
             }
@@ -67,10 +72,7 @@ impl Builder<'_> {
         let shrunk = std::array::from_fn(|word| holding.allowed[word] & words[word]);
         let loses_owner = shrunk != holding.allowed;
         if loses_owner {
-            self.push(Op::SetHolding {
-                address,
-                value: HoldingValue { allowed: shrunk, epoch: holding.epoch },
-            });
+            self.push(Op::SetHolding { address, value: HoldingValue { allowed: shrunk, ..holding } });
         }
         let current: BTreeMap<u8, SlotValue> = observed.slots_of(index).collect();
         for slice in 0..=u8::MAX {
@@ -116,7 +118,7 @@ impl Builder<'_> {
             if holding.allowed != [0; 4] {
                 self.push(Op::SetHolding {
                     address: *address,
-                    value: HoldingValue { allowed: [0; 4], epoch: holding.epoch },
+                    value: HoldingValue { allowed: [0; 4], ..holding },
                 });
             }
             let owned = observed.slots_of(value.index).next().is_some();

@@ -130,6 +130,7 @@ impl World {
         };
         let mut world = World { plane, before: vec![0; Counter::ALL.len()], mount };
         world.set_config(&config());
+        world.set_lease(LeaseValue { renewed: 0, soonest: NEVER });
         for (index, address, mac, ifindex) in [(1, NODE, [0; 6], 0), (2, NODE_2, MAC_2, 1)] {
             let peer = PeerValue { address: raw(address), mac, flags: 0, ifindex };
             world.plane.array("PEERS").unwrap().set(index, peer, 0).unwrap();
@@ -244,6 +245,25 @@ impl World {
             value.allowed[usize::from(slice >> 6)] |= 1 << (slice & 63);
         }
         self.plane.hash("HOLDINGS").unwrap().insert(raw(address), value, 0).unwrap();
+    }
+
+    /// Gives an address deadlines.
+    pub fn fence(&mut self, address: Ipv4Addr, soft: u32, hard: u32) {
+        let mut holdings = self.plane.hash::<u32, HoldingValue>("HOLDINGS").unwrap();
+        let value = holdings.get(&raw(address), 0).unwrap();
+        holdings.insert(raw(address), HoldingValue { soft, hard, ..value }, 0).unwrap();
+    }
+
+    /// The Lease was renewed so long ago, while the shortest time of an address is `soonest` seconds.
+    pub fn renewed(&mut self, seconds_ago: u64, shortest: u32) {
+        let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).unwrap();
+        let now = time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64;
+        let renewed = now - seconds_ago * 1_000_000_000;
+        self.set_lease(LeaseValue { renewed, soonest: soonest(renewed, Some(shortest)) });
+    }
+
+    pub fn set_lease(&mut self, value: LeaseValue) {
+        self.plane.array("LEASE").unwrap().set(0, value, 0).unwrap();
     }
 
     pub fn allocation(&mut self, addresses: &[Ipv4Addr], timeouts: Timeouts) {
