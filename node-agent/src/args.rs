@@ -16,6 +16,10 @@ pub struct Args {
     #[arg(long, env = "NODE_NAME")]
     pub node_name: String,
 
+    /// Namespace of the node's Lease (downward API: metadata.namespace).
+    #[arg(long, env = "POD_NAMESPACE", default_value = "aegis-system")]
+    pub namespace: String,
+
     /// Folder of a BPF file system under which maps and links are pinned. State there survives the agent.
     #[arg(long, env = "AEGIS_PIN_ROOT", default_value = "/sys/fs/bpf/aegis")]
     pub pin_root: PathBuf,

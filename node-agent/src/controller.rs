@@ -2,6 +2,7 @@
 
 mod announcing;
 mod growing;
+mod lease;
 mod plane;
 mod report;
 mod settled;
@@ -16,6 +17,7 @@ use crate::apply::{self, Attached};
 use crate::args::Args;
 use crate::cni::{self, CniResult};
 use crate::desired::{self, Desired, Inputs};
+use crate::lease::{Hold, Need};
 use crate::metrics::Metrics;
 use crate::neighbour::{self, Resolver};
 use crate::network::{self, Network};
@@ -65,6 +67,8 @@ pub struct Signals {
     pub table: AtomicBool,
     /// Gateways that have begun or ceased to answer.
     pub gateways: AtomicBool,
+    /// The node's Lease was renewed, or lost.
+    pub lease: AtomicBool,
     wake: Notify,
 }
 
@@ -97,6 +101,8 @@ pub struct Controller {
     health: Health,
     keeper: Keeper,
     l2: L2,
+    need: watch::Sender<Option<Need>>,
+    hold: watch::Receiver<Option<Hold>>,
     born: Instant,
 
     network: Result<Network, String>,
@@ -128,12 +134,15 @@ pub struct Controller {
     /// Whether they were made when everything had been listed: what is missing in others says nothing.
     synced: bool,
     refused: refused::Schedule,
+    /// Since when writes wait for the node's first Lease.
+    lease_wanted: Option<Instant>,
     dirty: bool,
     counts: (u64, u64),
 }
 
 impl Controller {
-    /// Ready to run. `report` takes what is to be written to the API server.
+    /// Ready to run. `report` takes what is to be written to the API server, `hold` gives what is known of the node's Lease.
+    #[expect(clippy::too_many_arguments, reason = "each is another part of the process")]
     pub fn new(
         args: Args,
         open: Open,
@@ -142,6 +151,7 @@ impl Controller {
         metrics: Metrics,
         netlink: rtnetlink::Handle,
         report: watch::Sender<Pending>,
+        hold: watch::Receiver<Option<Hold>>,
     ) -> Controller {
         let now = Instant::now();
         let prober = Prober::default();
@@ -161,6 +171,8 @@ impl Controller {
             health: Health::default(),
             keeper: Keeper::default(),
             l2,
+            need: watch::Sender::new(None),
+            hold,
             born: now,
             network: Err("not read yet".to_owned()),
             network_read: None,
@@ -182,6 +194,7 @@ impl Controller {
             inputs: None,
             synced: false,
             refused: refused::Schedule::default(),
+            lease_wanted: None,
             dirty: true,
             counts: (0, 0),
         }
@@ -200,6 +213,11 @@ impl Controller {
     /// What is to be run beside the controller for it to know how the routing daemon is.
     pub fn health(&self) -> Health {
         self.health.clone()
+    }
+
+    /// What is needed of the node's Lease; nothing is known of that before the data plane has been read.
+    pub fn need(&self) -> watch::Receiver<Option<Need>> {
+        self.need.subscribe()
     }
 
     /// Turns until the future that this is gets dropped.
@@ -241,7 +259,9 @@ impl Controller {
         self.look_at_network().await;
         self.look_at_cni();
         self.follow_gateways();
+        Signals::take(&self.signals.lease);
         self.open(started);
+        self.heed_lease();
         self.poll();
         let usage = self.pinned.usage();
         self.look_at_demand(&usage);
@@ -263,7 +283,11 @@ impl Controller {
             _ => Some(Arc::new(desired::desired(&inputs))),
         };
         self.keep_table(wanted.as_deref(), &inputs).await;
-        self.write(wanted.as_ref(), &inputs, &usage, started);
+        if self.write_lease(wanted.as_deref()) {
+            self.write(wanted.as_ref(), &inputs, &usage, started);
+            self.write_lease(None);
+        }
+        self.ask_for_lease(wanted.as_deref(), &usage);
         if self.pinned.plane.as_ref().is_some_and(|plane| plane.inherits()) {
             // Programs of another version wait for the first policy.
             self.attach();
@@ -430,11 +454,12 @@ impl Controller {
     /// Brings the data plane to what is wanted.
     fn write(&mut self, wanted: Option<&Arc<Desired>>, inputs: &Inputs, usage: &Usage, started: Instant) {
         self.look_at_flows(wanted.map(Arc::as_ref), usage);
+        let waits = wanted.is_some_and(|wanted| self.waits_for_lease(wanted));
         let Some(wanted) = wanted else {
             return self.refresh_peers(&inputs_links(inputs, &self.network, &self.pinned.observed));
         };
         let Some(plane) = &mut self.pinned.plane else { return };
-        if !self.dirty && self.write_error.is_none() {
+        if waits || !self.dirty && self.write_error.is_none() {
             return;
         }
         // Before the first policy goes live, what carries it out must be there.

@@ -20,8 +20,8 @@ use crate::sweep::{self, Sweeper, Usage};
 use crate::uplink::Devices;
 use aegis_common::{
     AddressValue, AllocationValue, BlockKey, BlockValue, Config, Counter, CounterValue, DestinationKey,
-    DestinationValue, HOMES_PER_ADDRESS, HoldingValue, PeerValue, PodKey, PodValue, PortKey, PressureValue,
-    SLOTS_PER_ADDRESS, SlotValue, VerdictKey, VerdictValue,
+    DestinationValue, HOMES_PER_ADDRESS, HoldingValue, LeaseValue, PeerValue, PodKey, PodValue, PortKey,
+    PressureValue, SLOTS_PER_ADDRESS, SlotValue, VerdictKey, VerdictValue,
 };
 use answers::Answers;
 use aya::maps::lpm_trie::Key;
@@ -191,6 +191,7 @@ impl Kernel {
             }
             Op::SetGrowing { address } => self.hash("GROWING", to_map(address), Some(1u32)),
             Op::RemoveGrowing { address } => self.hash::<u32, u32>("GROWING", to_map(address), None),
+            Op::SetLease(lease) => self.array("LEASE", 0, lease),
             Op::SetAllocation { index, value } => self.array("ALLOCATIONS", index, value),
             Op::SetPod { generation, address, value } => {
                 self.hash("PODS", PodKey { generation, address: to_map(address) }, Some(value))
@@ -303,6 +304,7 @@ impl Plane for Kernel {
         self.for_each("GROWING", |address: &u32, _: &u32| {
             observed.growing.insert(from_map(*address));
         })?;
+        self.for_each("LEASE", |_: &u32, value: &LeaseValue| observed.lease = *value)?;
         self.for_each("ALLOCATIONS", |index: &u32, value: &AllocationValue| {
             if *value != NO_ALLOCATION {
                 observed.allocations.insert(*index, *value);

@@ -10,6 +10,7 @@
 //! | devices, next hops, nftables, conntrack | [`network`], [`uplink`], [`neighbour`], [`nft`], [`conntrack`], [`refused`] |
 //! | whether gateways answer | [`probe`] |
 //! | what the network is told | [`announce`] |
+//! | for how long a node that is cut off may send | [`lease`] |
 //! | how maps are read and written | [`apply`], [`kernel`], [`ebpf`] (programs: `node-agent/ebpf`) |
 //! | how programs are attached, and outlive the agent | [`attach`], [`links`] |
 //! | how flows outlive a change of the maps' layout | [`carry`] |
@@ -31,6 +32,7 @@ pub mod ebpf;
 pub mod ethtool;
 pub mod identity;
 pub mod kernel;
+pub mod lease;
 pub mod links;
 pub mod metrics;
 pub mod neighbour;

@@ -2,6 +2,7 @@
 
 use aegis_node_agent::args::{Args, LogFormat};
 use aegis_node_agent::controller::{Controller, Signals};
+use aegis_node_agent::lease::{self, Access};
 use aegis_node_agent::metrics::Metrics;
 use aegis_node_agent::watch::Shared;
 use aegis_node_agent::{cni, network, nft, server, status, watch};
@@ -50,7 +51,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let client = kube::Client::try_from(config).context("cannot make an API client")?;
     let _watches = watch::start(&client, &args.node_name, &shared);
     let (report, pending) = tokio::sync::watch::channel(status::Pending::default());
-    tokio::spawn(status::write(client, metrics.clone(), pending));
+    tokio::spawn(status::write(client.clone(), metrics.clone(), pending));
 
     let (connection, netlink, mut changes) =
         rtnetlink::new_multicast_connection(&network::GROUPS).context("cannot open a netlink socket")?;
@@ -81,7 +82,17 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let open = Box::new(aegis_node_agent::kernel::open);
     let (daemon, sockets) = (args.routing_daemon, args.routing_sockets.clone());
     let (probed, heard) = (Arc::clone(&signals), Arc::clone(&signals));
-    let controller = Controller::new(args, open, shared, signals, metrics, netlink, report);
+    let (access, renewed) = (
+        Access { client, namespace: args.namespace.clone(), node: args.node_name.clone() },
+        Arc::clone(&signals),
+    );
+    let (hold, held) = tokio::sync::watch::channel(None);
+    let counted = metrics.clone();
+    let controller = Controller::new(args, open, shared, signals, metrics, netlink, report, held);
+    let need = controller.need();
+    tokio::spawn(async move {
+        lease::keep(access, need, hold, counted, || renewed.set(|signals| &signals.lease)).await;
+    });
     let (prober, l2) = (controller.prober(), controller.l2());
     let announcer = l2.clone();
     std::thread::Builder::new()

@@ -6,6 +6,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
@@ -65,6 +66,8 @@ pub struct Snapshot {
     pub writes: (u64, u64),
     /// Seconds that the last scan of the flow table took.
     pub scan_seconds: f64,
+    /// Seconds until nothing is sent from some address unless the Lease is renewed; `None` while no address has a deadline.
+    pub lease_seconds_left: Option<f64>,
     /// Whether the node is ready.
     pub ready: Result<(), NotReady>,
     /// Last turn of the event loop.
@@ -98,6 +101,7 @@ impl Default for Snapshot {
             nft_drops: BTreeMap::new(),
             writes: (0, 0),
             scan_seconds: 0.0,
+            lease_seconds_left: None,
             ready: Err(NotReady {
                 reason: crate::status::reason::WAITING,
                 message: "the agent has just started".into(),
@@ -113,6 +117,7 @@ pub struct Metrics {
     snapshot: Arc<Mutex<Snapshot>>,
     reconcile: Histogram,
     report_failures: Counter,
+    lease_renewals: Family<[(&'static str, &'static str); 1], Counter>,
     registry: Arc<Registry>,
 }
 
@@ -132,8 +137,14 @@ impl Default for Metrics {
             "Attempts to write the EgressNode status that failed",
             report_failures.clone(),
         );
+        let lease_renewals = Family::default();
+        registry.register(
+            "lease_renewals",
+            "Attempts to acquire or renew the node's Lease, by result",
+            lease_renewals.clone(),
+        );
         registry.register_collector(Box::new(Encoder(Arc::clone(&snapshot))));
-        Metrics { snapshot, reconcile, report_failures, registry: Arc::new(registry) }
+        Metrics { snapshot, reconcile, report_failures, lease_renewals, registry: Arc::new(registry) }
     }
 }
 
@@ -151,6 +162,11 @@ impl Metrics {
     /// Counts an attempt to report that failed.
     pub fn report_failed(&self) {
         self.report_failures.inc();
+    }
+
+    /// Counts an attempt to acquire or renew the Lease.
+    pub fn lease_renewed(&self, result: &'static str) {
+        self.lease_renewals.get_or_create(&[("result", result)]).inc();
     }
 
     /// The metrics in the OpenMetrics text format.
@@ -336,6 +352,14 @@ impl Collector for Encoder {
             now.orphaned_addresses as f64,
         )?;
         gauge(e, "scan_seconds", "Time that the last scan of the flow table took", now.scan_seconds)?;
+        if let Some(left) = now.lease_seconds_left {
+            gauge(
+                e,
+                "lease_seconds_left",
+                "Time until this node sends nothing more from some address unless it renews its Lease",
+                left,
+            )?;
+        }
         counter(e, "nft_repairs", "Times the nftables table was put back", now.nft_repairs)?;
         counter(e, "map_writes", "Writes to the data plane's maps", now.writes.0)?;
         counter(e, "map_write_failures", "Writes that the kernel refused", now.writes.1)

@@ -5,7 +5,7 @@
 
 use crate::ops::Op;
 use aegis_common::{
-    AddressValue, AllocationValue, Config, HOMES_PER_ADDRESS, HoldingValue, PeerValue, PodValue,
+    AddressValue, AllocationValue, Config, HOMES_PER_ADDRESS, HoldingValue, LeaseValue, PeerValue, PodValue,
     SLOTS_PER_ADDRESS, SlotValue, VerdictValue,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,6 +70,8 @@ pub struct Observed {
     pub holdings: BTreeMap<Ipv4Addr, HoldingValue>,
     /// `GROWING`.
     pub growing: BTreeSet<Ipv4Addr>,
+    /// `LEASE`.
+    pub lease: LeaseValue,
     /// `ALLOCATIONS` by index; entries never used are absent.
     pub allocations: BTreeMap<u32, AllocationValue>,
     /// The policy maps, by generation.
@@ -129,6 +131,7 @@ impl Observed {
             Op::RemoveHolding { address } => _ = self.holdings.remove(&address),
             Op::SetGrowing { address } => _ = self.growing.insert(address),
             Op::RemoveGrowing { address } => _ = self.growing.remove(&address),
+            Op::SetLease(lease) => self.lease = lease,
             Op::SetAllocation { index, value } => {
                 set_or_clear(&mut self.allocations, index, value, value == NO_ALLOCATION);
             }

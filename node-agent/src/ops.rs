@@ -16,14 +16,16 @@ mod policy;
 pub use peers::refresh_peers;
 
 use crate::desired::Desired;
+use crate::lease::Epochs;
 use crate::observed::{DestinationEntry, Homes, Observed, PortEntry, VerdictEntry, to_map};
 use aegis_common::{
-    AddressValue, AllocationValue, Config, HoldingValue, MAX_POD_RANGES, PeerValue, PodRange, PodValue,
-    SlotValue, VerdictValue,
+    AddressValue, AllocationValue, Config, HoldingValue, LeaseValue, MAX_POD_RANGES, PeerValue, PodRange,
+    PodValue, SlotValue, VerdictValue,
 };
 use aegis_core::model::AllocationName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 /// One write to one map, or one other step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -55,6 +57,8 @@ pub enum Op {
     SetGrowing { address: Ipv4Addr },
     /// Removes from `GROWING`.
     RemoveGrowing { address: Ipv4Addr },
+    /// Writes `LEASE`.
+    SetLease(LeaseValue),
     /// Writes `ALLOCATIONS`.
     SetAllocation { index: u32, value: AllocationValue },
     /// Writes `PODS`.
@@ -101,6 +105,10 @@ pub struct Known {
     pub idle: BTreeSet<Ipv4Addr>,
     /// What live flows name; `None` = anything may be named.
     pub flows: Option<Named>,
+    /// Epochs that addresses have had since this node acquired its Lease: nothing older is followed.
+    pub floor: Arc<Epochs>,
+    /// Egress addresses with deadlines that were deleted while this node did not hold its Lease: it owns nothing of them.
+    pub lost: BTreeSet<Ipv4Addr>,
 }
 
 /// Indices that flow entries hold. What is in here must not become somebody else's.

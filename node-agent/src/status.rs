@@ -66,6 +66,14 @@ pub mod reason {
     pub const BINDING_UNREADABLE: &str = "BindingUnreadable";
     /// Flows that have ended cannot be removed.
     pub const SWEEP_FAILED: &str = "SweepFailed";
+    /// The Lease is renewed.
+    pub const RENEWED: &str = "Renewed";
+    /// The Lease was taken over: this node counts as lost.
+    pub const TAKEN_OVER: &str = "TakenOver";
+    /// The Lease cannot be renewed.
+    pub const NOT_RENEWED: &str = "NotRenewed";
+    /// The Lease is there again; what the node held is being given up.
+    pub const RETURNING: &str = "Returning";
     /// The kernel's network cannot be read.
     pub const NETWORK_UNKNOWN: &str = "NetworkUnknown";
 }
@@ -104,6 +112,10 @@ pub struct Facts<'a> {
     pub room: &'a Result<(), String>,
     /// How far the announcement has come, if there is anything to announce.
     pub announced: Option<&'a Standing>,
+    /// Programs that know of deadlines are in force, not those of a version before.
+    pub keeps_deadlines: bool,
+    /// Whether the node's Lease is held, if it is needed.
+    pub lease: Option<Result<(), NotReady>>,
 }
 
 /// The report, with a condition whose time is not set yet.
@@ -115,8 +127,7 @@ pub fn report(facts: &Facts<'_>) -> EgressNodeStatus {
         .map(|(address, holding)| ProgrammedAddress {
             address: address.to_string(),
             epoch: i64::try_from(holding.epoch).unwrap_or(i64::MAX),
-            // The data plane knows no deadlines yet.
-            fenced: false,
+            fenced: facts.keeps_deadlines && holding.hard != 0,
             drained: facts
                 .drained
                 .get(address)
@@ -149,6 +160,7 @@ pub fn report(facts: &Facts<'_>) -> EgressNodeStatus {
         conditions: [condition(type_::READY, status, reason, message), room(facts)]
             .into_iter()
             .chain(facts.announced.map(announced))
+            .chain(facts.lease.as_ref().map(lease))
             .collect(),
     }
 }
@@ -182,6 +194,15 @@ fn room(facts: &Facts<'_>) -> Condition {
 fn announced(standing: &Standing) -> Condition {
     let status = if standing.good { "True" } else { "False" };
     condition(type_::ANNOUNCED, status, standing.reason, standing.message.clone())
+}
+
+fn lease(held: &Result<(), NotReady>) -> Condition {
+    match held {
+        Ok(()) => {
+            condition(type_::LEASE_HELD, "True", reason::RENEWED, "the node's Lease is renewed".to_owned())
+        }
+        Err(why) => condition(type_::LEASE_HELD, "False", why.reason, why.message.clone()),
+    }
 }
 
 fn condition(type_: &str, status: &str, reason: &str, mut message: String) -> Condition {
@@ -373,6 +394,7 @@ async fn write_once(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aegis_common::HoldingValue;
     use aegis_core::policy::BindingName;
     use std::sync::LazyLock;
 
@@ -395,6 +417,8 @@ mod tests {
             ready,
             room: &Ok(()),
             announced: None,
+            keeps_deadlines: true,
+            lease: None,
         }
     }
 
@@ -424,6 +448,20 @@ mod tests {
         assert_eq!((status.bindings[0].name.as_str(), status.bindings[0].pods), ("b4999", 2));
         assert_eq!(status.bindings[1].name, "b0000");
         assert_eq!(status.conditions[1].message.len(), 4096);
+    }
+
+    #[test]
+    fn only_programs_that_know_of_deadlines_keep_them() {
+        let mut observed = Observed::default();
+        for (last, hard) in [(1, 0), (2, 60)] {
+            let holding = HoldingValue { hard, ..HoldingValue::default() };
+            observed.holdings.insert(Ipv4Addr::new(203, 0, 113, last), holding);
+        }
+        for (keeps_deadlines, expected) in [(true, [false, true]), (false, [false, false])] {
+            let status = report(&Facts { observed: &observed, keeps_deadlines, ..facts(&Ok(())) });
+            let fenced: Vec<bool> = status.addresses.iter().map(|address| address.fenced).collect();
+            assert_eq!(fenced, expected);
+        }
     }
 
     #[test]

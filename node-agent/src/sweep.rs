@@ -42,6 +42,8 @@ pub struct Usage {
     pub named: Named,
     /// Those of the peers through which flows of this node's pods leave.
     pub gateways: BTreeSet<u32>,
+    /// Flows in slices that are not this node's, if the scan looked.
+    pub foreign: Option<u64>,
 }
 
 impl Usage {
@@ -158,8 +160,9 @@ where
 
 /// What a sweep needs of the data plane.
 pub trait Tables: Send + 'static {
-    /// Removes flows that have ended and bitmaps that are empty; gives what was found meanwhile.
-    fn sweep(&mut self) -> io::Result<Usage>;
+    /// Removes flows that have ended and bitmaps that are empty; gives what was found meanwhile. With `closely`, it looks at
+    /// whose slices the flows are in, which it else does now and then.
+    fn sweep(&mut self, closely: bool) -> io::Result<Usage>;
 }
 
 /// The thread; it ends when this is dropped.
@@ -167,6 +170,7 @@ pub trait Tables: Send + 'static {
 pub struct Sweeper {
     latest: watch::Receiver<Usage>,
     stop: Arc<AtomicBool>,
+    closely: Arc<AtomicBool>,
     failures: Arc<Mutex<Failures>>,
 }
 
@@ -193,13 +197,15 @@ impl Sweeper {
         let (publish, latest) = watch::channel(Usage::default());
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let closely = Arc::new(AtomicBool::new(false));
+        let look_closely = Arc::clone(&closely);
         let failures = Arc::new(Mutex::new(Failures::default()));
         let noted = Arc::clone(&failures);
         std::thread::Builder::new().name("sweep".to_owned()).spawn(move || {
             let failing = || noted.lock().unwrap_or_else(PoisonError::into_inner);
             while !stopped.load(Ordering::Acquire) {
                 let started = Instant::now();
-                let result = tables.sweep();
+                let result = tables.sweep(look_closely.load(Ordering::Acquire));
                 let scan = started.elapsed();
                 match result {
                     Ok(usage) => {
@@ -222,7 +228,12 @@ impl Sweeper {
                 }
             }
         })?;
-        Ok(Sweeper { latest, stop, failures })
+        Ok(Sweeper { latest, stop, closely, failures })
+    }
+
+    /// Whether each scan is to look at whose slices the flows are in.
+    pub fn look_closely(&self, closely: bool) {
+        self.closely.store(closely, Ordering::Release);
     }
 
     /// What the last scan found.
@@ -261,7 +272,7 @@ mod tests {
     struct Failing(Arc<AtomicBool>);
 
     impl Tables for Failing {
-        fn sweep(&mut self) -> io::Result<Usage> {
+        fn sweep(&mut self, _: bool) -> io::Result<Usage> {
             let mended = self.0.load(Ordering::Acquire);
             if mended { Ok(Usage::default()) } else { Err(io::Error::other("no such map")) }
         }

@@ -28,7 +28,7 @@ fn server() -> Arc<ApiServer> {
     }
     // The API server takes new policies up within a second or so.
     let limit = Instant::now() + Duration::from_secs(30);
-    for probe in [address("203.0.113.99", 1), node("probe")] {
+    for probe in [address("203.0.113.99", 1), node("probe"), lease("probe", "probe")] {
         while server.kubectl_with(&["create", "--dry-run=server", "-f", "-"], &probe).is_ok() {
             assert!(Instant::now() < limit, "the policies are not in force after 30 s");
             std::thread::sleep(Duration::from_millis(100));
@@ -45,6 +45,14 @@ fn address(address: &str, epoch: u32) -> String {
 
 fn node(name: &str) -> String {
     manifest("EgressNode", name, "")
+}
+
+/// The Lease of a node with a holder.
+fn lease(name: &str, holder: &str) -> String {
+    format!(
+        "{{apiVersion: coordination.k8s.io/v1, kind: Lease, metadata: {{namespace: {NAMESPACE}, name: aegis-node-{name}}},
+ spec: {{holderIdentity: {holder}, leaseDurationSeconds: 60}}}}"
+    )
 }
 
 /// kubectl with the identity and the rights of somebody.
@@ -72,9 +80,14 @@ impl Caller<'_> {
     /// Replaces as the operator does, by compare-and-swap: the administrator reads the version, since a writer need
     /// not be able to.
     fn replace(&self, kind: &str, manifest: &str) -> Result<String, String> {
+        self.replace_in(kind, &[], manifest)
+    }
+
+    fn replace_in(&self, kind: &str, namespace: &[&str], manifest: &str) -> Result<String, String> {
         let mut object: Value = serde_yaml_ng::from_str(manifest).expect("the manifest is YAML");
         let name = object["metadata"]["name"].as_str().expect("a name").to_owned();
-        let version = ["get", kind, &name, "-o", "jsonpath={.metadata.resourceVersion}"];
+        let version =
+            [&["get", kind, &name, "-o", "jsonpath={.metadata.resourceVersion}"], namespace].concat();
         object["metadata"]["resourceVersion"] =
             self.server.kubectl(&version).expect("read the version").into();
         self.run(&["replace", "-f", "-"], &object.to_string())
@@ -175,6 +188,38 @@ fn an_agent_writes_its_own_node_only() {
 }
 
 #[test]
+fn an_agent_renews_its_own_lease_only() {
+    let server = server();
+    let here = ["-n", NAMESPACE];
+    let agent = token(&server, "aegis-node-agent", Some(("Pod", "agent-n1")));
+    let operator = token(&server, "aegis-operator", None);
+    agent.create(&lease("n1", "n1")).expect("its own Lease");
+    agent.replace_in("lease", &here, &lease("n1", "n1")).expect("renews it");
+    let holder = "an agent can't name another holder of its Lease than its node";
+    refused(agent.replace_in("lease", &here, &lease("n1", "aegis-operator")), holder);
+    refused(agent.replace_in("lease", &here, &lease("n1", "\"\"")), holder);
+    let only = "is written by the operator and the agent of its node only";
+    refused(agent.create(&lease("n2", "n1")), only);
+    refused(token(&server, "aegis-node-agent", None).create(&lease("n2", "n2")), only);
+    refused(admin(&server).replace_in("lease", &here, &lease("n1", "n1")), only);
+    refused(admin(&server).run(&["delete", "lease", "aegis-node-n1", "-n", NAMESPACE], ""), only);
+    // Not the one by which the operators agree on a leader either.
+    let leader = lease("n1", "n1").replace("aegis-node-n1", "aegis-operator");
+    refused(agent.create(&leader), only);
+    operator.create(&lease("n2", "aegis-operator")).expect("the operator takes over");
+    let other = token(&server, "aegis-node-agent", Some(("Pod", "agent-n2")));
+    other.replace_in("lease", &here, &lease("n2", "n2")).expect("a version that it knows");
+    let collector = impersonating(&server, COLLECTORS[0], &["system:masters"]);
+    for name in ["aegis-node-n1", "aegis-node-n2"] {
+        collector.run(&["delete", "lease", name, "-n", NAMESPACE], "").expect("goes with its node");
+    }
+    // Other Leases are nobody's business here.
+    let other = lease("n1", "n1").replace("aegis-node-n1", "somebody");
+    admin(&server).create(&other).expect("another Lease");
+    admin(&server).run(&["delete", "lease", "somebody", "-n", NAMESPACE], "").expect("delete");
+}
+
+#[test]
 fn the_garbage_collector_may_delete_but_not_change() {
     let server = server();
     let operator = impersonating(&server, OPERATOR, &[]);
@@ -240,4 +285,9 @@ fn rights_end_where_the_work_ends() {
     }
     assert!(can(&operator, &["update", "lease/aegis-operator", "-n", NAMESPACE]));
     assert!(!can(&operator, &["update", "lease/other", "-n", NAMESPACE]));
+    for verb in ["create", "get", "update"] {
+        assert!(can(&agent, &[verb, "leases", "-n", NAMESPACE]), "agent: {verb} leases");
+        assert!(!can(&agent, &[verb, "leases", "-n", "kube-system"]), "agent: {verb} leases elsewhere");
+    }
+    assert!(!can(&agent, &["delete", "leases", "-n", NAMESPACE]));
 }

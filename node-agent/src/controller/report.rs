@@ -67,6 +67,8 @@ impl Controller {
             ready: &ready,
             room: &self.room(&wanted),
             announced: self.standing().as_ref(),
+            keeps_deadlines: self.pinned.plane.as_ref().is_some_and(|plane| !plane.inherits()),
+            lease: self.lease(),
         });
         let (uid, present, nodes) = {
             let cluster = self.shared.lock();
@@ -270,6 +272,7 @@ impl Controller {
             nft_drops: self.table.drops().clone(),
             writes: self.counts,
             scan_seconds: usage.scan.as_secs_f64(),
+            lease_seconds_left: self.lease_seconds_left(),
             ready,
             alive: Instant::now(),
         };

@@ -18,12 +18,14 @@ pub(super) struct Settled {
     held: BTreeMap<Ipv4Addr, Instant>,
     /// When something ceased to be what new flows may name.
     ended: Instant,
+    /// When a slice changed hands last.
+    owned: Instant,
 }
 
 impl Settled {
     /// Nothing is known of the time before `now`.
     pub fn new(now: Instant) -> Settled {
-        Settled { held: BTreeMap::new(), ended: now }
+        Settled { held: BTreeMap::new(), ended: now, owned: now }
     }
 
     /// These maps have been read.
@@ -41,6 +43,9 @@ impl Settled {
             if let Op::SetHolding { address, .. } = op {
                 self.held.insert(*address, now);
             }
+            if let Op::SetSlot { .. } = op {
+                self.owned = now;
+            }
             if op.ends_a_way() {
                 self.ended = now;
             }
@@ -50,6 +55,11 @@ impl Settled {
     /// Whether the scan shows every flow that an address has by its present holding.
     pub fn address(&self, address: &Ipv4Addr, usage: &Usage) -> bool {
         self.held.get(address).is_some_and(|since| after(usage, *since))
+    }
+
+    /// Whether the scan judged by the slices that this node owns at present.
+    pub fn slices(&self, usage: &Usage) -> bool {
+        after(usage, self.owned)
     }
 
     /// What flows name, if the scan shows all of it.

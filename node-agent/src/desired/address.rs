@@ -2,9 +2,10 @@
 
 use super::{Inputs, tunnel_of};
 use crate::objects;
+use aegis_core::fence;
 use aegis_core::growth;
 use aegis_core::holding::Rights;
-use aegis_core::model::{Address, AllocationName, State};
+use aegis_core::model::{Address, AllocationName, Seconds, State};
 use aegis_core::slice::SliceSet;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -53,6 +54,13 @@ impl EgressAddress {
     }
 }
 
+impl Deadlines {
+    fn of(after: Seconds) -> Deadlines {
+        let seconds = |seconds: Seconds| u32::try_from(seconds).unwrap_or(0).max(1);
+        Deadlines { soft: seconds(fence::soft(after)), hard: seconds(fence::hard(after)) }
+    }
+}
+
 /// Owner of a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
@@ -78,6 +86,7 @@ pub(super) fn egress_address(inputs: &Inputs, object: &Address) -> EgressAddress
         draining,
         unsettled,
         growing: grows || !unsettled.is_empty(),
+        deadlines: object.fence.map(|fence| Deadlines::of(fence.after)),
         ..EgressAddress::default()
     };
     for holding in &object.holdings {

@@ -14,7 +14,8 @@ use std::net::Ipv4Addr;
 pub struct Allocation {
     /// Addresses in which this node may open flows, sorted.
     pub addresses: Vec<Ipv4Addr>,
-    /// Without any such address: tunnel addresses of the nodes to send through, best first.
+    /// Without any such address, and for when their deadlines have passed: tunnel addresses of the nodes to send through,
+    /// best first.
     pub gateways: Vec<Ipv4Addr>,
     /// How many of the gateways are nearer than the rest.
     pub near: usize,
@@ -51,8 +52,9 @@ pub(super) fn allocations(
             .map(|object| object.address)
             .take(ADDRESSES_PER_ALLOCATION)
             .collect();
+        let may_lapse = own.iter().any(|own| addresses.get(own).is_some_and(|own| own.deadlines.is_some()));
         let (gateways, near) =
-            if own.is_empty() { gateways(inputs, name, &objects) } else { (Vec::new(), 0) };
+            if own.is_empty() || may_lapse { gateways(inputs, name, &objects) } else { (Vec::new(), 0) };
         let limits = inputs.allocations.get(name);
         let allocation = Allocation {
             addresses: own,
@@ -79,7 +81,8 @@ fn gateways(inputs: &Inputs, name: &AllocationName, objects: &[&Address]) -> (Ve
     let holders: BTreeMap<&str, Holder> = objects
         .iter()
         .flat_map(|object| &object.holdings)
-        .filter(|holding| holding.state == State::Held && tunnel_of(inputs, &holding.node).is_some())
+        .filter(|holding| holding.state == State::Held && holding.node != inputs.node)
+        .filter(|holding| tunnel_of(inputs, &holding.node).is_some())
         .map(|holding| (holding.node.as_str(), holder(&holding.node)))
         .collect();
     let chosen = gateway::choose(&inputs.node, &place(&inputs.node), &holders);

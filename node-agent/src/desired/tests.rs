@@ -1,7 +1,7 @@
 use super::*;
 use aegis_common::{ACTION_ALLOCATE, ACTION_DENY, DESTINATION_INTERNAL, POD_REFUSED};
 use aegis_core::gateway::Load;
-use aegis_core::model::{Holding, State};
+use aegis_core::model::{Fence, Holding, State};
 use aegis_core::policy::{PortRange, Workloads};
 use aegis_core::slice::SliceSet;
 
@@ -163,6 +163,16 @@ fn gateways_of_the_first_site_come_first_while_they_have_room() {
     assert_eq!(through(&inputs), (vec![NEXT, FAR], 1));
     inputs.full.follow([("next", &name(), Load::Full)].into_iter());
     assert_eq!(through(&inputs), (vec![FAR, NEXT], 1));
+}
+
+#[test]
+fn an_address_with_a_fence_has_deadlines_and_others_to_send_through_when_they_have_passed() {
+    let mut inputs = inputs(&[(4, 4, "far", State::Held), (5, 5, "own", State::Held)]);
+    inputs.addresses.get_mut(&EGRESS).unwrap().fence = Some(Fence { after: 60, epoch: 9 });
+    let wanted = desired(&inputs);
+    assert_eq!(wanted.addresses[&EGRESS].deadlines, Some(Deadlines { soft: 45, hard: 60 }));
+    let usable = &wanted.allocations[&name()];
+    assert_eq!((&usable.addresses, &usable.gateways), (&vec![EGRESS], &vec![FAR]));
 }
 
 #[test]

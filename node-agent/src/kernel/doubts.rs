@@ -46,10 +46,12 @@ impl Doubts {
         })
     }
 
-    /// Before a scan of `FORWARD`. `now` is in seconds since boot.
-    pub fn begin(&mut self, config: &Config, now: u32) -> io::Result<()> {
+    /// Before a scan of `FORWARD`. `now` is in seconds since boot. Whose slices the flows are is looked at when it is time
+    /// to, or at once if it is to be looked at closely.
+    pub fn begin(&mut self, config: &Config, now: u32, closely: bool) -> io::Result<()> {
         self.own = None;
-        if config.own_peer == 0 || now.saturating_sub(self.slices_at) < SLICES {
+        let due = closely || now.saturating_sub(self.slices_at) >= SLICES;
+        if config.own_peer == 0 || !due {
             return Ok(());
         }
         self.slices_at = now;
@@ -78,10 +80,12 @@ impl Doubts {
         }
     }
 
-    /// After the scan.
-    pub fn end(&mut self, program: &SweepProgram, now: u32) -> io::Result<()> {
+    /// After the scan. Gives how many flows were met in slices that are not this node's, if that was looked at.
+    pub fn end(&mut self, program: &SweepProgram, now: u32) -> io::Result<Option<u64>> {
+        let mut foreign = None;
         if self.own.take().is_some() {
             let found = std::mem::take(&mut self.found);
+            foreign = Some(found.len() as u64);
             let twice: Vec<FlowKey> = found.intersection(&self.suspects).copied().collect();
             self.suspects = found;
             program.revoked(&twice).map_err(io::Error::other)?;
@@ -96,6 +100,6 @@ impl Doubts {
             })?;
             program.orphans(&idle).map_err(io::Error::other)?;
         }
-        Ok(())
+        Ok(foreign)
     }
 }

@@ -64,7 +64,7 @@ fn candidate(key: &FlowKey, forward: &ForwardValue, timeouts: &aegis_common::Tim
 }
 
 impl Tables for Kept {
-    fn sweep(&mut self) -> io::Result<Usage> {
+    fn sweep(&mut self, closely: bool) -> io::Result<Usage> {
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)?.tv_sec() as u32;
         let mut usage = Usage::default();
         let mut timeouts = BTreeMap::new();
@@ -78,7 +78,7 @@ impl Tables for Kept {
         let abandoned = |key: &FlowKey, flow: &ForwardValue| {
             !flow.is_guest(key) && pods.get(&key.local).is_none_or(|pod| pod.incarnation != flow.incarnation)
         };
-        self.doubts.begin(&config, now)?;
+        self.doubts.begin(&config, now, closely)?;
         let mut over = Vec::new();
         sweep::for_each(self.forward.as_fd(), |key: &FlowKey, value: &ForwardValue| {
             usage.add_flow(key, value);
@@ -90,7 +90,7 @@ impl Tables for Kept {
         })?;
         self.program.flows(&over).map_err(io::Error::other)?;
         drop(over);
-        self.doubts.end(&self.program, now)?;
+        usage.foreign = self.doubts.end(&self.program, now)?;
 
         let (mut empty, mut peaks) = (Vec::new(), Vec::new());
         sweep::for_each(self.blocks.as_fd(), |key: &BlockKey, value: &BlockValue| {

@@ -18,7 +18,9 @@ impl Builder<'_> {
         let mut numbers = BTreeMap::new();
         for (address, wanted) in &self.desired.addresses {
             let holding = observed.holdings.get(address).copied().unwrap_or_default();
-            if !may_follow(wanted.epoch, i64::try_from(holding.epoch).unwrap_or(i64::MAX)) {
+            let programmed = i64::try_from(holding.epoch).unwrap_or(i64::MAX);
+            let floor = self.known.floor.get(address).copied().unwrap_or(i64::MIN);
+            if !may_follow(wanted.epoch, programmed.max(floor)) {
                 self.plan.stale.insert(*address);
                 continue;
             }
@@ -121,6 +123,9 @@ impl Builder<'_> {
                     value: HoldingValue { allowed: [0; 4], ..holding },
                 });
             }
+            if self.known.lost.contains(address) {
+                self.disown(value.index);
+            }
             let owned = observed.slots_of(value.index).next().is_some();
             if owned || !self.known.idle.contains(address) || holding.allowed != [0; 4] {
                 self.plan.orphaned.insert(*address);
@@ -131,6 +136,14 @@ impl Builder<'_> {
             if observed.homes.contains_key(&value.index) {
                 self.push(Op::SetHomes { index: value.index, homes: Homes::default() });
             }
+        }
+    }
+
+    /// Takes this node's slices of an address from it: flows in them are ended then.
+    fn disown(&mut self, index: u32) {
+        let own = self.observed.config.own_peer;
+        for (slice, _) in self.observed.slots_of(index).filter(|(_, slot)| slot.peer == own) {
+            self.push(Op::SetSlot { index, slice, value: SlotValue::default() });
         }
     }
 }

@@ -5,6 +5,7 @@
 mod world;
 
 use aegis_common::{MAC_LEAVING, PodValue};
+use aegis_core::model::Fence;
 use aegis_core::slice::SliceSet;
 use aegis_node_agent::desired::{Desired, desired};
 use aegis_node_agent::observed::{Observed, from_map, to_map};
@@ -12,6 +13,7 @@ use aegis_node_agent::ops::{Known, Named, Op, transition};
 use aegis_node_agent::probe::Answer;
 use proptest::prelude::*;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use world::{Fate, Flows, World, allocation, egress, fate, step, world, write};
 
 proptest! {
@@ -26,7 +28,11 @@ proptest! {
         let mut former = (empty, Desired::default());
         for (epoch, world) in worlds.into_iter().enumerate() {
             // Nothing flows from addresses of this node, so whatever has left the world may go.
-            known = Known { idle: (0..4).map(egress).collect(), flows: known.flows.filter(|_| !restart) };
+            known = Known {
+                idle: (0..4).map(egress).collect(),
+                flows: known.flows.filter(|_| !restart),
+                ..Known::default()
+            };
             let wanted = desired(&world.inputs(epoch as i64 + 1));
             step(&mut maps, &mut known, &mut flows, (&former.0, &former.1), (&world, &wanted))?;
             former = (world, wanted);
@@ -408,4 +414,57 @@ fn pods_move_to_another_allocation_before_their_own_ends() {
     let end = ops.remove(end);
     ops.insert(0, end);
     assert!(check(&ops).is_err(), "the check notices");
+}
+
+#[test]
+fn a_deadline_is_there_before_the_epoch_that_vouches_for_it() {
+    let (mut maps, known) = after(&simple(), 1);
+    // Half of it drains, so that the former epoch stays in force for a while.
+    let mut world = simple();
+    world.addresses[0] = Some((0, vec![(0, 1), (1, 3)]));
+    let mut inputs = world.inputs(2);
+    inputs.addresses.get_mut(&egress(0)).unwrap().fence = Some(Fence { after: 60, epoch: 2 });
+    let change = transition(&desired(&inputs), &maps, &known);
+    for op in &change.ops {
+        maps.apply(op);
+        let holding = maps.holdings[&egress(0)];
+        assert!(holding.epoch < 2 || (holding.soft, holding.hard) == (45, 60), "{holding:?} after {op:?}");
+    }
+    assert_eq!(maps.holdings[&egress(0)].epoch, 2);
+    // It stays when the object is gone, and goes with the fence.
+    let mut gone = simple().inputs(3);
+    gone.addresses.clear();
+    transition(&desired(&gone), &maps, &known).ops.iter().for_each(|op| maps.apply(op));
+    let holding = maps.holdings[&egress(0)];
+    assert_eq!((holding.allowed, holding.hard), ([0; 4], 60), "its flows live on, as long as they may");
+    transition(&desired(&world.inputs(4)), &maps, &known).ops.iter().for_each(|op| maps.apply(op));
+    assert_eq!(maps.holdings[&egress(0)].hard, 0);
+}
+
+#[test]
+fn nothing_older_is_followed_than_what_was_read_since_the_lease_was_acquired() {
+    let known = Known { floor: Arc::new([(egress(0), 3)].into()), ..Known::default() };
+    let mut maps = Observed::default();
+    let change = transition(&desired(&simple().inputs(2)), &maps, &known);
+    change.ops.iter().for_each(|op| maps.apply(op));
+    assert!(change.stale.contains(&egress(0)) && maps.holdings.is_empty() && maps.slots.is_empty());
+    let change = transition(&desired(&simple().inputs(3)), &maps, &known);
+    change.ops.iter().for_each(|op| maps.apply(op));
+    assert!(change.stale.is_empty() && !maps.holdings.is_empty());
+}
+
+#[test]
+fn of_an_address_that_went_while_the_lease_was_lost_nothing_is_owned_any_more() {
+    let (mut maps, known) = after(&simple(), 1);
+    let mut gone = simple().inputs(2);
+    gone.addresses.clear();
+    transition(&desired(&gone), &maps, &known).ops.iter().for_each(|op| maps.apply(op));
+    let own = |maps: &Observed| {
+        let owners = maps.slots.values().map(|slot| slot.peer == maps.config.own_peer);
+        owners.filter(|own| *own).count()
+    };
+    assert_eq!((own(&maps), maps.slots.len()), (8, 16), "live flows live");
+    let known = Known { lost: [egress(0)].into(), ..known };
+    transition(&desired(&gone), &maps, &known).ops.iter().for_each(|op| maps.apply(op));
+    assert_eq!((own(&maps), maps.slots.len()), (0, 8), "what other nodes own is steered to them");
 }
