@@ -266,7 +266,7 @@ fn rights_end_where_the_work_ends() {
     };
     for (verb, resource, operator_may, agent_may) in [
         ("watch", "egressaddresses.aegis.dev", true, true),
-        ("list", "aegisprefixes.aegis.dev", true, false),
+        ("list", "aegisprefixes.aegis.dev", true, true),
         ("create", "egressaddresses.aegis.dev", true, false),
         ("delete", "egressaddresses.aegis.dev", true, false),
         ("patch", "egressallocations.aegis.dev", true, false),
