@@ -24,6 +24,10 @@ pub struct Args {
     /// addresses: origins remember closed connections for up to two minutes.
     #[arg(long, default_value_t = aegis_core::model::QUARANTINE, value_parser = clap::value_parser!(i64).range(1..))]
     pub quarantine_seconds: i64,
+    /// Labels of the agents' pods, in the namespace of the Lease: a node without one that is ready gets no new slices, whatever
+    /// its agent has reported. Empty: nobody looks.
+    #[arg(long, default_value = "")]
+    pub agent_pods: String,
     /// Log filter, as `info` or `aegis_operator=debug,info`.
     #[arg(long, env = "AEGIS_LOG", default_value = "info")]
     pub log: String,

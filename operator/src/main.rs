@@ -1,6 +1,7 @@
 //! The operator: watches what people want and what nodes report, plans which node holds which slice of which egress
 //! address, and writes plan and status to the API server. Any number of replicas may run; one of them leads.
 
+mod agents;
 mod apply;
 mod args;
 mod backoff;
@@ -22,6 +23,7 @@ mod statuses;
 mod watch;
 mod world;
 
+use agents::Agents;
 use apply::Applier;
 use args::Args;
 use clap::Parser;
@@ -70,7 +72,10 @@ async fn run(args: Args) -> Result<(), Error> {
     let client = connect().await?;
     let mut watches = JoinSet::new();
     let gate = Arc::new(Gate::new());
-    let caches = Caches::start(&client, &args.namespace, gate.clone(), &mut watches);
+    let mut caches = Caches::start(&client, &args.namespace, gate.clone(), &mut watches);
+    caches.agents = (!args.agent_pods.is_empty()).then(|| {
+        Agents::start(&client, &args.namespace, &args.agent_pods, caches.dirty.clone(), &mut watches)
+    });
     let (stop, stopping) = channel::channel(false);
     let mut parts = start(&args, &client, &caches, gate, &metrics, &health, stopping);
 

@@ -1,5 +1,6 @@
 //! Local copies of everything the operator reads, kept current by watches.
 
+use crate::agents::Agents;
 use crate::fence::Leases;
 use crate::gate::Gate;
 use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, EgressNode, ZoneBinding};
@@ -13,7 +14,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt, reflector::ObjectRef};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,9 +44,16 @@ pub struct Snapshot {
     pub egress_nodes: Vec<Guarded<EgressNode>>,
     /// Nodes.
     pub nodes: Vec<Guarded<Node>>,
+    /// Names of nodes whose agent's pod is ready; `None` if nobody looks.
+    pub agents: Option<BTreeSet<String>>,
 }
 
 impl Snapshot {
+    /// Whether an agent works on a node, as far as its pod tells.
+    pub fn has_agent(&self, node: &str) -> bool {
+        self.agents.as_ref().is_none_or(|agents| agents.contains(node))
+    }
+
     /// Number of objects whose status the operator writes.
     pub fn len(&self) -> usize {
         self.prefixes.len() + self.allocations.len() + self.bindings.len() + self.addresses.len()
@@ -75,6 +83,8 @@ pub struct Caches {
     nodes: Store<DeserializeGuard<Node>>,
     /// The nodes' Leases.
     pub leases: Leases,
+    /// The agents' pods, if somebody is to look at them.
+    pub agents: Option<Agents>,
     /// Told of every change, but of renewals.
     pub dirty: Arc<Notify>,
     /// Told of every change too, for whoever waits for the copies to catch up with a write.
@@ -115,6 +125,7 @@ impl Caches {
             egress_nodes: start(client, tasks, signal.clone(), |_: &mut EgressNode| ()),
             nodes: start(client, tasks, signal, strip_node),
             leases: Leases::start(client, namespace, gate, dirty.clone(), tasks),
+            agents: None,
             dirty,
             moved,
             addresses_seen,
@@ -124,6 +135,9 @@ impl Caches {
     /// Waits until each kind has been listed once: nothing may be planned before that.
     pub async fn complete(&self) -> Result<(), reflector::store::WriterDropped> {
         self.leases.complete().await;
+        if let Some(agents) = &self.agents {
+            agents.complete().await?;
+        }
         self.prefixes.wait_until_ready().await?;
         self.allocations.wait_until_ready().await?;
         self.bindings.wait_until_ready().await?;
@@ -141,6 +155,7 @@ impl Caches {
             addresses: self.addresses.state(),
             egress_nodes: self.egress_nodes.state(),
             nodes: self.nodes.state(),
+            agents: self.agents.as_ref().map(Agents::nodes),
         }
     }
 

@@ -35,7 +35,10 @@ pub fn models(snapshot: &Snapshot, problems: &mut Vec<Problem>) -> Vec<Node> {
     for object in &snapshot.nodes {
         let report = reports.get(&object.name_any()).copied();
         nodes.extend(match &object.0 {
-            Ok(node) => model(node, report, is_ready(node, report), &epochs, problems),
+            Ok(node) => {
+                let ready = is_ready(node, report, snapshot.has_agent(&object.name_any()));
+                model(node, report, ready, &epochs, problems)
+            }
             Err(_) => {
                 let metadata = object.meta().clone();
                 model(&KubeNode { metadata, ..KubeNode::default() }, report, false, &epochs, problems)
@@ -100,15 +103,18 @@ fn pod_ranges(node: &KubeNode) -> Vec<Ipv4Net> {
 
 /// Whether new slices may be given to the node: its agent says that it is ready to forward, and the cluster has not
 /// lost the node.
-pub fn is_ready(node: &KubeNode, report: Option<&EgressNode>) -> bool {
+pub fn is_ready(node: &KubeNode, report: Option<&EgressNode>, has_agent: bool) -> bool {
     node.metadata.deletion_timestamp.is_none()
         && !is_out_of_service(node)
         && !is_lost(node)
-        && agent_state(report).is_ok()
+        && agent_state(report, has_agent).is_ok()
 }
 
 /// Why the agent of a node is not ready, in a few words.
-pub fn agent_state(report: Option<&EgressNode>) -> Result<(), String> {
+pub fn agent_state(report: Option<&EgressNode>, has_agent: bool) -> Result<(), String> {
+    if !has_agent {
+        return Err("its agent's pod is gone or not ready".to_owned());
+    }
     let Some(status) = report.and_then(|report| report.status.as_ref()) else {
         return Err("its agent has not reported".to_owned());
     };

@@ -231,6 +231,20 @@ fn ready(status: &str) -> Value {
 }
 
 #[test]
+fn a_node_whose_agent_has_no_pod_is_not_ready_whatever_it_reported() {
+    let report = json!({"status": {"tunnelAddress": "192.0.2.1", "conditions": ready("True")}});
+    for (agents, expected) in [(None, true), (Some(vec!["n1"]), true), (Some(vec!["n2"]), false)] {
+        let world = see(&Snapshot {
+            nodes: vec![object(None, "n1", json!({}))],
+            egress_nodes: vec![object(None, "n1", json!({"status": report["status"], "spec": {}}))],
+            agents: agents.map(|agents| agents.into_iter().map(str::to_owned).collect()),
+            ..Snapshot::default()
+        });
+        assert_eq!(world.inputs.nodes[0].ready, expected);
+    }
+}
+
+#[test]
 fn node_is_ready_only_if_agent_and_cluster_say_so() {
     let good = json!({"tunnelAddress": "192.0.2.1", "conditions": ready("True")});
     let kube = |status: &str| json!({"status": {"conditions": [{"type": "Ready", "status": status}]}});

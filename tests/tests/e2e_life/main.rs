@@ -12,6 +12,7 @@ mod deletion;
 mod fence;
 mod first_packet;
 mod gateways;
+mod gone_agents;
 mod growth;
 mod inside;
 mod l2;
