@@ -65,7 +65,8 @@ unsafe extern "C" fn step(_: u64, claim: *mut c_void) -> i64 {
     // SAFETY: `claim` is what `bpf_loop` was given.
     let claim = unsafe { &mut *claim.cast::<Claim>() };
     if claim.left == 0 {
-        return next_address(claim);
+        // Compared here, so that the verifier sees a 0 or a 1.
+        return i64::from(next_address(claim) == NO_MORE);
     }
     let egress = claim.flow.egress;
     // Blocks are counted from where this origin's flows begin.
@@ -103,7 +104,9 @@ unsafe extern "C" fn step(_: u64, claim: *mut c_void) -> i64 {
             }
             LOST => (),
             port if enter(claim, &key, port as u16) => {
-                note_water(claim, port);
+                if claim.outcome == TAKEN {
+                    note_water(claim.left, claim.blocks, port);
+                }
                 return 1;
             }
             _ => (),
@@ -112,14 +115,17 @@ unsafe extern "C" fn step(_: u64, claim: *mut c_void) -> i64 {
     0
 }
 
-/// Counts a flow that leaves little room. Blocks are tried in a fixed order, so those that were passed are full.
-#[inline(always)]
-fn note_water(claim: &Claim, port: u32) {
-    let passed = claim.blocks.wrapping_sub(1).wrapping_sub(claim.left.count_ones());
+/// Counts a flow that leaves little room. Blocks are tried in a fixed order, so those that were passed are full: `left` are
+/// those that were not, of `blocks`. See [`take`] for why this is a function of its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note_water(left: u32, blocks: u32, port: u32) -> u32 {
+    let passed = blocks.wrapping_sub(1).wrapping_sub(left.count_ones());
     let high = passed + u32::from(port & TIGHT != 0);
-    if claim.outcome == TAKEN && is_high(high, claim.blocks) {
+    if is_high(high, blocks) {
         maps::count(Counter::PastHighWater, 0);
     }
+    0
 }
 
 /// Whether more slices of an address are about to come to this node: the agent expects it, and lives to see to it.
@@ -132,25 +138,32 @@ extern "C" fn may_grow(egress: u32) -> u32 {
     u32::from(grows && maps::now().saturating_sub(*pulse) <= PULSE_LIFE)
 }
 
-/// Begins with the next address of the allocation. Returns 1 if there is none, or if the one before is not to be given up.
-#[inline(always)]
-fn next_address(claim: &mut Claim) -> i64 {
+/// There is no further address to look at.
+const NO_MORE: u32 = 7;
+
+/// Begins with the next address of the allocation. [`NO_MORE`] if there is none, or if the one before is not to be given up. See
+/// [`take`] for why this is a function of its own: each outcome that it notes would be followed through all further steps.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn next_address(claim: *mut Claim) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's claim.
+    let Some(claim) = (unsafe { claim.as_mut() }) else { return NO_MORE };
     // A pod goes on to another address only if the whole of its own is full, not just what this node has of it by now.
     if claim.outcome == FULL && may_grow(claim.flow.egress) != 0 {
         claim.outcome = WAITING;
-        return 1;
+        return NO_MORE;
     }
-    let Some(allocation) = maps::ALLOCATIONS.get(u32::from(claim.flow.allocation)) else { return 1 };
+    let Some(allocation) = maps::ALLOCATIONS.get(u32::from(claim.flow.allocation)) else { return NO_MORE };
     let count = allocation.count;
     if count == 0 || claim.address >= count {
-        return 1;
+        return NO_MORE;
     }
     // A pod stays with its address while that has room (RFC 4787 REQ-2, "paired").
     let at = ((u64::from(mix(claim.key.local)) + u64::from(claim.address)) % u64::from(count)) as usize;
     claim.address += 1;
     // The verifier does not follow a remainder; in 64 bits it believes this check.
     if at >= ADDRESSES_PER_ALLOCATION {
-        return 1;
+        return NO_MORE;
     }
     let egress = allocation.addresses[at];
     claim.flow.egress = egress;
