@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::{Namespace as NamespaceObject, Pod, ServiceAccount};
@@ -9,6 +10,10 @@ use kube::api::{Api, DeleteParams, DynamicObject, ListParams, ObjectMeta, PostPa
 use kube::discovery::ApiResource;
 
 use super::{Cluster, PATIENCE, PodBuilder, apply, wait_for};
+
+/// How long a namespace may wait for its ServiceAccount. After an outage of the API server the controller manager makes it, which
+/// waits up to a minute before it tries to reach the server again.
+const ACCOUNT_PATIENCE: Duration = Duration::from_secs(180);
 
 /// Deleted, with what was applied through it, at the end of the test, also when it fails.
 ///
@@ -48,13 +53,15 @@ impl Namespace {
         let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client(), &name);
         let namespace = Self { cluster: cluster.clone(), name, applied: Mutex::default(), ended: false };
         // Pods are refused until the namespace has its ServiceAccount.
-        wait_for("the ServiceAccount", PATIENCE, async || Ok(accounts.get_opt("default").await?)).await?;
+        wait_for("the ServiceAccount", ACCOUNT_PATIENCE, async || Ok(accounts.get_opt("default").await?))
+            .await?;
         Ok(namespace)
     }
 
     pub(super) async fn adopt(cluster: &Cluster, name: &str) -> anyhow::Result<Self> {
         let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client(), name);
-        wait_for("the ServiceAccount", PATIENCE, async || Ok(accounts.get_opt("default").await?)).await?;
+        wait_for("the ServiceAccount", ACCOUNT_PATIENCE, async || Ok(accounts.get_opt("default").await?))
+            .await?;
         // Ended from the start: its drop deletes nothing.
         Ok(Self { cluster: cluster.clone(), name: name.to_owned(), applied: Mutex::default(), ended: true })
     }
