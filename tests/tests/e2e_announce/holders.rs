@@ -4,7 +4,7 @@ use std::net::SocketAddrV4;
 use std::process::Command;
 use std::time::Duration;
 
-use aegis_tests::cluster::Cluster;
+use aegis_tests::cluster::{Cluster, PATIENCE, wait_for};
 use aegis_tests::lab::plan::NODES;
 use aegis_tests::lab::{Undo, like_a_wire};
 use serde_json::json;
@@ -25,8 +25,11 @@ async fn every_holder_announces_while_the_prefix_says_so() -> anyhow::Result<()>
     // Somebody removes a route of the agent's.
     let address = format!("{}/32", account.address);
     lab.exec(NODES[0], "ip", &["route", "del", "blackhole", &address, "table", "180"])?;
+    wait_for("the route to be put back", PATIENCE, async || {
+        Ok(account.routes(NODES[0])?.contains("table 180").then_some(()))
+    })
+    .await?;
     account.hops(&NODES).await?;
-    assert!(account.routes(NODES[0])?.contains("table 180"));
 
     // An edit of the prefix is followed both ways, and the address stays where it is.
     account.announce("None").await?;
