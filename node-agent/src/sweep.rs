@@ -4,13 +4,14 @@
 use crate::demand::{Origin, Ports};
 use crate::observed::from_map;
 use crate::ops::Named;
+use crate::raw;
 use aegis_common::{BLOCK_DEAD, BlockKey, BlockValue, FlowKey, ForwardValue, WORDS_PER_BLOCK};
 use aegis_core::slice::SliceSet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::mem::{size_of, zeroed};
+use std::mem::size_of;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,8 +21,6 @@ use tokio::sync::watch;
 const PERIOD: Duration = Duration::from_secs(1);
 /// A scan is followed by a pause of this many times its own duration.
 const REST: u32 = 50;
-/// Entries that one call reads.
-const BATCH: usize = 4096;
 
 /// What a scan found.
 #[derive(Clone, Debug, Default)]
@@ -83,23 +82,6 @@ pub fn pause(scan: Duration) -> Duration {
     (scan * REST).max(PERIOD.saturating_sub(scan))
 }
 
-/// `union bpf_attr` of the batch commands.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct BatchAttr {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
-}
-
-/// `BPF_MAP_LOOKUP_BATCH`.
-const LOOKUP_BATCH: libc::c_long = 24;
-
 /// Calls `each` with every entry of a hash map: a few system calls instead of two for each entry. Entries that come
 /// or go meanwhile may be missed.
 pub fn for_each<K, V>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V)) -> io::Result<()>
@@ -107,55 +89,12 @@ where
     K: aya::Pod,
     V: aya::Pod,
 {
-    // SAFETY: K and V are plain data (aya::Pod), for which all zeroes is a value.
-    let (mut keys, mut values): (Vec<K>, Vec<V>) = unsafe { (vec![zeroed(); BATCH], vec![zeroed(); BATCH]) };
-    let mut position = [0u64; 8];
-    let mut first = true;
-    loop {
-        let mut next = [0u64; 8];
-        let mut attr = BatchAttr {
-            in_batch: if first { 0 } else { position.as_ptr() as u64 },
-            out_batch: next.as_mut_ptr() as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: keys.len() as u32,
-            map_fd: map.as_raw_fd() as u32,
-            elem_flags: 0,
-            flags: 0,
-        };
-        // SAFETY: the kernel writes at most `count` keys and values of the map's sizes, which are those of K and V,
-        // into buffers that have room for as many, and at most a key into `next`.
-        let result =
-            unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut attr, size_of::<BatchAttr>()) };
-        let error = (result < 0).then(io::Error::last_os_error);
-        let end = match &error {
-            None => false,
-            Some(error) => match error.raw_os_error() {
-                // No more; what `count` says was still delivered.
-                Some(libc::ENOENT) => true,
-                // One bucket holds more than fits.
-                Some(libc::ENOSPC) => {
-                    let room = keys.len() * 2;
-                    // SAFETY: as above.
-                    unsafe {
-                        keys.resize(room, zeroed());
-                        values.resize(room, zeroed());
-                    }
-                    continue;
-                }
-                Some(libc::EINTR) => continue,
-                _ => return Err(io::Error::last_os_error()),
-            },
-        };
-        for (key, value) in keys.iter().zip(&values).take(attr.count as usize) {
-            each(key, value);
+    let sizes = raw::Sizes { key: size_of::<K>(), value: size_of::<V>() };
+    raw::for_each(map, sizes, |key, value| {
+        if let (Some(key), Some(value)) = (raw::from_bytes(key), raw::from_bytes(value)) {
+            each(&key, &value);
         }
-        if end {
-            return Ok(());
-        }
-        position = next;
-        first = false;
-    }
+    })
 }
 
 /// What a sweep needs of the data plane.
