@@ -169,6 +169,31 @@ fn xdp_uplink_egress_drops() {
 }
 
 #[test]
+fn xdp_uplink_egress_a_change_overtakes_a_packet_in_the_host_stack() {
+    let mut world = World::new();
+    let from = |port| Packet::tcp((POD, port), (ORIGIN, 443), SYN);
+    let pod = |world: &mut World, generation, class| world.pod_class(generation, POD, class);
+    let refused = |world: &mut World, name, port| {
+        assert_eq!(world.out(&from(port).frame()).verdict, TCX_REDIRECT, "{name}");
+        assert_eq!(world.counted(), [("refusal_sent", 1), ("refuse_unavailable", 1)], "{name}");
+    };
+    // `pod_ingress` saw the binding, and nothing names the destination any more.
+    pod(&mut world, 2, 7);
+    world.set_config(&Config { generation: 2, ..config() });
+    translated(&mut world, "not covered any more", &from(40001), true);
+    pod(&mut world, 2, 0);
+    translated(&mut world, "a pod of no binding any more", &from(40002), true);
+    // What the new policy says counts.
+    pod(&mut world, 2, POD_REFUSED);
+    refused(&mut world, "denied by now", 40003);
+    // The packets of the last generation have left: the agent has removed it.
+    pod(&mut world, 2, 7);
+    world.remove_pod(POD);
+    refused(&mut world, "the last generation is gone", 40004);
+    assert_eq!(world.consistent(), 2);
+}
+
+#[test]
 fn xdp_uplink_egress_refuses_tcp_with_a_reset() {
     let mut world = World::new();
     let denied = |flags, payload| Packet::tcp((POD, 40000), (DENIED, 443), flags).with_payload(payload);

@@ -133,8 +133,8 @@ pub fn first_fragment(
     (now().saturating_sub(first.seen) <= FRAGMENT_LIFE).then_some(first)
 }
 
-/// Generation of the policy. A packet is judged by one generation from beginning to end, so a program reads it once; the
-/// agent removes a generation only when no program can have read it any more.
+/// Generation of the policy. A program judges a packet by one generation from beginning to end, so it reads it once; the agent
+/// removes a generation only when every packet that a program judged by it has left the host stack too.
 #[inline(always)]
 pub fn generation(config: &Config) -> u32 {
     // SAFETY: an aligned word in a map's value, which the agent may be writing.

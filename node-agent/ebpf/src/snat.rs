@@ -215,12 +215,24 @@ pub fn belongs(flow: &ForwardValue, key: &FlowKey, whose: u64) -> bool {
 #[inline(always)]
 fn open(generation: u32, pod: PodValue, leaving: &mut Leaving, flags: u8) -> Result<(), Stop> {
     let key = &leaving.key;
+    let verdict = opens(generation, pod.class, key);
+    // Between `pod_ingress` and here the policy may have changed. What it covered, and now covers no more, is a flow from
+    // before: it keeps the address. While such packets are under way, the agent keeps the last generation.
+    let verdict = verdict.or_else(|| {
+        let last = generation.wrapping_sub(1);
+        opens(last, maps::pod(last, key.local)?.class, key)
+    });
     let unavailable = Stop::Refuse(Counter::RefuseUnavailable);
-    let port = if key.protocol == headers::ICMP { maps::NO_PORT } else { u32::from(key.remote_port) };
-    let verdict = maps::verdict(generation, pod.class, key.remote, key.protocol, port);
     let verdict = verdict.filter(|verdict| verdict.action == ACTION_ALLOCATE).ok_or(unavailable)?;
     let by = Opener { incarnation: pod.incarnation, binding: verdict.binding as u16, peer: 0 };
     opening::make(leaving, u32::from(verdict.allocation), by, flags)
+}
+
+/// What a generation of the policy says of a new flow; `None` = not covered.
+#[inline(always)]
+fn opens(generation: u32, pod_class: u32, key: &FlowKey) -> Option<VerdictValue> {
+    let port = if key.protocol == headers::ICMP { maps::NO_PORT } else { u32::from(key.remote_port) };
+    maps::verdict(generation, pod_class, key.remote, key.protocol, port)
 }
 
 /// Key of a datagram from a pod.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use aegis_tests::cluster::{Cluster, PATIENCE, wait_for};
 use anyhow::ensure;
 use kube::api::DeleteParams;
+use serde_json::json;
 
 use crate::account::{Account, BOUND, PROMPT, ZONE, only};
 use crate::inside::Inside;
@@ -104,5 +105,27 @@ async fn fifty_edits_in_a_row_leak_nothing() -> anyhow::Result<()> {
         pod.exchange("held", 100).await?;
     }
     only(&mut capture, account.address)?;
+    account.end().await
+}
+
+#[tokio::test]
+async fn connections_that_begin_while_a_binding_is_switched_break_nothing() -> anyhow::Result<()> {
+    let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
+    let account = Account::new(&cluster, "flicker", 80).await?;
+    account.bind_and_wait().await?;
+    let pods = account.pods_on_all_nodes("busy").await?;
+    let to = cluster.origin(0)?.port(0);
+    for pod in &pods {
+        // Without a pause: a change is to meet packets between the programs.
+        pod.call(json!({"do": "churn", "name": "new", "to": to, "parallel": 8, "pause_ms": 0})).await?;
+    }
+    let selector = format!("{}: {}", BOUND.0, BOUND.1);
+    for edit in 0..EDITS {
+        account.apply_binding(&selector, ZONE, &format!("enabled: {}", edit % 2 != 0)).await?;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for pod in &pods {
+        println!("{}: {} connections meanwhile", pod.pod.name(), pod.unbroken_churn("new").await?);
+    }
     account.end().await
 }
