@@ -25,6 +25,7 @@ const NLMSG_DONE: u16 = 3;
 /// Attributes (`linux/netfilter/nfnetlink_conntrack.h`).
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_PROTOINFO: u16 = 4;
 const CTA_MARK: u16 = 8;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
@@ -42,6 +43,10 @@ const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 const CTA_FILTER_REPLY_FLAGS: u16 = 2;
 /// Only the source address of the tuple counts.
 const FLAG_IP_SRC: u32 = 1;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
+/// `TCP_CONNTRACK_TIME_WAIT` and `TCP_CONNTRACK_CLOSE` (`linux/netfilter/nf_conntrack_tcp.h`).
+const ENDED: [u8; 2] = [7, 8];
 const NESTED: u16 = 0x8000;
 const TYPE_MASK: u16 = 0x3fff;
 
@@ -58,6 +63,8 @@ pub struct Connection {
     pub flow: FlowKey,
     /// What names it: its original tuple, its number and its zone, as the kernel wrote them.
     identity: Vec<u8>,
+    /// A TCP connection of which nothing goes on.
+    ended: bool,
 }
 
 /// Removes every connection that was opened from this address. Gives how many there were.
@@ -76,10 +83,13 @@ pub fn forget(address: Ipv4Addr) -> io::Result<usize> {
     remove_from(&socket, &found)
 }
 
-/// Connections whose mark has this bit.
+/// Connections whose mark has this bit, but for those that have ended: the next SYN of such a one makes a new connection, which
+/// is judged anew. It often gets the memory of the old one, and with it the number: to remove that would end the new one.
 pub fn marked(mark: u32) -> io::Result<Vec<Connection>> {
     let filter = [attribute(CTA_MARK, &mark.to_be_bytes()), attribute(CTA_MARK_MASK, &mark.to_be_bytes())];
-    list(&connect()?, &filter.concat())
+    let mut found = list(&connect()?, &filter.concat())?;
+    found.retain(|connection| !connection.ended);
+    Ok(found)
 }
 
 /// Removes connections. Gives how many there still were.
@@ -137,8 +147,19 @@ fn connection(body: &[u8]) -> Connection {
         if kind == CTA_TUPLE_REPLY {
             connection.flow = flow(payload(whole));
         }
+        if kind == CTA_PROTOINFO {
+            connection.ended = has_ended(payload(whole));
+        }
     }
     connection
+}
+
+fn has_ended(protocol: &[u8]) -> bool {
+    let tcp = attributes(protocol).filter(|(kind, _)| *kind == CTA_PROTOINFO_TCP);
+    let mut fields = tcp.flat_map(|(_, whole)| attributes(payload(whole)));
+    fields.any(|(kind, whole)| {
+        kind == CTA_PROTOINFO_TCP_STATE && payload(whole).first().is_some_and(|state| ENDED.contains(state))
+    })
 }
 
 /// The flow whose replies have this tuple: after all translation of the host's, before that of the uplink.

@@ -9,6 +9,7 @@ use aegis_node_agent::conntrack;
 use aegis_node_agent::nft::{self, Firewall, Outcome, Rules};
 use aegis_node_agent::observed::to_map;
 use netns_support::{Namespace, need_root};
+use socket2::{Domain, Socket, Type};
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -194,6 +195,45 @@ fn what_was_refused_is_judged_anew_once_nothing_covers_it() {
     assert_eq!(lab.node.enter(|| conntrack::remove(&without).unwrap()), 0, "gone is gone");
     assert_eq!(source(&covered, &origin, LONG), Some(POD), "it lives on");
     assert_eq!(source(&refused, &origin, LONG), Some(NODE), "nothing covers it");
+}
+
+#[test]
+fn a_connection_in_place_of_one_that_ended_is_not_forgotten() {
+    let lab = Lab::new();
+    let listener = lab.origin.enter(|| TcpListener::bind((ORIGIN, 0)).unwrap());
+    let to = listener.local_addr().unwrap();
+    let connect = |port: u16| {
+        let client = lab.pod.enter(|| Socket::new(Domain::IPV4, Type::STREAM, None).unwrap());
+        client.bind(&SocketAddr::from((POD, port)).into()).unwrap();
+        client.connect(&to.into()).unwrap();
+        let (server, peer) = listener.accept().unwrap();
+        (TcpStream::from(client), server, peer.ip())
+    };
+    let marked = || lab.node.enter(|| conntrack::marked(0x1000).unwrap());
+    // Conntrack often gives the new one the memory, and so the number, of the old one, but not always.
+    for port in 20_000..20_020 {
+        lab.bind();
+        let (mut client, server, source) = connect(port);
+        assert_eq!(source, POD);
+        assert_eq!(marked().len(), 1, "as long as it lives");
+        drop(server);
+        assert_eq!(client.read(&mut [0; 8]).unwrap(), 0);
+        drop(client);
+        let mut found = marked();
+        for _ in 0..100 {
+            if found.is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+            found = marked();
+        }
+        lab.unbind();
+        let (mut client, mut server, source) = connect(port);
+        assert_eq!(source, NODE);
+        assert_eq!(lab.node.enter(|| conntrack::remove(&found).unwrap()), 0, "port {port}");
+        server.write_all(b"x").unwrap();
+        assert_eq!(client.read(&mut [0; 8]).unwrap(), 1);
+    }
 }
 
 #[test]
