@@ -17,6 +17,7 @@ mod memory;
 mod metrics;
 mod object;
 mod presence;
+mod report;
 mod server;
 mod status;
 mod statuses;

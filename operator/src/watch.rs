@@ -3,7 +3,8 @@
 use crate::agents::Agents;
 use crate::fence::Leases;
 use crate::gate::Gate;
-use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, EgressNode, ZoneBinding};
+use crate::report::{Lists, Report};
+use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, ZoneBinding};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
@@ -26,6 +27,9 @@ use tokio::task::JoinSet;
 /// died without a word is noticed five seconds later.
 pub const WATCH_SECONDS: u32 = 30;
 
+/// Objects that are listed at a time: of those that have thousands of lines, many would take much memory at once.
+const PAGE: u32 = 50;
+
 /// An object, or why it could not be read.
 pub type Guarded<K> = Arc<DeserializeGuard<K>>;
 
@@ -41,7 +45,7 @@ pub struct Snapshot {
     /// Addresses.
     pub addresses: Vec<Guarded<EgressAddress>>,
     /// What agents report.
-    pub egress_nodes: Vec<Guarded<EgressNode>>,
+    pub egress_nodes: Vec<Guarded<Report>>,
     /// Nodes.
     pub nodes: Vec<Guarded<Node>>,
     /// Names of nodes whose agent's pod is ready; `None` if nobody looks.
@@ -79,7 +83,7 @@ pub struct Caches {
     allocations: Store<DeserializeGuard<EgressAllocation>>,
     bindings: Store<DeserializeGuard<ZoneBinding>>,
     addresses: Store<DeserializeGuard<EgressAddress>>,
-    egress_nodes: Store<DeserializeGuard<EgressNode>>,
+    egress_nodes: Store<DeserializeGuard<Report>>,
     nodes: Store<DeserializeGuard<Node>>,
     /// The nodes' Leases.
     pub leases: Leases,
@@ -116,13 +120,14 @@ impl Caches {
         let moved = Arc::new(Notify::new());
         let addresses_seen = Arc::new(AtomicU64::new(0));
         let signal = Signal { dirty: dirty.clone(), moved: moved.clone(), seen: Arc::default() };
+        let mut lists = Lists::default();
         let address_signal = Signal { seen: addresses_seen.clone(), ..signal.clone() };
         Caches {
             prefixes: start(client, tasks, signal.clone(), |_: &mut AegisPrefix| ()),
             allocations: start(client, tasks, signal.clone(), |_: &mut EgressAllocation| ()),
             bindings: start(client, tasks, signal.clone(), |_: &mut ZoneBinding| ()),
             addresses: start(client, tasks, address_signal, |_: &mut EgressAddress| ()),
-            egress_nodes: start(client, tasks, signal.clone(), |_: &mut EgressNode| ()),
+            egress_nodes: start(client, tasks, signal.clone(), move |report| lists.share(report)),
             nodes: start(client, tasks, signal, strip_node),
             leases: Leases::start(client, namespace, gate, dirty.clone(), tasks),
             agents: None,
@@ -215,7 +220,7 @@ fn start<K>(
     client: &Client,
     tasks: &mut JoinSet<&'static str>,
     signal: Signal,
-    strip: fn(&mut K),
+    mut strip: impl FnMut(&mut K) + Send + 'static,
 ) -> Store<DeserializeGuard<K>>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
@@ -224,7 +229,7 @@ where
     let kind: &'static str = std::any::type_name::<K>().rsplit("::").next().unwrap_or("object");
     let objects = watcher(
         Api::<DeserializeGuard<K>>::all(client.clone()),
-        watcher::Config::default().timeout(WATCH_SECONDS),
+        watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE),
     )
     .backoff(CappedBackoff::default())
     .modify(move |object: &mut DeserializeGuard<K>| {

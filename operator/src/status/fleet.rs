@@ -2,28 +2,31 @@
 
 use super::View;
 use super::conditions::Wanted;
+use crate::report::{Enforced, Programmed, ReportStatus, binding_key};
 use crate::watch::{Snapshot, by_name};
 use crate::world::{agent_state, is_ready};
 use aegis_core::model::{Address, AllocationName, Site, State};
 use aegis_core::selector::{Labels, site_of};
-use aegis_crds::{
-    AllocationRef, Demand, EgressAddress, EgressNodeStatus, HoldingState, ProgrammedBinding, ZoneBinding,
-    reason, type_,
-};
+use aegis_crds::{AllocationRef, Demand, EgressAddress, HoldingState, ZoneBinding, reason, type_};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 /// Most nodes that a message names.
 const NAMED: usize = 3;
 
 /// All nodes, with what their agents report.
+#[derive(Default)]
 pub struct Fleet<'a> {
     nodes: BTreeMap<&'a str, Member<'a>>,
     demand: HashMap<&'a AllocationRef, Vec<(&'a str, &'a Demand)>>,
-    /// By `namespace/name`.
-    bindings: HashMap<String, BTreeMap<&'a str, &'a ProgrammedBinding>>,
+    /// The lists that nodes have of addresses, each once.
+    addresses: HashMap<*const Programmed, &'a [Programmed]>,
+    /// Those that they have of bindings.
+    bindings: HashMap<*const Enforced, &'a [Enforced]>,
+    /// Pods that bindings cover, over all nodes.
+    pods: HashMap<&'a str, u32>,
 }
 
 /// Which nodes an object concerns.
@@ -42,7 +45,7 @@ struct Member<'a> {
     ready: bool,
     reported: bool,
     labels: &'a Labels,
-    epochs: HashMap<&'a str, i64>,
+    status: Option<&'a ReportStatus>,
 }
 
 /// What an allocation has once the plan is applied.
@@ -91,7 +94,7 @@ impl<'a> Fleet<'a> {
     /// Gathers. A report without a Node is of a node that is gone.
     pub fn of(snapshot: &'a Snapshot) -> Fleet<'a> {
         let reports = by_name(&snapshot.egress_nodes);
-        let mut fleet = Fleet { nodes: BTreeMap::new(), demand: HashMap::new(), bindings: HashMap::new() };
+        let mut fleet = Fleet::default();
         for node in snapshot.nodes.iter().filter_map(|node| node.0.as_ref().ok()) {
             let Some(name) = node.metadata.name.as_deref() else { continue };
             let report = reports.get(name).copied();
@@ -101,15 +104,19 @@ impl<'a> Fleet<'a> {
                 ready: is_ready(node, report, snapshot.has_agent(name)),
                 reported: report.is_some(),
                 labels: node.labels(),
-                epochs: status.map(epochs).unwrap_or_default(),
+                status,
             };
             fleet.nodes.insert(name, member);
-            for demand in status.iter().flat_map(|status| &status.demand) {
+            let Some(status) = status else { continue };
+            for demand in &status.told.demand {
                 fleet.demand.entry(&demand.allocation).or_default().push((name, demand));
             }
-            for binding in status.iter().flat_map(|status| &status.bindings) {
-                let key = format!("{}/{}", binding.namespace, binding.name);
-                fleet.bindings.entry(key).or_default().insert(name, binding);
+            fleet.addresses.insert(status.addresses.as_ptr(), &status.addresses);
+            fleet.bindings.insert(status.bindings.as_ptr(), &status.bindings);
+            for (place, pods) in &status.pods {
+                if let Some(entry) = status.bindings.get(*place) {
+                    *fleet.pods.entry(&entry.binding).or_default() += pods;
+                }
             }
         }
         fleet
@@ -128,7 +135,7 @@ impl<'a> Fleet<'a> {
 
     /// Pods that a binding covers, over all nodes.
     pub fn pods(&self, object: &ZoneBinding) -> u32 {
-        self.entries(object).into_iter().flat_map(|entries| entries.values()).map(|entry| entry.pods).sum()
+        self.pods.get(key(object).as_str()).copied().unwrap_or_default()
     }
 
     /// Whether the holders of an allocation send from what they hold.
@@ -139,9 +146,8 @@ impl<'a> Fleet<'a> {
         }
         let has = |node: &str, member: Option<&Member>| {
             let needed = holders.get(node).into_iter().flatten();
-            let epoch =
-                |address: &Ipv4Addr| member.and_then(|it| it.epochs.get(address.to_string().as_str()));
-            needed.into_iter().all(|(address, needed)| epoch(address).is_some_and(|epoch| epoch >= needed))
+            let list = member.and_then(|it| it.status).map(|status| &*status.addresses).unwrap_or_default();
+            needed.into_iter().all(|(address, needed)| epoch(list, *address) >= Some(*needed))
         };
         self.programmed(holders.keys().copied().collect(), has, addresses, Concerns::Holders)
     }
@@ -180,11 +186,14 @@ impl<'a> Fleet<'a> {
 
     /// Whether all nodes know who holds which slice of an address.
     pub fn programmed_address<'n>(&'n self, object: &'n EgressAddress) -> Wanted {
-        let address = &object.spec.address;
+        let address: Option<Ipv4Addr> = object.spec.address.parse().ok();
+        let lists = self
+            .addresses
+            .iter()
+            .filter(|(_, list)| address.and_then(|address| epoch(list, address)) >= Some(object.spec.epoch));
+        let lists: HashSet<_> = lists.map(|(list, _)| *list).collect();
         let has = |_: &str, member: Option<&Member>| {
-            member
-                .and_then(|it| it.epochs.get(address.as_str()))
-                .is_some_and(|epoch| *epoch >= object.spec.epoch)
+            member.and_then(|it| it.status).is_some_and(|it| lists.contains(&it.addresses.as_ptr()))
         };
         let mut concerned = self.ready();
         let held = object.spec.holdings.iter().filter(|holding| holding.state != HoldingState::Quarantined);
@@ -194,16 +203,17 @@ impl<'a> Fleet<'a> {
 
     /// Whether all nodes enforce a binding.
     pub fn programmed_binding(&self, object: &ZoneBinding) -> Wanted {
-        let entries = self.entries(object);
+        let binding = key(object);
         let generation = object.metadata.generation.unwrap_or_default();
-        let has = |node: &str, _: Option<&Member>| {
-            entries.and_then(|entries| entries.get(node)).is_some_and(|entry| entry.generation >= generation)
+        let lists = self.bindings.iter().filter(|(_, list)| {
+            let at = list.binary_search_by(|entry| (*entry.binding).cmp(&binding)).ok();
+            at.and_then(|at| list.get(at)).is_some_and(|entry| entry.generation >= generation)
+        });
+        let lists: HashSet<_> = lists.map(|(list, _)| *list).collect();
+        let has = |_: &str, member: Option<&Member>| {
+            member.and_then(|it| it.status).is_some_and(|it| lists.contains(&it.bindings.as_ptr()))
         };
         self.programmed(self.ready(), has, "it", Concerns::All)
-    }
-
-    fn entries(&self, object: &ZoneBinding) -> Option<&BTreeMap<&'a str, &'a ProgrammedBinding>> {
-        self.bindings.get(&format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any()))
     }
 
     fn ready(&self) -> BTreeSet<&str> {
@@ -268,8 +278,14 @@ impl<'a> Fleet<'a> {
     }
 }
 
-fn epochs(status: &EgressNodeStatus) -> HashMap<&str, i64> {
-    status.addresses.iter().map(|entry| (entry.address.as_str(), entry.epoch)).collect()
+/// Epoch that a node with this list has of an address.
+fn epoch(list: &[Programmed], address: Ipv4Addr) -> Option<i64> {
+    let at = list.binary_search_by_key(&address, |entry| entry.address).ok()?;
+    list.get(at).map(|entry| entry.epoch)
+}
+
+fn key(object: &ZoneBinding) -> String {
+    binding_key(&object.namespace().unwrap_or_default(), &object.name_any())
 }
 
 fn append(message: &mut String, what: &str, nodes: Vec<String>) {

@@ -1,6 +1,7 @@
 //! Tests of statuses.
 
 use super::*;
+use crate::report::Report;
 use crate::world::testing::object;
 use crate::world::translate;
 use aegis_core::plan::plan;
@@ -13,17 +14,17 @@ fn now() -> Timestamp {
     Timestamp::from_second(NOW).unwrap()
 }
 
+/// What the agent of a node reports: that it is ready ("True") or not, and more.
+fn report(node: &str, ready: &str, more: Value) -> Guarded<Report> {
+    let ready = json!({
+        "type": "Ready", "status": ready, "reason": "X", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z",
+    });
+    let mut status = json!({"tunnelAddress": "192.0.2.1", "conditions": [ready]});
+    more.as_object().unwrap().iter().for_each(|(key, field)| status[key] = field.clone());
+    object(None, node, json!({"spec": {}, "status": status}))
+}
+
 fn snapshot(nodes: &[&str]) -> Snapshot {
-    let report = |name: &&str| {
-        let ready = json!({
-            "type": "Ready", "status": "True", "reason": "X", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z",
-        });
-        object(
-            None,
-            name,
-            json!({"spec": {}, "status": {"tunnelAddress": "192.0.2.1", "conditions": [ready]}}),
-        )
-    };
     Snapshot {
         prefixes: vec![object(
             None,
@@ -32,7 +33,7 @@ fn snapshot(nodes: &[&str]) -> Snapshot {
         )],
         allocations: vec![object(Some("shop"), "partner", json!({"spec": {"prefixes": ["leased"]}}))],
         nodes: nodes.iter().map(|name| object::<Node>(None, name, json!({}))).collect(),
-        egress_nodes: nodes.iter().map(report).collect(),
+        egress_nodes: nodes.iter().map(|node| report(node, "True", json!({}))).collect(),
         ..Snapshot::default()
     }
 }
@@ -189,9 +190,7 @@ fn told_binding(snapshot: &Snapshot) -> (Vec<String>, String) {
 fn a_binding_says_what_is_the_matter_with_its_allocation() {
     let mut good = bound(snapshot(&["n1"]));
     let bindings = json!([{"namespace": "shop", "name": "bound", "generation": 3}]);
-    let mut report = serde_json::to_value(good.egress_nodes[0].0.as_ref().unwrap()).unwrap();
-    report["status"]["bindings"] = bindings;
-    good.egress_nodes = vec![Arc::new(serde_json::from_value(report).unwrap())];
+    good.egress_nodes = vec![report("n1", "True", json!({"bindings": bindings}))];
     assert_eq!(told_binding(&good).0, ["True Accepted", "True Programmed"]);
 
     let allocation = |body| vec![object(Some("shop"), "partner", body)];
@@ -252,15 +251,11 @@ fn a_drain_that_hangs_names_the_nodes_and_the_remedy() {
 fn an_agent_that_restarts_changes_no_status() {
     let mut before = bound(snapshot(&["n1", "n2"]));
     let report = |ready: &str| {
-        let condition = json!({
-            "type": "Ready", "status": ready, "reason": "X", "message": "starting", "lastTransitionTime": "2026-01-01T00:00:00Z",
-        });
-        let status = json!({
-            "tunnelAddress": "192.0.2.1", "conditions": [condition],
+        let has = json!({
             "addresses": [{"address": "203.0.113.0", "epoch": NOW + 1}],
             "bindings": [{"namespace": "shop", "name": "bound", "generation": 3}],
         });
-        object(None, "n2", json!({"spec": {}, "status": status}))
+        self::report("n2", ready, has)
     };
     let mut view = view(&before);
     before.egress_nodes[1] = report("True");
@@ -314,11 +309,9 @@ fn status<'a>(changes: &'a [StatusChange], kind: &str) -> Option<&'a Value> {
 
 /// What node n1 reports of the allocation.
 fn with_demand(mut snapshot: Snapshot, fill: u32, refused: u32) -> Snapshot {
-    let mut report = serde_json::to_value(snapshot.egress_nodes[0].0.as_ref().unwrap()).unwrap();
     let name = json!({"namespace": "shop", "name": "partner"});
-    report["status"]["demand"] =
-        json!([{"allocation": name, "slices": 8, "fillPercent": fill, "refused": refused}]);
-    snapshot.egress_nodes[0] = Arc::new(serde_json::from_value(report).unwrap());
+    let demand = json!([{"allocation": name, "slices": 8, "fillPercent": fill, "refused": refused}]);
+    snapshot.egress_nodes[0] = report("n1", "True", json!({"demand": demand}));
     snapshot
 }
 
@@ -338,10 +331,8 @@ fn each_site_has_a_status() {
     assert_eq!(status(&first, "EgressAllocation").unwrap()["sites"], json!([east, west]));
     // Small changes of the fill, and agents that restart, are no news.
     let mut after = with_demand(written(&before, &first), 38, 0);
-    let mut report = serde_json::to_value(after.egress_nodes[1].0.as_ref().unwrap()).unwrap();
-    report["status"]["conditions"][0]["status"] = json!("False");
     let view = self::view(&after);
-    after.egress_nodes[1] = Arc::new(serde_json::from_value(report).unwrap());
+    after.egress_nodes[1] = report("n2", "False", json!({}));
     let sites = |snapshot: &Snapshot| {
         let found = changes(snapshot, &view, now());
         status(&found, "EgressAllocation").map(|status| status["sites"].clone())

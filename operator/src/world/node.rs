@@ -2,10 +2,10 @@
 
 use super::Problem;
 use crate::object::Target;
+use crate::report::{self, Report, ReportStatus};
 use crate::watch::{Snapshot, by_name};
 use aegis_core::model::{AllocationName, Lease, Node, Programmed};
-use aegis_core::slice::SliceSet;
-use aegis_crds::{EgressNode, EgressNodeStatus, ProgrammedAddress, type_};
+use aegis_crds::type_;
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Node as KubeNode;
 use kube::{Resource, ResourceExt};
@@ -30,18 +30,18 @@ pub enum Presence {
 /// the same: it is not ready, and keeps what it holds.
 pub fn models(snapshot: &Snapshot, problems: &mut Vec<Problem>) -> Vec<Node> {
     let reports = by_name(&snapshot.egress_nodes);
-    let epochs = epochs(snapshot);
+    let mut news = News::of(snapshot);
     let mut nodes: Vec<Node> = Vec::new();
     for object in &snapshot.nodes {
         let report = reports.get(&object.name_any()).copied();
         nodes.extend(match &object.0 {
             Ok(node) => {
                 let ready = is_ready(node, report, snapshot.has_agent(&object.name_any()));
-                model(node, report, ready, &epochs, problems)
+                model(node, report, ready, &mut news, problems)
             }
             Err(_) => {
                 let metadata = object.meta().clone();
-                model(&KubeNode { metadata, ..KubeNode::default() }, report, false, &epochs, problems)
+                model(&KubeNode { metadata, ..KubeNode::default() }, report, false, &mut news, problems)
             }
         });
     }
@@ -52,20 +52,39 @@ pub fn models(snapshot: &Snapshot, problems: &mut Vec<Problem>) -> Vec<Node> {
 /// A node as the API server has it: not ready, since the copies do not show it yet; nothing if it is out of service.
 pub fn confirmed(node: &KubeNode, snapshot: &Snapshot, problems: &mut Vec<Problem>) -> Option<Node> {
     let report = by_name(&snapshot.egress_nodes).get(&node.name_any()).copied();
-    model(node, report, false, &epochs(snapshot), problems)
+    model(node, report, false, &mut News::of(snapshot), problems)
 }
 
-/// Epochs of the addresses that stand.
-fn epochs(snapshot: &Snapshot) -> HashMap<&str, i64> {
-    let objects = snapshot.addresses.iter().filter_map(|object| object.0.as_ref().ok());
-    objects.map(|object| (object.spec.address.as_str(), object.spec.epoch)).collect()
+/// What planning can learn from, of the lists that reports have in common: thousands of nodes with a thousand addresses each
+/// say little else than that they have what stands, or do not have it yet, and that would be most of what a plan is made from.
+struct News {
+    /// Epochs of the addresses that stand.
+    epochs: HashMap<Ipv4Addr, i64>,
+    /// By list.
+    found: HashMap<*const report::Programmed, Vec<report::Programmed>>,
+}
+
+impl News {
+    fn of(snapshot: &Snapshot) -> News {
+        let objects = snapshot.addresses.iter().filter_map(|object| object.0.as_ref().ok());
+        let epochs = objects.filter_map(|it| Some((it.spec.address.parse().ok()?, it.spec.epoch)));
+        News { epochs: epochs.collect(), found: HashMap::new() }
+    }
+
+    fn within(&mut self, list: &[report::Programmed]) -> &[report::Programmed] {
+        let News { epochs, found } = self;
+        let plain = |entry: &report::Programmed| {
+            !entry.fenced && epochs.get(&entry.address).is_some_and(|epoch| entry.epoch <= *epoch)
+        };
+        found.entry(list.as_ptr()).or_insert_with(|| list.iter().filter(|it| !plain(it)).copied().collect())
+    }
 }
 
 fn model(
     node: &KubeNode,
-    report: Option<&EgressNode>,
+    report: Option<&Report>,
     ready: bool,
-    epochs: &HashMap<&str, i64>,
+    news: &mut News,
     problems: &mut Vec<Problem>,
 ) -> Option<Node> {
     if is_out_of_service(node) {
@@ -73,15 +92,14 @@ fn model(
     }
     let name = node.name_any();
     let status = report.and_then(|report| report.status.as_ref());
+    problems.extend(report.iter().flat_map(|report| unreadable(report)));
     Some(Node {
         labels: node.labels().clone(),
         addresses: addresses(node),
         pod_ranges: pod_ranges(node),
         ready,
         demand: status.map(demand).unwrap_or_default(),
-        programmed: status
-            .map(|status| programmed(status, &name, report, epochs, problems))
-            .unwrap_or_default(),
+        programmed: status.map(|status| programmed(status, news)).unwrap_or_default(),
         lease: Lease::Free,
         name,
     })
@@ -103,7 +121,7 @@ fn pod_ranges(node: &KubeNode) -> Vec<Ipv4Net> {
 
 /// Whether new slices may be given to the node: its agent says that it is ready to forward, and the cluster has not
 /// lost the node.
-pub fn is_ready(node: &KubeNode, report: Option<&EgressNode>, has_agent: bool) -> bool {
+pub fn is_ready(node: &KubeNode, report: Option<&Report>, has_agent: bool) -> bool {
     node.metadata.deletion_timestamp.is_none()
         && !is_out_of_service(node)
         && !is_lost(node)
@@ -111,17 +129,18 @@ pub fn is_ready(node: &KubeNode, report: Option<&EgressNode>, has_agent: bool) -
 }
 
 /// Why the agent of a node is not ready, in a few words.
-pub fn agent_state(report: Option<&EgressNode>, has_agent: bool) -> Result<(), String> {
+pub fn agent_state(report: Option<&Report>, has_agent: bool) -> Result<(), String> {
     if !has_agent {
         return Err("its agent's pod is gone or not ready".to_owned());
     }
     let Some(status) = report.and_then(|report| report.status.as_ref()) else {
         return Err("its agent has not reported".to_owned());
     };
-    match status.conditions.iter().find(|condition| condition.type_ == type_::READY) {
+    let told = &status.told;
+    match told.conditions.iter().find(|condition| condition.type_ == type_::READY) {
         Some(ready) if ready.status != "True" => Err(format!("its agent is not ready: {}", ready.message)),
         None => Err("its agent is starting".to_owned()),
-        Some(_) if status.tunnel_address.parse::<Ipv4Addr>().is_err() => {
+        Some(_) if told.tunnel_address.parse::<Ipv4Addr>().is_err() => {
             Err("its agent has no tunnel address".to_owned())
         }
         Some(_) => Ok(()),
@@ -139,47 +158,33 @@ fn is_lost(node: &KubeNode) -> bool {
     conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status != "True")
 }
 
-fn demand(status: &EgressNodeStatus) -> BTreeMap<AllocationName, u32> {
-    let wanted = status.demand.iter().map(|demand| {
+fn demand(status: &ReportStatus) -> BTreeMap<AllocationName, u32> {
+    let wanted = status.told.demand.iter().map(|demand| {
         let name = &demand.allocation;
         (AllocationName { account: name.namespace.clone(), name: name.name.clone() }, demand.slices)
     });
     wanted.collect()
 }
 
-/// What planning can learn from: thousands of nodes with a thousand addresses each say little else than that they have what
-/// stands, or do not have it yet, and that would be most of what a plan is made from.
-fn programmed(
-    status: &EgressNodeStatus,
-    node: &str,
-    report: Option<&EgressNode>,
-    epochs: &HashMap<&str, i64>,
-    problems: &mut Vec<Problem>,
-) -> BTreeMap<Ipv4Addr, Programmed> {
-    let plain = |entry: &&ProgrammedAddress| {
-        let stands = epochs.get(entry.address.as_str()).is_some_and(|epoch| entry.epoch <= *epoch);
-        stands && !entry.fenced && entry.drained.is_empty()
-    };
-    let entries = status.addresses.iter().filter(|entry| !plain(entry)).filter_map(|entry| {
-        match entry.address.parse() {
-            Ok(address) => Some((
-                address,
-                Programmed { epoch: entry.epoch, drained: drained(entry), fenced: entry.fenced },
-            )),
-            Err(_) => {
-                problems.extend(report.map(|report| Problem {
-                    target: Target::of::<EgressNode>(report.meta()),
-                    generation: report.meta().generation,
-                    message: format!("status.addresses of {node}: {:?} is no IPv4 address", entry.address),
-                }));
-                None
-            }
-        }
+fn programmed(status: &ReportStatus, news: &mut News) -> BTreeMap<Ipv4Addr, Programmed> {
+    let drained = status.drained.iter().filter_map(|(address, _)| {
+        let at = status.addresses.binary_search_by_key(address, |entry| entry.address).ok()?;
+        status.addresses.get(at).copied()
     });
-    entries.collect()
+    let entries = news.within(&status.addresses).iter().copied().chain(drained);
+    let programmed = |entry: report::Programmed| Programmed {
+        epoch: entry.epoch,
+        drained: status.drained(entry.address),
+        fenced: entry.fenced,
+    };
+    entries.map(|entry| (entry.address, programmed(entry))).collect()
 }
 
-fn drained(entry: &ProgrammedAddress) -> SliceSet {
-    let slices = entry.drained.iter().flat_map(|range| range.first..=range.last.min(255));
-    slices.filter_map(|slice| u8::try_from(slice).ok()).collect()
+fn unreadable(report: &Report) -> impl Iterator<Item = Problem> {
+    let texts = report.status.iter().flat_map(|status| &status.unreadable);
+    texts.map(|text| Problem {
+        target: Target::of::<Report>(report.meta()),
+        generation: report.meta().generation,
+        message: format!("status.addresses of {}: {text:?} is no IPv4 address", report.name_any()),
+    })
 }

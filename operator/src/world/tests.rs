@@ -219,7 +219,7 @@ fn node(body: Value) -> Guarded<k8s_openapi::api::core::v1::Node> {
     object(None, "n1", body)
 }
 
-fn report(status: Value) -> Guarded<aegis_crds::EgressNode> {
+fn report(status: Value) -> Guarded<crate::report::Report> {
     object(None, "n1", json!({"spec": {}, "status": status}))
 }
 
