@@ -11,6 +11,8 @@ printf '== plans (%s, %s CPUs, Linux %s)\n' "$cpu" "$(nproc)" "$(uname -r)"
 cargo bench --quiet --package aegis-core --bench plan
 
 printf '\n== the operator beside an API server, %s nodes x addresses\n' "$AEGIS_SCALE"
-cargo build --quiet --release --package aegis-operator
-AEGIS_OPERATOR=$PWD/target/release/aegis-operator \
+# As in the image: another C library has another allocator.
+target=x86_64-unknown-linux-musl
+cargo build --quiet --release --target "$target" --package aegis-operator
+AEGIS_OPERATOR=$PWD/target/$target/release/aegis-operator \
   cargo test --quiet --package aegis-operator --test api_scale -- --nocapture
