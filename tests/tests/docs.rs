@@ -153,3 +153,73 @@ fn links_lead_somewhere() {
     assert!(links > 10, "only {links} links found");
     assert!(dead.is_empty(), "{}", dead.join("\n"));
 }
+
+/// The cells of each row of a table, without its head.
+fn rows(text: &str) -> Vec<Vec<&str>> {
+    let lines = text.lines().filter(|line| line.starts_with('|'));
+    lines.skip(2).map(|line| line.trim_matches('|').split('|').map(str::trim).collect()).collect()
+}
+
+/// Every Rust file of the repository that git would keep.
+fn sources() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![repository().to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("list sources") {
+            let path = entry.expect("list sources").path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if path.is_dir() && name != "target" && !name.starts_with('.') {
+                folders.push(path);
+            } else if name.ends_with(".rs") {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn conformance_counts_its_rows_and_names_tests_that_exist() {
+    let page = read("docs/conformance.md");
+    let (summary, sections) = page.split_once("\n## ").expect("sections");
+    let sources = sources();
+    let mut counted = Vec::new();
+    let mut all = [0; 4];
+    for section in sections.split("\n## ") {
+        let rfc = section.get(..8).expect("the number of an RFC");
+        let mut counts = [0; 4];
+        for row in rows(section) {
+            let [requirement, level, state, _, tests] = row[..] else {
+                panic!("{rfc}: {row:?} has not five cells")
+            };
+            let what = format!("{rfc}, {requirement}");
+            assert!(["MUST", "SHOULD", "SHOULD NOT", "MAY"].contains(&level), "{what}: {level}");
+            let kind = ["met", "deviates", "not met", "n/a"].iter().position(|known| *known == state);
+            counts[kind.unwrap_or_else(|| panic!("{what}: {state}"))] += 1;
+            let tests: Vec<&str> = tests.split('`').filter(|test| !test.trim().is_empty()).collect();
+            assert!(state != "met" || !tests.is_empty(), "{what} is met, but no test shows it");
+            for test in tests {
+                let (file, name) = test.split_once("::").unwrap_or_else(|| panic!("{what}: {test}"));
+                let function = format!("fn {name}()");
+                let exists = sources.iter().filter(|path| path.ends_with(file)).any(|path| {
+                    let source = fs::read_to_string(path).expect("read a source");
+                    let head = source.split(&function).next().filter(|head| head.len() < source.len());
+                    // The attribute stands between the function and the one before.
+                    let attributes = head.and_then(|head| head.rsplit("\n}\n").next());
+                    attributes.is_some_and(|text| text.contains("#[test]") || text.contains("::test]"))
+                });
+                assert!(exists, "{what}: there is no test {test}");
+            }
+        }
+        assert_ne!(counts, [0; 4], "{rfc} has no rows");
+        (0..4).for_each(|kind| all[kind] += counts[kind]);
+        counted.push((rfc.to_owned(), counts));
+    }
+    counted.push(("all".to_owned(), all));
+    let row = |cells: Vec<&str>| {
+        let counts: Vec<u32> = cells[1..].iter().map(|cell| cell.parse().expect("a count")).collect();
+        (cells[0].to_owned(), <[u32; 4]>::try_from(counts).expect("four counts"))
+    };
+    let said: Vec<_> = rows(summary).into_iter().map(row).collect();
+    assert_eq!(said, counted, "docs/conformance.md: the counts at the top");
+}
