@@ -94,6 +94,24 @@ fn xdp_gateway_only_the_flows_own_gateway_brings_answers() {
     assert_eq!(node.counted(), [("drop_fragment_in", 1)]);
 }
 
+/// RFC 5508 REQ-6.
+#[test]
+fn xdp_gateway_an_error_about_an_echo_does_not_refresh_it() {
+    let mut node = pods_node();
+    let echo = Packet::echo(POD, ORIGIN, 77);
+    let key = flow(1, (POD, 77), (ORIGIN, 0));
+    encapsulated(&mut node, "echo", &echo, NODE_2);
+    let returned =
+        |packet: Packet| geneve((NODE_2, NODE), ([2; 6], [3; 6]), 0xc001, VNI_RETURN, &packet.bytes());
+    for (kind, code) in [(3, 1), (11, 0), (12, 0)] {
+        let error = Packet::error(Ipv4Addr::new(203, 0, 113, 1), &echo, kind, code, 8);
+        assert_eq!(node.back(&returned(error)).0, XDP_PASS, "{kind}/{code}");
+        assert_eq!(node.reverse(&key).unwrap().last_seen, 0, "{kind}/{code}: not by an error");
+    }
+    assert_eq!(node.back(&returned(Packet::echo_reply(ORIGIN, POD, 77))).0, XDP_PASS);
+    assert_ne!(node.reverse(&key).unwrap().last_seen, 0, "by a reply");
+}
+
 #[test]
 fn xdp_gateway_translates_the_pods_errors_too() {
     network();

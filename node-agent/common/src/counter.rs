@@ -98,7 +98,7 @@ counters! {
     DropNoOwner = "drop_no_owner",
     /// In: dropped, no live flow asked for it.
     DropNoFlow = "drop_no_flow",
-    /// In: dropped, cannot be parsed or is a protocol without ports.
+    /// In: dropped, cannot be parsed, is a protocol without ports, or an ICMP error with a wrong checksum.
     DropMalformedIn = "drop_malformed_in",
     /// In: dropped, a later fragment whose first fragment was not seen.
     DropFragmentIn = "drop_fragment_in",

@@ -21,7 +21,7 @@ pub fn run(ctx: &XdpContext, inbound: &Inbound, gateway: u32) -> Step {
             _ => Step::Drop(Counter::DropFragmentIn),
         };
     }
-    let Some(key) = key(ctx, inbound) else { return Step::Drop(Counter::DropMalformedIn) };
+    let Some((key, answers)) = key(ctx, inbound) else { return Step::Drop(Counter::DropMalformedIn) };
     let back = flow::find_back(&key);
     let flow = back.value;
     // Only flows that leave through a gateway are entered under the pod's own address, and only theirs may answer.
@@ -36,8 +36,7 @@ pub fn run(ctx: &XdpContext, inbound: &Inbound, gateway: u32) -> Step {
         },
         _ => flow.seen,
     };
-    // An error about the flow says nothing of its life (RFC 5508 section 4).
-    if key.protocol == ip.protocol {
+    if answers {
         back.touch(seen);
     }
     if ip.is_first_fragment() {
@@ -58,18 +57,19 @@ fn pass(ip: &Ipv4) -> Step {
     Step::Done(XDP_PASS)
 }
 
-/// Key of the flow that the packet, or the one that it quotes, belongs to.
+/// Key of the flow that the packet, or the one that it quotes, belongs to; and whether it is one of the flow's own: an error
+/// says nothing of the flow's life (RFC 5508 REQ-6).
 #[inline(always)]
-fn key(ctx: &XdpContext, inbound: &Inbound) -> Option<FlowKey> {
+fn key(ctx: &XdpContext, inbound: &Inbound) -> Option<(FlowKey, bool)> {
     if inbound.ip.protocol == headers::ICMP {
         // SAFETY: within the frame.
         let kind = unsafe { (*xdp::at::<headers::Transport>(ctx, inbound.transport_offset)?).icmp_type() };
         if headers::is_icmp_error(kind) {
-            return reverse::quoted(ctx, inbound).map(|quoted| quoted.key);
+            return reverse::quoted(ctx, inbound).map(|quoted| (quoted.key, false));
         }
         if kind != headers::ICMP_ECHO_REPLY {
             return None;
         }
     }
-    reverse::key(ctx, inbound)
+    reverse::key(ctx, inbound).map(|key| (key, true))
 }

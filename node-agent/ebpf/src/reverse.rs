@@ -1,12 +1,14 @@
 //! Translating replies back to the pod.
 
-use crate::checksum::{apply, difference, difference16};
+use crate::checksum::{apply, difference, difference16, fold};
 use crate::flow::{self, Back};
 use crate::headers::{self, ACK, ETH_LEN, Ipv4, SYN, Transport};
 use crate::maps;
 use crate::steer::Inbound;
 use crate::xdp;
 use aegis_common::{Config, Counter, FlowKey, ReverseValue, seen_after};
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::{bpf_csum_diff, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 
 /// A packet of ours that an ICMP error quotes.
@@ -163,6 +165,12 @@ fn error(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u16, Co
     let flow = back.value;
     let (pod, pod_port, port) = (flow.pod, flow.pod_port, quoted.key.local_port);
     may_go_on(config, inbound, &back)?;
+    let length = u32::from(inbound.ip.total_length()) + ETH_LEN as u32 - inbound.transport_offset as u32;
+    // Of a fragment the sum cannot be told.
+    let judged = !inbound.ip.is_first_fragment();
+    if judged && is_intact(ctx.ctx, inbound.transport_offset as u32, length) == 0 {
+        return Err(malformed);
+    }
     let start = inbound.transport_offset + 8;
     let ip = xdp::at::<Ipv4>(ctx, start).ok_or(malformed)?;
     // The quoted header sums to the same before and after, so the ICMP checksum only notices the port.
@@ -180,6 +188,48 @@ fn error(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u16, Co
     replace_checksum(ctx, inbound.transport_offset + 2, change).ok_or(malformed)?;
     destination(ctx, inbound, pod).ok_or(malformed)?;
     Ok(flow.peer)
+}
+
+/// Bytes of a message that are summed at a time, and how many times at most.
+const PART: usize = 64;
+const PARTS: usize = 24;
+
+/// Whether the checksum of an ICMP message of `length` bytes is right (RFC 5508 REQ-3); 0 = it is not. A message that no link
+/// of ordinary size carries is left to the pod to judge. A function of its own for the verifier's sake, like `take` in
+/// `ports`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_intact(ctx: *mut xdp_md, start: u32, length: u32) -> u32 {
+    let ctx = &XdpContext::new(ctx);
+    let (mut at, mut left) = (start as usize, length as usize);
+    if at > ETH_LEN + 60 || left >= PART * PARTS {
+        return 1;
+    }
+    let (mut sum, mut part) = (0u32, 0);
+    while part < PARTS && left >= PART {
+        let Some(added) = sum_of(ctx, at, PART) else { return 0 };
+        (sum, at, left, part) = (sum + added, at + PART, left - PART, part + 1);
+    }
+    if left != 0 {
+        let Some(added) = sum_of(ctx, at, left) else { return 0 };
+        sum += added;
+    }
+    u32::from(fold(sum) == 0xffff)
+}
+
+/// The folded sum of `length` bytes, at most [`PART`].
+#[inline(always)]
+fn sum_of(ctx: &XdpContext, at: usize, length: usize) -> Option<u32> {
+    // What is not written counts as zero, which no sum notices.
+    let mut words = [0u32; PART / 4];
+    let place = words.as_mut_ptr();
+    // SAFETY: `length` bytes have room.
+    if length > PART || unsafe { bpf_xdp_load_bytes(ctx.ctx, at as u32, place.cast(), length as u32) } != 0 {
+        return None;
+    }
+    // SAFETY: as above; nothing is taken off.
+    let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, place, PART as u32, 0) };
+    Some(u32::from(fold(sum as u32)))
 }
 
 /// Writes the destination address, with the IP checksum.

@@ -7,6 +7,7 @@
     reason = "in a test a failure is what they are for"
 )]
 
+pub mod exact;
 pub mod gateway;
 pub mod packet;
 

@@ -21,6 +21,8 @@ pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
 pub struct Packet {
     pub source: Ipv4Addr,
     pub destination: Ipv4Addr,
+    /// DSCP and ECN.
+    pub tos: u8,
     pub id: u16,
     /// Flags and offset.
     pub fragment: u16,
@@ -84,7 +86,7 @@ pub fn checksum(bytes: &[u8]) -> u16 {
 
 impl Packet {
     fn new(source: Ipv4Addr, destination: Ipv4Addr, body: Body) -> Packet {
-        Packet { source, destination, id: 0x1234, fragment: DF, ttl: 61, options: Vec::new(), body }
+        Packet { source, destination, tos: 0, id: 0x1234, fragment: DF, ttl: 61, options: Vec::new(), body }
     }
 
     pub fn tcp(source: (Ipv4Addr, u16), destination: (Ipv4Addr, u16), flags: u8) -> Packet {
@@ -270,7 +272,7 @@ impl Packet {
 
     fn datagram(&self, payload: &[u8], fragment: u16) -> Vec<u8> {
         let header = 20 + self.options.len();
-        let mut bytes = vec![0x40 | (header / 4) as u8, 0];
+        let mut bytes = vec![0x40 | (header / 4) as u8, self.tos];
         bytes.extend(((header + payload.len()) as u16).to_be_bytes());
         bytes.extend(self.id.to_be_bytes());
         bytes.extend(fragment.to_be_bytes());
