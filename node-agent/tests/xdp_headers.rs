@@ -6,7 +6,7 @@ mod support;
 
 use aegis_common::*;
 use aya::maps::lpm_trie::Key;
-use support::exact::{arrives, flows, kept_in, kept_out, leaves};
+use support::exact::{age, arrives, flows, kept_in, kept_out, leaves};
 use support::packet::{ACK, Body, DF, MF, PSH, Packet, SYN, checksum};
 use support::*;
 
@@ -188,6 +188,7 @@ fn xdp_headers_nothing_comes_back_in_by_an_egress_address() {
         let name = format!("{kind}, to the flow of another pod");
         let hairpin = if opens.protocol() == 1 { Packet::echo(POD_2, EGRESS, port) } else { hairpin };
         let from = leaves(&mut world, &name, &hairpin);
+        age(&mut world);
         let before = flows(&world);
         // It leaves as any packet does, and so it would come back.
         kept_out(&mut world, &name, &hairpin.from(EGRESS, from).frame(), Counter::DropNoFlow);
@@ -221,6 +222,7 @@ fn xdp_headers_fragments() {
                 assert_eq!(world.counted(), [("reverse", 1)], "{name}, fragment {at}");
             }
             // A fragment that overlaps the transport header goes the datagram's way and says nothing of the flow.
+            age(&mut world);
             let before = flows(&world);
             let mut overlapping = Packet::raw(ORIGIN, EGRESS, answer.protocol(), &[0xff; 24]);
             (overlapping.id, overlapping.fragment) = (answer.id, 1 | MF);

@@ -5,7 +5,7 @@ mod support;
 
 use aegis_common::*;
 use std::net::Ipv4Addr;
-use support::exact::{arrives, flows, kept_in, kept_out, leaves};
+use support::exact::{age, arrives, flows, kept_in, kept_out, leaves};
 use support::packet::{ACK, Body, Packet, SYN};
 use support::*;
 
@@ -97,6 +97,7 @@ fn xdp_icmp_errors_arrive_as_they_are_and_change_no_flow() {
         let translated = sent.clone().from(EGRESS, port);
         // The packet as a router further on sees it, and as one saw it that puts options into it.
         let aged = |packet: &Packet| Packet { ttl: 1, tos: 0x20, ..packet.clone() };
+        age(&mut world);
         let before = flows(&world);
         let mut check = |name: &str, packet: Packet, expected: Packet, about: &Packet| {
             let expected = with_quoted_checksum(expected, &packet, about);
@@ -145,6 +146,7 @@ fn xdp_icmp_errors_of_a_pod_leave_as_they_are_and_change_no_flow() {
     for (kind, sent, answer, pod_port) in kinds() {
         let port = leaves(&mut world, kind, &sent);
         let (outside, inside) = (answer.clone().to(EGRESS, port), answer.to(POD, pod_port));
+        age(&mut world);
         let before = flows(&world);
         let mut check = |name: &str, packet: Packet, expected: Packet, about: &Packet| {
             let expected = with_quoted_checksum(expected, &packet, about);
@@ -177,6 +179,7 @@ fn xdp_icmp_errors_with_a_wrong_checksum_do_not_get_in() {
     let sent = Packet::udp((POD, 5000), (ORIGIN, 53), b"").without_checksum().with_payload(3000);
     let port = leaves(&mut world, "UDP", &sent);
     let translated = sent.clone().from(EGRESS, port);
+    age(&mut world);
     let before = flows(&world);
     let lengths = (8..80).chain([548, 1000, 1001, 1443, 1471, 1472]);
     for length in lengths {
@@ -211,6 +214,7 @@ fn xdp_icmp_what_is_no_answer_to_a_pod_does_not_get_in() {
     let (_, sent, answer, _) = kinds()[1].clone();
     let port = leaves(&mut world, "UDP", &sent);
     let translated = sent.from(EGRESS, port);
+    age(&mut world);
     let before = flows(&world);
     for kind in OTHERS {
         let name = format!("type {kind}");

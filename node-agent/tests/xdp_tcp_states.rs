@@ -6,7 +6,7 @@ mod support;
 
 use Step::{Back, Dropped, Out};
 use aegis_common::*;
-use support::exact::{arrives, flows, kept_out, leaves};
+use support::exact::{age, arrives, flows, kept_out, leaves};
 use support::packet::{ACK, Body, FIN, PSH, Packet, RST, SYN};
 use support::*;
 
@@ -155,6 +155,7 @@ fn xdp_tcp_states_every_sequence() {
                     arrives(&mut world, &name, &packet, &packet.clone().to(POD, pod_port));
                 }
                 Dropped(flags) => {
+                    age(&mut world);
                     let before = flows(&world);
                     kept_out(&mut world, &name, &back(flags, port).frame(), Counter::DropNoFlow);
                     assert_eq!(flows(&world), before, "{name}: it changes nothing");
@@ -222,6 +223,7 @@ fn xdp_tcp_states_what_no_connection_asked_for_gets_no_answer() {
     let mut world = World::new();
     let port = established(&mut world, 40_000);
     let free = if port & 0xff == 7 { SLICE << 8 | 8 } else { SLICE << 8 | 7 };
+    age(&mut world);
     let before = flows(&world);
     for flags in [
         SYN,

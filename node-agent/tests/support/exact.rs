@@ -55,3 +55,12 @@ pub fn flows(world: &World) -> Flows {
     flows.reverse.sort_by_key(|(key, _)| order(key));
     flows
 }
+
+/// Makes the last packets of all flows a few seconds older, so that one that is noted shows.
+pub fn age(world: &mut World) {
+    let entries: Vec<(FlowKey, ForwardValue)> = world.entries("FORWARD");
+    for (key, value) in entries {
+        let value = ForwardValue { last_seen: value.last_seen - 5, ..value };
+        world.plane.hash("FORWARD").unwrap().insert(key, value, 0).unwrap();
+    }
+}
