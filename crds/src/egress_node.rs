@@ -43,6 +43,9 @@ pub struct EgressNodeStatus {
     #[schemars(length(max = 64))]
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
+    /// The agent is being taken off the node: it is given no new slices, those that it has drain, and it ends when none is left.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
     /// Local pods that some binding covers.
     #[serde(default)]
     pub covered_pods: u32,

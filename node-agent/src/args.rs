@@ -20,6 +20,11 @@ pub struct Args {
     #[arg(long, env = "POD_NAMESPACE", default_value = "aegis-system")]
     pub namespace: String,
 
+    /// DaemonSet of the agent, in the same namespace. An agent that is told to end asks whether it still wants one on this node, and
+    /// if not stays until the node's slices are empty. Empty: it always ends at once.
+    #[arg(long, env = "AEGIS_DAEMON_SET", default_value = "")]
+    pub daemon_set: String,
+
     /// Folder of a BPF file system under which maps and links are pinned. State there survives the agent.
     #[arg(long, env = "AEGIS_PIN_ROOT", default_value = "/sys/fs/bpf/aegis")]
     pub pin_root: PathBuf,

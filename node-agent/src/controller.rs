@@ -3,6 +3,7 @@
 mod announcing;
 mod growing;
 mod lease;
+mod leaving;
 mod plane;
 mod report;
 mod settled;
@@ -69,6 +70,10 @@ pub struct Signals {
     pub gateways: AtomicBool,
     /// The node's Lease was renewed, or lost.
     pub lease: AtomicBool,
+    /// The agent is being taken off this node. Stays so.
+    pub leaving: AtomicBool,
+    /// Nothing depends on the agent any more. Stays so.
+    pub left: AtomicBool,
     wake: Notify,
 }
 
@@ -136,6 +141,10 @@ pub struct Controller {
     refused: refused::Schedule,
     /// Since when writes wait for the node's first Lease.
     lease_wanted: Option<Instant>,
+    /// The agent is being taken off this node.
+    leaving: bool,
+    /// Since when nothing depends on it.
+    empty: Option<Instant>,
     dirty: bool,
     counts: (u64, u64),
 }
@@ -195,6 +204,8 @@ impl Controller {
             synced: false,
             refused: refused::Schedule::default(),
             lease_wanted: None,
+            leaving: false,
+            empty: None,
             dirty: true,
             counts: (0, 0),
         }
@@ -260,6 +271,7 @@ impl Controller {
         self.look_at_cni();
         self.follow_gateways();
         Signals::take(&self.signals.lease);
+        self.look_whether_to_leave();
         self.open(started);
         self.heed_lease();
         self.poll();
@@ -299,6 +311,7 @@ impl Controller {
         let probed = self.gateways.iter().copied().chain(self.l2.outcome().peers);
         self.prober.watch(&probed.collect());
         self.tell(&inputs, &usage, synced);
+        self.look_whether_left(&inputs, started);
     }
 
     /// Enters which gateways answer as soon as that has changed: flows wait for it, and a turn may take long.
@@ -375,6 +388,7 @@ impl Controller {
             uplink_mtu: self.devices.uplink_mtu(),
             answers: self.prober.answers(),
             room: self.pinned.room(),
+            leaving: self.leaving,
         };
         let mut inputs = snapshot::inputs(&self.args, &cluster, &local, &mut self.memory);
         drop(cluster);

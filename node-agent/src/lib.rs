@@ -11,6 +11,7 @@
 //! | whether gateways answer | [`probe`] |
 //! | what the network is told | [`announce`] |
 //! | for how long a node that is cut off may send | [`lease`] |
+//! | when an agent that is told to end does so | [`leave`] |
 //! | how maps are read and written | [`apply`], [`kernel`], [`ebpf`] (programs: `node-agent/ebpf`) |
 //! | how programs are attached, and outlive the agent | [`attach`], [`links`] |
 //! | how flows outlive a change of the maps' layout | [`carry`] |
@@ -33,6 +34,7 @@ pub mod ethtool;
 pub mod identity;
 pub mod kernel;
 pub mod lease;
+pub mod leave;
 pub mod links;
 pub mod metrics;
 pub mod neighbour;

@@ -5,7 +5,7 @@ use aegis_node_agent::controller::{Controller, Signals};
 use aegis_node_agent::lease::{self, Access};
 use aegis_node_agent::metrics::Metrics;
 use aegis_node_agent::watch::Shared;
-use aegis_node_agent::{cni, network, nft, server, status, watch};
+use aegis_node_agent::{cni, leave, network, nft, server, status, watch};
 use anyhow::Context;
 use clap::Parser;
 use futures::StreamExt;
@@ -13,6 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+/// Time for the process to wind down.
+const END: Duration = Duration::from_secs(2);
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
@@ -48,6 +51,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     config.connect_timeout = Some(Duration::from_secs(5));
     // A watch that is idle is ended by the server before this.
     config.read_timeout = Some(Duration::from_secs(75));
+    let ended = end_when_told(&args, config.clone(), &signals, &metrics)?;
     let client = kube::Client::try_from(config).context("cannot make an API client")?;
     let _watches = watch::start(&client, &args.node_name, &shared);
     let (report, pending) = tokio::sync::watch::channel(status::Pending::default());
@@ -76,7 +80,6 @@ async fn run(args: Args) -> anyhow::Result<()> {
     });
 
     let tunnel_port = args.tunnel_port;
-    let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(node = args.node_name, version = env!("CARGO_PKG_VERSION"), "started");
     let open = Box::new(aegis_node_agent::kernel::open);
@@ -117,9 +120,40 @@ async fn run(args: Args) -> anyhow::Result<()> {
         () = controller.run() => {}
         // Without it nothing of the network would be noticed any more; started again, the agent opens another one.
         _ = netlink_ended => anyhow::bail!("the netlink socket has failed"),
-        _ = terminate.recv() => {}
+        _ = ended => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("ended; the data plane goes on");
     Ok(())
+}
+
+/// Resolves when the agent has been told to end and is to do so. Has a thread and a runtime of its own: an agent that hangs must
+/// not take the kubelet's grace period, which is that of one that leaves its node.
+fn end_when_told(
+    args: &Args,
+    config: kube::Config,
+    signals: &Arc<Signals>,
+    metrics: &Metrics,
+) -> anyhow::Result<tokio::sync::oneshot::Receiver<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (namespace, daemon_set, node) =
+        (args.namespace.clone(), args.daemon_set.clone(), args.node_name.clone());
+    let (signals, metrics) = (Arc::clone(signals), metrics.clone());
+    let (sender, ended) = tokio::sync::oneshot::channel();
+    let (mut terminate, client) = {
+        let _inside = runtime.enter();
+        let client = kube::Client::try_from(config).context("cannot make an API client")?;
+        (signal(SignalKind::terminate())?, client)
+    };
+    let wait = move || {
+        let place = leave::Place { client, namespace, daemon_set, node };
+        let told = futures::stream::poll_fn(move |context| terminate.poll_recv(context));
+        runtime.block_on(leave::end(told, &place, &signals, &metrics, leave::ASK));
+        let _ = sender.send(());
+        std::thread::sleep(END);
+        tracing::error!("the agent hangs; it ends without winding down");
+        std::process::exit(0);
+    };
+    std::thread::Builder::new().name("end".to_owned()).spawn(wait).context("cannot start a thread")?;
+    Ok(ended)
 }

@@ -75,7 +75,8 @@ pub struct NodeRecord {
     pub place: Place,
     /// Its labels, see [`gateway::label`].
     pub labels: Arc<[u64]>,
-    /// On its way out of the cluster: cordoned, being deleted, or tainted as out of service.
+    /// On its way out of the cluster: cordoned, being deleted, or tainted as out of service. In what the agent goes by also one that
+    /// its agent is leaving.
     pub draining: bool,
     /// Its kubelet does not say that it is ready.
     pub lost: bool,
@@ -88,6 +89,8 @@ pub struct Report {
     pub tunnel: Option<Ipv4Addr>,
     /// Allocations of which it has little room left, or none.
     pub loads: BTreeMap<AllocationName, Load>,
+    /// Its agent is being taken off it.
+    pub leaving: bool,
 }
 
 /// What the agent needs of an allocation.
@@ -191,6 +194,7 @@ pub fn report(object: &EgressNode) -> Report {
     Report {
         tunnel: status.tunnel_address.parse().ok(),
         loads: loads.filter(|(_, load)| *load > Load::Easy).collect(),
+        leaving: status.leaving,
     }
 }
 
@@ -221,6 +225,18 @@ pub fn unreadable_binding(account: &str, name: &str) -> Binding {
     }
 }
 
+/// A requirement of a label selector; nothing if the operator is none of those that all selectors have.
+pub fn expression(key: &str, operator: &str, values: Vec<String>) -> Option<Expression> {
+    let operator = match operator {
+        "In" => Operator::In,
+        "NotIn" => Operator::NotIn,
+        "Exists" => Operator::Exists,
+        "DoesNotExist" => Operator::DoesNotExist,
+        _ => return None,
+    };
+    Some(Expression { key: key.to_owned(), operator, values })
+}
+
 /// Reads a ZoneBinding. One that is being deleted counts as switched off.
 pub fn binding(object: &ZoneBinding) -> Result<Binding, ObjectError> {
     let account = text(object.metadata.namespace.as_ref());
@@ -237,18 +253,10 @@ pub fn binding(object: &ZoneBinding) -> Result<Binding, ObjectError> {
         .match_expressions
         .into_iter()
         .flatten()
-        .map(|expression| {
-            let operator = match expression.operator.as_str() {
-                "In" => Operator::In,
-                "NotIn" => Operator::NotIn,
-                "Exists" => Operator::Exists,
-                "DoesNotExist" => Operator::DoesNotExist,
-                other => {
-                    let field = "spec.workloads.podSelector.matchExpressions.operator";
-                    return Err(wrong(field, other, "In, NotIn, Exists or DoesNotExist"));
-                }
-            };
-            Ok(Expression { key: expression.key, operator, values: expression.values.unwrap_or_default() })
+        .map(|it| {
+            let field = "spec.workloads.podSelector.matchExpressions.operator";
+            expression(&it.key, &it.operator, it.values.unwrap_or_default())
+                .ok_or_else(|| wrong(field, &it.operator, "In, NotIn, Exists or DoesNotExist"))
         })
         .collect();
     Ok(Binding {

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// A turn of the event loop that takes longer than this means that it hangs.
-const STUCK: Duration = Duration::from_secs(60);
+pub const STUCK: Duration = Duration::from_secs(60);
 
 /// Serves until the process ends.
 pub async fn serve(address: SocketAddr, metrics: Metrics) -> std::io::Result<()> {

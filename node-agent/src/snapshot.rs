@@ -6,7 +6,7 @@ use crate::desired::Inputs;
 use crate::identity;
 use crate::neighbour;
 use crate::network::Network;
-use crate::objects::{self, PodRecord};
+use crate::objects::{self, NodeRecord, PodRecord};
 use crate::probe::Answer;
 use crate::watch::Cluster;
 use aegis_core::gateway::FullNodes;
@@ -32,6 +32,8 @@ pub struct Local<'a> {
     pub answers: BTreeMap<Ipv4Addr, Answer>,
     /// Room in the tables of the policy.
     pub room: Room,
+    /// The agent is being taken off this node.
+    pub leaving: bool,
 }
 
 /// What is remembered of other nodes.
@@ -59,8 +61,16 @@ pub fn inputs(args: &Args, cluster: &Cluster, local: &Local<'_>, memory: &mut Me
     full.follow(cluster.reports.objects.iter().flat_map(|((_, node), report)| {
         report.loads.iter().map(move |(allocation, load)| (node.as_str(), allocation, *load))
     }));
-    let nodes: BTreeMap<String, _> =
-        cluster.nodes.objects.iter().map(|((_, name), node)| (name.clone(), node.clone())).collect();
+    // Of this node its own report may be one of the agent before.
+    let leaving = |name: &String| match name == &args.node_name {
+        true => local.leaving,
+        false => cluster.reports.objects.get(&key(name)).is_some_and(|report| report.leaving),
+    };
+    let nodes = cluster.nodes.objects.iter().map(|((_, name), node)| {
+        let draining = node.draining || leaving(name);
+        (name.clone(), NodeRecord { draining, ..node.clone() })
+    });
+    let nodes: BTreeMap<String, NodeRecord> = nodes.collect();
     let peers =
         tunnels.values().copied().chain(nodes.values().filter_map(|node| node.addresses.first().copied()));
     let links = local.network.map(|network| neighbour::links(network, peers)).unwrap_or_default();
@@ -98,8 +108,25 @@ pub fn inputs(args: &Args, cluster: &Cluster, local: &Local<'_>, memory: &mut Me
 mod tests {
     use super::*;
     use crate::desired::desired;
+    use crate::objects::Report;
     use aegis_common::ACTION_DENY;
     use clap::Parser;
+
+    #[test]
+    fn a_node_that_its_agent_is_leaving_drains_of_itself_only_this_agent_knows() {
+        let args = Args::parse_from(["x", "--node-name", "n0"]);
+        let mut cluster = Cluster::default();
+        for name in ["n0", "n1", "n2"] {
+            let report = Report { leaving: name != "n2", ..Report::default() };
+            cluster.nodes.objects.insert((String::new(), name.to_owned()), NodeRecord::default());
+            cluster.reports.objects.insert((String::new(), name.to_owned()), report);
+        }
+        for leaving in [false, true] {
+            let local = Local { leaving, ..Local::default() };
+            let nodes = inputs(&args, &cluster, &local, &mut Memory::default()).nodes;
+            assert_eq!(["n0", "n1", "n2"].map(|name| nodes[name].draining), [leaving, true, false]);
+        }
+    }
 
     #[test]
     fn pods_of_an_account_with_a_binding_that_cannot_be_read_are_refused_what_nothing_else_covers() {

@@ -116,6 +116,8 @@ pub struct Facts<'a> {
     pub keeps_deadlines: bool,
     /// Whether the node's Lease is held, if it is needed.
     pub lease: Option<Result<(), NotReady>>,
+    /// The agent is being taken off the node.
+    pub leaving: bool,
 }
 
 /// The report, with a condition whose time is not set yet.
@@ -153,6 +155,7 @@ pub fn report(facts: &Facts<'_>) -> EgressNodeStatus {
         tunnel_address: facts.tunnel_address.map(|address| address.to_string()).unwrap_or_default(),
         uplinks: facts.uplinks.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        leaving: facts.leaving,
         covered_pods: facts.desired.covered_pods,
         demand: demand.collect(),
         addresses,
@@ -419,6 +422,7 @@ mod tests {
             announced: None,
             keeps_deadlines: true,
             lease: None,
+            leaving: false,
         }
     }
 
@@ -512,6 +516,7 @@ mod tests {
         assert!(!other(|it| it.addresses[0].drained.push(SliceRange { first: 4, last: 4 })));
         assert!(!other(|it| it.addresses[0].fenced = true));
         assert!(!other(|it| it.addresses.clear()));
+        assert!(!other(|it| it.leaving = true));
         assert!(!other(|it| it.tunnel_address.clear()));
         assert!(!other(|it| it.conditions.clear()));
         assert_eq!(

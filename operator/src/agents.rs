@@ -9,7 +9,7 @@ use kube::api::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::{self, watcher};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -21,7 +21,7 @@ pub struct Agents {
 }
 
 impl Agents {
-    /// Watches the pods with these labels in a namespace; `dirty` is told when a node gains or loses its agent.
+    /// Watches the pods with these labels in a namespace; `dirty` is told when a node gains or loses its agent, or is about to.
     pub fn start(
         client: &Client,
         namespace: &str,
@@ -41,7 +41,7 @@ impl Agents {
         let looking = agents.clone();
         tasks.spawn(async move {
             let mut pods = std::pin::pin!(pods);
-            let mut before = BTreeSet::new();
+            let mut before = BTreeMap::new();
             while let Some(event) = pods.next().await {
                 if let Err(error) = event {
                     tracing::warn!(kind = "Pod", error = %error, "watch failed, trying again");
@@ -63,18 +63,39 @@ impl Agents {
         self.pods.wait_until_ready().await
     }
 
-    /// Nodes with an agent that is ready.
-    pub fn nodes(&self) -> BTreeSet<String> {
-        self.pods.state().iter().filter_map(|pod| works_on(pod)).map(str::to_owned).collect()
+    /// Nodes with an agent, and how it is: the better one of two, as while one replaces the other.
+    pub fn nodes(&self) -> BTreeMap<String, AgentPod> {
+        let mut nodes = BTreeMap::new();
+        for pod in self.pods.state() {
+            if let Some((node, state)) = works_on(&pod) {
+                let known = nodes.entry(node.to_owned()).or_insert(state);
+                *known = state.max(*known);
+            }
+        }
+        nodes
     }
 }
 
-/// The node on which an agent's pod is ready.
-fn works_on(pod: &Pod) -> Option<&str> {
+/// What an agent's pod says of the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AgentPod {
+    /// There is none, or it is not ready.
+    Missing,
+    /// It is there and being deleted.
+    Ending,
+    /// It is ready.
+    Ready,
+}
+
+/// The node on which an agent's pod is, and how, unless it is as good as none.
+fn works_on(pod: &Pod) -> Option<(&str, AgentPod)> {
+    let node = pod.spec.as_ref()?.node_name.as_deref()?;
+    if pod.metadata.deletion_timestamp.is_some() {
+        return Some((node, AgentPod::Ending));
+    }
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     let ready = conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True");
-    let stays = pod.metadata.deletion_timestamp.is_none();
-    pod.spec.as_ref()?.node_name.as_deref().filter(|_| ready && stays)
+    ready.then_some((node, AgentPod::Ready))
 }
 
 /// Keeps what [`works_on`] reads.
@@ -108,12 +129,12 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_works_where_its_pod_is_ready_and_stays() {
+    fn an_agent_works_where_its_pod_is_ready_or_comes_to_its_end() {
         let leaves = json!({"name": "a", "deletionTimestamp": "2026-01-01T00:00:00Z"});
         let cases = [
-            (pod(json!({"name": "a"}), "True"), Some("n1")),
+            (pod(json!({"name": "a"}), "True"), Some(("n1", AgentPod::Ready))),
             (pod(json!({"name": "a"}), "False"), None),
-            (pod(leaves, "True"), None),
+            (pod(leaves, "True"), Some(("n1", AgentPod::Ending))),
             (Pod::default(), None),
         ];
         for (mut pod, node) in cases {

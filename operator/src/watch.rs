@@ -1,6 +1,6 @@
 //! Local copies of everything the operator reads, kept current by watches.
 
-use crate::agents::Agents;
+use crate::agents::{AgentPod, Agents};
 use crate::fence::Leases;
 use crate::gate::Gate;
 use crate::report::{Lists, Report};
@@ -15,7 +15,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt, reflector::ObjectRef};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,14 +48,17 @@ pub struct Snapshot {
     pub egress_nodes: Vec<Guarded<Report>>,
     /// Nodes.
     pub nodes: Vec<Guarded<Node>>,
-    /// Names of nodes whose agent's pod is ready; `None` if nobody looks.
-    pub agents: Option<BTreeSet<String>>,
+    /// The agents' pods by the names of their nodes; `None` if nobody looks.
+    pub agents: Option<BTreeMap<String, AgentPod>>,
 }
 
 impl Snapshot {
-    /// Whether an agent works on a node, as far as its pod tells.
-    pub fn has_agent(&self, node: &str) -> bool {
-        self.agents.as_ref().is_none_or(|agents| agents.contains(node))
+    /// The agent of a node, as far as its pod tells.
+    pub fn agent(&self, node: &str) -> AgentPod {
+        match &self.agents {
+            Some(agents) => agents.get(node).copied().unwrap_or(AgentPod::Missing),
+            None => AgentPod::Ready,
+        }
     }
 
     /// Number of objects whose status the operator writes.

@@ -76,7 +76,14 @@ start: |
   bgpd=$!
   /usr/lib/frr/bfdd -P 0 -f "$sockets/bfdd.conf" &
   bfdd=$!
-  trap 'kill "$bgpd" "$bfdd" "$zebra" 2>/dev/null; wait; exit 0' TERM INT
+  end() {
+    kill "$bgpd" "$bfdd" "$zebra" 2>/dev/null || true
+    # The kubelet's grace period is as long as an agent may need that leaves the node.
+    { sleep 4; kill -9 "$bgpd" "$bfdd" "$zebra"; } 2>/dev/null &
+    wait "$bgpd" "$bfdd" "$zebra" || true
+    exit 0
+  }
+  trap end TERM INT
   while kill -0 "$zebra" && kill -0 "$bgpd" && kill -0 "$bfdd"; do
     sleep 1 &
     wait "$!"

@@ -130,7 +130,7 @@ impl Keeper {
             } else if self.drains {
                 (
                     reason::DRAINING,
-                    "the node is cordoned, being deleted or out of service, and others announce them",
+                    "the node is cordoned, being deleted or out of service, or its agent is leaving it, and others announce them",
                 )
             } else {
                 (reason::NOT_PROGRAMMED, "the data plane does not have the others yet")

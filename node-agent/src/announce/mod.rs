@@ -35,7 +35,7 @@ pub struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    /// Whether this node is on its way out of the cluster.
+    /// Whether this node is on its way out of the cluster, or its agent off the node.
     pub fn drains(&self) -> bool {
         self.nodes.get(self.node).is_none_or(|node| node.draining)
     }

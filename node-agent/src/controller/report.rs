@@ -69,6 +69,7 @@ impl Controller {
             announced: self.standing().as_ref(),
             keeps_deadlines: self.pinned.plane.as_ref().is_some_and(|plane| !plane.inherits()),
             lease: self.lease(),
+            leaving: self.leaving,
         });
         let (uid, present, nodes) = {
             let cluster = self.shared.lock();

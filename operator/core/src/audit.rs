@@ -8,7 +8,7 @@ mod violation;
 
 use crate::model::{Address, AddressRequest, Allocation, AllocationName, Inputs, Node, State};
 use crate::plan::Plan;
-use crate::selector::{Labels, site_of};
+use crate::selector::{Labels, serves};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 pub use violation::{Unfit, Violation};
@@ -100,7 +100,7 @@ fn sites<'a>(
     let mut known: BTreeMap<Vec<&Labels>, BTreeMap<&str, usize>> = BTreeMap::new();
     for allocation in inputs.allocations.iter().filter(|it| changed.contains(&it.name)) {
         known.entry(selectors(allocation)).or_insert_with(|| {
-            let site = |node: &'_ Node| site_of(&allocation.sites, &node.labels);
+            let site = |node: &'_ Node| serves(&allocation.sites, node);
             inputs.nodes.iter().filter_map(|node| Some((node.name.as_str(), site(node)?))).collect()
         });
     }

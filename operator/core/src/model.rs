@@ -143,6 +143,8 @@ pub struct Node {
     /// The agent has reported a tunnel address and is ready: only such a node is given new slices. A node that is
     /// not ready keeps what it has.
     pub ready: bool,
+    /// The agent is being taken off the node and waits for its slices to be empty: it belongs to no site any more.
+    pub leaving: bool,
     /// Slices wanted of each address, per allocation. An allocation that is missing here is not in demand: the node
     /// gets `min`, and gives back what it has beyond that if it is ready.
     pub demand: BTreeMap<AllocationName, u32>,

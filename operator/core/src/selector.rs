@@ -21,9 +21,17 @@ pub fn site_of(sites: &BTreeMap<String, Site>, labels: &Labels) -> Option<usize>
     sites.values().position(|site| matches_labels(&site.selector, labels))
 }
 
-/// Whether the node belongs to one of the allocation's sites. Without sites every node does.
+/// The site whose slices the node may hold, see [`site_of`]. A node that its agent is leaving belongs to none.
+pub fn serves(sites: &BTreeMap<String, Site>, node: &Node) -> Option<usize> {
+    if node.leaving {
+        return None;
+    }
+    site_of(sites, &node.labels)
+}
+
+/// Whether the node may hold slices of the allocation.
 pub fn matches_sites(allocation: &Allocation, node: &Node) -> bool {
-    site_of(&allocation.sites, &node.labels).is_some()
+    serves(&allocation.sites, node).is_some()
 }
 
 impl Expression {

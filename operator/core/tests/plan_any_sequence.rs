@@ -6,7 +6,7 @@ mod support;
 use aegis_core::fence;
 use aegis_core::model::*;
 use aegis_core::plan::Plan;
-use aegis_core::selector::{matches_sites, site_of};
+use aegis_core::selector::{matches_sites, serves};
 use aegis_core::site::quotas;
 use aegis_core::slice::SliceSet;
 use aegis_core::{audit, plan};
@@ -38,6 +38,8 @@ enum Event {
         ready: bool,
     },
     NodeGoes(usize),
+    /// The agent is taken off the node, or not any more.
+    Leaving(usize, bool),
     Demand {
         node: usize,
         allocation: usize,
@@ -136,6 +138,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         6 => (0..5usize, 0..ZONES.len(), prop::bool::weighted(0.8))
             .prop_map(|(index, zone, ready)| Event::Node { index, zone, ready }),
         2 => (0..5usize).prop_map(Event::NodeGoes),
+        2 => (0..5usize, prop::bool::ANY).prop_map(|(index, leaving)| Event::Leaving(index, leaving)),
         4 => (0..5usize, 0..8usize, 0..80u32)
             .prop_map(|(node, allocation, slices)| Event::Demand { node, allocation, slices }),
         5 => (0..5usize, prop_oneof![Just((0u8, 255u8)), (4..40u8, 4..40u8)])
@@ -200,6 +203,9 @@ fn happen(inputs: &mut Inputs, event: Event) {
             }
         }
         Event::NodeGoes(index) => inputs.nodes.retain(|node| node.name != format!("n{index}")),
+        Event::Leaving(index, leaving) => {
+            find(inputs, index).into_iter().for_each(|node| node.leaving = leaving);
+        }
         Event::Demand { node, allocation, slices } => {
             let allocation =
                 inputs.allocations.get(allocation % count).map(|allocation| allocation.name.clone());
@@ -291,7 +297,7 @@ fn wants(allocation: &Allocation, node: &Node, holds: u32) -> u32 {
 /// What the nodes of the same site as `node` want together, and their site's share.
 fn wanted_in_site(inputs: &Inputs, allocation: &Allocation, node: &Node, address: &Address) -> (u32, u32) {
     let fenced = |it: &Node| !fence::admits(allocation.fence.map(|after| Fence { after, epoch: 0 }), it);
-    let at = |node: &Node| site_of(&allocation.sites, &node.labels);
+    let at = |node: &Node| serves(&allocation.sites, node);
     let members = inputs.nodes.iter().filter(|it| at(it) == at(node));
     let wanted = members.map(|it| {
         let holds = held(address, &it.name).intersection(allocation.slices).len();
@@ -368,9 +374,7 @@ fn nobody_starves(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
             for address in own.iter().filter(|it| !inputs.withheld.contains_key(&it.address)) {
                 let free = allocation.slices.difference(occupied(address));
                 let has = held(address, &node.name).len();
-                let site = |it: &&Node| {
-                    site_of(&allocation.sites, &it.labels) == site_of(&allocation.sites, &node.labels)
-                };
+                let site = |it: &&Node| serves(&allocation.sites, it) == serves(&allocation.sites, node);
                 let occupies = |it: &Node| {
                     let of = slices_of(address, &it.name, |it| !matches!(it, State::Quarantined { .. }));
                     of.intersection(allocation.slices).len()
@@ -487,7 +491,7 @@ fn everything_comes_to_rest(mut inputs: Inputs) -> Result<(), TestCaseError> {
     for address in &inputs.addresses {
         let Some(allocation) = serving(&inputs, address) else { continue };
         for node in inputs.nodes.iter().filter(|node| matches_sites(allocation, node)) {
-            let at = |it: &Node| site_of(&allocation.sites, &it.labels);
+            let at = |it: &Node| serves(&allocation.sites, it);
             let members = inputs.nodes.iter().filter(|it| at(it) == at(node));
             let held: u32 = members.map(|it| held(address, &it.name).len()).sum();
             let (wanted, quota) = wanted_in_site(&inputs, allocation, node, address);

@@ -82,6 +82,31 @@ fn a_node_that_leaves_the_sites_drains_and_may_come_back() {
 }
 
 #[test]
+fn slices_of_a_node_that_its_agent_is_leaving_drain_and_go_to_others() {
+    let mut inputs = world();
+    // Eight for each, and none left over.
+    inputs.allocations[0].slices = SliceSet::range(4, 27);
+    let before = advance(&mut inputs).addresses.remove(0);
+    inputs.nodes[0].demand.insert(name("a"), 16);
+    (inputs.nodes[2].leaving, inputs.nodes[2].ready) = (true, false);
+    inputs.nodes[2].demand.insert(name("a"), 16);
+    let draining = advance(&mut inputs).addresses.remove(0);
+    assert_eq!(slices_of(&draining, "n3", |state| state == State::Draining), held(&before, "n3"));
+    report_drained(&mut inputs.nodes[2], &[draining]);
+    advance(&mut inputs);
+    inputs.now += QUARANTINE;
+    let after = advance(&mut inputs).addresses.remove(0);
+    assert_eq!(held(&after, "n1"), held(&before, "n1").union(held(&before, "n3")));
+    // It stays: as for any node that has not enough.
+    (inputs.nodes[2].leaving, inputs.nodes[2].ready) = (false, true);
+    let lacks = advance(&mut inputs).addresses.remove(0);
+    report_drained(&mut inputs.nodes[0], &[lacks]);
+    advance(&mut inputs);
+    inputs.now += QUARANTINE;
+    assert_eq!(held(&advance(&mut inputs).addresses[0], "n3").len(), 8);
+}
+
+#[test]
 fn slices_of_a_node_that_is_gone_rest_and_are_given_anew() {
     let mut inputs = world();
     inputs.allocations[0].slices = SliceSet::range(4, 27);

@@ -100,8 +100,8 @@ impl<'a> Fleet<'a> {
             let report = reports.get(name).copied();
             let status = report.and_then(|report| report.status.as_ref());
             let member = Member {
-                state: agent_state(report, snapshot.has_agent(name)),
-                ready: is_ready(node, report, snapshot.has_agent(name)),
+                state: agent_state(report, snapshot.agent(name)),
+                ready: is_ready(node, report, snapshot.agent(name)),
                 reported: report.is_some(),
                 labels: node.labels(),
                 status,

@@ -1,6 +1,7 @@
 //! Nodes: the Node object says that it exists, the `EgressNode` of the same name what its agent does.
 
 use super::Problem;
+use crate::agents::AgentPod;
 use crate::object::Target;
 use crate::report::{self, Report, ReportStatus};
 use crate::watch::{Snapshot, by_name};
@@ -36,12 +37,14 @@ pub fn models(snapshot: &Snapshot, problems: &mut Vec<Problem>) -> Vec<Node> {
         let report = reports.get(&object.name_any()).copied();
         nodes.extend(match &object.0 {
             Ok(node) => {
-                let ready = is_ready(node, report, snapshot.has_agent(&object.name_any()));
-                model(node, report, ready, &mut news, problems)
+                let agent = snapshot.agent(&object.name_any());
+                let standing = (is_ready(node, report, agent), is_leaving(report, agent));
+                model(node, report, standing, &mut news, problems)
             }
             Err(_) => {
                 let metadata = object.meta().clone();
-                model(&KubeNode { metadata, ..KubeNode::default() }, report, false, &mut news, problems)
+                let unread = KubeNode { metadata, ..KubeNode::default() };
+                model(&unread, report, (false, false), &mut news, problems)
             }
         });
     }
@@ -52,7 +55,8 @@ pub fn models(snapshot: &Snapshot, problems: &mut Vec<Problem>) -> Vec<Node> {
 /// A node as the API server has it: not ready, since the copies do not show it yet; nothing if it is out of service.
 pub fn confirmed(node: &KubeNode, snapshot: &Snapshot, problems: &mut Vec<Problem>) -> Option<Node> {
     let report = by_name(&snapshot.egress_nodes).get(&node.name_any()).copied();
-    model(node, report, false, &mut News::of(snapshot), problems)
+    let leaving = is_leaving(report, snapshot.agent(&node.name_any()));
+    model(node, report, (false, leaving), &mut News::of(snapshot), problems)
 }
 
 /// What planning can learn from, of the lists that reports have in common: thousands of nodes with a thousand addresses each
@@ -83,7 +87,7 @@ impl News {
 fn model(
     node: &KubeNode,
     report: Option<&Report>,
-    ready: bool,
+    (ready, leaving): (bool, bool),
     news: &mut News,
     problems: &mut Vec<Problem>,
 ) -> Option<Node> {
@@ -98,6 +102,7 @@ fn model(
         addresses: addresses(node),
         pod_ranges: pod_ranges(node),
         ready,
+        leaving,
         demand: status.map(demand).unwrap_or_default(),
         programmed: status.map(|status| programmed(status, news)).unwrap_or_default(),
         lease: Lease::Free,
@@ -121,16 +126,28 @@ fn pod_ranges(node: &KubeNode) -> Vec<Ipv4Net> {
 
 /// Whether new slices may be given to the node: its agent says that it is ready to forward, and the cluster has not
 /// lost the node.
-pub fn is_ready(node: &KubeNode, report: Option<&Report>, has_agent: bool) -> bool {
+pub fn is_ready(node: &KubeNode, report: Option<&Report>, agent: AgentPod) -> bool {
     node.metadata.deletion_timestamp.is_none()
         && !is_out_of_service(node)
         && !is_lost(node)
-        && agent_state(report, has_agent).is_ok()
+        && agent_state(report, agent).is_ok()
+}
+
+/// Whether the agent waits for the node's slices to be empty. What it said last does not count once its pod is gone: nobody
+/// would tell that they are.
+fn is_leaving(report: Option<&Report>, agent: AgentPod) -> bool {
+    let status = report.and_then(|report| report.status.as_ref());
+    agent != AgentPod::Missing && status.is_some_and(|status| status.told.leaving)
 }
 
 /// Why the agent of a node is not ready, in a few words.
-pub fn agent_state(report: Option<&Report>, has_agent: bool) -> Result<(), String> {
-    if !has_agent {
+pub fn agent_state(report: Option<&Report>, agent: AgentPod) -> Result<(), String> {
+    if is_leaving(report, agent) {
+        return Err(
+            "its agent is being taken off the node, and ends when the node's slices are empty".to_owned()
+        );
+    }
+    if agent != AgentPod::Ready {
         return Err("its agent's pod is gone or not ready".to_owned());
     }
     let Some(status) = report.and_then(|report| report.status.as_ref()) else {

@@ -2,6 +2,7 @@
 
 use super::testing::object;
 use super::*;
+use crate::agents::AgentPod;
 use aegis_core::model::{AddressRequest, Holding, State};
 use aegis_core::slice::SliceSet;
 use serde_json::{Value, json};
@@ -232,15 +233,33 @@ fn ready(status: &str) -> Value {
 
 #[test]
 fn a_node_whose_agent_has_no_pod_is_not_ready_whatever_it_reported() {
-    let report = json!({"status": {"tunnelAddress": "192.0.2.1", "conditions": ready("True")}});
-    for (agents, expected) in [(None, true), (Some(vec!["n1"]), true), (Some(vec!["n2"]), false)] {
-        let world = see(&Snapshot {
-            nodes: vec![object(None, "n1", json!({}))],
-            egress_nodes: vec![object(None, "n1", json!({"status": report["status"], "spec": {}}))],
-            agents: agents.map(|agents| agents.into_iter().map(str::to_owned).collect()),
+    let said = json!({"tunnelAddress": "192.0.2.1", "conditions": ready("True")});
+    let leaving = json!({"tunnelAddress": "192.0.2.1", "conditions": ready("True"), "leaving": true});
+    let agent = |node: &str, pod| Some([(node.to_owned(), pod)].into());
+    let cases = [
+        (None, &said, (true, false)),
+        (agent("n1", AgentPod::Ready), &said, (true, false)),
+        (agent("n1", AgentPod::Ending), &said, (false, false)),
+        (agent("n2", AgentPod::Ready), &said, (false, false)),
+        (None, &leaving, (false, true)),
+        (agent("n1", AgentPod::Ending), &leaving, (false, true)),
+        // Until the next agent has reported.
+        (agent("n1", AgentPod::Ready), &leaving, (false, true)),
+        // Ended before the slices were empty: nobody would tell that they are.
+        (agent("n2", AgentPod::Ready), &leaving, (false, false)),
+    ];
+    for (agents, said, expected) in cases {
+        let snapshot = Snapshot {
+            nodes: vec![node(json!({}))],
+            egress_nodes: vec![report(said.clone())],
+            agents,
             ..Snapshot::default()
-        });
-        assert_eq!(world.inputs.nodes[0].ready, expected);
+        };
+        let node = &see(&snapshot).inputs.nodes[0];
+        assert_eq!((node.ready, node.leaving), expected, "{:?} {said}", snapshot.agents);
+        let kube = snapshot.nodes[0].0.as_ref().unwrap();
+        let confirmed = super::node::confirmed(kube, &snapshot, &mut Vec::new()).unwrap();
+        assert_eq!((confirmed.ready, confirmed.leaving), (false, expected.1));
     }
 }
 

@@ -30,6 +30,8 @@ pub struct Agent {
     pub demand: Vec<Demand>,
     /// Reports draining slices as drained.
     pub drains: bool,
+    /// Is being taken off its node.
+    pub leaving: bool,
     pub bindings: Vec<ProgrammedBinding>,
 }
 
@@ -88,8 +90,14 @@ impl Cluster {
         self.all::<Node>().create(&PostParams::default(), &node).await.expect("node");
         let report = EgressNode::new(name, EgressNodeSpec {});
         self.all::<EgressNode>().create(&PostParams::default(), &report).await.expect("report");
-        let agent =
-            Agent { node: name.into(), ready: true, demand: Vec::new(), drains: false, bindings: Vec::new() };
+        let agent = Agent {
+            node: name.into(),
+            ready: true,
+            demand: Vec::new(),
+            drains: false,
+            leaving: false,
+            bindings: Vec::new(),
+        };
         agent.report(self).await;
         agent
     }
@@ -195,6 +203,7 @@ impl Agent {
         let status = EgressNodeStatus {
             tunnel_address: "192.0.2.1".into(),
             version: "test".into(),
+            leaving: self.leaving,
             demand: self.demand.clone(),
             addresses: addresses.collect(),
             bindings: self.bindings.clone(),
@@ -209,7 +218,8 @@ impl Agent {
             ..Default::default()
         };
         let mut status = json!(status);
-        // A list that is left out stays as it was.
+        // What is left out stays as it was.
+        status["leaving"] = json!(self.leaving);
         for list in ["addresses", "bindings", "demand"] {
             status[list] = status.get(list).cloned().unwrap_or_default();
         }

@@ -37,17 +37,18 @@ pub async fn back(cluster: &Cluster, lab: &Lab, node: Node, before: &[i32]) -> a
     .await
 }
 
-/// Kills the agent of a node and lets no other come until [`allow`].
-pub async fn forbid(cluster: &Cluster, lab: &Lab, node: Node) -> anyhow::Result<()> {
-    // Not to be restarted, the pod must go; with OnDelete the change of the template touches no other node's agent.
+/// Has the DaemonSet want no agent on a node until [`allow`]. With OnDelete the change of the template touches no other node's agent.
+pub async fn exclude(cluster: &Cluster, node: Node) -> anyhow::Result<()> {
     let elsewhere = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
         {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "NotIn", "values": [node.name()]}]}
     ]}}});
-    patch(cluster, json!({"type": "OnDelete", "rollingUpdate": null}), elsewhere).await?;
-    wait_for("the agent's end", PATIENCE, async || {
-        for _ in lab.programs(node, AGENTS)? {
-            let _ = lab.kill_agent(node);
-        }
+    patch(cluster, json!({"type": "OnDelete", "rollingUpdate": null}), elsewhere).await
+}
+
+/// Waits until a node has no agent and no pod of one; `meanwhile` is called again and again.
+pub async fn gone(cluster: &Cluster, lab: &Lab, node: Node, meanwhile: impl Fn()) -> anyhow::Result<()> {
+    wait_for(&format!("the end of the agent of {}", node.name()), PATIENCE, async || {
+        meanwhile();
         let pods: Api<Pod> = Api::namespaced(cluster.client(), NAMESPACE);
         let on_node = ListParams::default().fields(&format!("spec.nodeName={}", node.name()));
         let agent = |pod: &Pod| pod.metadata.name.as_ref().is_some_and(|name| name.starts_with(AGENTS));
@@ -57,7 +58,19 @@ pub async fn forbid(cluster: &Cluster, lab: &Lab, node: Node) -> anyhow::Result<
     .await
 }
 
-/// Undoes [`forbid`] and waits until the agent is ready.
+/// Kills the agent of a node and lets no other come until [`allow`].
+pub async fn forbid(cluster: &Cluster, lab: &Lab, node: Node) -> anyhow::Result<()> {
+    // Not to be restarted, the pod must go.
+    exclude(cluster, node).await?;
+    gone(cluster, lab, node, || drop(lab.kill_agent(node))).await
+}
+
+/// Process of a node's agent, if there is one.
+pub fn process(lab: &Lab, node: Node) -> anyhow::Result<Option<i32>> {
+    Ok(lab.programs(node, AGENTS)?.first().copied())
+}
+
+/// Undoes [`exclude`] and [`forbid`] and waits until the agent is ready.
 pub async fn allow(cluster: &Cluster, lab: &Lab, node: Node) -> anyhow::Result<()> {
     patch(cluster, json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}}), Value::Null)
         .await?;

@@ -17,6 +17,7 @@ mod growth;
 mod inside;
 mod l2;
 mod latency;
+mod leaving;
 mod lost_nodes;
 mod restart;
 mod sites;

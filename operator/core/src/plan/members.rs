@@ -3,7 +3,7 @@
 use super::board::Board;
 use crate::fence;
 use crate::model::{Allocation, AllocationName, Node, State};
-use crate::selector::{Labels, site_of};
+use crate::selector::{Labels, serves};
 use crate::slice::SliceSet;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -55,8 +55,7 @@ impl<'a> Sites<'a> {
     pub fn members(&mut self, allocation: &'a Allocation) -> Rc<Members<'a>> {
         let selectors = allocation.sites.values().map(|site| &site.selector).collect();
         let found = self.known.entry(selectors).or_insert_with(|| {
-            let member =
-                |node: &&'a Node| Some(Member { node, site: site_of(&allocation.sites, &node.labels)? });
+            let member = |node: &&'a Node| Some(Member { node, site: serves(&allocation.sites, node)? });
             let all: Vec<Member> = self.nodes.values().filter_map(member).collect();
             Rc::new(Members {
                 ready: (0..all.len()).filter(|at| all[*at].node.ready).collect(),

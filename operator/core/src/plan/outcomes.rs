@@ -60,7 +60,7 @@ fn allocated(allocation: &Allocation, assignment: &Assignment, share: &Share, ad
     if share.holders == 0 && share.no_member {
         return Verdict::bad(
             reason::NO_NODE,
-            "spec.sites: no node matches; change a nodeSelector or label nodes to match it",
+            "spec.sites: no node matches (those that their agents are leaving do not count); change a nodeSelector or label nodes to match it",
         );
     }
     if share.holders == 0 && share.without.count == 0 && share.leaseless.count + share.fenced.count > 0 {

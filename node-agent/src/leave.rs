@@ -1,0 +1,280 @@
+//! What the agent does when it is told to end. Where its DaemonSet still wants it (it is replaced, or restarted), or there is no
+//! DaemonSet any more, it ends at once: what is pinned goes on. Where the DaemonSet wants no agent on this node any more,
+//! nobody would ever say that the node's slices are empty: the agent stays until they are.
+
+mod selection;
+
+pub use selection::selects;
+
+use crate::announce::holders;
+use crate::controller::Signals;
+use crate::metrics::Metrics;
+use crate::server::STUCK;
+use aegis_core::model::Address;
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::Node;
+use kube::Client;
+use kube::api::{Api, ListParams};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long the API server may take to say whether the agent is still wanted; without an answer it ends.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Time between two looks at whether the agent may end.
+const LOOK: Duration = Duration::from_millis(500);
+/// Time between two questions whether the agent is wanted again.
+pub const ASK: Duration = Duration::from_secs(10);
+
+/// Where the agent stands in the cluster.
+#[derive(Clone)]
+pub struct Place {
+    /// Access to the API server.
+    pub client: Client,
+    /// Namespace of the release.
+    pub namespace: String,
+    /// Name of the DaemonSet; empty if there is none.
+    pub daemon_set: String,
+    /// Name of the node.
+    pub node: String,
+}
+
+/// Returns when the agent is to end: at once, or when its node's slices are empty. `told` gives a value whenever the process
+/// is told to end; a second time always counts. Whether the agent is wanted again is asked every `ask`.
+pub async fn end(
+    mut told: impl Stream<Item = ()> + Unpin,
+    place: &Place,
+    signals: &Signals,
+    metrics: &Metrics,
+    ask: Duration,
+) {
+    told.next().await;
+    match place.is_left().await {
+        Ok(true) => {}
+        Ok(false) => return,
+        Err(error) => {
+            tracing::warn!(error, "cannot ask whether the agent is to leave this node; it ends");
+            return;
+        }
+    }
+    tracing::info!("the agent is taken off this node: it ends when the node's slices are empty");
+    signals.set(|signals| &signals.leaving);
+    let mut asked = Instant::now();
+    loop {
+        tokio::select! {
+            _ = told.next() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        if signals.left.load(Ordering::Acquire) {
+            tracing::info!("the agent has left this node");
+            return;
+        }
+        // The kubelet no longer looks whether it lives.
+        if metrics.lock().alive.elapsed() > STUCK {
+            tracing::error!("the event loop hangs");
+            return;
+        }
+        if asked.elapsed() < ask {
+            continue;
+        }
+        asked = Instant::now();
+        // While nobody answers, there is nothing new.
+        if place.is_left().await == Ok(false) {
+            tracing::info!("the agent is wanted on this node again, and is to be replaced");
+            return;
+        }
+    }
+}
+
+impl Place {
+    /// Whether the DaemonSet stands and wants no pod on this node.
+    async fn is_left(&self) -> Result<bool, String> {
+        if self.daemon_set.is_empty() {
+            return Ok(false);
+        }
+        match tokio::time::timeout(PATIENCE, self.ask()).await {
+            // The right to ask goes with the DaemonSet, and may go before it.
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 401 | 403) => Ok(false),
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Err(_) => Err("no answer in time".to_owned()),
+        }
+    }
+
+    /// Asks for both anew: copies may be behind what the DaemonSet controller has seen.
+    async fn ask(&self) -> Result<bool, kube::Error> {
+        let sets: Api<DaemonSet> = Api::namespaced(self.client.clone(), &self.namespace);
+        let set = sets.get_opt(&self.daemon_set).await?;
+        let Some(set) = set.filter(|set| set.metadata.deletion_timestamp.is_none()) else { return Ok(false) };
+        let named = ListParams::default().fields(&format!("metadata.name={}", self.node));
+        let nodes = Api::<Node>::all(self.client.clone()).list(&named).await?;
+        let template = set.spec.and_then(|spec| spec.template.spec);
+        Ok(template
+            .zip(nodes.items.into_iter().next())
+            .is_some_and(|(template, node)| !selects(&template, &node)))
+    }
+}
+
+/// Whether nothing depends on the agent of a node any more: no address names the node as one that sends, and of those for which
+/// it answers ARP nobody else could.
+pub fn is_empty(node: &str, addresses: &BTreeMap<Ipv4Addr, Address>, answering: &BTreeSet<Ipv4Addr>) -> bool {
+    addresses.values().all(|address| {
+        let holders = holders(address);
+        !holders.contains(node) && (holders.is_empty() || !answering.contains(&address.address))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aegis_core::model::{AllocationName, Holding, State};
+    use axum::extract::Request;
+    use axum::http::StatusCode;
+    use axum::response::IntoResponse;
+    use axum::{Json, Router};
+    use serde_json::{Value, json};
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+    /// What the API server says of the DaemonSet: another answer to each question, and then always the last one.
+    fn answers(sets: Vec<Result<Value, StatusCode>>) -> Client {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let server = Router::new().fallback(move |request: Request| {
+            let set = match request.uri().path() {
+                "/apis/apps/v1/namespaces/aegis-system/daemonsets/agents" => {
+                    let number = asked.fetch_add(1, Ordering::AcqRel).min(sets.len() - 1);
+                    Some(sets[number].clone())
+                }
+                _ => None,
+            };
+            async move {
+                let node = json!({"metadata": {"name": "n1", "labels": {"zone": "a"}}});
+                match set {
+                    Some(Ok(set)) => Json(set).into_response(),
+                    Some(Err(code)) => {
+                        let reason = if code == StatusCode::NOT_FOUND { "NotFound" } else { "" };
+                        let status = json!({"kind": "Status", "code": code.as_u16(), "reason": reason});
+                        (code, Json(status)).into_response()
+                    }
+                    None => {
+                        Json(json!({"kind": "NodeList", "metadata": {}, "items": [node]})).into_response()
+                    }
+                }
+            }
+        });
+        Client::new(server, "default")
+    }
+
+    fn set(zone: &str) -> Value {
+        let template = json!({"metadata": {}, "spec": {"containers": [], "nodeSelector": {"zone": zone}}});
+        json!({"metadata": {"name": "agents"}, "spec": {"selector": {}, "template": template}})
+    }
+
+    /// An agent that has been told to end, and can be once more.
+    fn told(
+        sets: Vec<Result<Value, StatusCode>>,
+    ) -> (Arc<Signals>, UnboundedSender<()>, tokio::task::JoinHandle<()>) {
+        let place = Place {
+            client: answers(sets),
+            namespace: "aegis-system".to_owned(),
+            daemon_set: "agents".to_owned(),
+            node: "n1".to_owned(),
+        };
+        let (again, mut told) = unbounded_channel();
+        again.send(()).unwrap();
+        let signals = Arc::new(Signals::default());
+        let seen = Arc::clone(&signals);
+        let task = tokio::spawn(async move {
+            let told = futures::stream::poll_fn(move |context| told.poll_recv(context));
+            end(told, &place, &seen, &Metrics::default(), Duration::ZERO).await;
+        });
+        (signals, again, task)
+    }
+
+    #[track_caller]
+    fn ends(task: tokio::task::JoinHandle<()>) -> impl Future<Output = ()> {
+        let caller = std::panic::Location::caller().line();
+        async move {
+            tokio::time::timeout(Duration::from_secs(30), task)
+                .await
+                .unwrap_or_else(|_| panic!("no end, line {caller}"))
+                .expect("no panic");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_agent_ends_at_once_unless_its_daemon_set_stands_and_wants_none_on_the_node() {
+        let mut going = set("b");
+        going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        let cases = [
+            Ok(set("a")),
+            Ok(going),
+            Err(StatusCode::NOT_FOUND),
+            Err(StatusCode::FORBIDDEN),
+            Err(StatusCode::SERVICE_UNAVAILABLE),
+        ];
+        for case in cases {
+            let (signals, _again, task) = told(vec![case]);
+            ends(task).await;
+            assert!(!signals.leaving.load(Ordering::Acquire));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_leaves_stays_until_nothing_depends_on_it_or_it_is_wanted_or_told_again() {
+        // An API server that is away changes nothing.
+        let away = vec![Ok(set("b")), Err(StatusCode::SERVICE_UNAVAILABLE)];
+        let (signals, _again, task) = told(away.clone());
+        tokio::time::sleep(3 * LOOK).await;
+        assert!(signals.leaving.load(Ordering::Acquire) && !task.is_finished());
+        signals.left.store(true, Ordering::Release);
+        ends(task).await;
+
+        let (signals, again, task) = told(away);
+        tokio::time::sleep(LOOK).await;
+        assert!(signals.leaving.load(Ordering::Acquire) && !task.is_finished());
+        again.send(()).unwrap();
+        ends(task).await;
+
+        let ends_of_it = [Ok(set("a")), Err(StatusCode::NOT_FOUND), Err(StatusCode::UNAUTHORIZED)];
+        for end in ends_of_it {
+            let (signals, _again, task) = told(vec![Ok(set("b")), Ok(set("b")), end]);
+            ends(task).await;
+            assert!(signals.leaving.load(Ordering::Acquire) && !signals.left.load(Ordering::Acquire));
+        }
+    }
+
+    #[test]
+    fn what_rests_needs_no_agent_and_what_it_sends_or_answers_for_does() {
+        const A: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+        let address = |holdings: &[(&str, State)]| {
+            let holding = |(node, state): &(&str, State)| Holding {
+                first: 4,
+                last: 4,
+                node: (*node).to_owned(),
+                epoch: 1,
+                state: *state,
+            };
+            let address = Address {
+                address: A,
+                prefix: "p".into(),
+                allocation: AllocationName { account: "shop".into(), name: "main".into() },
+                epoch: 1,
+                holdings: holdings.iter().map(holding).collect(),
+                fence: None,
+            };
+            BTreeMap::from([(A, address)])
+        };
+        let rests = State::Quarantined { until: 9 };
+        let (nothing, own) = (BTreeSet::new(), BTreeSet::from([A]));
+        assert!(is_empty("n1", &BTreeMap::new(), &own));
+        assert!(is_empty("n1", &address(&[("n1", rests), ("n2", State::Held)]), &nothing));
+        assert!(!is_empty("n1", &address(&[("n2", State::Held), ("n1", State::Draining)]), &nothing));
+        assert!(!is_empty("n1", &address(&[("n1", State::Held)]), &nothing));
+        assert!(!is_empty("n1", &address(&[("n1", rests), ("n2", State::Held)]), &own));
+        assert!(is_empty("n1", &address(&[("n1", rests)]), &own), "nobody else would");
+    }
+}
