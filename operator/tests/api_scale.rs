@@ -134,7 +134,14 @@ async fn a_large_cluster() {
     };
     stream::iter(0..count).for_each_concurrent(16, create).await;
     took(format!("{count} EgressAllocations created in"), started);
-    let first = Agent { node: node_name(0), ready: true, demand: vec![], drains: false, bindings: vec![] };
+    let first = Agent {
+        node: node_name(0),
+        ready: true,
+        demand: vec![],
+        drains: false,
+        leaving: false,
+        bindings: vec![],
+    };
     let object = EgressNode::new(&first.node, EgressNodeSpec {});
     cluster.all::<EgressNode>().create(&PostParams::default(), &object).await.expect("report");
     first.report_of(&cluster, &[]).await;
