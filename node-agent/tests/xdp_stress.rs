@@ -12,6 +12,15 @@ use support::*;
 const THREADS: u16 = 4;
 const FLOWS: u16 = 6000;
 
+/// Ends the loops of other threads with this one, also by a panic: the test would wait for them for ever.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 #[test]
 fn xdp_stress_ports_stay_accounted_for() {
     let mut world = World::new();
@@ -21,6 +30,7 @@ fn xdp_stress_ports_stay_accounted_for() {
     world.own(0, 8, 2);
     world.own(0, 24, 2);
     let (stop, opened, refused) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
+    let dropped = AtomicU32::new(0);
     let program = world.program("uplink_egress").try_clone_to_owned().unwrap();
     let sweeper = world.plane.sweeper().unwrap();
     let frame = |pod_port| Packet::tcp((POD, pod_port), (ORIGIN, 443), SYN).frame();
@@ -28,7 +38,7 @@ fn xdp_stress_ports_stay_accounted_for() {
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..THREADS)
             .map(|thread| {
-                let (program, opened, refused) = (program.as_fd(), &opened, &refused);
+                let (program, opened, refused, dropped) = (program.as_fd(), &opened, &refused, &dropped);
                 scope.spawn(move || {
                     for at in 0..FLOWS {
                         // Every flow is tried by two threads, of which one may make it.
@@ -36,6 +46,8 @@ fn xdp_stress_ports_stay_accounted_for() {
                         match classify(program, &frame(port), MARK).verdict {
                             TCX_NEXT => opened.fetch_add(1, Ordering::Relaxed),
                             TCX_REDIRECT => refused.fetch_add(1, Ordering::Relaxed),
+                            // The sweeper is ending what the other thread has just made.
+                            TCX_DROP => dropped.fetch_add(1, Ordering::Relaxed),
                             verdict => panic!("verdict {verdict}"),
                         };
                     }
@@ -43,10 +55,10 @@ fn xdp_stress_ports_stay_accounted_for() {
             })
             .collect();
         scope.spawn(|| {
+            let _stop = Stop(&stop);
             for worker in workers {
                 worker.join().unwrap();
             }
-            stop.store(true, Ordering::Release);
         });
         while !stop.load(Ordering::Acquire) {
             let flows: Vec<(FlowKey, ForwardValue)> = world.entries("FORWARD");
@@ -57,6 +69,9 @@ fn xdp_stress_ports_stay_accounted_for() {
         }
     });
     let (opened, refused) = (opened.into_inner(), refused.into_inner());
+    let counted = world.counted();
+    let ending = counted.iter().find(|(label, _)| *label == Counter::DropEnding.label()).map_or(0, |it| it.1);
+    assert_eq!(u64::from(dropped.into_inner()), ending, "{counted:?}");
     assert!(swept > 50 && opened > 500, "{swept} swept, {opened} opened, {refused} refused");
     let live = world.consistent();
     assert!(live <= 512);
@@ -97,6 +112,7 @@ fn xdp_stress_pods_change_while_their_flows_are_swept() {
                 }
             });
         }
+        let _stop = Stop(&stop);
         let mut incarnation = 0;
         while begun.elapsed() < std::time::Duration::from_secs(3) {
             incarnation += 1;
@@ -104,7 +120,6 @@ fn xdp_stress_pods_change_while_their_flows_are_swept() {
             world.set_pod(1, POD, value);
             swept += sweeper.revoked(&keys).unwrap();
         }
-        stop.store(true, Ordering::Release);
     });
     assert!(swept > 500, "{swept} swept");
     let live = world.consistent();
