@@ -46,8 +46,14 @@ pub async fn exclude(cluster: &Cluster, node: Node) -> anyhow::Result<()> {
 }
 
 /// Waits until a node has no agent and no pod of one; `meanwhile` is called again and again.
-pub async fn gone(cluster: &Cluster, lab: &Lab, node: Node, meanwhile: impl Fn()) -> anyhow::Result<()> {
-    wait_for(&format!("the end of the agent of {}", node.name()), PATIENCE, async || {
+pub async fn gone(
+    cluster: &Cluster,
+    lab: &Lab,
+    node: Node,
+    patience: Duration,
+    meanwhile: impl Fn(),
+) -> anyhow::Result<()> {
+    wait_for(&format!("the end of the agent of {}", node.name()), patience, async || {
         meanwhile();
         let pods: Api<Pod> = Api::namespaced(cluster.client(), NAMESPACE);
         let on_node = ListParams::default().fields(&format!("spec.nodeName={}", node.name()));
@@ -62,7 +68,7 @@ pub async fn gone(cluster: &Cluster, lab: &Lab, node: Node, meanwhile: impl Fn()
 pub async fn forbid(cluster: &Cluster, lab: &Lab, node: Node) -> anyhow::Result<()> {
     // Not to be restarted, the pod must go.
     exclude(cluster, node).await?;
-    gone(cluster, lab, node, || drop(lab.kill_agent(node))).await
+    gone(cluster, lab, node, PATIENCE, || drop(lab.kill_agent(node))).await
 }
 
 /// Process of a node's agent, if there is one.

@@ -29,6 +29,13 @@ async fn account(cluster: &Cluster, name: &str, holders: &[Node]) -> anyhow::Res
     let sites = format!("sites: [{}]", zones.collect::<Vec<_>>().join(", "));
     let account = Account::with(cluster, name, 16, &sites).await?;
     account.bind_and_wait().await?;
+    // A node whose agent has just come back after an earlier test gets its slices a moment later.
+    wait_for("the slices of all holders", PATIENCE, async || {
+        let address = account.egress_address().await?.context("the address is gone")?;
+        let holds = |node: &Node| address.spec.holdings.iter().any(|holding| holding.node == node.name());
+        Ok(holders.iter().all(holds).then_some(()))
+    })
+    .await?;
     Ok(account)
 }
 
