@@ -27,9 +27,12 @@ pub fn remove(plan: &Plan) -> anyhow::Result<()> {
             cgroup::freeze(&group, false)?;
         }
     }
+    // A node's first process ends only when all others of its namespace have been waited for, also by a parent outside that is
+    // stopped (as `nsenter` is with its child): nobody is waited for before all have been told.
     let recorded =
         state.iter().flat_map(|state| state.processes.values().chain(state.nodes.values()).copied());
-    kill(recorded.collect())?;
+    let recorded: Vec<Process> = recorded.collect();
+    recorded.iter().for_each(|process| process.signal(libc::SIGKILL));
     // Until there are none, because a process may fork while the list is made.
     let end = Instant::now() + Duration::from_secs(20);
     loop {
@@ -42,6 +45,7 @@ pub fn remove(plan: &Plan) -> anyhow::Result<()> {
         ensure!(Instant::now() < end, "new processes appear while those of the lab are ended: {found:?}");
         kill(found)?;
     }
+    kill(recorded)?;
     // Before the namespaces: the kernel takes the device away with its other end, at a moment of its own.
     let device = plan.root_device();
     if run("ip", &["link", "show", "dev", &device]).is_ok() {
