@@ -205,11 +205,10 @@ impl<'a> Fleet<'a> {
     pub fn programmed_binding(&self, object: &ZoneBinding) -> Wanted {
         let binding = key(object);
         let generation = object.metadata.generation.unwrap_or_default();
-        let lists = self.bindings.iter().filter(|(_, list)| {
+        let lists = lists_with(&self.bindings, |list| {
             let at = list.binary_search_by(|entry| (*entry.binding).cmp(&binding)).ok();
             at.and_then(|at| list.get(at)).is_some_and(|entry| entry.generation >= generation)
         });
-        let lists: HashSet<_> = lists.map(|(list, _)| *list).collect();
         let has = |_: &str, member: Option<&Member>| {
             member.and_then(|it| it.status).is_some_and(|it| lists.contains(&it.bindings.as_ptr()))
         };
@@ -276,6 +275,11 @@ impl<'a> Fleet<'a> {
             Some(_) => None,
         }
     }
+}
+
+/// Those of the lists that have something.
+fn lists_with<T>(lists: &HashMap<*const T, &[T]>, has: impl Fn(&[T]) -> bool) -> HashSet<*const T> {
+    lists.iter().filter(|(_, list)| has(list)).map(|(list, _)| *list).collect()
 }
 
 /// Epoch that a node with this list has of an address.

@@ -50,20 +50,25 @@ impl Namespace {
         };
         let namespaces: Api<NamespaceObject> = Api::all(cluster.client());
         namespaces.create(&PostParams::default(), &object).await.context("create a namespace")?;
-        let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client(), &name);
         let namespace = Self { cluster: cluster.clone(), name, applied: Mutex::default(), ended: false };
-        // Pods are refused until the namespace has its ServiceAccount.
-        wait_for("the ServiceAccount", ACCOUNT_PATIENCE, async || Ok(accounts.get_opt("default").await?))
-            .await?;
+        namespace.takes_pods().await?;
         Ok(namespace)
     }
 
     pub(super) async fn adopt(cluster: &Cluster, name: &str) -> anyhow::Result<Self> {
-        let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client(), name);
+        // Ended from the start: its drop deletes nothing.
+        let namespace =
+            Self { cluster: cluster.clone(), name: name.to_owned(), applied: Mutex::default(), ended: true };
+        namespace.takes_pods().await?;
+        Ok(namespace)
+    }
+
+    /// Pods are refused until the namespace has its ServiceAccount.
+    async fn takes_pods(&self) -> anyhow::Result<()> {
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.cluster.client(), &self.name);
         wait_for("the ServiceAccount", ACCOUNT_PATIENCE, async || Ok(accounts.get_opt("default").await?))
             .await?;
-        // Ended from the start: its drop deletes nothing.
-        Ok(Self { cluster: cluster.clone(), name: name.to_owned(), applied: Mutex::default(), ended: true })
+        Ok(())
     }
 
     /// Its name.
