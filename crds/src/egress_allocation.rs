@@ -261,6 +261,18 @@ pub struct FlowTimeouts {
     #[schemars(range(min = 10, max = 3600))]
     #[serde(default = "icmp")]
     pub icmp_seconds: u32,
+    /// After that, how long a port rests before another connection may have it. The origin may still hold its end of the old
+    /// one: a shorter rest risks that it refuses the new one, or takes late packets for the new one's, and in return a busy
+    /// origin's ports are there again sooner. Ports of connections that were closed, or reset, do not rest. RFC 6888 asks for
+    /// 120. 0 to 3,600.
+    #[schemars(range(max = 3600))]
+    #[serde(default = "rest")]
+    pub rest_seconds: u32,
+    /// How many ports may rest at a time on each node: of more, those that have rested longest may be had again early. Left
+    /// out, there is no such limit. 0 to 1,000,000.
+    #[schemars(range(max = 1000000))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_resting_ports: Option<u32>,
 }
 
 impl Default for FlowTimeouts {
@@ -271,6 +283,8 @@ impl Default for FlowTimeouts {
             tcp_closed_seconds: tcp_closed(),
             udp_seconds: udp(),
             icmp_seconds: icmp(),
+            rest_seconds: rest(),
+            max_resting_ports: None,
         }
     }
 }
@@ -304,6 +318,9 @@ fn udp() -> u32 {
 }
 fn icmp() -> u32 {
     60
+}
+fn rest() -> u32 {
+    120
 }
 
 /// What the operator has set aside.

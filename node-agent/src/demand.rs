@@ -311,6 +311,7 @@ mod tests {
                     near: 0,
                     name: A,
                     timeouts: Default::default(),
+                    max_resting: aegis_common::ANY_NUMBER,
                     most: growth::MOST,
                 },
             )]

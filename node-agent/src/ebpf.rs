@@ -4,8 +4,8 @@ use crate::carry::{STEPS, Source, Step};
 use crate::links::Links;
 use crate::test_run;
 use aegis_common::{
-    BlockKey, FlowKey, PeakKey, SCHEMA, SWEEP_BATCH, SWEEP_BLOCKS, SWEEP_FLOWS, SWEEP_HEADER, SWEEP_PEAKS,
-    SWEEP_REVERSE, SWEEP_REVOKED,
+    BlockKey, FlowKey, PeakKey, SCHEMA, SWEEP_BATCH, SWEEP_BLOCKS, SWEEP_CUT_SHORT, SWEEP_FLOWS,
+    SWEEP_HEADER, SWEEP_PEAKS, SWEEP_RESTING, SWEEP_REVERSE, SWEEP_REVOKED,
 };
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
 use aya::programs::{ProgramError, ProgramFd, SchedClassifier, Xdp};
@@ -307,6 +307,16 @@ impl SweepProgram {
     /// Looks at these flows again and removes those that are over. Returns how many.
     pub fn flows(&self, keys: &[FlowKey]) -> Result<u32, EbpfError> {
         self.run(SWEEP_FLOWS, keys)
+    }
+
+    /// How many of these flows are over but for the rest of their ports.
+    pub fn resting(&self, keys: &[FlowKey]) -> Result<u32, EbpfError> {
+        self.run(SWEEP_RESTING, keys)
+    }
+
+    /// Looks at these flows again and removes those that are over but for the rest of their ports. Returns how many.
+    pub fn cut_short(&self, keys: &[FlowKey]) -> Result<u32, EbpfError> {
+        self.run(SWEEP_CUT_SHORT, keys)
     }
 
     /// Looks at these blocks again and removes those without ports in use. Returns how many.

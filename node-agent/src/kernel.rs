@@ -2,7 +2,8 @@
 
 mod answers;
 mod doubts;
-mod kept;
+pub mod kept;
+mod resting;
 
 use crate::apply::{ArpTable, Attached, Forget, Plane, PlaneError};
 use crate::args::Args;

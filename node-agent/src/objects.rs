@@ -1,6 +1,6 @@
 //! API objects as the plain data that rules work on.
 
-use aegis_common::Timeouts;
+use aegis_common::{ANY_NUMBER, Timeouts};
 use aegis_core::gateway::{self, Load, Place};
 use aegis_core::model::{Address, AllocationName, Fence, Holding, Seconds, State};
 use aegis_core::policy::{Binding, BindingName, Expression, Operator, PortRange, Workloads};
@@ -100,6 +100,8 @@ pub struct Allocation {
     pub sites: Vec<Vec<u64>>,
     /// Time-outs of its flows.
     pub timeouts: Timeouts,
+    /// Ports that may rest at a time on a node.
+    pub max_resting: u32,
     /// Slices of each address that may be used.
     pub slices: SliceSet,
     /// Slices of each address that a node can grow to.
@@ -301,7 +303,9 @@ pub fn allocation(object: &EgressAllocation) -> (AllocationName, Allocation) {
         tcp_closed: timeouts.tcp_closed_seconds,
         udp: timeouts.udp_seconds,
         icmp: timeouts.icmp_seconds,
+        rest: timeouts.rest_seconds,
     };
+    let max_resting = object.spec.timeouts.max_resting_ports.unwrap_or(ANY_NUMBER);
     let by_name: BTreeMap<&String, _> =
         object.spec.sites.iter().map(|site| (&site.name, &site.node_selector)).collect();
     let sites = by_name.into_values().map(|selector| labels(selector).collect());
@@ -309,7 +313,7 @@ pub fn allocation(object: &EgressAllocation) -> (AllocationName, Allocation) {
     let slice = |port: u32| u8::try_from(port / slice::PORTS).unwrap_or(slice::LAST);
     let slices = SliceSet::range(slice(ports.first).max(slice::FIRST), slice(ports.last));
     let per_node_max = ports.per_node.max;
-    (name, Allocation { sites: sites.collect(), timeouts, slices, per_node_max })
+    (name, Allocation { sites: sites.collect(), timeouts, max_resting, slices, per_node_max })
 }
 
 /// Reads an EgressAddress.

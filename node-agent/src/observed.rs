@@ -91,11 +91,13 @@ pub const NO_ALLOCATION: AllocationValue = AllocationValue {
         tcp_closed: 0,
         udp: 0,
         icmp: 0,
+        rest: 0,
     },
     name: 0,
     gateway_count: 0,
     near_count: 0,
     gateways: [0; aegis_common::GATEWAYS_PER_ALLOCATION],
+    max_resting: 0,
     identity: 0,
 };
 

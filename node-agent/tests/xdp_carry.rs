@@ -6,6 +6,7 @@ mod support;
 use aegis_common::*;
 use aegis_node_agent::carry::{Change, Entry, SERIES, STEPS, Step};
 use aegis_node_agent::ebpf::MapSizes;
+use aegis_node_agent::observed::NO_ALLOCATION;
 use aegis_node_agent::raw::{self, Sizes};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
@@ -253,10 +254,60 @@ const SCHEMA_4: &[(&str, usize, usize)] = &[
     ("REVERSE", 16, 24),
 ];
 
+/// The same of schema 5.
+const SCHEMA_5: &[(&str, usize, usize)] = &[
+    ("CONFIG", 4, 112),
+    ("ADDRESSES", 4, 8),
+    ("SLOTS", 4, 8),
+    ("PEERS", 4, 16),
+    ("PEER_INDEX", 4, 4),
+    ("HOMES", 4, 4),
+    ("HOLDINGS", 4, 48),
+    ("LEASE", 4, 16),
+    ("PODS", 8, 16),
+    ("DESTINATIONS", 12, 4),
+    ("PORTS", 12, 4),
+    ("VERDICTS", 16, 8),
+    ("ALLOCATIONS", 4, 136),
+    ("FORWARD", 16, 32),
+    ("REVERSE", 16, 24),
+];
+
+/// What allocations of schema 5 did not say yet is what held without their saying it.
+#[test]
+fn xdp_carry_ports_of_allocations_of_schema_5_rest_as_they_did() {
+    let way = aegis_node_agent::carry::Way::between(5, SCHEMA, STEPS).unwrap();
+    let word = |value: u32| value.to_ne_bytes();
+    let entry = |value: Vec<u8>| {
+        let entry = Entry { key: vec![0; 4].into(), value: value.into() };
+        raw::from_bytes::<AllocationValue>(&way.translate("ALLOCATIONS", entry).unwrap().value).unwrap()
+    };
+    let before: Vec<u8> = (1..=17)
+        .flat_map(word)
+        .chain([7440, 240, 10, 300, 60, 99].into_iter().flat_map(word))
+        .chain([7u16, 3].into_iter().chain(20..36).flat_map(u16::to_ne_bytes))
+        .chain(0x1234_5678_9abc_def0u64.to_ne_bytes())
+        .collect();
+    assert_eq!(before.len(), 136);
+    let expected = AllocationValue {
+        addresses: std::array::from_fn(|at| at as u32 + 1),
+        count: 17,
+        timeouts: Timeouts { rest: REST, ..Timeouts::default() },
+        name: 99,
+        gateway_count: 7,
+        near_count: 3,
+        gateways: std::array::from_fn(|at| at as u16 + 20),
+        max_resting: ANY_NUMBER,
+        identity: 0x1234_5678_9abc_def0,
+    };
+    assert_eq!(entry(before), expected);
+    assert_eq!(entry(vec![0; 136]), NO_ALLOCATION, "never written");
+}
+
 #[test]
 fn xdp_carry_every_layout_that_was_released_has_a_way_to_the_present_one() {
     let world = World::sized(&SIZES);
-    for (schema, layout) in [(4, SCHEMA_4)] {
+    for (schema, layout) in [(4, SCHEMA_4), (5, SCHEMA_5)] {
         let way = aegis_node_agent::carry::Way::between(schema, SCHEMA, STEPS).unwrap();
         for (map, key, value) in layout {
             let entry = Entry { key: vec![1; *key].into(), value: vec![1; *value].into() };

@@ -4,13 +4,15 @@
 mod support;
 
 use aegis_common::*;
+use aegis_node_agent::kernel::kept::Kept;
+use aegis_node_agent::sweep::Tables;
 use std::net::Ipv4Addr;
 use support::packet::{ACK, Packet, SYN};
 use support::*;
 
 /// Short ones, so that the machine need not have run for hours.
 const TIMEOUTS: Timeouts =
-    Timeouts { tcp_established: 20, tcp_transitory: 10, tcp_closed: 5, udp: 8, icmp: 3 };
+    Timeouts { tcp_established: 20, tcp_transitory: 10, tcp_closed: 5, udp: 8, icmp: 3, rest: REST };
 
 /// Opens a flow; its keys in FORWARD and REVERSE.
 fn open(world: &World, packet: &Packet) -> (FlowKey, FlowKey) {
@@ -75,6 +77,77 @@ fn xdp_sweep_each_phase_has_its_time() {
         assert_eq!(sweep(&world, &[keys.0]), 1, "{name}: after {limit} s");
         assert_eq!((world.consistent(), world.counted()), (0, vec![("expired", 1)]), "{name}");
         assert_eq!(world.reverse(&keys.1), None, "{name}");
+    }
+}
+
+#[test]
+fn xdp_sweep_an_allocation_says_how_long_its_ports_rest() {
+    uptime_suffices();
+    let mut world = World::new();
+    let udp = Packet::udp((POD, 5000), (ORIGIN, 53), b"x");
+    let syn = Packet::tcp((POD, 40000), (ORIGIN, 443), SYN);
+    for rest in [0, 40] {
+        world.allocation(&[EGRESS], Timeouts { rest, ..TIMEOUTS });
+        for (name, packet, seen, limit) in [
+            ("timed out", &udp, 0, 8 + rest),
+            ("opened by one side", &syn, SEEN_SYN, 10 + rest),
+            ("closed", &syn, SEEN_RST, 5),
+        ] {
+            let keys = open(&world, packet);
+            set(&mut world, &keys, (now() + 2 - limit, seen), (0, 0));
+            assert_eq!(sweep(&world, &[keys.0]), 0, "{name}: within {limit} s");
+            set(&mut world, &keys, (now() - limit - 1, seen), (0, 0));
+            assert_eq!(sweep(&world, &[keys.0]), 1, "{name}: after {limit} s");
+        }
+        let keys = open(&world, &udp);
+        world.remove_pod(POD);
+        // Within a rest of none there is no time to look.
+        set(&mut world, &keys, (now() + 2 - rest.max(2), 0), (0, 0));
+        assert_eq!(sweep(&world, &[keys.0]), 0, "a pod that is gone: within {rest} s");
+        set(&mut world, &keys, (now() - rest - 1, 0), (now(), 0));
+        assert_eq!(sweep(&world, &[keys.0]), 1, "a pod that is gone: after {rest} s");
+        assert_eq!(world.consistent(), 0);
+        world.pod_class(1, POD, 1);
+    }
+}
+
+/// Of what rests more than may, what has rested longest goes.
+#[test]
+fn xdp_sweep_no_more_ports_rest_than_may() {
+    uptime_suffices();
+    let mut world = World::new();
+    let flows: Vec<_> =
+        (0..200).map(|at| open(&world, &Packet::udp((POD, 5000 + at), (ORIGIN, 53), b"x"))).collect();
+    world.bound_rest(TIMEOUTS, ANY_NUMBER);
+    let mut kept = Kept::new(&world.plane).unwrap();
+    let mut left = |world: &World| {
+        kept.sweep(false).unwrap();
+        let mut ports: Vec<u16> = world
+            .entries::<FlowKey, ForwardValue>("FORWARD")
+            .iter()
+            .map(|it| it.0.local_port - 5000)
+            .collect();
+        ports.sort_unstable();
+        assert_eq!(world.consistent(), ports.len());
+        ports
+    };
+    // 0 to 169 rest, the first ones longest; of the others an answer has just come, or a packet gone.
+    for (at, keys) in (0..).zip(&flows) {
+        let (out, back) = match at {
+            0..170 => (now() - 80 + at / 4, 1),
+            170..190 => (now() - 60, now()),
+            _ => (now(), 1),
+        };
+        set(&mut world, keys, (out, 0), (back, 0));
+    }
+    assert_eq!(left(&world).len(), 200, "there is no bound");
+    world.counted();
+    for (most, first, gone) in [(102, 68, 68), (2, 168, 100), (0, 170, 2)] {
+        world.bound_rest(TIMEOUTS, most);
+        let before = left(&world);
+        assert_eq!(before, (first..200).collect::<Vec<_>>(), "at most {most}");
+        assert_eq!(world.counted(), [("rest_cut_short", gone)]);
+        assert_eq!((left(&world), world.counted()), (before, vec![]), "and no more go");
     }
 }
 

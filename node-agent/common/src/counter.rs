@@ -112,6 +112,8 @@ counters! {
     DropNotPeer = "drop_not_peer",
     /// Flows that the sweeper removed.
     Expired = "expired",
+    /// Flows that the sweeper removed before their port had rested, since more rested than their allocation allows.
+    RestCutShort = "rest_cut_short",
     /// Flows that the sweeper removed since their slice is not this node's any more.
     Revoked = "revoked",
     /// Entries of incoming packets that the sweeper removed since no flow had them.

@@ -2,8 +2,8 @@
 
 use crate::{ForwardValue, ReverseValue, SEEN_ACK, SEEN_FIN, SEEN_RST, SEEN_SYN, Timeouts};
 
-/// Seconds that a port rests after its flow timed out without being closed: the origin may still hold its end
-/// (RFC 6888 REQ-8).
+/// Seconds that a port rests, where no allocation says otherwise ([`Timeouts::rest`]), after its flow timed out without being
+/// closed or its state was lost (RFC 6888 REQ-8).
 pub const REST: u32 = 120;
 
 const TCP: u8 = 6;
@@ -54,10 +54,10 @@ pub fn expired(
     let idle = now.saturating_sub(last);
     let limit = match phase(protocol, forward.seen, reverse.seen) {
         Phase::Closed => timeouts.tcp_closed,
-        Phase::Established => timeouts.tcp_established.saturating_add(REST),
-        Phase::Transitory => timeouts.tcp_transitory.saturating_add(REST),
-        Phase::Datagrams => timeouts.udp.saturating_add(REST),
-        Phase::Echo => timeouts.icmp.saturating_add(REST),
+        Phase::Established => timeouts.tcp_established.saturating_add(timeouts.rest),
+        Phase::Transitory => timeouts.tcp_transitory.saturating_add(timeouts.rest),
+        Phase::Datagrams => timeouts.udp.saturating_add(timeouts.rest),
+        Phase::Echo => timeouts.icmp.saturating_add(timeouts.rest),
     };
     idle > limit
 }
@@ -92,6 +92,29 @@ mod tests {
             let at = |now| expired(protocol, &forward, &reverse, &timeouts, now);
             assert!(!at(1000 + limit), "{protocol} {out} {back}: still within {limit} s");
             assert!(at(1001 + limit), "{protocol} {out} {back}: over after {limit} s");
+        }
+    }
+
+    #[test]
+    fn the_rest_is_what_the_allocation_says() {
+        for rest in [0, 7, 3600] {
+            let timeouts = Timeouts { rest, ..Timeouts::default() };
+            for (protocol, out, back, limit) in [
+                (17, 0, 0, 300 + rest),
+                (1, 0, 0, 60 + rest),
+                (6, SEEN_SYN, 0, 240 + rest),
+                (6, SEEN_SYN, SEEN_RST, 10),
+            ] {
+                let (forward, reverse) = flow(out, back, 1000);
+                assert!(
+                    !expired(protocol, &forward, &reverse, &timeouts, 1000 + limit),
+                    "{protocol}, rest {rest}"
+                );
+                assert!(
+                    expired(protocol, &forward, &reverse, &timeouts, 1001 + limit),
+                    "{protocol}, rest {rest}"
+                );
+            }
         }
     }
 

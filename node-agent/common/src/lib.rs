@@ -37,7 +37,7 @@ pub use slots::*;
 pub use sweep::*;
 
 /// Version of the layout of all maps; part of the path under which they are pinned.
-pub const SCHEMA: u32 = 5;
+pub const SCHEMA: u32 = 6;
 
 /// Asserts a type's size at compile time and, for the agent, makes it usable as a map key or value.
 macro_rules! map_type {

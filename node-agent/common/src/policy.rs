@@ -3,7 +3,7 @@
 //! All policy is keyed by a *generation*. The agent writes a whole new generation beside the live one and then
 //! changes `Config::generation`: one store switches every look-up at once, so no packet ever meets half a policy.
 
-use crate::map_type;
+use crate::{REST, map_type};
 
 /// Key of `PODS` (hash).
 #[repr(C)]
@@ -150,11 +150,16 @@ pub struct AllocationValue {
     pub near_count: u16,
     /// Nodes that hold slices, as indices into `PEERS`, one of which each flow leaves through.
     pub gateways: [u16; GATEWAYS_PER_ALLOCATION],
+    /// Ports that may rest at a time, or [`ANY_NUMBER`].
+    pub max_resting: u32,
     /// Digest of the allocation's namespace and name, by which the agent finds its entry again; programs do not read it. 0
     /// = the entry was never used.
     pub identity: u64,
 }
-map_type!(AllocationValue, 136);
+map_type!(AllocationValue, 144);
+
+/// In place of a greatest number: there is none.
+pub const ANY_NUMBER: u32 = u32::MAX;
 
 /// Seconds without a packet after which a flow's port may be used again (RFC 5382, RFC 4787, RFC 5508, RFC 7857).
 #[repr(C)]
@@ -170,11 +175,20 @@ pub struct Timeouts {
     pub udp: u32,
     /// ICMP echo.
     pub icmp: u32,
+    /// For how long a port rests after that, unless its flow was closed: the origin may still hold its end (RFC 6888 REQ-8).
+    pub rest: u32,
 }
-map_type!(Timeouts, 20);
+map_type!(Timeouts, 24);
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Timeouts { tcp_established: 7440, tcp_transitory: 240, tcp_closed: 10, udp: 300, icmp: 60 }
+        Timeouts {
+            tcp_established: 7440,
+            tcp_transitory: 240,
+            tcp_closed: 10,
+            udp: 300,
+            icmp: 60,
+            rest: REST,
+        }
     }
 }

@@ -11,6 +11,10 @@ pub const SWEEP_BLOCKS: u32 = 1;
 pub const SWEEP_REVERSE: u32 = 2;
 /// The keys are `FlowKey`s of `FORWARD`, whose slices may be another node's.
 pub const SWEEP_REVOKED: u32 = 4;
+/// The keys are `FlowKey`s of `FORWARD`, whose ports rest: to be counted.
+pub const SWEEP_RESTING: u32 = 5;
+/// The same, to be used again before they have rested.
+pub const SWEEP_CUT_SHORT: u32 = 6;
 /// The keys are [`PeakKey`]s.
 pub const SWEEP_PEAKS: u32 = 3;
 /// Bytes before the first key.

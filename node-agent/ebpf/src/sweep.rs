@@ -23,7 +23,9 @@ pub fn run(ctx: &XdpContext) -> u32 {
     let mut at = 0;
     while at < SWEEP_BATCH {
         let done = match kind {
-            SWEEP_FLOWS => candidate(ctx, at).map(|key| ended(&key, now)),
+            SWEEP_FLOWS | SWEEP_RESTING | SWEEP_CUT_SHORT => {
+                candidate(ctx, at).map(|key| ended(&key, now, kind))
+            }
             SWEEP_BLOCKS => candidate(ctx, at).map(|key| block(&key, now)),
             SWEEP_REVERSE => candidate(ctx, at).map(|key| orphan(&key, now)),
             SWEEP_PEAKS => candidate(ctx, at).map(|read| peak(&read)),
@@ -47,10 +49,10 @@ fn candidate<K: Copy>(ctx: &XdpContext, at: usize) -> Option<K> {
 
 // Functions of their own for the verifier's sake, like `take` in `ports`.
 
-/// Removes a flow that is over.
+/// Removes a flow that is over, or, by the kind of the sweep, one whose port rests, or only looks whether it does.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn ended(key: *const FlowKey, now: u32) -> u32 {
+extern "C" fn ended(key: *const FlowKey, now: u32, kind: u32) -> u32 {
     // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
     let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
     let found = flow::find(key);
@@ -60,20 +62,25 @@ extern "C" fn ended(key: *const FlowKey, now: u32) -> u32 {
     let forward = &found.value;
     let back = flow::find_back(&flow::reverse_key(key, forward)).value;
     let Some(allocation) = ALLOCATIONS.get(u32::from(forward.allocation)) else { return 0 };
+    let rest = if kind == SWEEP_FLOWS { allocation.timeouts.rest } else { 0 };
+    let timeouts = Timeouts { rest, ..allocation.timeouts };
     let over = if abandoned(key, forward) {
         found.bury(key);
-        now.saturating_sub(forward.last_seen) > REST
+        now.saturating_sub(forward.last_seen) > rest
     } else {
         false
     };
-    if !over && !expired(key.protocol, forward, &back, &allocation.timeouts, now) {
+    if !over && !expired(key.protocol, forward, &back, &timeouts, now) {
         return 0;
+    }
+    if kind == SWEEP_RESTING {
+        return 1;
     }
     // A packet that comes right now makes the flow anew, with another port: after this much silence that is what
     // the origin expects as well.
     let removed = found.end(key);
     if removed {
-        maps::count(Counter::Expired, 0);
+        maps::count(if kind == SWEEP_FLOWS { Counter::Expired } else { Counter::RestCutShort }, 0);
     }
     u32::from(removed)
 }

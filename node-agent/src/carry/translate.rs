@@ -4,6 +4,7 @@
 //! the entries of the version before. Maps that a step does not name keep their layout. A test compares every step's result
 //! with the layouts of the programs.
 
+use aegis_common::{ANY_NUMBER, REST};
 use std::borrow::Cow;
 
 /// One entry of a map.
@@ -33,7 +34,21 @@ pub struct Step {
 }
 
 /// All steps that this agent knows, in order.
-pub const STEPS: &[Step] = &[Step { from: 4, changes: &[("HOLDINGS", Change::Grown(48))] }];
+pub const STEPS: &[Step] = &[
+    Step { from: 4, changes: &[("HOLDINGS", Change::Grown(48))] },
+    Step { from: 5, changes: &[("ALLOCATIONS", Change::Anew(allocations_of_6))] },
+];
+
+/// Allocations say how long ports rest, and how many may: 120 s, and any number, until the agent writes what is wanted. An entry
+/// that was never written stays so.
+fn allocations_of_6(entry: Entry<'_>) -> Option<Entry<'_>> {
+    let (timeouts, rest) = entry.value.split_at_checked(88)?;
+    let (gateways, identity) = rest.split_at_checked(40).filter(|(_, identity)| identity.len() == 8)?;
+    let written = entry.value.iter().any(|byte| *byte != 0);
+    let (rest, most) = if written { (REST, ANY_NUMBER) } else { (0, 0) };
+    let value = [timeouts, &rest.to_ne_bytes(), gateways, &most.to_ne_bytes(), identity].concat();
+    Some(Entry { key: entry.key, value: value.into() })
+}
 
 /// Schemas that differ by a multiple of this have the same layouts: see `--pin-series`.
 pub const SERIES: u32 = 1000;

@@ -1,7 +1,7 @@
 //! Allocations: what this node sends from, or through whom.
 
 use super::{EgressAddress, Inputs, tunnel_of};
-use aegis_common::{ADDRESSES_PER_ALLOCATION, Timeouts};
+use aegis_common::{ADDRESSES_PER_ALLOCATION, ANY_NUMBER, Timeouts};
 use aegis_core::gateway::{self, Holder};
 use aegis_core::growth::MOST;
 use aegis_core::model::{Address, AllocationName, State};
@@ -23,6 +23,8 @@ pub struct Allocation {
     pub name: Ipv4Addr,
     /// Time-outs.
     pub timeouts: Timeouts,
+    /// Ports that may rest at a time.
+    pub max_resting: u32,
     /// Slices of each address that this node can grow to.
     pub most: u32,
 }
@@ -62,6 +64,7 @@ pub(super) fn allocations(
             near,
             name: objects.first()?.address,
             timeouts: limits.map(|limits| limits.timeouts).unwrap_or_default(),
+            max_resting: limits.map_or(ANY_NUMBER, |limits| limits.max_resting),
             most: limits.map_or(MOST, |limits| limits.per_node_max),
         };
         Some((name.clone(), allocation))

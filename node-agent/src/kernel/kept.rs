@@ -1,19 +1,20 @@
 //! What the sweeping thread holds, and what it does with it.
 
 use super::doubts::Doubts;
+use super::resting::Resting;
 use crate::ebpf::{Dataplane, EbpfError, SweepProgram};
 use crate::observed::NO_ALLOCATION;
 use crate::sweep::{self, Tables, Usage};
 use aegis_common::{
     AllocationValue, BLOCK_IDLE, BlockKey, BlockValue, Config, FlowKey, ForwardValue, PeakKey, PodKey,
-    PodValue, ReverseValue, SEEN_FIN, SEEN_RST, expired,
+    PodValue, ReverseValue, SEEN_FIN, SEEN_RST, Timeouts, expired,
 };
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// The maps and the program.
-pub(super) struct Kept {
+pub struct Kept {
     forward: OwnedFd,
     blocks: OwnedFd,
     allocations: OwnedFd,
@@ -58,7 +59,7 @@ impl Kept {
 
 /// Whether a flow could be over, judged without what the other direction saw: a FIN and a reset from there would make the
 /// limit the shortest.
-fn candidate(key: &FlowKey, forward: &ForwardValue, timeouts: &aegis_common::Timeouts, now: u32) -> bool {
+fn candidate(key: &FlowKey, forward: &ForwardValue, timeouts: &Timeouts, now: u32) -> bool {
     let reverse = ReverseValue { seen: SEEN_FIN | SEEN_RST, ..ReverseValue::default() };
     expired(key.protocol, forward, &reverse, timeouts, now)
 }
@@ -67,12 +68,13 @@ impl Tables for Kept {
     fn sweep(&mut self, closely: bool) -> io::Result<Usage> {
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)?.tv_sec() as u32;
         let mut usage = Usage::default();
-        let mut timeouts = BTreeMap::new();
+        let mut allocations = BTreeMap::new();
         sweep::for_each(self.allocations.as_fd(), |index: &u32, value: &AllocationValue| {
             if *value != NO_ALLOCATION {
-                timeouts.insert(*index, value.timeouts);
+                allocations.insert(*index, *value);
             }
         })?;
+        let mut resting = Resting::new(allocations.iter());
         let config = self.config()?;
         let pods = self.pods(config.generation)?;
         let abandoned = |key: &FlowKey, flow: &ForwardValue| {
@@ -83,13 +85,21 @@ impl Tables for Kept {
         sweep::for_each(self.forward.as_fd(), |key: &FlowKey, value: &ForwardValue| {
             usage.add_flow(key, value);
             self.doubts.look(key, value);
-            let limits = timeouts.get(&u32::from(value.allocation)).copied().unwrap_or_default();
-            if candidate(key, value, &limits, now) || abandoned(key, value) {
+            let allocation = u32::from(value.allocation);
+            let timeouts = allocations.get(&allocation).map(|it| it.timeouts).unwrap_or_default();
+            let abandoned = abandoned(key, value);
+            if candidate(key, value, &timeouts, now) || abandoned {
                 over.push(*key);
+            }
+            if resting.asks_for(allocation)
+                && (abandoned || candidate(key, value, &Timeouts { rest: 0, ..timeouts }, now))
+            {
+                resting.add(key, value);
             }
         })?;
         self.program.flows(&over).map_err(io::Error::other)?;
         drop(over);
+        resting.end(&self.program)?;
         usage.foreign = self.doubts.end(&self.program, now)?;
 
         let (mut empty, mut peaks) = (Vec::new(), Vec::new());

@@ -119,6 +119,7 @@ impl Builder<'_> {
         let right = object.is_some_and(|object| object.allocation.as_ref() == Some(name));
         let mut value = AllocationValue {
             timeouts: wanted.timeouts,
+            max_resting: wanted.max_resting,
             name: to_map(if right { former } else { wanted.name }),
             identity: identity(name, self.observed.config.seed),
             ..NO_ALLOCATION
@@ -212,8 +213,8 @@ fn with_addresses(entry: AllocationValue, own: &[u32]) -> AllocationValue {
 
 /// An entry from which nothing is opened any more.
 fn retired(entry: &AllocationValue) -> AllocationValue {
-    let AllocationValue { timeouts, name, identity, .. } = *entry;
-    AllocationValue { timeouts, name, identity, ..NO_ALLOCATION }
+    let AllocationValue { timeouts, max_resting, name, identity, .. } = *entry;
+    AllocationValue { timeouts, max_resting, name, identity, ..NO_ALLOCATION }
 }
 
 /// What tells an allocation from all others, the same after a restart (FNV-1a). It begins with the data plane's secret, so

@@ -39,7 +39,7 @@ pub fn gateways(world: &mut World, peers: &[u16], near: u16) {
         name: raw(EGRESS),
         gateway_count: peers.len() as u16,
         near_count: near,
-        timeouts: Timeouts::default(),
+        max_resting: ANY_NUMBER,
         ..Default::default()
     };
     value.gateways[..peers.len()].copy_from_slice(peers);

@@ -212,7 +212,7 @@ impl World {
 
     /// Makes the origin's packets from pods of class 2 leave from [`EGRESS_2`].
     pub fn second_account(&mut self) {
-        let mut value = AllocationValue { count: 1, timeouts: Timeouts::default(), ..Default::default() };
+        let mut value = AllocationValue { count: 1, max_resting: ANY_NUMBER, ..Default::default() };
         value.addresses[0] = raw(EGRESS_2);
         self.plane.array("ALLOCATIONS").unwrap().set(1, value, 0).unwrap();
         let key = VerdictKey { generation: 1, pod_class: 2, destination_class: 1, port_class: 0 };
@@ -268,11 +268,19 @@ impl World {
     }
 
     pub fn allocation(&mut self, addresses: &[Ipv4Addr], timeouts: Timeouts) {
-        let mut value = AllocationValue { count: addresses.len() as u32, timeouts, ..Default::default() };
+        let count = addresses.len() as u32;
+        let mut value = AllocationValue { count, timeouts, max_resting: ANY_NUMBER, ..Default::default() };
         for (place, address) in value.addresses.iter_mut().zip(addresses) {
             *place = raw(*address);
         }
         self.plane.array("ALLOCATIONS").unwrap().set(0, value, 0).unwrap();
+    }
+
+    /// How long ports of the allocation rest, and how many may.
+    pub fn bound_rest(&mut self, timeouts: Timeouts, max_resting: u32) {
+        let mut allocations = self.plane.array::<AllocationValue>("ALLOCATIONS").unwrap();
+        let value = allocations.get(&0, 0).unwrap();
+        allocations.set(0, AllocationValue { timeouts, max_resting, ..value }, 0).unwrap();
     }
 
     pub fn program(&self, name: &'static str) -> BorrowedFd<'_> {

@@ -311,6 +311,24 @@ fn wrong_allocations_are_rejected() {
                 "greater than or equal to 10",
             ),
             with(
+                "ports rest for too long",
+                "timeouts: {restSeconds: 3601}",
+                "spec.timeouts.restSeconds",
+                "less than or equal to 3600",
+            ),
+            with(
+                "ports rest for less than no time",
+                "timeouts: {restSeconds: -1}",
+                "spec.timeouts.restSeconds",
+                "greater than or equal to 0",
+            ),
+            with(
+                "more ports rest than there are",
+                "timeouts: {maxRestingPorts: 1000001}",
+                "spec.timeouts.maxRestingPorts",
+                "less than or equal to 1000000",
+            ),
+            with(
                 "a time-out with a unit",
                 "timeouts: {udpSeconds: 30s}",
                 "spec.timeouts.udpSeconds",
@@ -361,11 +379,11 @@ fn right_allocations_are_accepted() {
             right("all slices for one node", "prefixes: [p], ports: {perNode: {min: 252}}"),
             right(
                 "the shortest time-outs",
-                "prefixes: [p], timeouts: {tcpEstablishedSeconds: 240, tcpTransitorySeconds: 30, tcpClosedSeconds: 1, udpSeconds: 30, icmpSeconds: 10}",
+                "prefixes: [p], timeouts: {tcpEstablishedSeconds: 240, tcpTransitorySeconds: 30, tcpClosedSeconds: 1, udpSeconds: 30, icmpSeconds: 10, restSeconds: 0, maxRestingPorts: 0}",
             ),
             right(
                 "the longest time-outs",
-                "prefixes: [p], timeouts: {tcpEstablishedSeconds: 864000, tcpTransitorySeconds: 3600, tcpClosedSeconds: 240, udpSeconds: 86400, icmpSeconds: 3600}",
+                "prefixes: [p], timeouts: {tcpEstablishedSeconds: 864000, tcpTransitorySeconds: 3600, tcpClosedSeconds: 240, udpSeconds: 86400, icmpSeconds: 3600, restSeconds: 3600, maxRestingPorts: 1000000}",
             ),
         ],
     )
@@ -389,6 +407,10 @@ fn what_is_left_out_has_its_default() {
     );
     assert_eq!(spec["capacity"]["targetPercent"], 80);
     assert_eq!(spec["timeouts"]["tcpEstablishedSeconds"], 7440);
+    assert_eq!(
+        (&spec["timeouts"]["restSeconds"], spec["timeouts"].get("maxRestingPorts")),
+        (&120.into(), None)
+    );
     // Not written into the object, or a later list of addresses would meet a number that nobody gave.
     assert_eq!(spec.get("addresses"), None);
 }

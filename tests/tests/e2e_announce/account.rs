@@ -44,7 +44,7 @@ spec:
   prefixes: [{account}]
   addresses: {{ipv4: 1}}
   ports: {{perNode: {{min: 8}}}}
-  timeouts: {{tcpEstablishedSeconds: 600, tcpTransitorySeconds: 30, tcpClosedSeconds: 2, udpSeconds: 30}}
+  timeouts: {{tcpEstablishedSeconds: 600, tcpTransitorySeconds: 30, tcpClosedSeconds: 2, udpSeconds: 30, restSeconds: 5}}
 ---
 apiVersion: aegis.dev/v1alpha1
 kind: ZoneBinding

@@ -49,7 +49,7 @@ impl Account {
         // Short times, so that the address is soon free again once its pods are gone.
         let spec = format!(
             "{{prefixes: [{}], addresses: {{ipv4: 1}}, ports: {{{ports}}}, \
-             timeouts: {{tcpEstablishedSeconds: 600, tcpTransitorySeconds: 30, tcpClosedSeconds: 2, udpSeconds: 30}}, {more}}}",
+             timeouts: {{tcpEstablishedSeconds: 600, tcpTransitorySeconds: 30, tcpClosedSeconds: 2, udpSeconds: 30, restSeconds: 5}}, {more}}}",
             namespace.name()
         );
         let zone = format!("{}/32", cluster.origin(0)?.address());

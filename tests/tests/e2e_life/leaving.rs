@@ -84,7 +84,7 @@ async fn an_agent_that_is_taken_off_its_node_stays_until_the_nodes_connections_h
         ensure!(agents::process(lab, LEFT)? == Some(agent), "its agent went, or was replaced");
 
         pods[2].call(json!({"do": "close", "name": "held"})).await?;
-        // Ports of pods of earlier tests rest for 120 s.
+        // Ports of pods of other suites rest for 120 s.
         agents::gone(&cluster, lab, LEFT, 4 * PATIENCE, || {}).await?;
         let sending = [HoldingState::Held, HoldingState::Draining];
         ensure!(slices(&account, LEFT, &sending).await? == 0, "its agent went before its slices were empty");
