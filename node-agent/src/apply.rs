@@ -1,6 +1,7 @@
 //! From operations to the data plane. [`Plane`] is all that the controller knows of it.
 
 use crate::demand::Ports;
+use crate::fragments::Fragments;
 use crate::observed::Observed;
 use crate::ops::Op;
 use crate::sweep::Sweeper;
@@ -34,6 +35,9 @@ pub enum PlaneError {
     /// The sweeper cannot be started.
     #[error("cannot start the sweeper: {0}")]
     Sweeper(String),
+    /// Fragments that come early cannot be kept.
+    #[error("cannot keep fragments that come early: {0}")]
+    Fragments(String),
 }
 
 /// Programs and maps of one node.
@@ -63,6 +67,8 @@ pub trait Plane: Send {
     }
     /// Starts the thread that ends flows.
     fn sweeper(&mut self) -> Result<Sweeper, PlaneError>;
+    /// Starts the thread that fragments wait for.
+    fn fragments(&self) -> Result<Fragments, PlaneError>;
     /// For which egress addresses the data plane answers ARP.
     fn arp(&self) -> Result<Box<dyn ArpTable>, PlaneError>;
     /// What forgets connections that were refused, whenever and wherever it is called.

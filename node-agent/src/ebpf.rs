@@ -39,6 +39,7 @@ const PINNED: &[&str] = &[
     "REVERSE",
     "FRAGMENTS_OUT",
     "FRAGMENTS_IN",
+    "IDENTIFICATIONS",
     "ARP_ANSWERS",
     "COUNTERS",
     "PRESSURE",
@@ -121,7 +122,7 @@ pub enum EbpfError {
     #[error("cannot carry over what the version before holds: {0}")]
     Carry(#[source] io::Error),
     /// A program can't be run.
-    #[error("cannot run the sweep program: {0}")]
+    #[error("cannot run a program: {0}")]
     Sweep(io::Error),
 }
 
@@ -257,9 +258,13 @@ impl Dataplane {
     /// A map's file descriptor, for batch commands.
     pub fn map_fd(&self, name: &'static str) -> Result<BorrowedFd<'_>, EbpfError> {
         match self.object.map(name) {
-            Some(Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::LpmTrie(data)) => {
-                Ok(data.fd().as_fd())
-            }
+            Some(
+                Map::HashMap(data)
+                | Map::LruHashMap(data)
+                | Map::Array(data)
+                | Map::LpmTrie(data)
+                | Map::RingBuf(data),
+            ) => Ok(data.fd().as_fd()),
             _ => Err(EbpfError::Missing(name)),
         }
     }
@@ -284,6 +289,21 @@ impl Dataplane {
     pub fn verified(&self) -> Vec<(&str, u32)> {
         let count = |program: &aya::programs::Program| program.info().ok()?.verified_instruction_count();
         self.object.programs().filter_map(|(name, program)| Some((name, count(program)?))).collect()
+    }
+
+    /// A handle of its own for a map, for another thread.
+    pub fn handle<M>(&self, name: &'static str, kind: impl FnOnce(MapData) -> Map) -> Result<M, EbpfError>
+    where
+        M: TryFrom<Map, Error = aya::maps::MapError>,
+    {
+        let failed = |source| EbpfError::Map { name: name.into(), source };
+        let fd = self.map_fd(name)?.try_clone_to_owned().map_err(|error| failed(error.into()))?;
+        M::try_from(kind(MapData::from_fd(fd).map_err(failed)?)).map_err(failed)
+    }
+
+    /// `uplink_ingress`, for another thread.
+    pub fn ingress(&self) -> Result<ProgramFd, EbpfError> {
+        self.program_fd(UPLINK_INGRESS)?.try_clone().map_err(EbpfError::Sweep)
     }
 
     /// What removes flows and blocks that are over; works in another thread too.

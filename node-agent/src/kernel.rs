@@ -12,6 +12,7 @@ use crate::carry;
 use crate::conntrack;
 use crate::demand::Ports;
 use crate::ebpf::{Dataplane, EbpfError, MapSizes};
+use crate::fragments::{self, Fragments};
 use crate::links::{Links, Pin};
 use crate::network::{Device, Network};
 use crate::observed::{Homes, NO_ALLOCATION, Observed, from_map, to_map};
@@ -25,6 +26,7 @@ use aegis_common::{
     PressureValue, SLOTS_PER_ADDRESS, SlotValue, VerdictKey, VerdictValue,
 };
 use answers::Answers;
+use aya::maps::Map;
 use aya::maps::lpm_trie::Key;
 use kept::Kept;
 use std::collections::{BTreeMap, BTreeSet};
@@ -455,6 +457,21 @@ impl Plane for Kernel {
         let failed = |error: &dyn std::error::Error| PlaneError::Sweeper(chain(error));
         let tables = Kept::new(&self.dataplane).map_err(|error| failed(&error))?;
         Sweeper::start(tables).map_err(|error| failed(&error))
+    }
+
+    fn fragments(&self) -> Result<Fragments, PlaneError> {
+        let failed = |error: &dyn std::error::Error| PlaneError::Fragments(chain(error));
+        let tables = || -> Result<fragments::Tables, EbpfError> {
+            Ok(fragments::Tables {
+                early: self.dataplane.handle("EARLY", Map::RingBuf)?,
+                firsts: self.dataplane.handle("FRAGMENTS_IN", Map::LruHashMap)?,
+                slots: self.dataplane.handle("SLOTS", Map::Array)?,
+                peers: self.dataplane.handle("PEERS", Map::Array)?,
+                config: self.dataplane.handle("CONFIG", Map::Array)?,
+                program: self.dataplane.ingress()?,
+            })
+        };
+        Fragments::start(tables().map_err(|error| failed(&error))?).map_err(|error| failed(&error))
     }
 
     fn arp(&self) -> Result<Box<dyn ArpTable>, PlaneError> {

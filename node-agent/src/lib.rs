@@ -9,6 +9,7 @@
 //! | in which order it is written | [`ops`] |
 //! | devices, next hops, nftables, conntrack | [`network`], [`uplink`], [`neighbour`], [`nft`], [`conntrack`], [`refused`] |
 //! | whether gateways answer | [`probe`] |
+//! | fragments that come before the first of their datagram | [`fragments`] |
 //! | what the network is told | [`announce`] |
 //! | for how long a node that is cut off may send | [`lease`] |
 //! | when an agent that is told to end does so | [`leave`] |
@@ -31,6 +32,7 @@ pub mod demand;
 pub mod desired;
 pub mod ebpf;
 pub mod ethtool;
+pub mod fragments;
 pub mod identity;
 pub mod kernel;
 pub mod lease;

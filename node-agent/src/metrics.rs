@@ -58,6 +58,8 @@ pub struct Snapshot {
     pub holding_unknown: bool,
     /// Frames that a driver could not send back from XDP, by device.
     pub xdp_tx_errors: BTreeMap<String, u64>,
+    /// Fragments that came before the first of their datagram: sent after it, and lost.
+    pub early_fragments: (u64, u64),
     /// Times the nftables table was put back.
     pub nft_repairs: u64,
     /// Packets that the nftables table has dropped, by reason.
@@ -97,6 +99,7 @@ impl Default for Snapshot {
             orphaned_addresses: 0,
             holding_unknown: false,
             xdp_tx_errors: BTreeMap::new(),
+            early_fragments: (0, 0),
             nft_repairs: 0,
             nft_drops: BTreeMap::new(),
             writes: (0, 0),
@@ -271,6 +274,17 @@ impl Collector for Encoder {
             e,
             ("xdp_tx_errors", "Frames that the driver could not send back from XDP", MetricType::Counter),
             now.xdp_tx_errors.iter().map(|(device, count)| ([("device", device.clone())], *count)),
+        )?;
+
+        let early = [("delivered", now.early_fragments.0), ("lost", now.early_fragments.1)];
+        family(
+            e,
+            (
+                "early_fragments",
+                "Fragments that came before the first of their datagram, by what became of them",
+                MetricType::Counter,
+            ),
+            early.map(|(result, count)| ([("result", result.to_owned())], count)),
         )?;
 
         family(

@@ -29,6 +29,20 @@ struct Attr {
     pad: u32,
 }
 
+/// `BPF_F_TEST_XDP_LIVE_FRAMES`: what the program says is done with the frame.
+const LIVE_FRAMES: u32 = 2;
+
+/// `struct xdp_md`.
+#[repr(C)]
+struct XdpContext {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
 /// What the program did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -40,6 +54,32 @@ pub struct Outcome {
     pub context: Vec<u8>,
     /// Mean time of one run in nanoseconds.
     pub nanoseconds: u32,
+}
+
+/// Lets a frame arrive at a device as far as an XDP program can tell: where that passes it, the host stack gets it (kernel 5.18).
+pub fn inject(program: BorrowedFd<'_>, frame: &[u8], ifindex: u32) -> io::Result<()> {
+    let context = XdpContext {
+        data: 0,
+        data_end: frame.len() as u32,
+        data_meta: 0,
+        ingress_ifindex: ifindex,
+        rx_queue_index: 0,
+        egress_ifindex: 0,
+    };
+    let mut attr = Attr {
+        prog_fd: program.as_raw_fd() as u32,
+        data_size_in: frame.len() as u32,
+        data_in: frame.as_ptr() as u64,
+        repeat: 1,
+        ctx_size_in: size_of::<XdpContext>() as u32,
+        ctx_in: (&raw const context) as u64,
+        flags: LIVE_FRAMES,
+        batch_size: 1,
+        ..Attr::default()
+    };
+    // SAFETY: frame and context outlive the call and have the sizes that are given with them.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, TEST_RUN, &raw mut attr, size_of::<Attr>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Runs a program on `packet` with a context (`struct __sk_buff` or `struct xdp_md`; empty = the kernel's default),

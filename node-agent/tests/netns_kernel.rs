@@ -6,57 +6,19 @@ mod netns_support;
 
 use aegis_core::model::{Address, AllocationName, Holding, State};
 use aegis_core::policy::{Binding, BindingName, Pod, PortRange, Workloads};
-use aegis_node_agent::apply::{Plane, apply};
-use aegis_node_agent::args::Args;
-use aegis_node_agent::desired::{Desired, Inputs, PeerLink, desired};
+use aegis_node_agent::apply::Plane;
+use aegis_node_agent::desired::{Inputs, PeerLink, desired};
 use aegis_node_agent::ethtool;
-use aegis_node_agent::kernel;
 use aegis_node_agent::network;
 use aegis_node_agent::objects::NodeRecord;
-use aegis_node_agent::observed::Observed;
-use aegis_node_agent::ops::{Known, transition};
+use aegis_node_agent::ops::Known;
 use aegis_node_agent::tcx;
 use aegis_node_agent::uplink::{Devices, devices};
-use clap::Parser;
-use netns_support::{Namespace, need_root};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use netns_support::Namespace;
+use netns_support::plane::{Bpffs, bring};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-/// A BPF file system of its own.
-struct Bpffs(PathBuf);
-
-impl Bpffs {
-    fn new(name: &str) -> Bpffs {
-        need_root();
-        let path = std::env::temp_dir().join(format!("aegis-bpf-{}-{name}", std::process::id()));
-        std::fs::create_dir(&path).unwrap();
-        mount(Some("bpf"), &path, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
-        Bpffs(path)
-    }
-
-    /// A path below the agent's pins.
-    fn folder(&self, path: &str) -> PathBuf {
-        self.0.join(format!("aegis/v{}", aegis_common::SCHEMA)).join(path)
-    }
-
-    fn open(&self) -> Box<dyn Plane> {
-        let root = self.0.join("aegis");
-        let sizes = ["--max-flows", "16384", "--max-blocks", "1024"];
-        let args = ["x", "--node-name", "n0", "--pin-root", root.to_str().unwrap()].into_iter().chain(sizes);
-        kernel::open(&Args::parse_from(args)).unwrap()
-    }
-}
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-        let _ = std::fs::remove_dir(&self.0);
-    }
-}
 
 /// A node with many pods and bindings; `variant` changes some of everything.
 fn inputs(pods: u8, bindings: u8, variant: u8) -> Inputs {
@@ -127,15 +89,6 @@ fn inputs(pods: u8, bindings: u8, variant: u8) -> Inputs {
         refusals_per_second: 100,
         ..Inputs::default()
     }
-}
-
-fn bring(plane: &mut dyn Plane, wanted: &Desired, known: &Known) -> (Observed, usize, Duration) {
-    let mut observed = plane.read().unwrap();
-    let started = Instant::now();
-    let change = transition(wanted, &observed, known);
-    apply(plane, &change.ops, &mut observed, &mut (0, 0)).unwrap();
-    let took = started.elapsed();
-    (observed, change.ops.len(), took)
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod support;
 use aegis_common::*;
 use std::net::Ipv4Addr;
 use support::gateway::*;
-use support::packet::{ACK, Body, FIN, MF, Packet, RST, SYN, geneve};
+use support::packet::{ACK, Body, FIN, MF, Packet, RST, SYN, checksum, geneve};
 use support::*;
 
 #[test]
@@ -129,16 +129,22 @@ fn xdp_gateway_fragments_follow_their_first() {
     way_to(&mut gateway, 1);
     gateway.home(0, 2);
     let packet = Packet::udp((POD, 5000), (ORIGIN, 53), b"").with_payload(2000).with_id(99);
-    let mut port = 0;
+    let packet = packet.with_fragment(0);
+    let (mut port, mut identification) = (0, [0; 2]);
     for (at, fragment) in packet.fragments(800).iter().enumerate() {
         let out = node.out(fragment);
         assert_eq!(out.verdict, TCX_REDIRECT, "fragment {at}");
         let (verdict, frame) = gateway.back(&out.frame);
         assert_eq!(verdict, XDP_REDIRECT, "fragment {at}; {:?}", gateway.counted());
         assert_eq!(frame[26..30], EGRESS.octets());
+        assert_eq!(checksum(&frame[14..34]), 0, "fragment {at}");
+        // All have the same new identification, of a slice that the gateway holds.
         if at == 0 {
             port = u16::from_be_bytes([frame[34], frame[35]]);
+            identification = [frame[18], frame[19]];
+            assert_eq!(u16::from(frame[18]), SLICE);
         }
+        assert_eq!(frame[18..20], identification, "fragment {at}");
     }
     let reply = Packet::udp((ORIGIN, 53), (EGRESS, port), b"").with_payload(2000).with_id(7);
     let expected = Packet::udp((ORIGIN, 53), (POD, 5000), b"").with_payload(2000).with_id(7).fragments(800);

@@ -229,7 +229,7 @@ fn xdp_steering_fragments_where_home_is_owner() {
         let packet = datagram(100 + home as u16);
         let expected = packet.clone().to(POD, 5000).fragments(1440);
         let fragments = packet.fragments(1440);
-        dropped(&mut world, name, &fragments[1], &[("drop_fragment_in", 1)]);
+        dropped(&mut world, name, &fragments[1], &[("fragment_kept", 1)]);
         for (fragment, expected) in fragments.iter().zip(&expected) {
             assert_eq!(world.back(fragment), (XDP_PASS, expected.clone()), "{name}");
         }
@@ -239,6 +239,41 @@ fn xdp_steering_fragments_where_home_is_owner() {
     for (fragment, reason) in stranger.fragments(1440).iter().zip(["drop_no_flow", "drop_fragment_in"]) {
         dropped(&mut world, "no flow", fragment, &[(reason, 1)]);
     }
+}
+
+/// RFC 4787 REQ-14: what comes before the first fragment is the agent's to send after it.
+#[test]
+fn xdp_steering_fragments_that_come_early_are_kept() {
+    let mut world = World::new();
+    world.home(0, 1);
+    let first_of = |key: &FragmentKey| (key.source, key.destination, key.id, key.protocol);
+    let fragments = datagram(9).fragments(1440);
+    dropped(&mut world, "from the wire", &fragments[2], &[("fragment_kept", 1)]);
+    let outer = geneve((NODE_2, NODE), (MAC_2, NODE_MAC), 0xc001, VNI_FRAGMENT, &fragments[1][14..]);
+    dropped(&mut world, "tunnel", &outer, &[("steered_here", 1), ("fragment_kept", 1)]);
+    let kept = world.early();
+    assert_eq!(kept.len(), 2);
+    for ((header, frame), fragment) in kept.iter().zip([&fragments[2], &fragments[1]]) {
+        assert_eq!(first_of(&header.key), (raw(ORIGIN), raw(EGRESS), 9, 17));
+        assert_eq!((header.address, header.length as usize), (0, fragment.len()));
+        assert_eq!(frame[12..], fragment[12..], "as it came, without the tunnel");
+    }
+    assert_eq!(kept[0].1, fragments[2]);
+    // Padding is none of it.
+    let padded = [&fragments[2][..], &[0; 9]].concat();
+    dropped(&mut world, "padding", &padded, &[("fragment_kept", 1)]);
+    assert_eq!(world.early()[0].1, fragments[2]);
+
+    let large = Packet::udp((ORIGIN, 53), (EGRESS, PORT_2), b"").with_payload(8000).with_fragment(0);
+    dropped(&mut world, "larger than a page", &large.fragments(3200)[1], &[("drop_fragment_in", 1)]);
+    let kept = (0..2000).filter(|_| {
+        assert_eq!(world.back(&fragments[1]).0, XDP_DROP);
+        world.counted() == [("fragment_kept", 1)]
+    });
+    // A mebibyte, in records of 28 + 1,474 bytes and a header of 8, rounded up to eight.
+    assert_eq!(kept.count(), (1 << 20) / 1512);
+    assert_eq!(world.early().len(), (1 << 20) / 1512);
+    dropped(&mut world, "there is room again", &fragments[1], &[("fragment_kept", 1)]);
 }
 
 #[test]
@@ -256,7 +291,7 @@ fn xdp_steering_fragments_of_a_datagram_long_gone() {
         assert_eq!(world.back(&fragments[1]).0, arrived, "{name}: while the rest is waited for");
         world.counted();
         world.age_fragments("FRAGMENTS_IN", 3);
-        dropped(&mut world, name, &fragments[2], &[("drop_fragment_in", 1)]);
+        dropped(&mut world, name, &fragments[2], &[("fragment_kept", 1)]);
     }
 }
 
@@ -286,7 +321,7 @@ fn xdp_steering_fragments_by_way_of_home() {
         &mut world,
         "later before first",
         &at_home(bytes[1]),
-        &[("steered_here", 1), ("drop_fragment_in", 1)],
+        &[("steered_here", 1), ("fragment_kept", 1)],
     );
     let mut to_owner = Vec::new();
     for inner in &bytes {
@@ -307,10 +342,10 @@ fn xdp_steering_fragments_by_way_of_home() {
         assert_eq!(translated[14..], expected[14..], "owner");
     }
     assert_eq!(owner.counted(), [("reverse", 3), ("steered_here", 3)], "owner");
-    // A later fragment that is steered to a node which never saw the first one ends there.
+    // A later fragment that is steered to a node which never saw the first one waits there.
     let stranger = datagram(8).fragments(1440);
     let frame = geneve((NODE, NODE_2), (NODE_MAC, MAC_2), 0xc001, VNI_STEER, &stranger[1][14..]);
-    dropped(&mut owner, "no first", &frame, &[("steered_here", 1), ("drop_fragment_in", 1)]);
+    dropped(&mut owner, "no first", &frame, &[("steered_here", 1), ("fragment_kept", 1)]);
 }
 
 #[test]

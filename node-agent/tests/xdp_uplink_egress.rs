@@ -345,7 +345,7 @@ fn xdp_uplink_egress_fragments() {
         assert_eq!(out.verdict, TCX_NEXT, "{name}: first");
         let place = if packet.protocol() == 1 { 38 } else { 34 };
         let port = u16::from_be_bytes([out.frame[place], out.frame[place + 1]]);
-        let expected = packet.clone().from(EGRESS, port).fragments(1480);
+        let expected = exact::renumbered(packet.clone().from(EGRESS, port), &out.frame).fragments(1480);
         assert_eq!(out.frame, expected[0], "{name}: first");
         for (fragment, expected) in fragments.zip(&expected[1..]) {
             let out = world.out(&fragment);

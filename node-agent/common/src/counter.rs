@@ -100,7 +100,7 @@ counters! {
     DropNoFlow = "drop_no_flow",
     /// In: dropped, cannot be parsed, is a protocol without ports, or an ICMP error with a wrong checksum.
     DropMalformedIn = "drop_malformed_in",
-    /// In: dropped, a later fragment whose first fragment was not seen.
+    /// In: dropped, a later fragment whose first fragment was not seen, and which could not be kept.
     DropFragmentIn = "drop_fragment_in",
     /// In: dropped, it came through the tunnel but this node is not the owner (loop guard).
     DropNotOwner = "drop_not_owner",
@@ -125,4 +125,6 @@ counters! {
     Carried = "carried",
     /// Flows of another version of the data plane that could not be taken over.
     NotCarried = "not_carried",
+    /// In: later fragments that came before the first of their datagram, and were given to the agent to keep for a moment.
+    FragmentKept = "fragment_kept",
 }

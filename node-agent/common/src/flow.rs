@@ -131,7 +131,7 @@ pub const SEEN_RST: u16 = 8;
 /// Key of `FRAGMENTS_OUT` and `FRAGMENTS_IN` (LRU hashes: they hold no NAT state, only hints that live for the
 /// time a datagram is under way).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FragmentKey {
     /// Source address of the datagram.
     pub source: u32,
@@ -158,8 +158,16 @@ pub struct FragmentValue {
     pub peer: u16,
     /// Second at which the first fragment passed.
     pub seen: u32,
+    /// Identification that replaces the datagram's (out), host order.
+    pub identification: u16,
+    /// Zero.
+    pub pad: u16,
 }
-map_type!(FragmentValue, 12);
+map_type!(FragmentValue, 16);
+
+/// Seconds for which a first fragment speaks for later ones: what Linux gives a datagram to become whole
+/// (`ipfrag_time`). After that the identification may be another datagram's, and the flow over.
+pub const FRAGMENT_LIFE: u32 = 30;
 
 /// TCP flags (RFC 9293 section 3.1).
 pub const FIN: u8 = 1;

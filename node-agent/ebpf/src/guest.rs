@@ -6,6 +6,7 @@ use crate::fence;
 use crate::flow::{self, Leaving};
 use crate::headers::{self, ACK, ETH_LEN, Ipv4, SYN, Transport};
 use crate::icmp_out::key_of_quoted;
+use crate::identification;
 use crate::maps::{self, ADDRESSES, FRAGMENTS_OUT};
 use crate::opening::{self, Opener};
 use crate::refuse;
@@ -65,6 +66,7 @@ fn translate(
             return Err(FENCED);
         }
         source(ctx, ip, first.address).ok_or(MALFORMED)?;
+        renumber(ctx, first.identification).ok_or(MALFORMED)?;
         return Ok(first.address);
     }
     // SAFETY: within the frame.
@@ -101,11 +103,21 @@ fn translate(
         }
     }
     let (egress, port) = (leaving.egress, leaving.egress_port);
+    let renumbered = identification::matters(ip);
+    let flow = u32::from(port) << 16 | u32::from(ip.protocol);
+    let identification = match renumbered {
+        true => identification::next_identification(egress, ip.destination, flow, 1) as u16,
+        false => 0,
+    };
     if ip.is_first_fragment() {
-        let value = FragmentValue { address: egress, port, peer: 0, seen: maps::now() };
+        let value =
+            FragmentValue { address: egress, port, peer: 0, seen: maps::now(), identification, pad: 0 };
         let _ = FRAGMENTS_OUT.insert(&fragment_key(ip), &value, u64::from(BPF_ANY));
     }
     rewrite(ctx, ip, transport_offset, &transport, egress, port).ok_or(MALFORMED)?;
+    if renumbered {
+        renumber(ctx, identification).ok_or(MALFORMED)?;
+    }
     Ok(egress)
 }
 
@@ -256,6 +268,19 @@ fn source(ctx: &XdpContext, ip: &Ipv4, egress: u32) -> Option<()> {
     unsafe {
         (*place).checksum = apply((*place).checksum, difference(ip.source, egress));
         (*place).source = egress;
+    }
+    Some(())
+}
+
+/// Writes the identification, with the IP checksum.
+#[inline(always)]
+fn renumber(ctx: &XdpContext, identification: u16) -> Option<()> {
+    let place = xdp::at::<Ipv4>(ctx, ETH_LEN)?;
+    let new = identification.to_be();
+    // SAFETY: within the frame.
+    unsafe {
+        (*place).checksum = apply((*place).checksum, difference16((*place).id, new));
+        (*place).id = new;
     }
     Some(())
 }

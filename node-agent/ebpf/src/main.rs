@@ -33,6 +33,8 @@ mod headers;
 #[cfg(target_arch = "bpf")]
 mod icmp_out;
 #[cfg(target_arch = "bpf")]
+mod identification;
+#[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(any(target_arch = "bpf", test))]
 mod mss;

@@ -4,7 +4,7 @@ use aegis_common::*;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -42,6 +42,14 @@ pub static REVERSE: HashMap<FlowKey, ReverseValue> = HashMap::with_max_entries(2
 pub static FRAGMENTS_OUT: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::with_max_entries(8192, 0);
 #[map]
 pub static FRAGMENTS_IN: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::with_max_entries(8192, 0);
+/// How many identifications were given to packets of an egress address to an origin.
+#[map]
+pub static IDENTIFICATIONS: Array<u32> = Array::with_max_entries(COUNTERS_OF_IDENTIFICATIONS, 0);
+/// Fragments that came before the first of their datagram, for the agent: an [`EarlyHeader`] and the frame.
+#[map]
+pub static EARLY: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+#[map]
+pub static EARLY_SCRATCH: PerCpuArray<EarlyScratch> = PerCpuArray::with_max_entries(1, 0);
 /// Next hops whose MAC the kernel does not know, with the second at which one was last wanted. XDP cannot make it ask: the
 /// agent does.
 #[map]
@@ -116,10 +124,6 @@ pub fn now() -> u32 {
     // SAFETY: no arguments.
     (unsafe { aya_ebpf::helpers::bpf_ktime_get_boot_ns() } / 1_000_000_000) as u32
 }
-
-/// Seconds for which a first fragment speaks for later ones: what Linux gives a datagram to become whole
-/// (`ipfrag_time`). After that the identification may be another datagram's, and the flow over.
-const FRAGMENT_LIFE: u32 = 30;
 
 /// What the first fragment of a datagram led to, `None` if it did not pass or is too long ago: an LRU map forgets only
 /// when it is full.

@@ -45,6 +45,7 @@ pub fn run(ctx: &XdpContext, inbound: &Inbound, gateway: u32) -> Step {
             port: key.local_port,
             peer: flow.peer,
             seen: maps::now(),
+            ..Default::default()
         };
         let _ = FRAGMENTS_IN.insert(&crate::fragment::key(inbound), &value, u64::from(BPF_ANY));
     }

@@ -3,6 +3,7 @@
 use crate::fence;
 use crate::flow::{self, Leaving};
 use crate::headers::{self, ACK, ETH_LEN, ETH_P_IP, Ipv4, Packet, SYN, Transport};
+use crate::identification;
 use crate::maps::{self, ADDRESSES, FRAGMENTS_OUT};
 use crate::opening::{self, Opener};
 use crate::{icmp_out, mss, refuse, via};
@@ -108,8 +109,11 @@ fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<i32, S
         },
     }
     let (egress, port, peer) = (leaving.egress, leaving.egress_port, leaving.peer);
+    // A gateway gives it one by itself.
+    let renumbered = peer == 0 && identification::matters(&packet.ip);
+    let identification = if renumbered { number(ctx, packet, egress, port) } else { 0 };
     if packet.ip.is_first_fragment() {
-        let value = FragmentValue { address: egress, port, peer, seen: maps::now() };
+        let value = FragmentValue { address: egress, port, peer, seen: maps::now(), identification, pad: 0 };
         let _ = FRAGMENTS_OUT.insert(&fragment_key(&packet.ip), &value, u64::from(BPF_ANY));
     }
     if protocol == headers::TCP && flags & SYN != 0 && config.mss != 0 {
@@ -120,7 +124,18 @@ fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<i32, S
         return via::send(ctx, peer, leaving.allocation, ports);
     }
     rewrite(ctx, packet, &transport, egress, port).map_err(|_| MALFORMED)?;
+    if renumbered {
+        identification::write(ctx, &packet.ip, identification).map_err(|_| MALFORMED)?;
+    }
     Ok(TCX_NEXT)
+}
+
+/// A new identification for a packet, or for the segments that it is yet to be cut into.
+#[inline(always)]
+fn number(ctx: &TcContext, packet: &Packet, egress: u32, port: u16) -> u16 {
+    let flow = u32::from(port) << 16 | u32::from(packet.ip.protocol);
+    let segments = identification::segments(ctx.skb.skb);
+    identification::next_identification(egress, packet.ip.destination, flow, segments) as u16
 }
 
 /// The packet is of a flow that goes on.
@@ -260,7 +275,9 @@ fn later_fragment(ctx: &TcContext, packet: &Packet) -> Result<i32, Stop> {
     if fence::is_closed(first.address) {
         return Err(Stop::Drop(Counter::DropFenced));
     }
-    rewrite_source(ctx, packet, first.address).map_err(|_| MALFORMED)?;
+    rewrite_source(ctx, packet, first.address)
+        .and_then(|()| identification::write(ctx, &packet.ip, first.identification))
+        .map_err(|_| MALFORMED)?;
     Ok(TCX_NEXT)
 }
 

@@ -2,6 +2,7 @@
 
 use crate::apply::{Attached, Plane, PlaneError};
 use crate::args::Args;
+use crate::fragments::Fragments;
 use crate::kernel;
 use crate::network::Network;
 use crate::observed::Observed;
@@ -30,6 +31,9 @@ pub(super) struct Pinned {
     pub sweeper: Option<Sweeper>,
     /// Why there is no sweeper.
     no_sweeper: String,
+    fragments: Option<Fragments>,
+    /// Why there is none.
+    no_fragments: String,
 }
 
 impl Pinned {
@@ -43,6 +47,8 @@ impl Pinned {
             observed: Observed::default(),
             sweeper: None,
             no_sweeper: "it has not started yet".to_owned(),
+            fragments: None,
+            no_fragments: String::new(),
         }
     }
 
@@ -66,6 +72,7 @@ impl Pinned {
                 }
             }
         }
+        self.start_fragments();
         self.start_sweeper();
         let Some(plane) = &mut self.plane else { return new };
         if !doubted && now < self.read_at {
@@ -84,6 +91,20 @@ impl Pinned {
             }
         }
         new
+    }
+
+    fn start_fragments(&mut self) {
+        let (Some(plane), None) = (&self.plane, &self.fragments) else { return };
+        match plane.fragments() {
+            Ok(fragments) => self.fragments = Some(fragments),
+            Err(error) => {
+                let error = error.to_string();
+                if self.no_fragments != error {
+                    tracing::error!(error, "fragments that come before the first of their datagram are lost");
+                }
+                self.no_fragments = error;
+            }
+        }
     }
 
     fn start_sweeper(&mut self) {
@@ -107,6 +128,7 @@ impl Pinned {
     fn fail(&mut self, error: &PlaneError, now: Instant) {
         self.plane = None;
         self.sweeper = None;
+        self.fragments = None;
         self.failure = error.to_string();
         self.open_at = now + LOAD_AGAIN;
     }
@@ -135,6 +157,11 @@ impl Pinned {
     /// Why flows are not swept, if they are not.
     pub fn sweep_failure(&self) -> Option<String> {
         self.sweeper.as_ref().map_or_else(|| Some(self.no_sweeper.clone()), Sweeper::failure)
+    }
+
+    /// Fragments that came early and were sent after their first one, and those that were not.
+    pub fn early_fragments(&self) -> (u64, u64) {
+        self.fragments.as_ref().map(Fragments::tally).unwrap_or_default()
     }
 
     /// What the last scan found.

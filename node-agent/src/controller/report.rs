@@ -269,6 +269,7 @@ impl Controller {
             orphaned_addresses: count(self.orphaned.len()),
             holding_unknown: self.pinned.observed.config.hold_unknown == 1,
             xdp_tx_errors: self.xdp_tx_errors(),
+            early_fragments: self.pinned.early_fragments(),
             nft_repairs: self.table.repairs,
             nft_drops: self.table.drops().clone(),
             writes: self.counts,

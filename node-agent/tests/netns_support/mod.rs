@@ -1,6 +1,8 @@
 //! Network namespaces for tests: made with unique names, removed when dropped.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod plane;
+
 use std::fs::File;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};

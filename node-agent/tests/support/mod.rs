@@ -17,6 +17,7 @@ use aegis_node_agent::ebpf::{Dataplane, MapSizes};
 use aegis_node_agent::sweep::for_each;
 use aegis_node_agent::test_run::{self, Outcome};
 use aya::maps::lpm_trie::Key;
+use aya::maps::{Map, MapData, RingBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use std::net::Ipv4Addr;
@@ -350,6 +351,17 @@ impl World {
             let value = FragmentValue { seen: value.seen - seconds, ..value };
             self.plane.hash(map).unwrap().insert(key, value, 0).unwrap();
         }
+    }
+
+    /// Fragments that the agent is given, since the last call.
+    pub fn early(&self) -> Vec<(EarlyHeader, Vec<u8>)> {
+        let mut ring: RingBuf<MapData> = self.plane.handle("EARLY", Map::RingBuf).unwrap();
+        let mut found = Vec::new();
+        while let Some(record) = ring.next() {
+            let (header, frame) = record.split_at(size_of::<EarlyHeader>());
+            found.push((aegis_node_agent::raw::from_bytes(header).unwrap(), frame.to_vec()));
+        }
+        found
     }
 
     /// All entries of a hash map.
