@@ -5,7 +5,7 @@ export AEGIS_TOOLS ?= $(HOME)/.cache/aegis/tools
 LAB := cargo run --quiet --package aegis-tests --bin aegis-lab --
 IMAGES := --package aegis-operator --package aegis-node-agent --package aegis-probe
 
-.PHONY: help setup build lab lab-down demo chaos test figures bench kind-test fmt clippy crds
+.PHONY: help setup build lab lab-down demo chaos fuzz test figures bench kind-test fmt clippy crds
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | column -t -s "$$(printf '\t')"
@@ -29,6 +29,10 @@ demo: setup ## one address on three nodes, shown with real traffic
 
 chaos: setup ## break things while traffic flows: SECONDS=300 SEED=n; the last line is "chaos: ok", or what failed
 	@cargo run --quiet --package aegis-tests --bin aegis-chaos -- $(if $(filter command line,$(origin SECONDS)),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+
+fuzz: setup ## random frames and map states through the eBPF programs: FRAMES=1000000 SEED=n
+	AEGIS_FUZZ=$(or $(FRAMES),1000000) AEGIS_FUZZ_SEED=$(or $(SEED),$(shell date +%s)) \
+	  cargo test --quiet --package aegis-node-agent --test xdp_fuzz -- --nocapture
 
 test: ## set up, then every suite; the last line is "N passed, N failed"
 	@tests/run.sh

@@ -6,7 +6,7 @@ mod support;
 use aegis_common::*;
 use std::net::Ipv4Addr;
 use support::exact::{age, arrives, flows, kept_in, kept_out, leaves};
-use support::packet::{ACK, Body, Packet, SYN};
+use support::packet::{ACK, Body, Icmp, Packet, SYN};
 use support::*;
 
 const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
@@ -297,4 +297,30 @@ fn xdp_icmp_echo_identifiers() {
         kept_out(&mut world, &format!("{name}, answered by another"), &stranger.frame(), Counter::DropNoFlow);
     }
     assert_eq!(world.consistent(), questions.len());
+}
+
+/// What follows a packet in the frame quotes nothing.
+#[test]
+fn xdp_icmp_errors_that_quote_only_padding_are_malformed() {
+    let mut world = World::new();
+    let opens = Packet::udp((POD, 5000), (ORIGIN, 53), b"question");
+    let port = leaves(&mut world, "opens", &opens);
+    let sent = Packet::udp((EGRESS, port), (ORIGIN, 53), b"question");
+    let received = Packet::udp((ORIGIN, 53), (POD, 5000), b"answer");
+    let (back, out) = (Packet::error(ORIGIN, &sent, 3, 3, 8), Packet::error(POD, &received, 3, 3, 8));
+    // Without the quoted packet, with a part of its header, and with one byte too few.
+    for bytes in [0, 12, 20, 27] {
+        let name = format!("{bytes} bytes quoted");
+        let short = |packet: &Packet| {
+            let Body::Icmp(icmp) = &packet.body else { panic!("an error") };
+            let (within, behind) = icmp.payload.split_at(bytes);
+            let short = Icmp { payload: within.to_vec(), ..icmp.clone() };
+            [Packet { body: Body::Icmp(short), ..packet.clone() }.frame(), behind.to_vec()].concat()
+        };
+        kept_out(&mut world, &name, &short(&back), Counter::DropMalformedIn);
+        let out = Packet { destination: ORIGIN, ..out.clone() };
+        kept_in(&mut world, &name, &short(&out), Counter::DropMalformedOut);
+    }
+    let whole = Packet { destination: ORIGIN, ..out };
+    assert_eq!(world.out(&whole.frame()).verdict, TCX_NEXT, "{:?}", world.counted());
 }

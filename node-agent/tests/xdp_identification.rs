@@ -6,7 +6,7 @@ mod support;
 use aegis_common::*;
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use support::packet::{DF, Packet};
+use support::packet::{DF, MF, Packet};
 use support::*;
 
 /// A datagram that can be fragmented, with an identification that the pods have a liking for.
@@ -58,6 +58,9 @@ fn xdp_identification_stays_where_it_means_nothing() {
         let packet = datagram(POD, ORIGIN).with_id(id).with_fragment(DF);
         assert_eq!(identification(&world, &packet), id);
     }
+    // A fragment is one also where it says that it may not become one.
+    let fragment = datagram(POD, ORIGIN).with_payload(64).with_fragment(DF | MF);
+    assert_ne!(identification(&world, &fragment), 1);
     // All slices drain: there is the one of the flow, which goes on.
     let port = |frame: &[u8]| u16::from_be_bytes([frame[34], frame[35]]);
     let before = world.out(&datagram(POD, ORIGIN).frame());

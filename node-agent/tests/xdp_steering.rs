@@ -135,8 +135,13 @@ fn xdp_steering_loop_guards() {
         &[here, ("drop_not_owner", 1)],
     );
     let cut = from(NODE_2, VNI_STEER, &packet);
-    dropped(&mut world, "cut", &cut[..14 + 36 + 30], &[here, ("drop_malformed_in", 1)]);
-    dropped(&mut world, "nothing inside", &cut[..14 + 36 + 5], &[here, ("drop_malformed_in", 1)]);
+    let malformed = ("drop_malformed_in", 1);
+    dropped(&mut world, "cut", &cut[..14 + 36 + 30], &[malformed]);
+    dropped(&mut world, "cut behind the tunnel's headers", &cut[..14 + 36 + 5], &[malformed]);
+    // As long as it says, but with less inside than that says.
+    let mut short = cut.clone();
+    short[14 + 36 + 3] += 1;
+    dropped(&mut world, "too little inside", &short, &[here, malformed]);
     let stranger = from(Ipv4Addr::new(10, 0, 0, 66), VNI_STEER, &mine);
     dropped(&mut world, "from a node that is no peer", &stranger, &[("drop_not_peer", 1)]);
     let mut options = from(NODE_2, VNI_STEER, &mine);

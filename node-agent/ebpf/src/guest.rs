@@ -192,6 +192,9 @@ fn error(ctx: &XdpContext, ip: &Ipv4, transport_offset: usize, peer: u32) -> Res
     // SAFETY: within the frame.
     let quoted = unsafe { *xdp::at::<Ipv4>(ctx, start).ok_or(MALFORMED)? };
     let length = quoted.header_length().ok_or(MALFORMED)?;
+    if start + length + 8 > ETH_LEN + usize::from(ip.total_length()) {
+        return Err(MALFORMED);
+    }
     // SAFETY: within the frame.
     let ports = unsafe { *xdp::at::<Transport>(ctx, start + length).ok_or(MALFORMED)? };
     let key = key_of_quoted(&quoted, &ports);

@@ -138,7 +138,7 @@ impl Packet {
 
     /// Whether the packet goes on for this many bytes after the IP header (what follows in the frame is padding).
     #[inline(always)]
-    fn has(&self, bytes: usize) -> bool {
+    pub fn has(&self, bytes: usize) -> bool {
         self.transport_offset - ETH_LEN + bytes <= self.length as usize
     }
 

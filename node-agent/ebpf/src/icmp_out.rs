@@ -54,6 +54,9 @@ fn error(ctx: &TcContext, packet: &Packet, whose: u64) -> Result<u32, Stop> {
     let quoted = icmp + 8;
     let ip: Ipv4 = ctx.load(quoted).map_err(|_| MALFORMED)?;
     let length = ip.header_length().ok_or(MALFORMED)?;
+    if !packet.has(8 + length + 8) {
+        return Err(MALFORMED);
+    }
     let ports: Transport = ctx.load(quoted + length).map_err(|_| MALFORMED)?;
     let key = key_of_quoted(&ip, &ports);
     let found = flow::find(&key);

@@ -2,16 +2,16 @@
 //! same egress address to the same origin (RFC 6864 section 5.3.1).
 
 use crate::atomics;
-use crate::headers::{DF, ETH_LEN, Ipv4};
+use crate::headers::{DF, ETH_LEN, Ipv4, MF, OFFSET};
 use crate::maps::{self, HOLDINGS, IDENTIFICATIONS};
 use aegis_common::{COUNTERS_OF_IDENTIFICATIONS, mix, nth_slice};
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 
-/// Whether the identification of a packet can matter: it is a fragment, or may become some on its way (section 4.1).
+/// Whether the identification of a packet can matter: it is a fragment, or may become some on its way (section 4: not "atomic").
 #[inline(always)]
 pub fn matters(ip: &Ipv4) -> bool {
-    ip.fragment & DF.to_be() == 0
+    u16::from_be(ip.fragment) & (DF | MF | OFFSET) != DF
 }
 
 /// The identification of the next packet from an egress address to an origin, in host order; for one that is yet to be cut into

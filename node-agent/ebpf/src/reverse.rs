@@ -30,6 +30,10 @@ pub fn quoted(ctx: &XdpContext, inbound: &Inbound) -> Option<Quoted> {
     if ip.source != inbound.ip.destination || ip.is_later_fragment() {
         return None;
     }
+    // What follows the packet in the frame is padding, and quotes nothing.
+    if start + header_length + 8 > ETH_LEN + usize::from(inbound.ip.total_length()) {
+        return None;
+    }
     // SAFETY: within the frame.
     let ports = unsafe { *xdp::at::<Transport>(ctx, start + header_length)? };
     let (local_port, remote_port) = match ip.protocol {

@@ -13,7 +13,7 @@ use aegis_common::{
     Config, Counter, GATEWAY_OVERHEAD, OPTION_ALLOCATION, PeerValue, TUNNEL_OVERHEAD, VNI_FRAGMENT,
     VNI_GATEWAY, VNI_PROBE, VNI_PROBE_ANSWER, VNI_RETURN, VNI_STEER, mix,
 };
-use aya_ebpf::bindings::xdp_action::XDP_TX;
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_TX};
 use aya_ebpf::helpers::bpf_xdp_adjust_head;
 use aya_ebpf::programs::XdpContext;
 
@@ -126,6 +126,10 @@ pub fn receive(ctx: &XdpContext, config: &Config, ip: &Ipv4) -> Result<Outer, Co
     };
     if geneve.version_options != options(vni) {
         return Ok(Outer::Foreign);
+    }
+    let length = usize::from(ip.total_length());
+    if length < OVERHEAD || ETH_LEN + length > xdp::length(ctx) {
+        return Err(Counter::DropMalformedIn);
     }
     // SAFETY: read at once.
     let Some(peer) = (unsafe { PEER_INDEX.get(&ip.source) }).copied() else {
@@ -310,12 +314,19 @@ pub fn too_big(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Step {
     if answer::unreachable(ctx, &inbound.ip, FRAGMENTATION_NEEDED, config.tunnel_mtu as u16).is_none() {
         return failed;
     }
-    let Some(place) = xdp::at::<Ethernet>(ctx, 0) else { return failed };
+    maps::count(Counter::TooBig, u32::from(inbound.ip.total_length()));
+    if inbound.arrival != Arrival::Wire {
+        // Not back to the node that sent it here, which would take the answer for forged.
+        return match route::find(ctx, headers::ICMP, inbound.ip.destination, inbound.ip.source) {
+            Some(way) => route::leave(ctx, &way),
+            None => Step::Done(XDP_DROP),
+        };
+    }
+    let Some(place) = xdp::at::<Ethernet>(ctx, 0) else { return Step::Done(XDP_DROP) };
     // SAFETY: within the frame.
     unsafe {
         *place = Ethernet { destination: ethernet.source, source: ethernet.destination, kind: ETH_P_IP };
     }
-    maps::count(Counter::TooBig, u32::from(inbound.ip.total_length()));
     Step::Done(XDP_TX)
 }
 

@@ -23,7 +23,7 @@ pub fn leaves(world: &mut World, name: &str, packet: &Packet) -> u16 {
 
 /// The packet with the identification of the frame, if it is one that gets a new one: one of the held slice.
 pub fn renumbered(packet: Packet, frame: &[u8]) -> Packet {
-    if packet.fragment & DF != 0 {
+    if packet.fragment & 0x7fff == DF {
         return packet;
     }
     assert_eq!(u16::from(frame[18]), SLICE, "an identification of the held slice");
