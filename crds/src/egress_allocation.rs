@@ -45,7 +45,7 @@ pub struct EgressAllocationSpec {
     #[schemars(length(max = 4))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub sites: Vec<Site>,
-    /// Which ports of each address are used and how nodes share them.
+    /// Which ports of each IPv4 address are used and how nodes share them.
     #[serde(default)]
     pub ports: Ports,
     /// What counts as full.
@@ -105,8 +105,8 @@ pub enum FenceMode {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = (
-    "has(self.ipv4) != has(self.explicit)",
-    "must have either ipv4 (how many) or explicit (exactly which), and not both"
+    "(has(self.ipv4) || has(self.ipv6)) != has(self.explicit)",
+    "must have either ipv4 or ipv6 or both of these (how many) or explicit (exactly which), and not both"
 ))]
 pub struct AddressRequest {
     /// Number of IPv4 addresses, 1 to 16: any that are free, by preference of the prefixes. Fewer than before gives
@@ -116,8 +116,13 @@ pub struct AddressRequest {
     #[schemars(range(min = 1, max = 16))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv4: Option<u32>,
-    /// Exactly these addresses, 1 to 16, instead of `ipv4`. Each must lie in one of the prefixes, not be reserved and
-    /// belong to nobody else.
+    /// Number of IPv6 /64s, 1 to 16, in the same way; each counts as one address. Every node of the sites has a part of each
+    /// (at most 252 nodes of one), and in it an address for each pod. Ports, capacity and time-outs are nothing to them.
+    #[schemars(range(min = 1, max = 16))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<u32>,
+    /// Exactly these addresses (`203.0.113.7`, `2001:db8:1:2::/64`), 1 to 16, instead of `ipv4` and `ipv6`. Each must lie in
+    /// one of the prefixes, not be reserved and belong to nobody else.
     #[schemars(schema_with = "schema::explicit_addresses")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub explicit: Vec<String>,
@@ -133,7 +138,7 @@ impl AddressRequest {
 
 impl Default for AddressRequest {
     fn default() -> Self {
-        AddressRequest { ipv4: Some(1), explicit: Vec::new() }
+        AddressRequest { ipv4: Some(1), ipv6: None, explicit: Vec::new() }
     }
 }
 
@@ -332,7 +337,7 @@ pub struct EgressAllocationStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<AddressUse>,
     /// The addresses in one line.
-    #[schemars(length(max = 1024))]
+    #[schemars(length(max = 2048))]
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub summary: String,
     /// Nodes that hold slices.
@@ -352,8 +357,8 @@ pub struct EgressAllocationStatus {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AddressUse {
-    /// The address.
-    #[schemars(length(max = 15))]
+    /// The address, or the /64.
+    #[schemars(length(max = 43))]
     pub address: String,
     /// Prefix it comes from.
     #[schemars(length(max = 63))]

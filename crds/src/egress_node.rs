@@ -107,8 +107,8 @@ pub struct Demand {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProgrammedAddress {
-    /// The address.
-    #[schemars(length(max = 15))]
+    /// The address, or the /64.
+    #[schemars(length(max = 43))]
     pub address: String,
     /// Epoch that the data plane has.
     pub epoch: i64,

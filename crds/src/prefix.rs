@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A range of egress addresses, leased to or brought by an account. Allocations of that account take their dedicated
-/// addresses from it. The whole CIDR is usable: unlike a subnet, a prefix has no network or broadcast address.
+/// addresses from it. The whole CIDR is usable: unlike a subnet, a prefix has no network or broadcast address. Of an IPv6
+/// prefix, what an allocation takes as one address is a /64.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "aegis.dev",
@@ -32,15 +33,20 @@ use serde::{Deserialize, Serialize};
     "!isCIDR(self.cidr) || !has(self.reserved) || self.reserved.all(entry, \
      isIP(entry) ? cidr(self.cidr).containsIP(entry) : !isCIDR(entry) || cidr(self.cidr).containsCIDR(entry))"
 ).message("spec.reserved has an entry outside spec.cidr: name only addresses of this prefix").field_path(".reserved"))]
+#[x_kube(validation = Rule::new(
+    "!isCIDR(self.cidr) || cidr(self.cidr).ip().family() == 4 || !has(self.announcement) \
+     || !has(self.announcement.mode) || self.announcement.mode == 'None'"
+).message("spec.announcement.mode must be None for an IPv6 prefix: nodes announce IPv4 addresses only, so have the network route it")
+    .field_path(".announcement"))]
 pub struct AegisPrefixSpec {
-    /// IPv4 range in CIDR notation without host bits, for example `203.0.113.0/28`. From /16 (the widest) to /32. It
-    /// can't be changed later: create another prefix instead. Prefixes must not overlap; where two do, the older one
+    /// Range in CIDR notation without host bits: IPv4 from /16 (the widest) to /32, for example `203.0.113.0/28`, or IPv6
+    /// from /32 to /64, for example `2001:db8:1::/48`. It can't be changed later: create another prefix instead. Prefixes must not overlap; where two do, the older one
     /// (by creation time, then by name) counts and the newer one is not accepted. Nor must a prefix overlap the pods of
     /// a node (`spec.podCIDRs` of the Node); addresses of nodes that lie in it are reserved by themselves.
     #[schemars(schema_with = "schema::prefix_cidr")]
     pub cidr: String,
     /// Addresses (`203.0.113.1`) or ranges (`203.0.113.4/30`) within `cidr` that must not be allocated, for example
-    /// because they are in use elsewhere. At most 64. Reserving an address that an allocation holds already does not
+    /// because they are in use elsewhere. At most 64. Of an IPv6 prefix each /64 goes of which a part is reserved. Reserving an address that an allocation holds already does not
     /// take it away.
     #[schemars(schema_with = "schema::reserved")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -49,7 +55,7 @@ pub struct AegisPrefixSpec {
     #[schemars(schema_with = "schema::dns_label")]
     pub account: String,
     /// How the network learns which nodes take packets for the addresses of this prefix. May be changed at any time:
-    /// holdings and flows stay as they are.
+    /// holdings and flows stay as they are. Of an IPv6 prefix it must be `None`.
     #[serde(default)]
     pub announcement: Announcement,
 }
@@ -82,7 +88,7 @@ pub enum AnnouncementMode {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AegisPrefixStatus {
-    /// Addresses of the prefix that can be allocated (reserved ones do not count).
+    /// Addresses of the prefix that can be allocated (reserved ones do not count); of an IPv6 prefix, /64s.
     #[serde(default)]
     pub addresses: u32,
     /// Addresses that allocations hold.

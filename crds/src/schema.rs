@@ -80,14 +80,31 @@ fn subdomain(max: u32) -> Schema {
     )
 }
 
-/// One IPv4 address.
-pub fn ipv4(_: &mut SchemaGenerator) -> Schema {
-    ipv4_text()
+/// One egress address: an IPv4 address, or an IPv6 /64.
+pub fn egress_address(_: &mut SchemaGenerator) -> Schema {
+    egress_text()
 }
 
-fn ipv4_text() -> Schema {
-    text(15, &[("isIP(self) && ip(self).family() == 4", "must be an IPv4 address such as 203.0.113.7")])
+fn egress_text() -> Schema {
+    text(
+        CIDR,
+        &[
+            (
+                "isIP(self) ? ip(self).family() == 4 \
+                 : isCIDR(self) && cidr(self).ip().family() == 6 && cidr(self).prefixLength() == 64",
+                "must be an IPv4 address such as 203.0.113.7 or an IPv6 range of length 64 such as 2001:db8:1:2::/64",
+            ),
+            NO_HOST_BITS,
+            (
+                "!isCIDR(self) || string(cidr(self)) == self",
+                "must be in its shortest form, in lower case, such as 2001:db8:1:2::/64: there is one name for each",
+            ),
+        ],
+    )
 }
+
+/// Longest text of an IPv6 range.
+const CIDR: u32 = 43;
 
 const IS_CIDR: (&str, &str) = (
     "isCIDR(self) && cidr(self).ip().family() == 4",
@@ -101,19 +118,29 @@ const NO_HOST_BITS: (&str, &str) = (
 /// `AegisPrefix.spec.cidr`.
 pub fn prefix_cidr(_: &mut SchemaGenerator) -> Schema {
     text(
-        18,
+        CIDR,
         &[
-            IS_CIDR,
+            ("isCIDR(self)", "must be a range in CIDR notation such as 203.0.113.0/28 or 2001:db8:1::/48"),
             NO_HOST_BITS,
             (
-                "!isCIDR(self) || cidr(self).prefixLength() >= 16",
+                "!isCIDR(self) || cidr(self).ip().family() == 6 || cidr(self).prefixLength() >= 16",
                 "is too wide: the prefix length must be from /16 to /32",
+            ),
+            (
+                "!isCIDR(self) || cidr(self).ip().family() == 4 \
+                 || cidr(self).prefixLength() >= 32 && cidr(self).prefixLength() <= 64",
+                "must have a prefix length from /32 to /64: an allocation gets a whole /64",
             ),
             (
                 "!isCIDR(self) || !['0.0.0.0/8', '127.0.0.0/8', '169.254.0.0/16', '224.0.0.0/4', '240.0.0.0/4']\
                  .exists(range, cidr(range).containsCIDR(self))",
                 "must be unicast addresses that the network can route: not in 0.0.0.0/8, 127.0.0.0/8 (loopback), \
                  169.254.0.0/16 (link-local), 224.0.0.0/4 (multicast) or 240.0.0.0/4 (reserved)",
+            ),
+            (
+                "!isCIDR(self) || cidr(self).ip().family() == 4 \
+                 || ['2000::/3', 'fc00::/7'].exists(range, cidr(range).containsCIDR(self))",
+                "must be unicast addresses that the network can route: in 2000::/3 (global) or fc00::/7 (unique local)",
             ),
             ("self == oldSelf", "can't be changed: create another AegisPrefix instead"),
         ],
@@ -123,11 +150,11 @@ pub fn prefix_cidr(_: &mut SchemaGenerator) -> Schema {
 /// `AegisPrefix.spec.reserved`.
 pub fn reserved(_: &mut SchemaGenerator) -> Schema {
     let item = text(
-        18,
+        CIDR,
         &[
             (
-                "isIP(self) ? ip(self).family() == 4 : isCIDR(self) && cidr(self).ip().family() == 4",
-                "must be an IPv4 address such as 203.0.113.7 or a range such as 203.0.113.8/30",
+                "isIP(self) || isCIDR(self)",
+                "must be an address such as 203.0.113.7 or a range such as 203.0.113.8/30 or 2001:db8:1:2::/64",
             ),
             NO_HOST_BITS,
         ],
@@ -157,7 +184,7 @@ pub fn prefix_names(_: &mut SchemaGenerator) -> Schema {
 
 /// `EgressAllocation.spec.addresses.explicit`.
 pub fn explicit_addresses(_: &mut SchemaGenerator) -> Schema {
-    set(ipv4_text(), 1, 16)
+    set(egress_text(), 1, 16)
 }
 
 /// `ZoneBinding.spec.workloads.serviceAccounts`.

@@ -35,6 +35,8 @@ pub struct Inputs {
     pub allocations: BTreeMap<AllocationName, objects::Allocation>,
     /// All egress addresses.
     pub addresses: BTreeMap<Ipv4Addr, Address>,
+    /// All egress addresses that are an IPv6 /64. The data plane does not know these yet.
+    pub networks: Vec<Address>,
     /// All nodes.
     pub nodes: BTreeMap<String, NodeRecord>,
     /// Tunnel addresses of the nodes, as their agents report them.
@@ -173,8 +175,9 @@ fn peers(inputs: &Inputs) -> BTreeMap<Ipv4Addr, Option<PeerLink>> {
 /// The desired state. The same inputs give the same state.
 pub fn desired(inputs: &Inputs) -> Desired {
     let objects = inputs.addresses.iter();
-    let addresses: BTreeMap<Ipv4Addr, EgressAddress> =
-        objects.map(|(address, object)| (*address, address::egress_address(inputs, object))).collect();
+    let addresses: BTreeMap<Ipv4Addr, EgressAddress> = objects
+        .map(|(address, object)| (*address, address::egress_address(inputs, *address, object)))
+        .collect();
     let allocations = allocation::allocations(inputs, &addresses);
     let compiled = policy::compile(inputs, &allocations);
     Desired {

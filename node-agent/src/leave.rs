@@ -16,7 +16,7 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use kube::api::{Api, ListParams};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -119,10 +119,15 @@ impl Place {
 
 /// Whether nothing depends on the agent of a node any more: no address names the node as one that sends, and of those for which
 /// it answers ARP nobody else could.
-pub fn is_empty(node: &str, addresses: &BTreeMap<Ipv4Addr, Address>, answering: &BTreeSet<Ipv4Addr>) -> bool {
-    addresses.values().all(|address| {
+pub fn is_empty<'a>(
+    node: &str,
+    addresses: impl IntoIterator<Item = &'a Address>,
+    answering: &BTreeSet<Ipv4Addr>,
+) -> bool {
+    addresses.into_iter().all(|address| {
         let holders = holders(address);
-        !holders.contains(node) && (holders.is_empty() || !answering.contains(&address.address))
+        let answers = || address.address.v4().is_some_and(|own| answering.contains(&own));
+        !holders.contains(node) && (holders.is_empty() || !answers())
     })
 }
 
@@ -258,19 +263,18 @@ mod tests {
                 epoch: 1,
                 state: *state,
             };
-            let address = Address {
-                address: A,
+            [Address {
+                address: A.into(),
                 prefix: "p".into(),
                 allocation: AllocationName { account: "shop".into(), name: "main".into() },
                 epoch: 1,
                 holdings: holdings.iter().map(holding).collect(),
                 fence: None,
-            };
-            BTreeMap::from([(A, address)])
+            }]
         };
         let rests = State::Quarantined { until: 9 };
         let (nothing, own) = (BTreeSet::new(), BTreeSet::from([A]));
-        assert!(is_empty("n1", &BTreeMap::new(), &own));
+        assert!(is_empty("n1", &[], &own));
         assert!(is_empty("n1", &address(&[("n1", rests), ("n2", State::Held)]), &nothing));
         assert!(!is_empty("n1", &address(&[("n2", State::Held), ("n1", State::Draining)]), &nothing));
         assert!(!is_empty("n1", &address(&[("n1", State::Held)]), &nothing));

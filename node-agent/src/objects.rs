@@ -341,7 +341,10 @@ pub fn address(object: &EgressAddress) -> Result<Address, ObjectError> {
         })
         .collect();
     Ok(Address {
-        address: spec.address.parse().map_err(|_| wrong("spec.address", &spec.address, "an IPv4 address"))?,
+        address: spec
+            .address
+            .parse()
+            .map_err(|_| wrong("spec.address", &spec.address, "an IPv4 address or a /64"))?,
         prefix: spec.prefix.clone(),
         allocation: AllocationName {
             account: spec.allocation_ref.namespace.clone(),

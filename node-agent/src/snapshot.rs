@@ -48,10 +48,11 @@ pub struct Memory {
 
 /// Puts the inputs together.
 pub fn inputs(args: &Args, cluster: &Cluster, local: &Local<'_>, memory: &mut Memory) -> Inputs {
+    let objects = || cluster.addresses.objects.values();
     let addresses: BTreeMap<Ipv4Addr, _> =
-        cluster.addresses.objects.values().map(|object| (object.address, object.clone())).collect();
-    let holds =
-        |name: &String| addresses.values().flat_map(|a| &a.holdings).any(|holding| holding.node == *name);
+        objects().filter_map(|object| Some((object.address.v4()?, object.clone()))).collect();
+    let networks = objects().filter(|object| object.address.v4().is_none()).cloned().collect();
+    let holds = |name: &String| objects().flat_map(|a| &a.holdings).any(|holding| holding.node == *name);
     let key = |name: &String| (String::new(), name.clone());
     let Memory { tunnels, full } = memory;
     tunnels.retain(|name, _| cluster.reports.objects.contains_key(&key(name)) || holds(name));
@@ -85,6 +86,7 @@ pub fn inputs(args: &Args, cluster: &Cluster, local: &Local<'_>, memory: &mut Me
         bindings: cluster.bindings.objects.values().cloned().chain(unreadable).collect(),
         allocations: cluster.allocations.objects.values().cloned().collect(),
         addresses,
+        networks,
         nodes,
         tunnels: tunnels.clone(),
         full: full.clone(),

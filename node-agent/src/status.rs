@@ -5,6 +5,7 @@ use crate::demand::Want;
 use crate::desired::Desired;
 use crate::metrics::Metrics;
 use crate::observed::Observed;
+use aegis_core::egress::Egress;
 use aegis_core::gateway::Load;
 use aegis_core::model::AllocationName;
 use aegis_core::policy::Binding;
@@ -104,6 +105,8 @@ pub struct Facts<'a> {
     pub wants: &'a BTreeMap<AllocationName, Want>,
     /// Draining slices without flow.
     pub drained: &'a BTreeMap<Ipv4Addr, SliceSet>,
+    /// The same of IPv6 /64s, with the epoch. Nothing leaves from these yet, so whatever is to drain is empty.
+    pub networks: Vec<(Egress, i64, SliceSet)>,
     /// Policy in the data plane is that of `bindings`.
     pub policy_in_force: bool,
     /// Readiness.
@@ -122,24 +125,23 @@ pub struct Facts<'a> {
 
 /// The report, with a condition whose time is not set yet.
 pub fn report(facts: &Facts<'_>) -> EgressNodeStatus {
-    let addresses = facts
-        .observed
-        .holdings
-        .iter()
-        .map(|(address, holding)| ProgrammedAddress {
-            address: address.to_string(),
-            epoch: i64::try_from(holding.epoch).unwrap_or(i64::MAX),
-            fenced: facts.keeps_deadlines && holding.hard != 0,
-            drained: facts
-                .drained
-                .get(address)
-                .map(|set| set.runs())
-                .unwrap_or_default()
-                .into_iter()
-                .map(|(first, last)| SliceRange { first: first.into(), last: last.into() })
-                .collect(),
-        })
-        .collect();
+    let ranges = |slices: SliceSet| -> Vec<SliceRange> {
+        let range = |(first, last): (u8, u8)| SliceRange { first: first.into(), last: last.into() };
+        slices.runs().into_iter().map(range).collect()
+    };
+    let addresses = facts.observed.holdings.iter().map(|(address, holding)| ProgrammedAddress {
+        address: address.to_string(),
+        epoch: i64::try_from(holding.epoch).unwrap_or(i64::MAX),
+        fenced: facts.keeps_deadlines && holding.hard != 0,
+        drained: ranges(facts.drained.get(address).copied().unwrap_or_default()),
+    });
+    let networks = facts.networks.iter().map(|(network, epoch, drained)| ProgrammedAddress {
+        address: network.to_string(),
+        epoch: *epoch,
+        fenced: false,
+        drained: ranges(*drained),
+    });
+    let addresses = addresses.chain(networks).collect();
     let demand = facts.wants.iter().take(MAX_DEMAND).map(|(name, want)| Demand {
         allocation: AllocationRef { namespace: name.account.clone(), name: name.name.clone() },
         slices: want.slices,
@@ -416,6 +418,7 @@ mod tests {
             bindings: &[],
             wants: &NOTHING.2,
             drained: &NOTHING.3,
+            networks: Vec::new(),
             policy_in_force: true,
             ready,
             room: &Ok(()),
@@ -452,6 +455,17 @@ mod tests {
         assert_eq!((status.bindings[0].name.as_str(), status.bindings[0].pods), ("b4999", 2));
         assert_eq!(status.bindings[1].name, "b0000");
         assert_eq!(status.conditions[1].message.len(), 4096);
+    }
+
+    #[test]
+    fn of_a_64_only_what_has_drained_is_told() {
+        let network: Egress = "2001:db8:1:2::/64".parse().unwrap();
+        let networks = vec![(network, 7, SliceSet::range(5, 5))];
+        let [told] = &report(&Facts { networks, ..facts(&Ok(())) }).addresses[..] else { panic!() };
+        let drained = vec![SliceRange { first: 5, last: 5 }];
+        let expected =
+            ProgrammedAddress { address: "2001:db8:1:2::/64".into(), epoch: 7, fenced: false, drained };
+        assert_eq!(*told, expected);
     }
 
     #[test]

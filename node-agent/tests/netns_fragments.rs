@@ -47,7 +47,7 @@ fn inputs(router_mac: [u8; 6], uplink: u32) -> Inputs {
         state: State::Held,
     };
     let address = Address {
-        address: EGRESS,
+        address: EGRESS.into(),
         prefix: "p".into(),
         allocation: allocation.clone(),
         epoch: 1,

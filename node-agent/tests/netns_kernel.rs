@@ -37,7 +37,7 @@ fn inputs(pods: u8, bindings: u8, variant: u8) -> Inputs {
         (
             address,
             Address {
-                address,
+                address: address.into(),
                 prefix: "p".into(),
                 allocation: name(number % 4),
                 epoch,

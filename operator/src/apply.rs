@@ -8,13 +8,13 @@ use crate::server::Health;
 use crate::watch::{Pending, Snapshot, by_name};
 use crate::world::spec;
 use aegis_core::diff::Change;
+use aegis_core::egress::Egress;
 use aegis_core::model::Address;
 use aegis_crds::EgressAddress;
 use futures::{StreamExt, stream};
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use kube::{Client, ResourceExt};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 /// Writes at a time. They are of different objects, so their order does not matter.
@@ -40,9 +40,9 @@ pub struct Applied {
     /// What the local copies have to show before the next plan.
     pub pending: Vec<Pending>,
     /// Addresses that were not written, as somebody else wrote first.
-    pub stale: BTreeSet<Ipv4Addr>,
+    pub stale: BTreeSet<Egress>,
     /// Addresses whose write failed and has to be tried again, though nothing changed.
-    pub failed: BTreeMap<Ipv4Addr, String>,
+    pub failed: BTreeMap<Egress, String>,
 }
 
 impl Applier {
@@ -81,7 +81,7 @@ impl Applier {
         stored: &HashMap<String, &EgressAddress>,
     ) -> Result<Pending, String> {
         let address = target(&change);
-        let name = address.to_string();
+        let name = address.object_name();
         let before = stored.get(&name).copied();
         let result = match (change, before) {
             (Change::Create(address), _) => self.create(&address).await,
@@ -107,7 +107,7 @@ impl Applier {
     }
 
     async fn create(&self, address: &Address) -> Result<Pending, CallError> {
-        let mut object = EgressAddress::new(&address.address.to_string(), spec(address));
+        let mut object = EgressAddress::new(&address.address.object_name(), spec(address));
         label(&mut object, address);
         let made = self.gate.write(self.addresses.create(&params(), &object)).await?;
         Ok(Pending::Written(version(&made.metadata)))
@@ -131,7 +131,7 @@ impl Applier {
 }
 
 /// Address that a change concerns.
-pub fn target(change: &Change) -> Ipv4Addr {
+pub fn target(change: &Change) -> Egress {
     match change {
         Change::Create(address) | Change::Replace(address) => address.address,
         Change::Delete(address) => *address,

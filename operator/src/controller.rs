@@ -17,6 +17,7 @@ use crate::watch::{Caches, Pending, Snapshot};
 use crate::world::{self, Presence, World};
 use aegis_core::audit::audit;
 use aegis_core::diff::{Change, diff};
+use aegis_core::egress::Egress;
 use aegis_core::model::{Address, Seconds};
 use aegis_core::plan::{Plan, plan};
 use aegis_core::rests::Rests;
@@ -24,7 +25,6 @@ use futures::{StreamExt, stream};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -88,8 +88,8 @@ pub struct Mind {
 /// What is told once, not with every turn.
 #[derive(Default)]
 struct Told {
-    vanished: BTreeSet<Ipv4Addr>,
-    withheld: BTreeSet<Ipv4Addr>,
+    vanished: BTreeSet<Egress>,
+    withheld: BTreeSet<Egress>,
     violations: Vec<String>,
 }
 
@@ -149,7 +149,7 @@ impl Controller {
         let mut changes = diff(&world.observed, &plan);
         changes.retain(|change| !matches!(change, Change::Create(address) if unprotected.covers(address)));
         let (pending, mut unwritten) = self.apply(changes, &snapshot, &mut waiting).await;
-        let planned: BTreeSet<Ipv4Addr> = plan.addresses.iter().map(|it| it.address).collect();
+        let planned: BTreeSet<Egress> = plan.addresses.iter().map(|it| it.address).collect();
         let gone = world.observed.iter().filter(|it| !planned.contains(&it.address));
         for address in gone.filter(|it| !unwritten.contains_key(&it.address)) {
             self.mind.evidence.released(address.address, address.epoch);
@@ -203,7 +203,7 @@ impl Controller {
         mut changes: Vec<Change>,
         snapshot: &Snapshot,
         waiting: &mut BTreeSet<String>,
-    ) -> (Vec<Pending>, BTreeMap<Ipv4Addr, Option<String>>) {
+    ) -> (Vec<Pending>, BTreeMap<Egress, Option<String>>) {
         let now = self.gate.now();
         let mut unwritten = BTreeSet::new();
         changes.retain(|change| {
@@ -223,13 +223,13 @@ impl Controller {
             self.mind.backoff.failed(address.to_string(), error, now);
         }
         unwritten.extend(stale);
-        let told = |it: Ipv4Addr| (it, self.mind.backoff.told(&it.to_string()));
+        let told = |it: Egress| (it, self.mind.backoff.told(&it.to_string()));
         (pending, unwritten.into_iter().map(told).collect())
     }
 
     /// Says loudly that nodes send from addresses which no object, or only an older one, gives them.
-    async fn accuse(&mut self, withheld: &BTreeMap<Ipv4Addr, Option<String>>) {
-        let told: BTreeMap<Ipv4Addr, &String> =
+    async fn accuse(&mut self, withheld: &BTreeMap<Egress, Option<String>>) {
+        let told: BTreeMap<Egress, &String> =
             withheld.iter().filter_map(|(address, told)| Some((*address, told.as_ref()?))).collect();
         self.metrics.withheld(told.len());
         let new: Vec<&String> =
@@ -361,8 +361,10 @@ impl Controller {
         let usable: BTreeMap<_, u32> =
             world.inputs.allocations.iter().map(|it| (&it.name, it.slices.len())).collect();
         let addresses = plan.addresses.iter().chain(&world.frozen);
-        self.metrics
-            .slices(addresses.map(|it| (it, usable.get(&it.allocation).copied().unwrap_or_default())));
+        self.metrics.slices(addresses.map(|it| match it.address {
+            Egress::V4(_) => (it, usable.get(&it.allocation).copied().unwrap_or_default()),
+            Egress::V6(_) => (it, aegis_core::slice::COUNT),
+        }));
     }
 }
 
@@ -382,7 +384,7 @@ impl Unprotected {
     }
 
     /// Addresses that are not written for it, with what to tell.
-    fn addresses(&self, plan: &Plan, backoff: &Backoff) -> Vec<(Ipv4Addr, Option<String>)> {
+    fn addresses(&self, plan: &Plan, backoff: &Backoff) -> Vec<(Egress, Option<String>)> {
         let told = |uid: &String| backoff.told(uid).map(|error| format!("finalizer: {error}"));
         let addresses = plan.addresses.iter();
         addresses.filter_map(|it| Some((it.address, told(self.against(it)?)))).collect()

@@ -1,10 +1,10 @@
 //! What nodes report of addresses, against what the API server has of them.
 
 use crate::world::World;
+use aegis_core::egress::Egress;
 use aegis_core::holding::contradicts;
 use aegis_core::model::Address;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// Nodes take a moment to let go of an address whose object was deleted, and local copies are not of the same moment.
@@ -17,12 +17,12 @@ const LASTING: Duration = Duration::from_secs(300);
 #[derive(Default)]
 pub struct Evidence {
     /// Since when, by a clock that never goes back.
-    since: BTreeMap<Ipv4Addr, Duration>,
+    since: BTreeMap<Egress, Duration>,
     /// Addresses that this leader gave back when all of them had rested, with their last epoch: whoever has not noticed
     /// yet (its agent is away) does not send from them.
-    released: BTreeMap<Ipv4Addr, i64>,
+    released: BTreeMap<Egress, i64>,
     /// Highest epoch that nodes reported of addresses that were ever found so.
-    highest: BTreeMap<Ipv4Addr, i64>,
+    highest: BTreeMap<Egress, i64>,
 }
 
 /// Nodes that speak for one address.
@@ -36,10 +36,10 @@ struct Witnesses<'a> {
 
 impl Evidence {
     /// Looks again. What a plan must leave alone, with what to tell about it.
-    pub fn observe(&mut self, world: &World, now: Duration) -> BTreeMap<Ipv4Addr, Option<String>> {
+    pub fn observe(&mut self, world: &World, now: Duration) -> BTreeMap<Egress, Option<String>> {
         let found = self.find(world);
         self.since.retain(|address, _| found.contains_key(address));
-        let lasts = |address: &Ipv4Addr, since: &Duration| {
+        let lasts = |address: &Egress, since: &Duration| {
             (now >= *since + LASTING).then(|| found.get(address).map(|it| it.message(address))).flatten()
         };
         for (address, witnesses) in &found {
@@ -51,7 +51,7 @@ impl Evidence {
     }
 
     /// What the epoch of an address that is made anew must be above, also when no node speaks for it any more.
-    pub fn epochs(&self) -> BTreeMap<Ipv4Addr, i64> {
+    pub fn epochs(&self) -> BTreeMap<Egress, i64> {
         let mut epochs = self.highest.clone();
         for (address, released) in &self.released {
             let epoch = epochs.entry(*address).or_default();
@@ -61,17 +61,17 @@ impl Evidence {
     }
 
     /// An address was given back when all of it had rested.
-    pub fn released(&mut self, address: Ipv4Addr, epoch: i64) {
+    pub fn released(&mut self, address: Egress, epoch: i64) {
         self.released.insert(address, epoch);
     }
 
-    fn find<'w>(&self, world: &'w World) -> BTreeMap<Ipv4Addr, Witnesses<'w>> {
-        let standing: BTreeMap<Ipv4Addr, &Address> =
+    fn find<'w>(&self, world: &'w World) -> BTreeMap<Egress, Witnesses<'w>> {
+        let standing: BTreeMap<Egress, &Address> =
             world.inputs.addresses.iter().map(|address| (address.address, address)).collect();
         // Nobody gets these anyhow, and what is wrong with them is told elsewhere.
-        let untouchable: BTreeSet<Ipv4Addr> =
+        let untouchable: BTreeSet<Egress> =
             world.frozen.iter().map(|it| it.address).chain(world.unreadable.iter().copied()).collect();
-        let mut found: BTreeMap<Ipv4Addr, Witnesses> = BTreeMap::new();
+        let mut found: BTreeMap<Egress, Witnesses> = BTreeMap::new();
         for node in &world.inputs.nodes {
             for (address, report) in &node.programmed {
                 let object = standing.get(address);
@@ -97,7 +97,7 @@ impl Evidence {
 }
 
 impl Witnesses<'_> {
-    fn message(&self, address: &Ipv4Addr) -> String {
+    fn message(&self, address: &Egress) -> String {
         let dots = if self.count > self.first.len() { ", ..." } else { "" };
         let nodes = format!("{}{dots}", self.first.join(", "));
         let page = "see \"Withheld addresses\" in docs/operations.md";
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
     use aegis_core::model::{AllocationName, Node, Programmed};
 
-    const ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+    const ADDRESS: Egress = Egress::V4(std::net::Ipv4Addr::new(203, 0, 113, 1));
 
     fn world(object: Option<i64>, reported: &[i64]) -> World {
         let mut world = World::default();

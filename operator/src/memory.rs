@@ -1,18 +1,18 @@
 //! What the leader remembers of addresses, in case their objects vanish.
 
+use aegis_core::egress::Egress;
 use aegis_core::model::{Address, Seconds, State};
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 
 /// Addresses as last seen. If an `EgressAddress` that nodes still send from is deleted by somebody (or its CRD is),
 /// the nodes go on sending. Planning without it would give the same ports to others, so it is remembered, and written
 /// again.
 #[derive(Default)]
-pub struct Memory(BTreeMap<Ipv4Addr, Address>);
+pub struct Memory(BTreeMap<Egress, Address>);
 
 impl Memory {
     /// Takes note of the addresses that stand now, and returns those that vanished with slices held or resting.
-    pub fn observe(&mut self, standing: &BTreeMap<Ipv4Addr, Address>, now: Seconds) -> Vec<Address> {
+    pub fn observe(&mut self, standing: &BTreeMap<Egress, Address>, now: Seconds) -> Vec<Address> {
         self.0.retain(|address, known| standing.contains_key(address) || in_use(known, now));
         self.0.extend(standing.iter().map(|(address, known)| (*address, known.clone())));
         self.0.values().filter(|known| !standing.contains_key(&known.address)).cloned().collect()
@@ -38,7 +38,7 @@ mod tests {
 
     fn address(last: u8, state: State) -> Address {
         Address {
-            address: Ipv4Addr::new(203, 0, 113, last),
+            address: Egress::V4(std::net::Ipv4Addr::new(203, 0, 113, last)),
             prefix: "p".into(),
             allocation: AllocationName { account: "a".into(), name: "x".into() },
             epoch: 7,
@@ -47,7 +47,7 @@ mod tests {
         }
     }
 
-    fn standing(addresses: &[Address]) -> BTreeMap<Ipv4Addr, Address> {
+    fn standing(addresses: &[Address]) -> BTreeMap<Egress, Address> {
         addresses.iter().map(|address| (address.address, address.clone())).collect()
     }
 

@@ -3,6 +3,7 @@
 //! Every node says of every address and binding what it has: of 5,000 nodes and 1,000 addresses those are five million lines.
 //! But nearly all nodes say the same, so each list is kept once.
 
+use aegis_core::egress::Egress;
 use aegis_core::slice::SliceSet;
 use aegis_crds::{EgressNode, EgressNodeStatus, ProgrammedAddress, ProgrammedBinding};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -12,7 +13,6 @@ use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::hash::Hash;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 /// An `EgressNode` as it is kept.
@@ -33,7 +33,7 @@ pub struct ReportStatus {
     /// What it has of addresses, ascending.
     pub addresses: Arc<[Programmed]>,
     /// Slices that are draining and carry no flow any more, by address.
-    pub drained: Box<[(Ipv4Addr, SliceSet)]>,
+    pub drained: Box<[(Egress, SliceSet)]>,
     /// What should be an address and is none.
     pub unreadable: Box<[String]>,
     /// Which generation it has of bindings, ascending.
@@ -48,7 +48,7 @@ pub struct Programmed {
     /// Epoch.
     pub epoch: i64,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: Egress,
     /// The data plane keeps its fence's deadline.
     pub fenced: bool,
 }
@@ -108,7 +108,7 @@ pub fn binding_key(namespace: &str, name: &str) -> String {
 
 impl ReportStatus {
     /// Slices of an address that are draining and carry no flow any more.
-    pub fn drained(&self, address: Ipv4Addr) -> SliceSet {
+    pub fn drained(&self, address: Egress) -> SliceSet {
         let mut found = self.drained.iter().filter(|(drained, _)| *drained == address);
         found.next().map(|(_, slices)| *slices).unwrap_or_default()
     }
@@ -218,8 +218,11 @@ mod tests {
         let status = report(7, 4, 2).status.unwrap();
         assert_eq!((status.told.version.as_str(), status.told.covered_pods), ("1", 2));
         assert!(status.told.addresses.is_empty() && status.told.bindings.is_empty());
-        let entry =
-            |last, epoch, fenced| Programmed { epoch, address: Ipv4Addr::new(203, 0, 113, last), fenced };
+        let entry = |last, epoch, fenced| Programmed {
+            epoch,
+            address: Egress::V4(std::net::Ipv4Addr::new(203, 0, 113, last)),
+            fenced,
+        };
         assert_eq!(*status.addresses, [entry(1, 7, false), entry(9, 3, true)]);
         assert_eq!(status.drained(entry(1, 0, false).address), SliceSet::range(250, 255));
         assert_eq!(status.drained(entry(9, 0, false).address), SliceSet::default());

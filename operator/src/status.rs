@@ -12,6 +12,7 @@ use crate::events::Notice;
 use crate::object::{Target, version};
 use crate::watch::{Guarded, Snapshot};
 use crate::world::World;
+use aegis_core::egress::Egress;
 use aegis_core::plan::{AllocationOutcome, Plan, Verdict};
 use aegis_crds::{
     AegisPrefixStatus, Condition, EgressAddressStatus, ZoneBinding, ZoneBindingStatus, reason, type_,
@@ -23,7 +24,6 @@ use kube::{Resource, ResourceExt};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashSet};
-use std::net::Ipv4Addr;
 
 /// What the planning loop found.
 #[derive(Clone, Debug, Default)]
@@ -33,7 +33,7 @@ pub struct View {
     /// The plan.
     pub plan: Plan,
     /// Addresses of the plan that could not be written (yet), with what to tell if that lasts: their allocations wait.
-    pub unwritten: BTreeMap<Ipv4Addr, Option<String>>,
+    pub unwritten: BTreeMap<Egress, Option<String>>,
 }
 
 /// A status to write.

@@ -17,11 +17,11 @@ pub use node::{Presence, agent_state, is_ready};
 
 use crate::object::Target;
 use crate::watch::{Guarded, Snapshot};
+use aegis_core::egress::Egress;
 use aegis_core::model::{Address, AllocationName, Inputs, Seconds, State};
 use kube::{Resource, ResourceExt};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
-use std::net::Ipv4Addr;
 
 /// Everything as planning sees it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,7 +34,7 @@ pub struct World {
     /// belong to cannot be read: live flows live on.
     pub frozen: Vec<Address>,
     /// Addresses whose object cannot be read at all. Nobody else gets them.
-    pub unreadable: Vec<Ipv4Addr>,
+    pub unreadable: Vec<Egress>,
     /// What is wrong with which object.
     pub problems: Vec<Problem>,
     /// `metadata.generation` of each object, by uid.
@@ -77,7 +77,7 @@ pub fn translate(snapshot: &Snapshot, lost: &[Address], now: Seconds, quarantine
     world.inputs.nodes = node::models(snapshot, &mut world.problems);
     world.inputs.prefixes = prefixes.good;
     world.inputs.allocations = allocations.good;
-    world.unreadable = addresses.bad.iter().filter_map(|(_, name)| name.parse().ok()).collect();
+    world.unreadable = addresses.bad.iter().filter_map(|(_, name)| Egress::of_object(name)).collect();
     world.unreadable.sort_unstable();
     // What cannot be read serves nobody, so its allocation takes another in its place.
     for allocation in &mut world.inputs.allocations {
@@ -99,7 +99,7 @@ pub fn translate(snapshot: &Snapshot, lost: &[Address], now: Seconds, quarantine
 impl World {
     /// Plans with addresses whose object vanished as they were last known.
     pub fn restore(&mut self, lost: &[Address]) {
-        let standing: BTreeSet<Ipv4Addr> = self.observed.iter().map(|it| it.address).collect();
+        let standing: BTreeSet<Egress> = self.observed.iter().map(|it| it.address).collect();
         let lost = lost
             .iter()
             .filter(|it| !standing.contains(&it.address) && !self.inputs.withheld.contains_key(&it.address));

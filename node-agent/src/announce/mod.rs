@@ -56,9 +56,8 @@ pub fn holders(address: &Address) -> BTreeSet<&str> {
 
 /// Addresses of this mode of which this node holds slices.
 pub fn held(facts: &Facts<'_>, mode: AnnouncementMode) -> BTreeSet<Ipv4Addr> {
-    let of_mode = |address: &&Address| facts.modes.get(&address.prefix) == Some(&mode);
-    let all = facts.addresses.values().filter(of_mode);
-    all.filter(|address| holders(address).contains(facts.node)).map(|address| address.address).collect()
+    let all = facts.addresses.iter().filter(|(_, object)| facts.modes.get(&object.prefix) == Some(&mode));
+    all.filter(|(_, object)| holders(object).contains(facts.node)).map(|(address, _)| *address).collect()
 }
 
 /// Addresses that this node announces by BGP. One that `present` says it announces stays so as long as the data plane

@@ -37,7 +37,7 @@ impl World {
             state: *state,
         };
         let object = Address {
-            address,
+            address: address.into(),
             prefix: prefix.into(),
             allocation: AllocationName { account: "shop".into(), name: "main".into() },
             epoch: 1,

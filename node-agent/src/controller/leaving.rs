@@ -25,7 +25,12 @@ impl Controller {
         };
         let up_to_date = self.leaving && self.synced && !self.dirty && told();
         let answering = self.l2.outcome().answering;
-        let empty = up_to_date && leave::is_empty(&self.args.node_name, &inputs.addresses, &answering);
+        let empty = up_to_date
+            && leave::is_empty(
+                &self.args.node_name,
+                inputs.addresses.values().chain(&inputs.networks),
+                &answering,
+            );
         self.empty = empty.then(|| self.empty.unwrap_or(now));
         if self.empty.is_some_and(|since| now - since >= CALM) {
             self.signals.left.store(true, Ordering::Release);

@@ -12,7 +12,9 @@ use crate::sweep::Usage;
 use crate::uplink;
 use crate::watch::Cluster;
 use aegis_common::{CounterValue, MAX_ADDRESSES, MAX_ALLOCATIONS, MAX_PEERS, MAX_POD_RANGES};
-use aegis_core::model::AllocationName;
+use aegis_core::egress::Egress;
+use aegis_core::holding::Rights;
+use aegis_core::model::{Address, AllocationName};
 use aegis_core::slice::SliceSet;
 use aegis_crds::Uplink;
 use ipnet::Ipv4Net;
@@ -63,6 +65,7 @@ impl Controller {
             bindings: &bindings,
             wants: &wants,
             drained: &drained,
+            networks: draining_networks(inputs),
             policy_in_force: self.in_force.is_some(),
             ready: &ready,
             room: &self.room(&wanted),
@@ -285,6 +288,12 @@ impl Controller {
         // Drivers without such a counter, or devices that have just gone, are not worth a word.
         names.filter_map(|name| Some((name.clone(), ethtool::sum(name, "xdp_tx_errors").ok()?))).collect()
     }
+}
+
+/// IPv6 /64s of which slices of this node are to drain.
+fn draining_networks(inputs: &Inputs) -> Vec<(Egress, i64, SliceSet)> {
+    let rights = |object: &Address| (object.address, object.epoch, Rights::of(object, &inputs.node).draining);
+    inputs.networks.iter().map(rights).filter(|(.., draining)| !draining.is_empty()).collect()
 }
 
 /// What has not been listed yet, and why not.

@@ -71,14 +71,14 @@ pub struct Owner {
 }
 
 /// An address as this node should know it, from its object.
-pub(super) fn egress_address(inputs: &Inputs, object: &Address) -> EgressAddress {
+pub(super) fn egress_address(inputs: &Inputs, own: Ipv4Addr, object: &Address) -> EgressAddress {
     let Rights { open, draining } = Rights::of(object, &inputs.node);
-    let unsettled = inputs.unsettled.get(&object.address).copied().unwrap_or_default().intersection(open);
+    let unsettled = inputs.unsettled.get(&own).copied().unwrap_or_default().intersection(open);
     let has_room = |limits: &objects::Allocation| {
         growth::has_room(object, &inputs.node, limits.slices, limits.per_node_max)
     };
-    let grows = !inputs.in_vain.contains(&object.address)
-        && inputs.allocations.get(&object.allocation).is_some_and(has_room);
+    let grows =
+        !inputs.in_vain.contains(&own) && inputs.allocations.get(&object.allocation).is_some_and(has_room);
     let mut address = EgressAddress {
         allocation: Some(object.allocation.clone()),
         epoch: object.epoch,

@@ -41,19 +41,15 @@ pub(super) fn allocations(
     inputs: &Inputs,
     addresses: &BTreeMap<Ipv4Addr, EgressAddress>,
 ) -> BTreeMap<AllocationName, Allocation> {
-    let mut objects: BTreeMap<&AllocationName, Vec<&Address>> = BTreeMap::new();
-    for object in inputs.addresses.values() {
-        objects.entry(&object.allocation).or_default().push(object);
+    let mut objects: BTreeMap<&AllocationName, Vec<(Ipv4Addr, &Address)>> = BTreeMap::new();
+    for (address, object) in &inputs.addresses {
+        objects.entry(&object.allocation).or_default().push((*address, object));
     }
-    let allocation = |(name, objects): (&AllocationName, Vec<&Address>)| {
-        let may_open =
-            |object: &&&Address| addresses.get(&object.address).is_some_and(|own| !own.allowed.is_empty());
-        let own: Vec<Ipv4Addr> = objects
-            .iter()
-            .filter(may_open)
-            .map(|object| object.address)
-            .take(ADDRESSES_PER_ALLOCATION)
-            .collect();
+    let allocation = |(name, objects): (&AllocationName, Vec<(Ipv4Addr, &Address)>)| {
+        let may_open = |own: &Ipv4Addr| addresses.get(own).is_some_and(|own| !own.allowed.is_empty());
+        let (all, objects): (Vec<Ipv4Addr>, Vec<&Address>) = objects.into_iter().unzip();
+        let own = all.iter().copied().filter(may_open).take(ADDRESSES_PER_ALLOCATION);
+        let own: Vec<Ipv4Addr> = own.collect();
         let may_lapse = own.iter().any(|own| addresses.get(own).is_some_and(|own| own.deadlines.is_some()));
         let (gateways, near) =
             if own.is_empty() || may_lapse { gateways(inputs, name, &objects) } else { (Vec::new(), 0) };
@@ -62,7 +58,7 @@ pub(super) fn allocations(
             addresses: own,
             gateways,
             near,
-            name: objects.first()?.address,
+            name: *all.first()?,
             timeouts: limits.map(|limits| limits.timeouts).unwrap_or_default(),
             max_resting: limits.map_or(ANY_NUMBER, |limits| limits.max_resting),
             most: limits.map_or(MOST, |limits| limits.per_node_max),

@@ -22,7 +22,7 @@ fn inputs(holdings: &[(u8, u8, &str, State)]) -> Inputs {
         state: *state,
     });
     let address = Address {
-        address: EGRESS,
+        address: EGRESS.into(),
         prefix: "p".into(),
         allocation: name(),
         epoch: 9,

@@ -112,8 +112,12 @@ fn tell(keeper: &Keeper, hold: &watch::Sender<Option<Hold>>, changed: &impl Fn()
 }
 
 fn epochs(items: &[EgressAddress]) -> Result<Epochs, Failure> {
-    let read = |object| objects::address(object).map(|address| (address.address, address.epoch));
-    items.iter().map(read).collect::<Result<Epochs, _>>().map_err(|error| Failure::Other(error.to_string()))
+    let mut epochs = Epochs::new();
+    for object in items {
+        let address = objects::address(object).map_err(|error| Failure::Other(error.to_string()))?;
+        epochs.extend(address.address.v4().map(|own| (own, address.epoch)));
+    }
+    Ok(epochs)
 }
 
 async fn call<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Failure> {

@@ -80,7 +80,7 @@ impl World {
                 Some(Holding { first, last: first + 7, node: format!("n{node}"), epoch, state })
             });
             let address = Address {
-                address: egress(number),
+                address: egress(number).into(),
                 prefix: "p".into(),
                 allocation: allocation(*owner),
                 epoch,

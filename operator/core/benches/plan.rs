@@ -30,8 +30,8 @@ fn node(index: usize) -> Node {
             .map(|it| (format!("example.com/label-{it}"), format!("value-{it}")))
             .chain(group(index))
             .collect(),
-        addresses: vec![Ipv4Addr::new(172, 16, high, low)],
-        pod_ranges: vec![ipnet::Ipv4Net::new(Ipv4Addr::new(10, high, low, 0), 24).unwrap()],
+        addresses: vec![Ipv4Addr::new(172, 16, high, low).into()],
+        pod_ranges: vec![ipnet::IpNet::new(Ipv4Addr::new(10, high, low, 0).into(), 24).unwrap()],
         ready: true,
         ..Node::default()
     }
@@ -48,6 +48,7 @@ fn allocation(index: usize) -> Allocation {
         created: 1,
         prefixes: vec!["leased".into()],
         request: AddressRequest::Count(1),
+        ipv6: 0,
         sites: [("group".to_owned(), Site { selector: group(index), weight: 100 })].into(),
         slices: SliceSet::range(4, 255),
         per_node_min: 1,

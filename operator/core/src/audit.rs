@@ -6,11 +6,11 @@ mod shares;
 mod slices;
 mod violation;
 
+use crate::egress::{Egress, Family};
 use crate::model::{Address, AddressRequest, Allocation, AllocationName, Inputs, Node, State};
 use crate::plan::Plan;
 use crate::selector::{Labels, serves};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 pub use violation::{Unfit, Violation};
 
 /// Checks every step from `inputs.addresses` to the plan.
@@ -32,23 +32,26 @@ struct World<'a> {
     inputs: &'a Inputs,
     nodes: BTreeMap<&'a str, &'a Node>,
     allocations: BTreeMap<&'a AllocationName, &'a Allocation>,
-    before: BTreeMap<Ipv4Addr, &'a Address>,
+    /// The same as they are for IPv6, of those that have such an address.
+    of_ipv6: BTreeMap<&'a AllocationName, Allocation>,
+    before: BTreeMap<Egress, &'a Address>,
     /// Addresses of each allocation, ascending, before and after.
-    had: BTreeMap<&'a AllocationName, Vec<Ipv4Addr>>,
-    has: BTreeMap<&'a AllocationName, Vec<Ipv4Addr>>,
+    had: BTreeMap<&'a AllocationName, Vec<Egress>>,
+    has: BTreeMap<&'a AllocationName, Vec<Egress>>,
     /// Which nodes belong to which site, by the selectors of the sites, which most allocations have in common.
     sites: BTreeMap<Vec<&'a Labels>, BTreeMap<&'a str, usize>>,
 }
 
 impl<'a> World<'a> {
     fn new(inputs: &'a Inputs, plan: &'a Plan) -> World<'a> {
-        let before: BTreeMap<Ipv4Addr, &Address> =
+        let before: BTreeMap<Egress, &Address> =
             inputs.addresses.iter().map(|address| (address.address, address)).collect();
         let changed = plan.addresses.iter().filter(|it| before.get(&it.address) != Some(it));
         World {
             inputs,
             nodes: inputs.nodes.iter().map(|node| (node.name.as_str(), node)).collect(),
             allocations: inputs.allocations.iter().map(|allocation| (&allocation.name, allocation)).collect(),
+            of_ipv6: of_ipv6(inputs, plan),
             sites: sites(inputs, &changed.map(|it| &it.allocation).collect()),
             before,
             had: by_allocation(&inputs.addresses),
@@ -57,30 +60,36 @@ impl<'a> World<'a> {
     }
 
     /// The site of each node that is in one of the allocation's, as its place among their names.
-    fn sites(&self, allocation: &'a Allocation) -> Option<&BTreeMap<&'a str, usize>> {
+    fn sites<'s>(&'s self, allocation: &'s Allocation) -> Option<&'s BTreeMap<&'s str, usize>> {
         self.sites.get(&selectors(allocation))
     }
 
     /// Addresses that the allocation would have.
-    fn has(&self, allocation: &AllocationName) -> &[Ipv4Addr] {
+    fn has(&self, allocation: &AllocationName) -> &[Egress] {
         self.has.get(allocation).map_or(&[], Vec::as_slice)
     }
 
     /// The allocation, if it is to serve from this address: it is not being deleted, and the address is listed or,
     /// where a number is asked for, among the first that it had: in use, of a prefix that it names, and low.
-    fn serving(&self, address: &Address) -> Option<&'a Allocation> {
-        let allocation =
-            self.allocations.get(&address.allocation).filter(|allocation| !allocation.deleting)?;
+    fn serving(&self, address: &Address) -> Option<&Allocation> {
+        let family = address.address.family();
+        let allocation = match family {
+            Family::V4 => self.allocations.get(&address.allocation).copied(),
+            Family::V6 => self.of_ipv6.get(&address.allocation),
+        };
+        let allocation = allocation.filter(|allocation| !allocation.deleting)?;
         let had = self.had.get(&allocation.name).map_or(&[] as &[_], Vec::as_slice);
         let rank = |it: &Address| (!it.is_held(), !allocation.prefixes.contains(&it.prefix), it.address);
         let first = |it: &Address| {
-            let before = had.iter().filter_map(|other| self.before.get(other));
+            let before = had.iter().filter(|other| other.family() == family);
+            let before = before.filter_map(|other| self.before.get(other));
             before.filter(|other| rank(other) < rank(it)).count()
         };
-        let wanted = match &allocation.request {
-            AddressRequest::Explicit(list) => list.contains(&address.address),
-            AddressRequest::Count(count) => {
-                self.before.get(&address.address).is_some_and(|it| first(it) < *count as usize)
+        let wanted = match (&allocation.request, allocation.count(family)) {
+            (AddressRequest::Explicit(list), _) => list.contains(&address.address),
+            (_, count) => {
+                let count = count.unwrap_or(0) as usize;
+                self.before.get(&address.address).is_some_and(|it| first(it) < count)
             }
         };
         // A new address is counted by `addresses::check`: it need not be the highest one.
@@ -90,6 +99,14 @@ impl<'a> World<'a> {
 
 fn selectors(allocation: &Allocation) -> Vec<&Labels> {
     allocation.sites.values().map(|site| &site.selector).collect()
+}
+
+fn of_ipv6<'a>(inputs: &'a Inputs, plan: &Plan) -> BTreeMap<&'a AllocationName, Allocation> {
+    let addresses = inputs.addresses.iter().chain(&plan.addresses);
+    let with: BTreeSet<&AllocationName> =
+        addresses.filter(|it| it.address.family() == Family::V6).map(|address| &address.allocation).collect();
+    let with = inputs.allocations.iter().filter(|it| with.contains(&it.name));
+    with.map(|it| (&it.name, it.of(Family::V6).into_owned())).collect()
 }
 
 /// Only of allocations of which an address changes: it takes longer than all the rest.
@@ -107,8 +124,8 @@ fn sites<'a>(
     known
 }
 
-fn by_allocation(addresses: &[Address]) -> BTreeMap<&AllocationName, Vec<Ipv4Addr>> {
-    let mut grouped: BTreeMap<&AllocationName, Vec<Ipv4Addr>> = BTreeMap::new();
+fn by_allocation(addresses: &[Address]) -> BTreeMap<&AllocationName, Vec<Egress>> {
+    let mut grouped: BTreeMap<&AllocationName, Vec<Egress>> = BTreeMap::new();
     for address in addresses {
         grouped.entry(&address.allocation).or_default().push(address.address);
     }

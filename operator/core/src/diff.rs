@@ -1,9 +1,9 @@
 //! The difference between what stands and what is planned.
 
+use crate::egress::Egress;
 use crate::model::Address;
 use crate::plan::Plan;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 
 /// One write to an `EgressAddress` object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,14 +13,14 @@ pub enum Change {
     /// Write it over the observed one, which must still be at the observed resource version.
     Replace(Address),
     /// Remove it.
-    Delete(Ipv4Addr),
+    Delete(Egress),
 }
 
 /// The writes that turn `observed` into the plan: deletions first, then the others, each sorted by address.
 pub fn diff(observed: &[Address], plan: &Plan) -> Vec<Change> {
-    let observed: BTreeMap<Ipv4Addr, &Address> =
+    let observed: BTreeMap<Egress, &Address> =
         observed.iter().map(|address| (address.address, address)).collect();
-    let planned: BTreeMap<Ipv4Addr, &Address> =
+    let planned: BTreeMap<Egress, &Address> =
         plan.addresses.iter().map(|address| (address.address, address)).collect();
     let deletions =
         observed.keys().filter(|address| !planned.contains_key(address)).copied().map(Change::Delete);

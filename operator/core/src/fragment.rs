@@ -21,7 +21,7 @@ pub fn fragment_homes(address: &Address) -> Vec<String> {
     (0..HOMES as u8)
         .filter_map(|home| {
             let rank =
-                |node: &str| weight(address.address.octets().into_iter().chain([home]).chain(node.bytes()));
+                |node: &str| weight(address.address.bytes().into_iter().chain([home]).chain(node.bytes()));
             senders.iter().max_by_key(|node| (rank(node), **node))
         })
         .map(|node| (*node).to_owned())

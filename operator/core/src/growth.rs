@@ -191,7 +191,7 @@ mod tests {
     fn there_is_room_while_slices_are_free_and_the_node_may_have_more() {
         let usable = SliceSet::range(4, 11);
         let object = |holdings: &[(u8, u8, &str, State)]| Address {
-            address: Ipv4Addr::new(203, 0, 113, 1),
+            address: Ipv4Addr::new(203, 0, 113, 1).into(),
             prefix: "p".into(),
             allocation: AllocationName { account: "a".into(), name: "x".into() },
             epoch: 7,

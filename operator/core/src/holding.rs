@@ -111,7 +111,7 @@ mod tests {
         let holding =
             |first, last, node: &str, state| Holding { first, last, node: node.into(), epoch: 7, state };
         let object = Address {
-            address: Ipv4Addr::new(203, 0, 113, 1),
+            address: Ipv4Addr::new(203, 0, 113, 1).into(),
             prefix: "p".into(),
             allocation: AllocationName { account: "a".into(), name: "x".into() },
             epoch: 7,

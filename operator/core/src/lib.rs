@@ -25,6 +25,7 @@
 pub mod announcer;
 pub mod audit;
 pub mod diff;
+pub mod egress;
 pub mod fence;
 pub mod fragment;
 pub mod gateway;
@@ -43,6 +44,7 @@ pub mod slice;
 
 pub use audit::{Violation, audit};
 pub use diff::{Change, diff};
+pub use egress::{Egress, Family};
 pub use fragment::fragment_homes;
 pub use plan::{AllocationOutcome, Plan, PrefixOutcome, Verdict, plan};
 pub use policy::{NodePolicy, PolicyInputs, compile};

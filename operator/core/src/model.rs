@@ -1,9 +1,11 @@
 //! What planning reads and writes. These types know nothing of Kubernetes; the operator translates.
 
-use crate::slice::SliceSet;
-use ipnet::Ipv4Net;
+use crate::egress::{Egress, Family};
+use crate::slice::{FIRST, LAST, SliceSet};
+use ipnet::IpNet;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// Seconds since the Unix epoch.
@@ -35,12 +37,12 @@ pub struct Inputs {
     pub quarantine: Seconds,
     /// Slices in quarantine that rest on although their time has come: clocks of machines differ, and by one that
     /// nobody sets they have not rested for the whole of it under the eyes of the caller.
-    pub unrested: BTreeMap<Ipv4Addr, SliceSet>,
+    pub unrested: BTreeMap<Egress, SliceSet>,
     /// Addresses that nobody gets, and whose holdings stay as they are if they stand, with what to tell the owner, if
     /// there is anything to tell (yet): what is known of them does not suffice to change them.
-    pub withheld: BTreeMap<Ipv4Addr, Option<String>>,
+    pub withheld: BTreeMap<Egress, Option<String>>,
     /// Highest epochs known of addresses whose object is gone: one that is made anew gets a higher one.
-    pub epochs: BTreeMap<Ipv4Addr, i64>,
+    pub epochs: BTreeMap<Egress, i64>,
 }
 
 impl Default for Inputs {
@@ -61,7 +63,7 @@ impl Default for Inputs {
 
 impl Inputs {
     /// Whether a slice that is in quarantine until a time must rest on.
-    pub fn rests(&self, address: Ipv4Addr, slice: u8, until: Seconds) -> bool {
+    pub fn rests(&self, address: Egress, slice: u8, until: Seconds) -> bool {
         self.now < until || self.unrested.get(&address).is_some_and(|slices| slices.contains(slice))
     }
 }
@@ -73,10 +75,10 @@ pub struct Prefix {
     pub name: String,
     /// Creation time; of two prefixes that overlap the older one counts, then the first by name.
     pub created: Seconds,
-    /// The range; every address of it is usable.
-    pub cidr: Ipv4Net,
+    /// The range; every address of it is usable. An IPv6 one is at most a /64 long.
+    pub cidr: IpNet,
     /// Ranges that are not to be allocated.
-    pub reserved: Vec<Ipv4Net>,
+    pub reserved: Vec<IpNet>,
     /// Account that may allocate from it.
     pub account: String,
     /// Being deleted: nothing new is taken from it, and it goes when none of its addresses is in use.
@@ -94,21 +96,47 @@ pub struct Allocation {
     pub prefixes: Vec<String>,
     /// Which addresses.
     pub request: AddressRequest,
+    /// How many IPv6 /64s, beside a number of IPv4 addresses; not counted where the request is a list.
+    pub ipv6: u32,
     /// Sites by name; empty = every node may hold slices.
     pub sites: BTreeMap<String, Site>,
-    /// Slices of each address that may be used.
+    /// Slices of each IPv4 address that may be used.
     pub slices: SliceSet,
-    /// Slices of each address that every eligible node holds.
+    /// Slices of each IPv4 address that every eligible node holds.
     pub per_node_min: u32,
-    /// Slices of each address that a node can grow to. It takes nothing away from who holds more already.
+    /// Slices of each IPv4 address that a node can grow to. It takes nothing away from who holds more already.
     pub per_node_max: u32,
     /// Seconds without a renewal of its Lease after which a node sends no more from its addresses; never if there is
     /// none.
     pub fence: Option<Seconds>,
     /// Addresses that its status lists: those it had when somebody looked last.
-    pub listed: BTreeSet<Ipv4Addr>,
+    pub listed: BTreeSet<Egress>,
     /// Being deleted: its slices drain, and its addresses go when nothing is held any more.
     pub deleting: bool,
+}
+
+impl Allocation {
+    /// How many addresses of a family it asks for, unless it lists them.
+    pub fn count(&self, family: Family) -> Option<u32> {
+        match (&self.request, family) {
+            (AddressRequest::Explicit(_), _) => None,
+            (AddressRequest::Count(count), Family::V4) => Some(*count),
+            (AddressRequest::Count(_), Family::V6) => Some(self.ipv6),
+        }
+    }
+
+    /// The same as it is for the addresses of a family: of a /64 every node holds one slice, whatever its ports are.
+    pub fn of(&self, family: Family) -> Cow<'_, Allocation> {
+        match family {
+            Family::V4 => Cow::Borrowed(self),
+            Family::V6 => Cow::Owned(Allocation {
+                slices: SliceSet::range(FIRST, LAST),
+                per_node_min: 1,
+                per_node_max: 1,
+                ..self.clone()
+            }),
+        }
+    }
 }
 
 /// A set of nodes from which an allocation may leave.
@@ -123,10 +151,10 @@ pub struct Site {
 /// Which addresses an allocation asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AddressRequest {
-    /// As many as this, any.
+    /// As many IPv4 addresses as this, any.
     Count(u32),
     /// Exactly these.
-    Explicit(Vec<Ipv4Addr>),
+    Explicit(Vec<Egress>),
 }
 
 /// A node.
@@ -137,9 +165,9 @@ pub struct Node {
     /// Labels of the Node object.
     pub labels: BTreeMap<String, String>,
     /// Its own addresses, which can't be egress addresses.
-    pub addresses: Vec<Ipv4Addr>,
+    pub addresses: Vec<IpAddr>,
     /// Ranges of its pods, which can't be in a prefix.
-    pub pod_ranges: Vec<Ipv4Net>,
+    pub pod_ranges: Vec<IpNet>,
     /// The agent has reported a tunnel address and is ready: only such a node is given new slices. A node that is
     /// not ready keeps what it has.
     pub ready: bool,
@@ -149,7 +177,7 @@ pub struct Node {
     /// gets `min`, and gives back what it has beyond that if it is ready.
     pub demand: BTreeMap<AllocationName, u32>,
     /// Per address: the epoch that the node's data plane has.
-    pub programmed: BTreeMap<Ipv4Addr, Programmed>,
+    pub programmed: BTreeMap<Egress, Programmed>,
     /// Who holds its Lease.
     pub lease: Lease,
 }
@@ -185,7 +213,7 @@ pub struct Programmed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: Egress,
     /// Prefix it was taken from.
     pub prefix: String,
     /// Allocation it is dedicated to.

@@ -1,11 +1,12 @@
 //! Prefixes: which of them count, and which of their addresses are free.
 
+use crate::egress::{Egress, Family};
 use crate::model::{Node, Prefix};
 use crate::plan::{Verdict, plural};
 use crate::reason;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// All prefixes, each judged.
 pub(crate) struct Prefixes<'a> {
@@ -17,7 +18,7 @@ pub(crate) struct Judged<'a> {
     pub prefix: &'a Prefix,
     pub accepted: Verdict,
     /// Addresses of nodes that lie in it: reserved, whatever people write.
-    pub nodes: Vec<Ipv4Addr>,
+    pub nodes: Vec<IpAddr>,
 }
 
 impl<'a> Prefixes<'a> {
@@ -25,11 +26,11 @@ impl<'a> Prefixes<'a> {
     /// itself still stands in the way of younger ones: otherwise deleting an old prefix could withdraw the
     /// acceptance of one that is in use. A range that nodes use for pods is refused too: replies would not come back.
     pub fn judge(prefixes: &'a [Prefix], nodes: &[Node]) -> Prefixes<'a> {
-        let ranges: Vec<(Ipv4Net, &str)> = nodes
+        let ranges: Vec<(IpNet, &str)> = nodes
             .iter()
             .flat_map(|node| node.pod_ranges.iter().map(|range| (*range, node.name.as_str())))
             .collect();
-        let own: BTreeSet<Ipv4Addr> = nodes.iter().flat_map(|node| node.addresses.iter().copied()).collect();
+        let own: BTreeSet<IpAddr> = nodes.iter().flat_map(|node| node.addresses.iter().copied()).collect();
         let mut oldest_first: Vec<&Prefix> = prefixes.iter().collect();
         oldest_first.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
         let mut by_name = BTreeMap::new();
@@ -37,7 +38,7 @@ impl<'a> Prefixes<'a> {
             let older = oldest_first[..age].iter().find(|older| overlap(older.cidr, prefix.cidr));
             // Of several the first by name: the message must not depend on the order.
             let pods = ranges.iter().filter(|(range, _)| overlap(*range, prefix.cidr)).min_by_key(|it| it.1);
-            let nodes: Vec<Ipv4Addr> =
+            let nodes: Vec<IpAddr> =
                 own.range(prefix.cidr.network()..=prefix.cidr.broadcast()).copied().collect();
             let accepted = match older {
                 _ if prefix.deleting => Verdict::bad(
@@ -78,7 +79,7 @@ impl<'a> Prefixes<'a> {
     }
 }
 
-fn available(prefix: &Prefix, nodes: &[Ipv4Addr]) -> String {
+fn available(prefix: &Prefix, nodes: &[IpAddr]) -> String {
     let message = format!("{} is available to account {:?}", prefix.cidr, prefix.account);
     match nodes {
         [] => message,
@@ -91,29 +92,29 @@ fn available(prefix: &Prefix, nodes: &[Ipv4Addr]) -> String {
 }
 
 /// Whether two ranges have an address in common (one then contains the other).
-pub(crate) fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
+pub(crate) fn overlap(a: IpNet, b: IpNet) -> bool {
     a.contains(&b) || b.contains(&a)
 }
 
-/// The addresses of a prefix. Every address of the range can be allocated, the first and the last included, except
-/// what is reserved.
+/// The egress addresses of a prefix: IPv4 addresses, or IPv6 /64s. All of the range can be allocated, the first and the
+/// last included, except what is reserved.
 pub(crate) struct Pool {
-    first: u32,
-    last: u32,
+    pub family: Family,
+    /// Places, see [`Egress::place`].
+    first: u64,
+    last: u64,
     /// Reserved ranges within the prefix: sorted, disjoint, both ends included.
-    reserved: Vec<(u32, u32)>,
+    reserved: Vec<(u64, u64)>,
 }
 
 impl Pool {
     pub fn new(Judged { prefix, nodes, .. }: &Judged) -> Pool {
         let (first, last) = ends(prefix.cidr);
         let reserved = prefix.reserved.iter().filter(|range| overlap(**range, prefix.cidr));
-        let mut ranges: Vec<(u32, u32)> = reserved
-            .map(|range| ends(*range))
-            .chain(nodes.iter().map(|address| (address.to_bits(), address.to_bits())))
-            .collect();
+        let mut ranges: Vec<(u64, u64)> =
+            reserved.copied().chain(nodes.iter().map(|address| IpNet::from(*address))).map(ends).collect();
         ranges.sort_unstable();
-        let mut reserved: Vec<(u32, u32)> = Vec::new();
+        let mut reserved: Vec<(u64, u64)> = Vec::new();
         for (from, to) in ranges {
             let (from, to) = (from.max(first), to.min(last));
             match reserved.last_mut() {
@@ -121,71 +122,79 @@ impl Pool {
                 _ => reserved.push((from, to)),
             }
         }
-        Pool { first, last, reserved }
+        Pool { family: Family::of(&prefix.cidr), first, last, reserved }
     }
 
-    /// How many addresses can be allocated.
+    /// How many egress addresses can be allocated.
     pub fn capacity(&self) -> u32 {
-        let size = |(from, to): (u32, u32)| u64::from(to - from) + 1;
+        let size = |(from, to): (u64, u64)| (to - from).saturating_add(1);
         let reserved: u64 = self.reserved.iter().copied().map(size).sum();
         u32::try_from(size((self.first, self.last)) - reserved).unwrap_or(u32::MAX)
     }
 
     /// Whether the address lies in the prefix.
-    pub fn contains(&self, address: Ipv4Addr) -> bool {
-        (self.first..=self.last).contains(&address.to_bits())
+    pub fn contains(&self, address: Egress) -> bool {
+        self.family == address.family() && (self.first..=self.last).contains(&address.place())
     }
 
     /// Whether the address must not be allocated.
-    pub fn is_reserved(&self, address: Ipv4Addr) -> bool {
-        self.reserved_range(address.to_bits()).is_some()
+    pub fn is_reserved(&self, address: Egress) -> bool {
+        self.reserved_range(address.place()).is_some()
     }
 
     /// The lowest address from `from` on that is neither reserved nor taken.
-    pub fn lowest_free(&self, from: Ipv4Addr, taken: impl Fn(Ipv4Addr) -> bool) -> Option<Ipv4Addr> {
-        let mut candidate = from.to_bits().max(self.first);
+    pub fn lowest_free(&self, from: u64, taken: impl Fn(Egress) -> bool) -> Option<Egress> {
+        let mut candidate = from.max(self.first);
         while candidate <= self.last {
             let last_unusable = match self.reserved_range(candidate) {
                 Some((_, end)) => end,
-                None if taken(Ipv4Addr::from_bits(candidate)) => candidate,
-                None => return Some(Ipv4Addr::from_bits(candidate)),
+                None if taken(self.family.at(candidate)) => candidate,
+                None => return Some(self.family.at(candidate)),
             };
             candidate = last_unusable.checked_add(1)?;
         }
         None
     }
 
-    fn reserved_range(&self, address: u32) -> Option<(u32, u32)> {
-        let after = self.reserved.partition_point(|(from, _)| *from <= address);
-        self.reserved[..after].last().copied().filter(|(_, to)| address <= *to)
+    fn reserved_range(&self, place: u64) -> Option<(u64, u64)> {
+        let after = self.reserved.partition_point(|(from, _)| *from <= place);
+        self.reserved[..after].last().copied().filter(|(_, to)| place <= *to)
     }
 }
 
-/// First and last address of a range.
-fn ends(range: Ipv4Net) -> (u32, u32) {
-    (range.network().to_bits(), range.broadcast().to_bits())
+/// Places of the first and the last egress address of which a range has a part.
+fn ends(range: IpNet) -> (u64, u64) {
+    let place = |address| Egress::containing(address).place();
+    (place(range.network()), place(range.broadcast()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn pool(cidr: &str, reserved: &[&str]) -> Pool {
-        let prefix = Prefix {
+    fn pool_prefix() -> Prefix {
+        Prefix {
             name: "p".into(),
             created: 1,
-            cidr: cidr.parse().unwrap(),
-            reserved: reserved.iter().map(|range| range.parse().unwrap()).collect(),
+            cidr: IpNet::default(),
+            reserved: vec![],
             account: "shop".into(),
             deleting: false,
+        }
+    }
+
+    fn pool(cidr: &str, reserved: &[&str]) -> Pool {
+        let prefix = Prefix {
+            cidr: cidr.parse().unwrap(),
+            reserved: reserved.iter().map(|range| range.parse().unwrap()).collect(),
+            ..pool_prefix()
         };
         Pool::new(&Judged { prefix: &prefix, accepted: Verdict::good(reason::ACCEPTED, ""), nodes: vec![] })
     }
 
-    fn all(pool: &Pool) -> Vec<Ipv4Addr> {
-        let mut found: Vec<Ipv4Addr> = Vec::new();
-        while let Some(address) = pool.lowest_free(Ipv4Addr::UNSPECIFIED, |address| found.contains(&address))
-        {
+    fn all(pool: &Pool) -> Vec<Egress> {
+        let mut found: Vec<Egress> = Vec::new();
+        while let Some(address) = pool.lowest_free(0, |address| found.contains(&address)) {
             found.push(address);
         }
         found
@@ -222,7 +231,21 @@ mod tests {
         let none = pool("192.0.2.0/28", &["192.0.2.0/24"]);
         assert_eq!((none.capacity(), all(&none).len()), (0, 0));
         let last = pool("255.255.255.254/31", &["255.255.255.255/32"]);
-        assert_eq!(all(&last), [Ipv4Addr::new(255, 255, 255, 254)]);
+        assert_eq!(all(&last), [Egress::V4(std::net::Ipv4Addr::new(255, 255, 255, 254))]);
+    }
+
+    #[test]
+    fn of_ipv6_each_64_is_one_and_goes_with_any_part_that_is_reserved() {
+        let some = pool("2001:db8::/62", &["2001:db8:0:1::7/128", "2001:db8:0:2:8000::/65", "192.0.2.0/24"]);
+        assert_eq!(some.capacity(), 2);
+        assert_eq!(all(&some), ["2001:db8::/64", "2001:db8:0:3::/64"].map(|it| it.parse().unwrap()));
+        assert_eq!(pool("2001:db8::/64", &[]).capacity(), 1);
+        assert_eq!(pool("2001:db8::/32", &[]).capacity(), u32::MAX, "one more than can be told");
+        let prefix = Prefix { cidr: "2001:db8::/63".parse().unwrap(), ..pool_prefix() };
+        let nodes = vec!["2001:db8::9".parse().unwrap()];
+        let pool =
+            Pool::new(&Judged { prefix: &prefix, accepted: Verdict::good(reason::ACCEPTED, ""), nodes });
+        assert_eq!(all(&pool), ["2001:db8:0:1::/64".parse().unwrap()], "a node's own is reserved");
     }
 
     #[test]

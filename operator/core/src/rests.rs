@@ -1,16 +1,16 @@
 //! How long slices in quarantine have rested, by this machine's own clock.
 
+use crate::egress::Egress;
 use crate::model::{Address, Seconds, State};
 use crate::slice::SliceSet;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// The end of a rest is written down in wall-clock time, and clocks of two replicas differ: one that takes over with a
 /// clock that is ahead would end rests early. So no rest ends before this replica has seen it last for the whole
 /// quarantine; at worst a take-over makes one longer by that.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Rests(BTreeMap<(Ipv4Addr, u8, i64), Duration>);
+pub struct Rests(BTreeMap<(Egress, u8, i64), Duration>);
 
 impl Rests {
     /// Takes note of what rests, and returns the slices that have not rested for long enough yet. `now` never goes back.
@@ -19,10 +19,10 @@ impl Rests {
         addresses: &[Address],
         now: Duration,
         quarantine: Seconds,
-    ) -> BTreeMap<Ipv4Addr, SliceSet> {
+    ) -> BTreeMap<Egress, SliceSet> {
         let quarantine = Duration::from_secs(u64::try_from(quarantine).unwrap_or(0));
         let mut seen = BTreeMap::new();
-        let mut unrested: BTreeMap<Ipv4Addr, SliceSet> = BTreeMap::new();
+        let mut unrested: BTreeMap<Egress, SliceSet> = BTreeMap::new();
         for address in addresses {
             for holding in &address.holdings {
                 let State::Quarantined { .. } = holding.state else { continue };
@@ -48,7 +48,7 @@ mod tests {
 
     fn resting(first: u8, last: u8, epoch: i64) -> Address {
         Address {
-            address: Ipv4Addr::new(203, 0, 113, 1),
+            address: "203.0.113.1".parse().unwrap(),
             prefix: "p".into(),
             allocation: AllocationName { account: "a".into(), name: "x".into() },
             epoch,

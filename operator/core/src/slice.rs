@@ -1,4 +1,4 @@
-//! Slices: 256 consecutive, aligned ports of one IPv4 address.
+//! Slices: 256 consecutive, aligned ports of one IPv4 address, or of a /64 the part with the same bits 64 to 79.
 
 use std::fmt;
 
@@ -8,6 +8,9 @@ pub const PORTS: u32 = 256;
 pub const FIRST: u8 = 4;
 /// Last usable slice (port 65535).
 pub const LAST: u8 = 255;
+
+/// How many slices are usable.
+pub const COUNT: u32 = LAST as u32 - FIRST as u32 + 1;
 
 /// A set of the 256 slice indices of one address.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -4,6 +4,7 @@
 mod support;
 
 use aegis_core::audit::{Unfit, Violation};
+use aegis_core::egress::Egress;
 use aegis_core::model::*;
 use aegis_core::plan::Plan;
 use aegis_core::slice::SliceSet;
@@ -318,7 +319,7 @@ fn given_to_whom_it_must_not_be_given() {
 }
 
 /// Adds a new address to the plan.
-fn take(plan: &mut Plan, address: Ipv4Addr, prefix: &str) {
+fn take(plan: &mut Plan, address: Egress, prefix: &str) {
     let new = Address {
         address,
         prefix: prefix.into(),
@@ -370,7 +371,7 @@ fn an_address_that_must_not_be_taken() {
     assert_eq!(taken(&listed, next), "its allocation does not list it");
     let missing = |inputs: &mut Inputs| inputs.prefixes.clear();
     assert_eq!(taken(&missing, next), "its prefix does not exist");
-    let own = |inputs: &mut Inputs| inputs.nodes[0].addresses.push(ip("192.0.2.1"));
+    let own = |inputs: &mut Inputs| inputs.nodes[0].addresses.push("192.0.2.1".parse().unwrap());
     assert_eq!(taken(&own, next), "it is a node's own");
     let pods = |inputs: &mut Inputs| inputs.nodes[0].pod_ranges.push("192.0.0.0/16".parse().unwrap());
     assert_eq!(taken(&pods, next), "its prefix overlaps pods");
@@ -455,7 +456,8 @@ fn more_addresses_than_nodes_have_room_for() {
     let found = violations_with(inputs, |inputs, plan| {
         inputs.allocations[0].request = AddressRequest::Count(2_000);
         for index in 0..MAX_ADDRESSES as u32 {
-            take(plan, Ipv4Addr::from_bits(ip("192.0.4.0").to_bits() + index), "p");
+            let address = Ipv4Addr::from_bits(Ipv4Addr::new(192, 0, 4, 0).to_bits() + index);
+            take(plan, address.into(), "p");
         }
     });
     assert_eq!(found, [Violation::TooManyAddresses { count: MAX_ADDRESSES + 1 }]);

@@ -3,12 +3,12 @@
 
 mod support;
 
+use aegis_core::egress::Egress;
 use aegis_core::model::*;
 use aegis_core::{Change, Plan, diff, plan, reason};
-use std::net::Ipv4Addr;
 use support::*;
 
-fn addresses(plan: &Plan, allocation: &str) -> Vec<Ipv4Addr> {
+fn addresses(plan: &Plan, allocation: &str) -> Vec<Egress> {
     plan.addresses.iter().filter(|it| it.allocation == name(allocation)).map(|it| it.address).collect()
 }
 
@@ -392,7 +392,7 @@ fn nodes_have_room_for_so_many_addresses_and_allocations() {
 #[test]
 fn nodes_own_addresses_and_ranges_of_pods_are_not_given_out() {
     let mut inputs = world();
-    inputs.nodes[1].addresses = vec![ip("192.0.2.0")];
+    inputs.nodes[1].addresses = vec!["192.0.2.0".parse().unwrap()];
     let plan = advance(&mut inputs);
     assert_eq!(addresses(&plan, "a"), [ip("192.0.2.1")]);
     assert_eq!(plan.prefixes["p"].capacity, 3);

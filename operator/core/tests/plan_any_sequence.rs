@@ -3,6 +3,7 @@
 
 mod support;
 
+use aegis_core::egress::{Egress, Family};
 use aegis_core::fence;
 use aegis_core::model::*;
 use aegis_core::plan::Plan;
@@ -10,10 +11,10 @@ use aegis_core::selector::{matches_sites, serves};
 use aegis_core::site::quotas;
 use aegis_core::slice::SliceSet;
 use aegis_core::{audit, plan};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use proptest::prelude::*;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::time::Duration;
 use support::*;
 
@@ -58,7 +59,7 @@ enum Event {
     Lease(usize, Lease),
     Time(Seconds),
     /// These addresses must stay as they are, and no others.
-    Withhold(BTreeSet<Ipv4Addr>),
+    Withhold(BTreeSet<Egress>),
     /// These slices of every address have not rested by the other clock, and no others.
     Unrested(SliceSet),
     /// All flows end, all agents report, and the quarantine passes.
@@ -66,16 +67,27 @@ enum Event {
 }
 
 const ZONES: [&str; 3] = ["a", "b", "c"];
-// The second and third overlap the first; the sixth overlaps the fifth.
-const RANGES: [&str; 6] =
-    ["192.0.2.0/29", "192.0.2.4/30", "192.0.2.0/28", "198.51.100.0/30", "203.0.113.0/31", "203.0.113.1/32"];
+// The second and third overlap the first; the sixth overlaps the fifth, and the eighth the seventh.
+const RANGES: [&str; 8] = [
+    "192.0.2.0/29",
+    "192.0.2.4/30",
+    "192.0.2.0/28",
+    "198.51.100.0/30",
+    "203.0.113.0/31",
+    "203.0.113.1/32",
+    "2001:db8::/62",
+    "2001:db8:0:3::/64",
+];
 
 fn any_account() -> impl Strategy<Value = &'static str> {
     prop_oneof![1 => Just("bank"), 5 => Just("shop")]
 }
 
 fn any_prefix() -> impl Strategy<Value = Prefix> {
-    let reserved = prop::collection::vec(prop::sample::select(vec!["192.0.2.1/32", "198.51.100.2/31"]), 0..2);
+    let reserved = prop::collection::vec(
+        prop::sample::select(vec!["192.0.2.1/32", "198.51.100.2/31", "2001:db8:0:1::7/128"]),
+        0..2,
+    );
     (0..RANGES.len(), 0..3i64, any_account(), reserved).prop_map(|(index, created, account, reserved)| {
         Prefix {
             created,
@@ -87,8 +99,15 @@ fn any_prefix() -> impl Strategy<Value = Prefix> {
 }
 
 fn any_request() -> impl Strategy<Value = AddressRequest> {
-    let listed =
-        prop::sample::select(vec!["192.0.2.0", "192.0.2.1", "192.0.2.5", "198.51.100.3", "203.0.113.1"]);
+    let listed = prop::sample::select(vec![
+        "192.0.2.0",
+        "192.0.2.1",
+        "192.0.2.5",
+        "198.51.100.3",
+        "203.0.113.1",
+        "2001:db8::/64",
+        "2001:db8:0:2::/64",
+    ]);
     prop_oneof![
         3 => (0..5u32).prop_map(AddressRequest::Count),
         1 => prop::collection::vec(listed.prop_map(ip), 1..3).prop_map(AddressRequest::Explicit),
@@ -103,19 +122,23 @@ fn any_allocation() -> impl Strategy<Value = Allocation> {
     let slices = prop::sample::select(vec![(4u8, 255u8), (4, 255), (4, 30), (20, 60), (250, 255)]);
     let fence = prop::sample::select(vec![None, None, Some(15), Some(60)]);
     let per_node = (0..12u32, 0..40u32);
-    (0..4usize, 0..3i64, any_account(), prefixes, any_request(), sites, slices, per_node, fence).prop_map(
-        |(index, created, account, prefixes, request, sites, (first, last), (min, more), fence)| Allocation {
-            name: AllocationName { account: account.into(), name: format!("a{index}") },
-            created,
-            prefixes: prefixes.into_iter().map(|index| format!("p{index}")).collect(),
-            request,
-            sites,
-            slices: SliceSet::range(first, last),
-            per_node_min: min,
-            per_node_max: min + more,
-            fence,
-            listed: BTreeSet::new(),
-            deleting: false,
+    let request = (any_request(), prop::sample::select(vec![0u32, 0, 1, 2]));
+    (0..4usize, 0..3i64, any_account(), prefixes, request, sites, slices, per_node, fence).prop_map(
+        |(index, created, account, prefixes, (request, ipv6), sites, (first, last), (min, more), fence)| {
+            Allocation {
+                name: AllocationName { account: account.into(), name: format!("a{index}") },
+                created,
+                prefixes: prefixes.into_iter().map(|index| format!("p{index}")).collect(),
+                request,
+                ipv6,
+                sites,
+                slices: SliceSet::range(first, last),
+                per_node_min: min,
+                per_node_max: min + more,
+                fence,
+                listed: BTreeSet::new(),
+                deleting: false,
+            }
         },
     )
 }
@@ -128,8 +151,8 @@ fn any_lease() -> impl Strategy<Value = Lease> {
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         3 => any_prefix().prop_map(Event::Prefix),
-        1 => (0..6usize).prop_map(Event::PrefixGoes),
-        1 => (0..6usize).prop_map(Event::PrefixDeleting),
+        1 => (0..RANGES.len()).prop_map(Event::PrefixGoes),
+        1 => (0..RANGES.len()).prop_map(Event::PrefixDeleting),
         6 => any_allocation().prop_map(Box::new).prop_map(Event::Allocation),
         6 => (0..8usize, 0..5usize, any_allocation())
             .prop_map(|(index, field, other)| Event::Edit { index, field, other: Box::new(other) }),
@@ -146,7 +169,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => (0..5usize, 1..4i64).prop_map(|(node, epochs_ago)| Event::StaleReport { node, epochs_ago }),
         4 => (0..5usize, any_lease()).prop_map(|(node, lease)| Event::Lease(node, lease)),
         5 => (0..2 * QUARANTINE).prop_map(Event::Time),
-        2 => prop::collection::btree_set(prop::sample::select(vec!["192.0.2.0", "192.0.2.1", "198.51.100.0"]).prop_map(ip), 0..3)
+        2 => prop::collection::btree_set(prop::sample::select(vec!["192.0.2.0", "192.0.2.1", "198.51.100.0", "2001:db8::/64"]).prop_map(ip), 0..3)
             .prop_map(Event::Withhold),
         1 => prop_oneof![Just(SliceSet::EMPTY), Just(SliceSet::range(4, 40))].prop_map(Event::Unrested),
         3 => Just(Event::Calm),
@@ -177,7 +200,7 @@ fn happen(inputs: &mut Inputs, event: Event) {
         Event::Edit { index, field, other } => {
             let Some(allocation) = inputs.allocations.get_mut(index % count) else { return };
             match field {
-                0 => allocation.request = other.request,
+                0 => (allocation.request, allocation.ipv6) = (other.request, other.ipv6),
                 1 => allocation.sites = other.sites,
                 2 => allocation.slices = other.slices,
                 3 => allocation.fence = other.fence,
@@ -269,23 +292,27 @@ fn check(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// The allocation of an address, unless that is on its way out.
-fn serving<'a>(inputs: &'a Inputs, address: &Address) -> Option<&'a Allocation> {
+/// The allocation of an address, as it is for the address's family, unless the address is on its way out.
+fn serving<'a>(inputs: &'a Inputs, address: &Address) -> Option<Cow<'a, Allocation>> {
+    let family = address.address.family();
     let allocation = inputs.allocations.iter().find(|it| it.name == address.allocation && !it.deleting)?;
-    let mut had: Vec<Ipv4Addr> =
-        inputs.addresses.iter().filter(|it| it.allocation == allocation.name).map(|it| it.address).collect();
+    let own = inputs.addresses.iter().filter(|it| it.allocation == allocation.name);
+    let mut had: Vec<Egress> = own.map(|it| it.address).filter(|it| it.family() == family).collect();
     // In use, of a prefix that is named, low: in this order.
-    let rank = |at: &Ipv4Addr| {
+    let rank = |at: &Egress| {
         let it = inputs.addresses.iter().find(|it| it.address == *at).unwrap();
         let idle = it.holdings.iter().all(|it| it.state != State::Held);
         (idle, !allocation.prefixes.contains(&it.prefix), *at)
     };
     had.sort_by_key(rank);
     let stays = match &allocation.request {
-        AddressRequest::Count(count) => had.into_iter().take(*count as usize).any(|it| it == address.address),
+        AddressRequest::Count(count) => {
+            let count = if family == Family::V4 { *count } else { allocation.ipv6 };
+            had.into_iter().take(count as usize).any(|it| it == address.address)
+        }
         AddressRequest::Explicit(list) => list.contains(&address.address),
     };
-    stays.then_some(allocation)
+    stays.then(|| allocation.of(family))
 }
 
 /// Slices of the address that a node wants to hold.
@@ -309,7 +336,7 @@ fn wanted_in_site(inputs: &Inputs, allocation: &Allocation, node: &Node, address
 /// Who wants what it has keeps it, unless others of the site lack some; who does not report keeps it anyway.
 fn undisturbed_keep_their_slices(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
     for before in &inputs.addresses {
-        let Some(allocation) = serving(inputs, before) else { continue };
+        let Some(allocation) = &serving(inputs, before) else { continue };
         let after = plan.addresses.iter().find(|after| after.address == before.address);
         let after = after.ok_or_else(|| TestCaseError::fail(format!("{} lost", before.address)))?;
         let undisturbed = |node: &&Node| matches_sites(allocation, node) && !fence::has_passed(before, node);
@@ -348,12 +375,15 @@ fn nobody_holds_without_a_right(inputs: &Inputs, plan: &Plan) -> Result<(), Test
         let fresh = inputs.addresses.iter().all(|before| before.address != after.address);
         for holding in after.holdings.iter().filter(|holding| holding.state == State::Held) {
             let allocation = inputs.allocations.iter().find(|it| it.name == after.allocation);
-            let allocation = if fresh { allocation } else { serving(inputs, after) };
+            let allocation = match fresh {
+                true => allocation.map(|it| it.of(after.address.family())),
+                false => serving(inputs, after),
+            };
             let node = inputs.nodes.iter().find(|node| node.name == holding.node);
             let (Some(allocation), Some(node)) = (allocation, node) else {
                 return Err(TestCaseError::fail(format!("{} is held by {holding:?}", after.address)));
             };
-            prop_assert!(matches_sites(allocation, node), "{} is in no site", node.name);
+            prop_assert!(matches_sites(&allocation, node), "{} is in no site", node.name);
             prop_assert!((holding.first..=holding.last).all(|slice| allocation.slices.contains(slice)));
         }
     }
@@ -370,8 +400,9 @@ fn nobody_starves(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
             .collect();
         for node in inputs.nodes.iter().filter(|node| node.ready && matches_sites(allocation, node)) {
             let demand = node.demand.get(&allocation.name).copied().unwrap_or(0);
-            let wanted = demand.min(allocation.per_node_max);
             for address in own.iter().filter(|it| !inputs.withheld.contains_key(&it.address)) {
+                let allocation = &allocation.of(address.address.family());
+                let wanted = demand.min(allocation.per_node_max);
                 let free = allocation.slices.difference(occupied(address));
                 let has = held(address, &node.name).len();
                 let site = |it: &&Node| serves(&allocation.sites, it) == serves(&allocation.sites, node);
@@ -390,7 +421,8 @@ fn nobody_starves(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
             let none = all.all(|address| held(address, &node.name).is_empty());
             let told = &plan.allocations[&allocation.name].allocated;
             let says = |words: &str| told.message().contains(words);
-            let silent = told.is_good() && !["through others", "Lease", "fenced"].into_iter().any(says);
+            let silent = told.is_good()
+                && !["through others", "nothing over IPv6", "Lease", "fenced"].into_iter().any(says);
             let short = none && !own.is_empty() && allocation.per_node_min > 0;
             prop_assert!(!(short && silent), "{} goes without, the owner is told: {:?}", node.name, told);
         }
@@ -400,35 +432,43 @@ fn nobody_starves(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
 
 /// Who was refused an address was refused for a reason.
 fn no_address_is_withheld(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
-    let taken: BTreeSet<Ipv4Addr> =
+    let taken: BTreeSet<Egress> =
         inputs.addresses.iter().chain(&plan.addresses).map(|address| address.address).collect();
     let taken = &taken | &inputs.withheld.keys().copied().collect();
-    for allocation in inputs.allocations.iter().filter(|allocation| !allocation.deleting) {
-        let AddressRequest::Count(count) = allocation.request else { continue };
+    let counted = inputs.allocations.iter().filter(|allocation| !allocation.deleting);
+    for (allocation, family) in counted.flat_map(|it| Family::ALL.map(|family| (it, family))) {
+        let Some(count) = allocation.count(family) else { continue };
         let outcome = &plan.allocations[&allocation.name];
-        if !outcome.accepted.is_good()
-            || plan.addresses.iter().filter(|it| it.allocation == allocation.name).count() >= count as usize
-        {
+        let of_family = |it: &&Address| it.allocation == allocation.name && it.address.family() == family;
+        let has = plan.addresses.iter().filter(of_family).count();
+        if !outcome.accepted.is_good() || has >= count as usize {
             continue;
         }
         prop_assert!(!outcome.allocated.is_good());
-        for prefix in inputs.prefixes.iter().filter(|prefix| allocation.prefixes.contains(&prefix.name)) {
-            let reserved = |it: &Ipv4Addr| prefix.reserved.iter().any(|range: &Ipv4Net| range.contains(it));
-            let (first, last) = (prefix.cidr.network().to_bits(), prefix.cidr.broadcast().to_bits());
-            for address in (first..=last).map(Ipv4Addr::from_bits) {
-                prop_assert!(taken.contains(&address) || reserved(&address), "{address} was free");
+        let length = if family == Family::V4 { 32 } else { 64 };
+        let named = inputs.prefixes.iter().filter(|prefix| allocation.prefixes.contains(&prefix.name));
+        for prefix in named.filter(|prefix| Family::of(&prefix.cidr) == family) {
+            for one in prefix.cidr.subnets(length).unwrap() {
+                let reserved = |range: &IpNet| range.contains(&one) || one.contains(range);
+                let free = !taken.contains(&Egress::containing(one.network()))
+                    && !prefix.reserved.iter().any(reserved);
+                prop_assert!(!free, "{one} was free");
             }
         }
     }
     Ok(())
 }
 
-/// Three prefixes that do not overlap, three nodes and two allocations to begin with.
+/// Four prefixes that do not overlap, three nodes and two allocations to begin with.
 fn busy_world() -> Inputs {
     Inputs {
-        prefixes: [0, 3, 4].map(|index| prefix(&format!("p{index}"), RANGES[index])).to_vec(),
-        allocations: ["a0", "a1"]
-            .map(|it| Allocation { prefixes: vec!["p0".into(), "p3".into()], ..allocation(it) })
+        prefixes: [0, 3, 4, 6].map(|index| prefix(&format!("p{index}"), RANGES[index])).to_vec(),
+        allocations: [("a0", 0), ("a1", 1)]
+            .map(|(it, ipv6)| Allocation {
+                prefixes: vec!["p0".into(), "p3".into(), "p6".into()],
+                ipv6,
+                ..allocation(it)
+            })
             .to_vec(),
         nodes: ["n0", "n1", "n2"].map(|it| Node { labels: zone("a"), ..own(it) }).to_vec(),
         now: START,
@@ -489,7 +529,7 @@ fn everything_comes_to_rest(mut inputs: Inputs) -> Result<(), TestCaseError> {
         prop_assert!(rounds < 10, "slices go round and round");
     }
     for address in &inputs.addresses {
-        let Some(allocation) = serving(&inputs, address) else { continue };
+        let Some(allocation) = &serving(&inputs, address) else { continue };
         for node in inputs.nodes.iter().filter(|node| matches_sites(allocation, node)) {
             let at = |it: &Node| serves(&allocation.sites, it);
             let members = inputs.nodes.iter().filter(|it| at(it) == at(node));
@@ -531,7 +571,7 @@ proptest! {
     #[test]
     fn any_sequence_of_events(events in prop::collection::vec(any_event(), 1..50), seed in 0..7usize) {
         let mut inputs = busy_world();
-        let mut epochs: BTreeMap<Ipv4Addr, i64> = BTreeMap::new();
+        let mut epochs: BTreeMap<Egress, i64> = BTreeMap::new();
         for event in events {
             happen(&mut inputs, event);
             prop_assert_eq!(plan(&shuffled(&inputs, seed)), plan(&inputs));

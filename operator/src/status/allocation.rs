@@ -120,6 +120,8 @@ fn site_status(site: &SiteOutcome, fill: u32, old: Option<&SiteStatus>) -> SiteS
 
 fn address_use(address: &Address, usable: u32) -> AddressUse {
     let counts = SliceCounts::of(address);
+    // Of a /64 all count, whatever the ports are.
+    let usable = if address.address.v4().is_some() { usable } else { aegis_core::slice::COUNT };
     AddressUse {
         address: address.address.to_string(),
         prefix: address.prefix.clone(),

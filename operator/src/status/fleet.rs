@@ -5,13 +5,13 @@ use super::conditions::Wanted;
 use crate::report::{Enforced, Programmed, ReportStatus, binding_key};
 use crate::watch::{Snapshot, by_name};
 use crate::world::{agent_state, is_ready};
+use aegis_core::egress::Egress;
 use aegis_core::model::{Address, AllocationName, Site, State};
 use aegis_core::selector::{Labels, site_of};
 use aegis_crds::{AllocationRef, Demand, EgressAddress, HoldingState, ZoneBinding, reason, type_};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::Ipv4Addr;
 
 /// Most nodes that a message names.
 const NAMED: usize = 3;
@@ -54,7 +54,7 @@ pub struct Share<'a> {
     /// Its addresses, ascending.
     pub addresses: Vec<&'a Address>,
     /// Which nodes hold slices: by node and address the epoch that the node needs.
-    pub holders: BTreeMap<&'a str, BTreeMap<Ipv4Addr, i64>>,
+    pub holders: BTreeMap<&'a str, BTreeMap<Egress, i64>>,
 }
 
 /// What each allocation has, as planned or frozen.
@@ -186,7 +186,7 @@ impl<'a> Fleet<'a> {
 
     /// Whether all nodes know who holds which slice of an address.
     pub fn programmed_address<'n>(&'n self, object: &'n EgressAddress) -> Wanted {
-        let address: Option<Ipv4Addr> = object.spec.address.parse().ok();
+        let address: Option<Egress> = object.spec.address.parse().ok();
         let lists = self
             .addresses
             .iter()
@@ -283,7 +283,7 @@ fn lists_with<T>(lists: &HashMap<*const T, &[T]>, has: impl Fn(&[T]) -> bool) ->
 }
 
 /// Epoch that a node with this list has of an address.
-fn epoch(list: &[Programmed], address: Ipv4Addr) -> Option<i64> {
+fn epoch(list: &[Programmed], address: Egress) -> Option<i64> {
     let at = list.binary_search_by_key(&address, |entry| entry.address).ok()?;
     list.get(at).map(|entry| entry.epoch)
 }

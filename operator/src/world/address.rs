@@ -1,18 +1,20 @@
 //! `EgressAddress`, in both directions.
 
+use aegis_core::egress::Egress;
 use aegis_core::model::{Address, AllocationName, Fence, Holding, State};
 use aegis_core::slice::FIRST;
 use aegis_crds::{AddressFence, AllocationRef, EgressAddress, EgressAddressSpec, HoldingState};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use std::net::Ipv4Addr;
 
 /// Translates, or says what is wrong: somebody else than the operator wrote it then.
 pub fn model(object: &EgressAddress) -> Result<Address, String> {
     let spec = &object.spec;
-    if spec.address != object.name_any() {
-        return Err(format!("spec.address: {:?} is not the object's name", spec.address));
+    let address: Egress =
+        spec.address.parse().map_err(|_| "spec.address: neither an IPv4 address nor a /64".to_owned())?;
+    if address.object_name() != object.name_any() {
+        return Err(format!("spec.address: the object's name is not that of {:?}", spec.address));
     }
     let holdings = spec.holdings.iter().enumerate();
     let holdings: Vec<Holding> = holdings.map(|(index, it)| holding(index, it)).collect::<Result<_, _>>()?;
@@ -20,7 +22,7 @@ pub fn model(object: &EgressAddress) -> Result<Address, String> {
         return Err(format!("spec.holdings[{}]: not above the one before", index + 1));
     }
     Ok(Address {
-        address: spec.address.parse::<Ipv4Addr>().map_err(|_| "spec.address: no IPv4 address".to_owned())?,
+        address,
         prefix: spec.prefix.clone(),
         allocation: AllocationName {
             account: spec.allocation_ref.namespace.clone(),

@@ -1,13 +1,13 @@
 //! `EgressAllocation`.
 
 use crate::object::created;
+use aegis_core::egress::Egress;
 use aegis_core::model::{AddressRequest, Allocation, AllocationName, Site};
 use aegis_core::slice::{FIRST, LAST, PORTS, SliceSet};
 use aegis_crds::{EgressAllocation, EgressAllocationSpec, Ports};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 
 /// Translates, or says what is wrong.
 pub fn model(object: &EgressAllocation) -> Result<Allocation, String> {
@@ -20,9 +20,9 @@ pub fn model(object: &EgressAllocation) -> Result<Allocation, String> {
         ));
     }
     let explicit = spec.addresses.explicit.iter().enumerate().map(|(index, address)| {
-        address
-            .parse::<Ipv4Addr>()
-            .map_err(|_| format!("spec.addresses.explicit[{index}]: {address:?} is no IPv4 address"))
+        address.parse::<Egress>().map_err(|_| {
+            format!("spec.addresses.explicit[{index}]: {address:?} is no IPv4 address and no /64")
+        })
     });
     let explicit = explicit.collect::<Result<Vec<_>, _>>()?;
     Ok(Allocation {
@@ -30,9 +30,13 @@ pub fn model(object: &EgressAllocation) -> Result<Allocation, String> {
         created: created(&object.metadata),
         prefixes: spec.prefixes.clone(),
         request: match explicit.is_empty() {
-            true => AddressRequest::Count(spec.addresses.ipv4.unwrap_or(1)),
+            true => AddressRequest::Count(match (spec.addresses.ipv4, spec.addresses.ipv6) {
+                (None, None) => 1,
+                (ipv4, _) => ipv4.unwrap_or(0),
+            }),
             false => AddressRequest::Explicit(explicit),
         },
+        ipv6: spec.addresses.ipv6.unwrap_or(0),
         sites: sites(spec),
         slices: slices(&spec.ports)?,
         per_node_min: per_node.min,
@@ -61,6 +65,7 @@ pub fn deleted(meta: &ObjectMeta) -> Allocation {
         created: created(meta),
         prefixes: Vec::new(),
         request: AddressRequest::Count(0),
+        ipv6: 0,
         sites: BTreeMap::new(),
         slices: SliceSet::EMPTY,
         per_node_min: 0,
@@ -71,7 +76,7 @@ pub fn deleted(meta: &ObjectMeta) -> Allocation {
     }
 }
 
-fn listed(object: &EgressAllocation) -> BTreeSet<Ipv4Addr> {
+fn listed(object: &EgressAllocation) -> BTreeSet<Egress> {
     let addresses = object.status.iter().flat_map(|status| &status.addresses);
     addresses.filter_map(|it| it.address.parse().ok()).collect()
 }

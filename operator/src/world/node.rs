@@ -5,13 +5,14 @@ use crate::agents::AgentPod;
 use crate::object::Target;
 use crate::report::{self, Report, ReportStatus};
 use crate::watch::{Snapshot, by_name};
+use aegis_core::egress::Egress;
 use aegis_core::model::{AllocationName, Lease, Node, Programmed};
 use aegis_crds::type_;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node as KubeNode;
 use kube::{Resource, ResourceExt};
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// Taint by which an administrator vouches that a node is powered off: what it held may be given to others.
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
@@ -63,7 +64,7 @@ pub fn confirmed(node: &KubeNode, snapshot: &Snapshot, problems: &mut Vec<Proble
 /// say little else than that they have what stands, or do not have it yet, and that would be most of what a plan is made from.
 struct News {
     /// Epochs of the addresses that stand.
-    epochs: HashMap<Ipv4Addr, i64>,
+    epochs: HashMap<Egress, i64>,
     /// By list.
     found: HashMap<*const report::Programmed, Vec<report::Programmed>>,
 }
@@ -110,16 +111,17 @@ fn model(
     })
 }
 
-fn addresses(node: &KubeNode) -> Vec<Ipv4Addr> {
+fn addresses(node: &KubeNode) -> Vec<IpAddr> {
     let addresses = node.status.iter().filter_map(|status| status.addresses.as_ref()).flatten();
     let own = addresses.filter(|it| matches!(it.type_.as_str(), "InternalIP" | "ExternalIP"));
     own.filter_map(|it| it.address.parse().ok()).collect()
 }
 
-fn pod_ranges(node: &KubeNode) -> Vec<Ipv4Net> {
+fn pod_ranges(node: &KubeNode) -> Vec<IpNet> {
     let spec = node.spec.iter();
     let ranges = spec.flat_map(|spec| spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr));
-    let mut ranges: Vec<Ipv4Net> = ranges.filter_map(|range| range.parse().ok()).collect();
+    let mut ranges: Vec<IpNet> = ranges.filter_map(|range| range.parse().ok()).collect();
+    ranges.sort_unstable();
     ranges.dedup();
     ranges
 }
@@ -183,7 +185,7 @@ fn demand(status: &ReportStatus) -> BTreeMap<AllocationName, u32> {
     wanted.collect()
 }
 
-fn programmed(status: &ReportStatus, news: &mut News) -> BTreeMap<Ipv4Addr, Programmed> {
+fn programmed(status: &ReportStatus, news: &mut News) -> BTreeMap<Egress, Programmed> {
     let drained = status.drained.iter().filter_map(|(address, _)| {
         let at = status.addresses.binary_search_by_key(address, |entry| entry.address).ok()?;
         status.addresses.get(at).copied()
@@ -202,6 +204,6 @@ fn unreadable(report: &Report) -> impl Iterator<Item = Problem> {
     texts.map(|text| Problem {
         target: Target::of::<Report>(report.meta()),
         generation: report.meta().generation,
-        message: format!("status.addresses of {}: {text:?} is no IPv4 address", report.name_any()),
+        message: format!("status.addresses of {}: {text:?} is no IPv4 address and no /64", report.name_any()),
     })
 }

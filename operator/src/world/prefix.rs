@@ -1,24 +1,33 @@
 //! `AegisPrefix`.
 
 use crate::object::created;
+use aegis_core::egress::NETWORK_LENGTH;
 use aegis_core::model::Prefix;
 use aegis_crds::AegisPrefix;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use kube::ResourceExt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// Translates, or says what is wrong.
 pub fn model(object: &AegisPrefix) -> Result<Prefix, String> {
     let reserved = object.spec.reserved.iter().enumerate().map(|(index, entry)| {
         range(entry).ok_or_else(|| {
-            format!("spec.reserved[{index}]: {entry:?} is neither an IPv4 address nor a range such as 203.0.113.4/30")
+            format!(
+                "spec.reserved[{index}]: {entry:?} is neither an address nor a range such as 203.0.113.4/30"
+            )
         })
     });
     Ok(Prefix {
         name: object.name_any(),
         created: created(&object.metadata),
         cidr: cidr(&object.spec.cidr)
-            .ok_or_else(|| format!("spec.cidr: {:?} is no IPv4 range without host bits", object.spec.cidr))?,
+            .filter(|range| matches!(range, IpNet::V4(_)) || range.prefix_len() <= NETWORK_LENGTH)
+            .ok_or_else(|| {
+                format!(
+                    "spec.cidr: {:?} is no range without host bits, or an IPv6 one that is longer than /64",
+                    object.spec.cidr
+                )
+            })?,
         reserved: reserved.collect::<Result<_, _>>()?,
         account: object.spec.account.clone(),
         deleting: object.metadata.deletion_timestamp.is_some(),
@@ -26,10 +35,10 @@ pub fn model(object: &AegisPrefix) -> Result<Prefix, String> {
 }
 
 /// A range without host bits.
-pub fn cidr(text: &str) -> Option<Ipv4Net> {
-    text.parse().ok().filter(|range: &Ipv4Net| range.addr() == range.network())
+pub fn cidr(text: &str) -> Option<IpNet> {
+    text.parse().ok().filter(|range: &IpNet| range.addr() == range.network())
 }
 
-fn range(text: &str) -> Option<Ipv4Net> {
-    cidr(text).or_else(|| text.parse::<Ipv4Addr>().ok().map(Ipv4Net::from))
+fn range(text: &str) -> Option<IpNet> {
+    cidr(text).or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
 }

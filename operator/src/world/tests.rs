@@ -3,6 +3,7 @@
 use super::testing::object;
 use super::*;
 use crate::agents::AgentPod;
+use aegis_core::egress::Egress;
 use aegis_core::model::{AddressRequest, Holding, State};
 use aegis_core::slice::SliceSet;
 use serde_json::{Value, json};
@@ -63,8 +64,45 @@ fn translates_prefix_and_allocation() {
 }
 
 #[test]
+fn of_ipv6_a_number_or_a_list_is_translated() {
+    let request = |addresses| {
+        let world = see(&allocation(json!({"prefixes": ["leased"], "addresses": addresses})));
+        let allocation = &world.inputs.allocations[0];
+        (allocation.request.clone(), allocation.ipv6)
+    };
+    assert_eq!(request(json!({"ipv4": 2, "ipv6": 1})), (AddressRequest::Count(2), 1));
+    assert_eq!(request(json!({"ipv6": 3})), (AddressRequest::Count(0), 3));
+    let listed = ["203.0.113.2", "2001:db8:1:2::/64"];
+    let explicit = listed.map(|it| it.parse().unwrap()).to_vec();
+    assert_eq!(request(json!({"explicit": listed})), (AddressRequest::Explicit(explicit), 0));
+    let world = see(&prefix("six", "2001:db8::/48"));
+    assert_eq!(world.inputs.prefixes[0].cidr, "2001:db8::/48".parse().unwrap());
+}
+
+#[test]
+fn a_64_is_an_address_under_a_name_of_its_own() {
+    let held = json!([{"first": 4, "last": 4, "node": "n1", "epoch": 8, "state": "Held"}]);
+    let spec = json!({"spec": {
+        "address": "2001:db8:0:1::/64", "prefix": "leased", "epoch": 9, "holdings": held,
+        "allocationRef": {"namespace": "shop", "name": "partner"},
+    }});
+    let of = |name: &str| {
+        let addresses = vec![object(None, name, spec.clone())];
+        see(&Snapshot { addresses, ..allocation(json!({"prefixes": ["leased"]})) })
+    };
+    let world = of("2001-db8-0-1");
+    let network: Egress = "2001:db8:0:1::/64".parse().unwrap();
+    assert_eq!(world.observed[0].address, network);
+    assert_eq!(super::spec(&world.observed[0]).address, "2001:db8:0:1::/64");
+    // One that does not fit its name is nobody's.
+    let world = of("2001-db8-0-2");
+    assert_eq!(world.unreadable, ["2001:db8:0:2::/64".parse::<Egress>().unwrap()]);
+}
+
+#[test]
 fn wrong_objects_become_problems_that_name_the_field() {
     let cases = [
+        (prefix("leased", "2001:db8::/65"), "spec.cidr"),
         (prefix("leased", "203.0.113.1/24"), "spec.cidr"),
         (prefix("leased", "nonsense"), "spec.cidr"),
         (allocation(json!({"prefixes": ["leased"], "ports": {"first": 1000}})), "spec.ports"),
@@ -192,7 +230,7 @@ fn unreadable_addresses_are_kept_from_everybody() {
         let world = see(&snapshot);
         assert!(messages(&world).concat().contains(message), "{message}: {:?}", world.problems);
         assert!(world.observed.is_empty() && world.frozen.is_empty());
-        assert_eq!(world.unreadable, ["203.0.113.4".parse::<Ipv4Addr>().unwrap()]);
+        assert_eq!(world.unreadable, ["203.0.113.4".parse::<Egress>().unwrap()]);
         assert!(world.inputs.withheld.contains_key(&"203.0.113.4".parse().unwrap()));
     }
 }
@@ -319,7 +357,7 @@ fn report_is_translated() {
     });
     let node = &world.inputs.nodes[0];
     assert_eq!(node.demand.values().copied().collect::<Vec<_>>(), [9]);
-    let programmed = &node.programmed[&"203.0.113.2".parse::<Ipv4Addr>().unwrap()];
+    let programmed = &node.programmed[&"203.0.113.2".parse::<Egress>().unwrap()];
     assert_eq!(programmed.epoch, 5);
     assert_eq!(programmed.drained, SliceSet::range(4, 6).union(SliceSet::range(250, 255)));
     assert!(messages(&world).concat().contains("nonsense"));
@@ -348,7 +386,7 @@ fn a_report_that_says_no_more_than_what_stands_is_left_out() {
     });
     assert_eq!(world.observed.iter().map(|it| it.epoch).collect::<Vec<_>>(), [9; 5]);
     let kept = world.inputs.nodes[0].programmed.keys();
-    assert_eq!(kept.map(|it| it.octets()[3]).collect::<Vec<_>>(), [3, 4, 5, 6]);
+    assert_eq!(kept.map(|it| it.v4().unwrap().octets()[3]).collect::<Vec<_>>(), [3, 4, 5, 6]);
 }
 
 /// An address that n1 holds, and a copy of the nodes that lacks n1.
@@ -429,6 +467,9 @@ fn addresses_and_ranges_of_a_node_are_translated() {
     });
     let world = see(&Snapshot { nodes: vec![node(body)], ..Snapshot::default() });
     let node = &world.inputs.nodes[0];
-    assert_eq!(node.addresses, ["192.0.2.1", "203.0.113.1"].map(|it| it.parse::<Ipv4Addr>().unwrap()));
-    assert_eq!(node.pod_ranges, ["10.1.0.0/24".parse().unwrap()]);
+    assert_eq!(
+        node.addresses,
+        ["192.0.2.1", "203.0.113.1", "2001:db8::1"].map(|it| it.parse::<std::net::IpAddr>().unwrap())
+    );
+    assert_eq!(node.pod_ranges, ["10.1.0.0/24", "2001:db8::/64"].map(|it| it.parse().unwrap()));
 }

@@ -145,6 +145,31 @@ fn wrong_addresses_are_rejected() {
                 "must be an IPv4 address",
             ),
             other(
+                "an IPv6 range that is no /64",
+                "2001-db8",
+                &format!("address: '2001:db8::/63', {HEAD}, epoch: 1"),
+                "spec.address",
+                "or an IPv6 range of length 64",
+            ),
+            other(
+                "a /64 under a name of another",
+                "2001-db8-0-2",
+                &format!("address: '2001:db8:0:1::/64', {HEAD}, epoch: 1"),
+                "metadata.name",
+                "must equal spec.address",
+            ),
+            other(
+                "two owners of a number of a /64",
+                "2001-db8-0-1",
+                &format!(
+                    "address: '2001:db8:0:1::/64', {HEAD}, epoch: 1, holdings: [\
+                     {{first: 4, last: 4, node: n1, epoch: 1, state: Held}}, \
+                     {{first: 4, last: 4, node: n2, epoch: 1, state: Held}}]"
+                ),
+                "spec.holdings",
+                "a slice has one owner",
+            ),
+            other(
                 "a negative epoch",
                 "203.0.113.1",
                 &format!("address: 203.0.113.1, {HEAD}, epoch: -1"),
@@ -197,6 +222,25 @@ fn right_addresses_are_accepted() {
                     "203.0.113.1",
                     1,
                     "{first: 4, last: 5, node: n1, epoch: 1, state: Quarantined, until: '2030-01-01T00:00:00Z'}",
+                ),
+            ),
+            (
+                "a /64",
+                manifest(
+                    "EgressAddress",
+                    "2001-db8-0-1",
+                    &format!(
+                        "address: '2001:db8:0:1::/64', {HEAD}, epoch: 1, \
+                         holdings: [{{first: 4, last: 4, node: n1, epoch: 1, state: Held}}]"
+                    ),
+                ),
+            ),
+            (
+                "a /64 whose text is short",
+                manifest(
+                    "EgressAddress",
+                    "2001-db8",
+                    &format!("address: '2001:db8::/64', {HEAD}, epoch: 1"),
                 ),
             ),
             ("draining", raw("203.0.113.1", 1, "{first: 4, last: 5, node: n1, epoch: 1, state: Draining}")),

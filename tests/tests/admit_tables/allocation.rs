@@ -90,7 +90,7 @@ fn wrong_allocations_are_rejected() {
                 "neither number nor list",
                 "addresses: {}",
                 "spec.addresses",
-                "either ipv4 (how many) or explicit (exactly which)",
+                "(how many) or explicit (exactly which)",
             ),
             with(
                 "number and list",
@@ -98,7 +98,19 @@ fn wrong_allocations_are_rejected() {
                 "spec.addresses",
                 "and not both",
             ),
-            with("IPv6 count", "addresses: {ipv6: 1}", "spec.addresses.ipv6", "unknown field"),
+            with("no /64", "addresses: {ipv6: 0}", "spec.addresses.ipv6", "greater than or equal to 1"),
+            with(
+                "seventeen /64s",
+                "addresses: {ipv6: 17}",
+                "spec.addresses.ipv6",
+                "less than or equal to 16",
+            ),
+            with(
+                "number of /64s and list",
+                "addresses: {ipv6: 1, explicit: [203.0.113.1]}",
+                "spec.addresses",
+                "and not both",
+            ),
             with(
                 "explicit: empty",
                 "addresses: {explicit: []}",
@@ -112,10 +124,16 @@ fn wrong_allocations_are_rejected() {
                 "must be an IPv4 address",
             ),
             with(
-                "explicit: IPv6",
+                "explicit: one address of IPv6",
                 "addresses: {explicit: ['2001:db8::1']}",
                 "spec.addresses.explicit[0]",
-                "must be an IPv4 address",
+                "or an IPv6 range of length 64",
+            ),
+            with(
+                "explicit: IPv6, not in its shortest form",
+                "addresses: {explicit: ['2001:DB8:0:0::/64']}",
+                "spec.addresses.explicit[0]",
+                "must be in its shortest form",
             ),
             with(
                 "explicit: one twice",
@@ -354,6 +372,12 @@ fn right_allocations_are_accepted() {
             right("nothing but a prefix", "prefixes: [p]"),
             right("eight prefixes", &format!("prefixes: [{}]", words(8, |n| format!("p{n}")))),
             right("sixteen addresses", "prefixes: [p], addresses: {ipv4: 16}"),
+            right("sixteen /64s", "prefixes: [p], addresses: {ipv6: 16}"),
+            right("both kinds", "prefixes: [p], addresses: {ipv4: 2, ipv6: 1}"),
+            right(
+                "a list of both kinds",
+                "prefixes: [p], addresses: {explicit: [203.0.113.1, '2001:db8:1:2::/64']}",
+            ),
             right(
                 "sixteen explicit addresses",
                 &format!(

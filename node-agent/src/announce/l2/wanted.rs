@@ -55,8 +55,7 @@ pub fn wanted(
         }
     };
     let seats = addresses.iter().map(|address| (*address, seat(address))).collect();
-    let holders =
-        facts.addresses.values().filter(|object| addresses.contains(&object.address)).flat_map(holders);
+    let holders = addresses.iter().filter_map(|address| facts.addresses.get(address)).flat_map(holders);
     let nodes: BTreeSet<&str> = holders.chain(facts.nodes.keys().map(String::as_str)).collect();
     let tunnels: BTreeMap<String, Ipv4Addr> = nodes
         .into_iter()
@@ -102,7 +101,7 @@ mod tests {
             state: State::Held,
         };
         let object = Address {
-            address: A,
+            address: A.into(),
             prefix: "p".into(),
             allocation: AllocationName { account: "shop".into(), name: "main".into() },
             epoch: 1,

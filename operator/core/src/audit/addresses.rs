@@ -1,10 +1,10 @@
 //! Whole addresses: who may take one, and when it may go.
 
 use super::{Violation, World};
+use crate::egress::Egress;
 use crate::model::{Address, AddressRequest, Holding, MAX_ADDRESSES, Prefix, State};
 use crate::plan::Plan;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 
 pub(super) fn check(world: &World, plan: &Plan) -> Vec<Violation> {
     let mut violations = Vec::new();
@@ -25,7 +25,7 @@ pub(super) fn check(world: &World, plan: &Plan) -> Vec<Violation> {
             }
         }
     }
-    let planned: BTreeSet<Ipv4Addr> = plan.addresses.iter().map(|after| after.address).collect();
+    let planned: BTreeSet<Egress> = plan.addresses.iter().map(|after| after.address).collect();
     for before in world.before.values().filter(|before| !planned.contains(&before.address)) {
         let address = before.address;
         let rested = |holding: &Holding| match holding.state {
@@ -41,7 +41,7 @@ pub(super) fn check(world: &World, plan: &Plan) -> Vec<Violation> {
             violations.push(Violation::AddressWanted { address });
         }
     }
-    let after: BTreeMap<Ipv4Addr, &Address> = plan.addresses.iter().map(|it| (it.address, it)).collect();
+    let after: BTreeMap<Egress, &Address> = plan.addresses.iter().map(|it| (it.address, it)).collect();
     for address in world.inputs.withheld.keys() {
         if world.before.get(address) != after.get(address) {
             violations.push(Violation::Withheld { address: *address });
@@ -62,6 +62,7 @@ fn refuse(world: &World, new: &Address) -> Option<&'static str> {
     let Some(prefix) = world.inputs.prefixes.iter().find(|prefix| prefix.name == new.prefix) else {
         return Some("its prefix does not exist");
     };
+    let range = new.address.range();
     let older = |other: &Prefix| (other.created, &other.name) < (prefix.created, &prefix.name);
     let shared = |other: &Prefix| {
         other.cidr.contains(&prefix.cidr.network()) || prefix.cidr.contains(&other.cidr.network())
@@ -71,9 +72,15 @@ fn refuse(world: &World, new: &Address) -> Option<&'static str> {
         (!prefix.deleting, "its prefix is being deleted"),
         (allocation.prefixes.contains(&prefix.name), "its allocation does not name the prefix"),
         (prefix.account == allocation.name.account, "its prefix belongs to another account"),
-        (prefix.cidr.contains(&new.address), "it is not in its prefix"),
-        (!prefix.reserved.iter().any(|range| range.contains(&new.address)), "it is reserved"),
-        (!world.inputs.nodes.iter().any(|node| node.addresses.contains(&new.address)), "it is a node's own"),
+        (prefix.cidr.contains(&range), "it is not in its prefix"),
+        (
+            !prefix.reserved.iter().any(|other| other.contains(&range) || range.contains(other)),
+            "it is reserved",
+        ),
+        (
+            !world.inputs.nodes.iter().any(|node| node.addresses.iter().any(|own| range.contains(own))),
+            "it is a node's own",
+        ),
         (
             !world.inputs.prefixes.iter().any(|other| older(other) && shared(other)),
             "its prefix overlaps an older one",
@@ -88,10 +95,12 @@ fn refuse(world: &World, new: &Address) -> Option<&'static str> {
             AddressRequest::Explicit(list) => {
                 (list.contains(&new.address), "its allocation does not list it")
             }
-            AddressRequest::Count(count) => (
-                world.has(&new.allocation).len() <= *count as usize,
-                "its allocation has as many as it asks for",
-            ),
+            AddressRequest::Count(_) => {
+                let family = new.address.family();
+                let has = world.has(&new.allocation).iter().filter(|it| it.family() == family).count();
+                let count = allocation.count(family).unwrap_or(0);
+                (has <= count as usize, "its allocation has as many as it asks for")
+            }
         },
     ];
     rules.into_iter().find(|(holds, _)| !holds).map(|(_, why)| why)

@@ -23,11 +23,11 @@ struct Count {
 }
 
 /// Checks the step from `before` to `after` of an address from which the allocation is served.
-pub(super) fn check<'a>(
-    world: &World<'a>,
+pub(super) fn check(
+    world: &World,
     before: Option<&Address>,
     after: &Address,
-    allocation: &'a Allocation,
+    allocation: &Allocation,
 ) -> Vec<Violation> {
     if before == Some(after) {
         return Vec::new();

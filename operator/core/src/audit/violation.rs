@@ -1,7 +1,7 @@
 //! What can be wrong with a plan.
 
+use crate::egress::Egress;
 use crate::model::AllocationName;
-use std::net::Ipv4Addr;
 use thiserror::Error;
 
 /// An invariant that a plan breaks.
@@ -11,19 +11,19 @@ pub enum Violation {
     #[error("{address}: planned twice, or not in ascending order")]
     AddressOrder {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
     },
     /// An address that exists is given to another allocation or prefix.
     #[error("{address}: changes its allocation or prefix while it exists")]
     AddressMoved {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
     },
     /// A new address that must not be taken.
     #[error("{address}: must not be allocated: {why}")]
     AddressTaken {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
         /// Which rule stands against it.
         why: &'static str,
     },
@@ -31,19 +31,19 @@ pub enum Violation {
     #[error("{address}: removed while a slice of it is held, drains or rests")]
     AddressInUse {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
     },
     /// An address goes although its allocation wants it.
     #[error("{address}: removed although its allocation wants it")]
     AddressWanted {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
     },
     /// A holding that ends before it begins, or reaches below slice 4.
     #[error("{address}: {first}..={last} are no usable slices")]
     NotSlices {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
         /// First slice.
         first: u8,
         /// Last slice.
@@ -53,7 +53,7 @@ pub enum Violation {
     #[error("{address} slice {slice}: has two owners")]
     TwoOwners {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
         /// The slice.
         slice: u8,
     },
@@ -61,13 +61,13 @@ pub enum Violation {
     #[error("{address}: the fence is not the allocation's, or not as of its epoch")]
     Fence {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
     },
     /// Holdings are not in ascending order.
     #[error("{address} slice {slice}: holdings are not sorted")]
     NotSorted {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
         /// First slice of the holding that comes too late.
         slice: u8,
     },
@@ -75,7 +75,7 @@ pub enum Violation {
     #[error("{address} slice {slice}: not merged with the holding before it")]
     NotMerged {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
         /// First slice of the second holding.
         slice: u8,
     },
@@ -83,7 +83,7 @@ pub enum Violation {
     #[error("{address}: {count} holdings, at most 252 are possible")]
     TooManyHoldings {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
         /// How many.
         count: usize,
     },
@@ -91,7 +91,7 @@ pub enum Violation {
     #[error("{address}: epoch {after} after {before}, with {}", if *.changed { "changes" } else { "no change" })]
     AddressEpoch {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
         /// Epoch that it has.
         before: i64,
         /// Epoch that it would get.
@@ -103,7 +103,7 @@ pub enum Violation {
     #[error("{address} slice {slice}: epoch {epoch}, expected {expected}")]
     SliceEpoch {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
         /// The slice.
         slice: u8,
         /// Epoch that it would get.
@@ -115,7 +115,7 @@ pub enum Violation {
     #[error("{address} slice {slice}: goes from node {from:?} to node {to:?} without a quarantine")]
     Moved {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
         /// The slice.
         slice: u8,
         /// Node that has it.
@@ -127,7 +127,7 @@ pub enum Violation {
     #[error("{address} slice {slice}: drains or rests though nobody held it")]
     FromNowhere {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
         /// The slice.
         slice: u8,
     },
@@ -135,7 +135,7 @@ pub enum Violation {
     #[error("{address} slice {slice}: taken from node {node:?} without a reason")]
     NoReason {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
         /// The slice.
         slice: u8,
         /// The node.
@@ -145,7 +145,7 @@ pub enum Violation {
     #[error("{address} slice {slice}: taken from node {node:?}, which would have less than the minimum")]
     Minimum {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
         /// The slice.
         slice: u8,
         /// The node.
@@ -155,7 +155,7 @@ pub enum Violation {
     #[error("{address} slice {slice}: taken from node {node:?}, while node {other:?} keeps more")]
     Unfair {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
         /// The slice.
         slice: u8,
         /// The node.
@@ -167,7 +167,7 @@ pub enum Violation {
     #[error("{address} slice {slice}: leaves node {node:?}, which may still send from it")]
     NotDrained {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
         /// The slice.
         slice: u8,
         /// The node.
@@ -177,7 +177,7 @@ pub enum Violation {
     #[error("{address} slice {slice}: does not rest for the full quarantine")]
     Quarantine {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
         /// The slice.
         slice: u8,
     },
@@ -185,7 +185,7 @@ pub enum Violation {
     #[error("{address} slice {slice}: given to node {node:?}: {why}")]
     Granted {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
         /// The slice.
         slice: u8,
         /// The node.
@@ -203,7 +203,7 @@ pub enum Violation {
     #[error("{address}: changes, though it is withheld")]
     Withheld {
         /// The address.
-        address: Ipv4Addr,
+        address: Egress,
     },
     /// More addresses than nodes have room for, and more than there were.
     #[error("{count} addresses, more than nodes have room for")]

@@ -167,7 +167,7 @@ mod tests {
 
     fn address(last: u8, fence: Option<Fence>, state: State) -> Address {
         Address {
-            address: Ipv4Addr::new(203, 0, 113, last),
+            address: Ipv4Addr::new(203, 0, 113, last).into(),
             prefix: "p".into(),
             allocation: AllocationName { account: "a".into(), name: "x".into() },
             epoch: 9,
@@ -179,7 +179,7 @@ mod tests {
     fn node(programmed: &[(u8, i64, bool)]) -> Node {
         let report = |(last, epoch, fenced): &(u8, i64, bool)| {
             let report = Programmed { epoch: *epoch, fenced: *fenced, ..Programmed::default() };
-            (Ipv4Addr::new(203, 0, 113, *last), report)
+            (Ipv4Addr::new(203, 0, 113, *last).into(), report)
         };
         Node { name: "n1".into(), programmed: programmed.iter().map(report).collect(), ..Node::default() }
     }
@@ -194,7 +194,7 @@ mod tests {
             address(4, fence(15), State::Quarantined { until: 0 }),
         ];
         let of = |addresses: &[Address], reports| {
-            let withheld = [(Ipv4Addr::new(203, 0, 113, 9), None)].into();
+            let withheld = [(Ipv4Addr::new(203, 0, 113, 9).into(), None)].into();
             let (addresses, nodes) = (addresses.to_vec(), vec![node(reports)]);
             let inputs = Inputs { addresses, nodes, withheld, ..Inputs::default() };
             burdens(&inputs).get("n1").copied()

@@ -1,36 +1,36 @@
 //! Which addresses each allocation has, gains and gives back.
 
 use super::Verdict;
+use crate::egress::{Egress, Family};
 use crate::model::{
     Address, AddressRequest, Allocation, AllocationName, Inputs, MAX_ADDRESSES, MAX_ALLOCATIONS,
 };
 use crate::prefix::{Pool, Prefixes};
 use crate::reason;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 
 /// The addresses of one allocation.
 pub(super) struct Assignment {
     /// Whether new addresses may be taken.
     pub accepted: Verdict,
     /// Addresses to serve from. Any other that the allocation has drains.
-    pub wanted: BTreeSet<Ipv4Addr>,
+    pub wanted: BTreeSet<Egress>,
     /// Those of `wanted` that do not exist yet, with the prefix each is taken from.
-    pub fresh: BTreeMap<Ipv4Addr, String>,
+    pub fresh: BTreeMap<Egress, String>,
     /// Why fewer are wanted than were asked for.
     pub missing: Option<Verdict>,
     /// Its addresses of prefixes that it no longer names.
-    pub foreign: Vec<Ipv4Addr>,
+    pub foreign: Vec<Egress>,
 }
 
 /// Older allocations choose first, then by name. What an allocation has stays with it; an address that exists in
 /// any state is free for nobody until its object is gone.
 pub(super) fn assign(inputs: &Inputs, prefixes: &Prefixes) -> BTreeMap<AllocationName, Assignment> {
-    let mut existing: BTreeMap<&AllocationName, BTreeMap<Ipv4Addr, &Address>> = BTreeMap::new();
+    let mut existing: BTreeMap<&AllocationName, BTreeMap<Egress, &Address>> = BTreeMap::new();
     for address in &inputs.addresses {
         existing.entry(&address.allocation).or_default().insert(address.address, address);
     }
-    let holder: BTreeMap<Ipv4Addr, &AllocationName> =
+    let holder: BTreeMap<Egress, &AllocationName> =
         inputs.addresses.iter().map(|address| (address.address, &address.allocation)).collect();
     let mut desk = Desk {
         prefixes,
@@ -56,25 +56,30 @@ pub(super) fn assign(inputs: &Inputs, prefixes: &Prefixes) -> BTreeMap<Allocatio
 struct Desk<'a> {
     prefixes: &'a Prefixes<'a>,
     pools: BTreeMap<&'a str, Pool>,
-    /// By prefix: no address below this is free. Addresses are only ever taken while a plan is made.
-    next: BTreeMap<&'a str, Ipv4Addr>,
-    holder: BTreeMap<Ipv4Addr, &'a AllocationName>,
-    withheld: &'a BTreeMap<Ipv4Addr, Option<String>>,
+    /// By prefix: no address before this place is free. Addresses are only ever taken while a plan is made.
+    next: BTreeMap<&'a str, u64>,
+    holder: BTreeMap<Egress, &'a AllocationName>,
+    withheld: &'a BTreeMap<Egress, Option<String>>,
     /// How many addresses there are, and how many allocations that have some: nodes have room for so many only.
     addresses: usize,
     allocations: usize,
 }
 
-/// Which of its addresses an allocation keeps when it asks for fewer: those in use first, of these the ones of
-/// prefixes that it names, then the lowest.
-fn by_use<'a>(allocation: &Allocation, existing: &BTreeMap<Ipv4Addr, &'a Address>) -> Vec<&'a Address> {
-    let mut sorted: Vec<&Address> = existing.values().copied().collect();
+/// Which of its addresses of a family an allocation keeps when it asks for fewer: those in use first, of these the ones
+/// of prefixes that it names, then the lowest.
+fn by_use<'a>(
+    allocation: &Allocation,
+    family: Family,
+    existing: &BTreeMap<Egress, &'a Address>,
+) -> Vec<&'a Address> {
+    let mut sorted: Vec<&Address> =
+        existing.values().copied().filter(|it| it.address.family() == family).collect();
     sorted.sort_by_key(|it| (!it.is_held(), !allocation.prefixes.contains(&it.prefix), it.address));
     sorted
 }
 
 impl<'a> Desk<'a> {
-    fn serve(&mut self, allocation: &'a Allocation, existing: BTreeMap<Ipv4Addr, &'a Address>) -> Assignment {
+    fn serve(&mut self, allocation: &'a Allocation, existing: BTreeMap<Egress, &'a Address>) -> Assignment {
         let named = |it: &&&Address| allocation.prefixes.contains(&it.prefix);
         let mut assignment = Assignment {
             accepted: self.accept(allocation, &existing),
@@ -92,8 +97,10 @@ impl<'a> Desk<'a> {
             return assignment;
         }
         match &allocation.request {
-            AddressRequest::Count(count) => {
-                self.serve_count(allocation, *count as usize, &existing, &mut assignment)
+            AddressRequest::Count(_) => {
+                for family in Family::ALL {
+                    self.serve_count(allocation, family, &existing, &mut assignment);
+                }
             }
             AddressRequest::Explicit(list) => {
                 self.serve_explicit(allocation, list, &existing, &mut assignment)
@@ -111,46 +118,54 @@ impl<'a> Desk<'a> {
     fn serve_count(
         &mut self,
         allocation: &'a Allocation,
-        count: usize,
-        existing: &BTreeMap<Ipv4Addr, &'a Address>,
+        family: Family,
+        existing: &BTreeMap<Egress, &'a Address>,
         assignment: &mut Assignment,
     ) {
-        assignment.wanted =
-            by_use(allocation, existing).into_iter().take(count).map(|it| it.address).collect();
-        let lost = allocation.listed.iter().filter(|it| !existing.contains_key(it)).copied();
-        let (had, mut lost): (Vec<Ipv4Addr>, Vec<Ipv4Addr>) =
-            lost.partition(|it| self.withheld.contains_key(it));
+        let count = allocation.count(family).unwrap_or(0) as usize;
+        let kept = by_use(allocation, family, existing).into_iter().take(count).map(|it| it.address);
+        let mut served = kept.len();
+        assignment.wanted.extend(kept);
+        let lost = allocation.listed.iter().filter(|it| it.family() == family);
+        let lost = lost.filter(|it| !existing.contains_key(it)).copied();
+        let (had, mut lost): (Vec<Egress>, Vec<Egress>) = lost.partition(|it| self.withheld.contains_key(it));
         lost.reverse();
         let had = had.len();
-        while assignment.wanted.len() < count {
-            let told =
-                format!("spec.addresses.ipv4: {} of {count} addresses allocated", assignment.wanted.len());
-            if assignment.wanted.len() + had >= count {
-                assignment.missing = Some(Verdict::bad(
+        while served < count {
+            let told = format!("{}: {served} of {count} addresses allocated", family.field());
+            if served + had >= count {
+                assignment.missing.get_or_insert(Verdict::bad(
                     reason::WITHHELD,
                     format!("{told}, the rest is given out as soon as no node sends from it any more"),
                 ));
                 return;
             }
             if let Some(full) = self.full(assignment.wanted.is_empty()) {
-                assignment.missing = Some(Verdict::bad(reason::LIMIT, format!("{told}: {full}")));
+                assignment.missing.get_or_insert(Verdict::bad(reason::LIMIT, format!("{told}: {full}")));
                 return;
             }
             let free = match assignment.accepted.is_good() {
-                true => self.take_again(allocation, &mut lost).or_else(|| self.take_lowest(allocation)),
+                true => {
+                    self.take_again(allocation, &mut lost).or_else(|| self.take_lowest(allocation, family))
+                }
                 false => None,
             };
             let Some((address, prefix)) = free else {
-                assignment.missing = Some(Verdict::bad(
+                assignment.missing.get_or_insert(Verdict::bad(
                     reason::NO_FREE_ADDRESS,
                     format!(
-                        "{told}, no address is free in {}; add a prefix to spec.prefixes, lower the count, or delete an allocation that is not used",
+                        "{told}, no {} is free in {}; add a prefix to spec.prefixes, lower the count, or delete an allocation that is not used",
+                        match family {
+                            Family::V4 => "address",
+                            Family::V6 => "/64",
+                        },
                         quoted(&allocation.prefixes)
                     ),
                 ));
                 return;
             };
             self.took(assignment, address, prefix);
+            served += 1;
         }
     }
 
@@ -168,7 +183,7 @@ impl<'a> Desk<'a> {
         ))
     }
 
-    fn took(&mut self, assignment: &mut Assignment, address: Ipv4Addr, prefix: &str) {
+    fn took(&mut self, assignment: &mut Assignment, address: Egress, prefix: &str) {
         self.addresses += 1;
         self.allocations += usize::from(assignment.wanted.is_empty());
         assignment.wanted.insert(address);
@@ -179,8 +194,8 @@ impl<'a> Desk<'a> {
     fn serve_explicit(
         &mut self,
         allocation: &'a Allocation,
-        list: &[Ipv4Addr],
-        existing: &BTreeMap<Ipv4Addr, &'a Address>,
+        list: &[Egress],
+        existing: &BTreeMap<Egress, &'a Address>,
         assignment: &mut Assignment,
     ) {
         assignment.wanted = list.iter().filter(|it| existing.contains_key(it)).copied().collect();
@@ -226,8 +241,8 @@ impl<'a> Desk<'a> {
     fn take_again(
         &mut self,
         allocation: &'a Allocation,
-        lost: &mut Vec<Ipv4Addr>,
-    ) -> Option<(Ipv4Addr, &'a str)> {
+        lost: &mut Vec<Egress>,
+    ) -> Option<(Egress, &'a str)> {
         while let Some(address) = lost.pop() {
             if let Some(prefix) = self.prefix_of(allocation, address)
                 && !self.holder.contains_key(&address)
@@ -239,15 +254,17 @@ impl<'a> Desk<'a> {
         None
     }
 
-    /// Takes the lowest free address of the first prefix that has one.
-    fn take_lowest(&mut self, allocation: &'a Allocation) -> Option<(Ipv4Addr, &'a str)> {
+    /// Takes the lowest free address of the first prefix of the family that has one.
+    fn take_lowest(&mut self, allocation: &'a Allocation, family: Family) -> Option<(Egress, &'a str)> {
         for name in &allocation.prefixes {
-            let Some(pool) = self.pools.get(name.as_str()) else { continue };
-            let from = self.next.get(name.as_str()).copied().unwrap_or(Ipv4Addr::UNSPECIFIED);
+            let Some(pool) = self.pools.get(name.as_str()).filter(|pool| pool.family == family) else {
+                continue;
+            };
+            let from = self.next.get(name.as_str()).copied().unwrap_or(0);
             // Without a free address nothing below the very last one is free.
             let free =
                 pool.lowest_free(from, |it| self.holder.contains_key(&it) || self.withheld.contains_key(&it));
-            self.next.insert(name, free.unwrap_or(Ipv4Addr::BROADCAST));
+            self.next.insert(name, free.map_or(u64::MAX, Egress::place));
             if let Some(address) = free {
                 self.holder.insert(address, &allocation.name);
                 return Some((address, name));
@@ -257,7 +274,7 @@ impl<'a> Desk<'a> {
     }
 
     /// Name of the allocation's first prefix in which the address can be allocated.
-    fn prefix_of(&self, allocation: &'a Allocation, address: Ipv4Addr) -> Option<&'a str> {
+    fn prefix_of(&self, allocation: &'a Allocation, address: Egress) -> Option<&'a str> {
         let usable = |name: &str| {
             self.pools.get(name).is_some_and(|pool| pool.contains(address) && !pool.is_reserved(address))
         };
@@ -265,7 +282,7 @@ impl<'a> Desk<'a> {
     }
 
     /// Names the first thing that is wrong. Addresses that the allocation has already are not questioned.
-    fn accept(&self, allocation: &Allocation, existing: &BTreeMap<Ipv4Addr, &Address>) -> Verdict {
+    fn accept(&self, allocation: &Allocation, existing: &BTreeMap<Egress, &Address>) -> Verdict {
         let refused = self.refuse_prefixes(allocation).or_else(|| self.refuse_explicit(allocation, existing));
         let Some((reason, mut message)) = refused else {
             return Verdict::good(
@@ -318,7 +335,7 @@ impl<'a> Desk<'a> {
     fn refuse_explicit(
         &self,
         allocation: &Allocation,
-        existing: &BTreeMap<Ipv4Addr, &Address>,
+        existing: &BTreeMap<Egress, &Address>,
     ) -> Option<(&'static str, String)> {
         let AddressRequest::Explicit(list) = &allocation.request else { return None };
         list.iter().enumerate().filter(|(_, address)| !existing.contains_key(address)).find_map(|(index, address)| {

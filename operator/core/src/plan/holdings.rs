@@ -5,14 +5,22 @@ use super::board::{Board, Slot};
 use super::members::{Members, Sites, Standing, demands};
 use super::targets::{Wants, staying};
 use super::{SiteOutcome, plural};
+use crate::egress::{Egress, Family};
 use crate::fence;
 use crate::model::{Address, Allocation, AllocationName, Holding, Inputs, Lease, Node, State};
 use crate::site::quotas;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
 
-/// How an allocation fared with its nodes.
+/// How an allocation fared with its nodes, by family.
+#[derive(Default)]
+pub(super) struct Shares {
+    pub v4: Share,
+    /// Only where it has an IPv6 address.
+    pub v6: Option<Share>,
+}
+
+/// How the addresses of one family fared.
 #[derive(Default)]
 pub(super) struct Share {
     /// How many nodes hold slices.
@@ -62,7 +70,7 @@ impl fmt::Display for Nodes {
 pub(super) fn plan(
     inputs: &Inputs,
     assignments: &BTreeMap<AllocationName, Assignment>,
-) -> (Vec<Address>, BTreeMap<AllocationName, Share>) {
+) -> (Vec<Address>, BTreeMap<AllocationName, Shares>) {
     let nodes: BTreeMap<&str, &Node> = inputs.nodes.iter().map(|node| (node.name.as_str(), node)).collect();
     let mut standing: BTreeMap<&AllocationName, Vec<&Address>> = BTreeMap::new();
     for address in &inputs.addresses {
@@ -72,7 +80,7 @@ pub(super) fn plan(
     let mut shares = BTreeMap::new();
     let mut sites = Sites::new(&nodes);
     let demands = demands(&inputs.nodes);
-    let withheld = |address: Ipv4Addr| inputs.withheld.contains_key(&address);
+    let withheld = |address: Egress| inputs.withheld.contains_key(&address);
     for allocation in &inputs.allocations {
         let Some(assignment) = assignments.get(&allocation.name) else { continue };
         let standing = standing.remove(&allocation.name).unwrap_or_default();
@@ -80,26 +88,36 @@ pub(super) fn plan(
             standing.into_iter().partition(|it| withheld(it.address));
         planned.extend(fixed.iter().copied().cloned());
         let fresh: Vec<Address> = fresh(allocation, assignment, inputs);
-        let mut boards: Vec<Board> = standing.iter().copied().chain(&fresh).map(Board::new).collect();
-        boards.sort_by_key(|board| board.address().address);
-        let wanted = |board: &Board| assignment.wanted.contains(&board.address().address);
-
         let members = sites.members(allocation);
-        if !allocation.deleting {
-            boards.iter_mut().for_each(|board| board.set_fence(allocation.fence));
-        }
-        let (mut serving, mut leaving): (Vec<Board>, Vec<Board>) = boards.into_iter().partition(wanted);
-        for board in &mut leaving {
-            step(board, &nodes, |_| false, inputs);
-        }
-        let quotas = quotas(&allocation.sites, allocation.slices);
         let asked = demands.get(&allocation.name).map(Vec::as_slice).unwrap_or_default();
-        let wants = Wants::new(allocation, &members, &quotas, asked);
-        let total = serve(&mut serving, &wants, &nodes, inputs);
-        let share = share(allocation, &serving, &fixed, &members, (&quotas, &total));
-        shares.insert(allocation.name.clone(), share);
-        planned.extend(serving.into_iter().map(Board::finish));
-        planned.extend(still_held(leaving));
+        let wanted = |board: &Board| assignment.wanted.contains(&board.address().address);
+        let mut of_family = |family: Family| {
+            let is = |it: &&Address| it.address.family() == family;
+            let fixed: Vec<&Address> = fixed.iter().copied().filter(is).collect();
+            let boards = standing.iter().copied().chain(&fresh).filter(is).map(Board::new);
+            let mut boards: Vec<Board> = boards.collect();
+            if family == Family::V6 && boards.is_empty() && fixed.is_empty() {
+                return None;
+            }
+            let allocation = allocation.of(family);
+            boards.sort_by_key(|board| board.address().address);
+            if !allocation.deleting {
+                boards.iter_mut().for_each(|board| board.set_fence(allocation.fence));
+            }
+            let (mut serving, mut leaving): (Vec<Board>, Vec<Board>) = boards.into_iter().partition(wanted);
+            for board in &mut leaving {
+                step(board, &nodes, |_| false, inputs);
+            }
+            let quotas = quotas(&allocation.sites, allocation.slices);
+            let wants = Wants::new(&allocation, &members, &quotas, asked);
+            let total = serve(&mut serving, &wants, &nodes, inputs);
+            let share = share(&allocation, &serving, &fixed, &members, (&quotas, &total));
+            planned.extend(serving.into_iter().map(Board::finish));
+            planned.extend(still_held(leaving));
+            Some(share)
+        };
+        let v4 = of_family(Family::V4).unwrap_or_default();
+        shares.insert(allocation.name.clone(), Shares { v4, v6: of_family(Family::V6) });
     }
     // The allocation is gone without its finalizer having run: what it held drains all the same.
     let (fixed, orphans): (Vec<&Address>, Vec<&Address>) =
@@ -119,7 +137,7 @@ pub(super) fn plan(
 /// which missed that it was deleted does not take the new one for an old one. One that is known to have had a higher one
 /// has it from a clock that was ahead of ours.
 fn fresh(allocation: &Allocation, assignment: &Assignment, inputs: &Inputs) -> Vec<Address> {
-    let reported = |address: &Ipv4Addr| {
+    let reported = |address: &Egress| {
         let reports = inputs.nodes.iter().filter_map(|node| Some(node.programmed.get(address)?.epoch));
         reports.chain(inputs.epochs.get(address).copied()).max()
     };

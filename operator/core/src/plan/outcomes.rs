@@ -1,8 +1,9 @@
 //! What to tell the owners of allocations and prefixes.
 
 use super::addresses::Assignment;
-use super::holdings::Share;
+use super::holdings::{Share, Shares};
 use super::{AllocationOutcome, PrefixOutcome, SiteOutcome, Verdict, plural};
+use crate::egress::{Egress, Family};
 use crate::model::{Address, Allocation, AllocationName, Inputs};
 use crate::prefix::{Judged, Pool, Prefixes};
 use crate::reason;
@@ -11,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) fn allocations(
     inputs: &Inputs,
     mut assignments: BTreeMap<AllocationName, Assignment>,
-    mut shares: BTreeMap<AllocationName, Share>,
+    mut shares: BTreeMap<AllocationName, Shares>,
     planned: &[Address],
 ) -> BTreeMap<AllocationName, AllocationOutcome> {
     let mut addresses: BTreeMap<&AllocationName, usize> = BTreeMap::new();
@@ -21,19 +22,27 @@ pub(super) fn allocations(
     let mut outcomes = BTreeMap::new();
     for allocation in &inputs.allocations {
         let Some(assignment) = assignments.remove(&allocation.name) else { continue };
-        let share = shares.remove(&allocation.name).unwrap_or_default();
+        let shares = shares.remove(&allocation.name).unwrap_or_default();
         let addresses = addresses.remove(&allocation.name).unwrap_or_default();
         let outcome = AllocationOutcome {
-            allocated: allocated(allocation, &assignment, &share, addresses),
+            allocated: allocated(allocation, &assignment, &shares, addresses),
+            sites: match shares.v6 {
+                Some(v6) if !wants(&assignment, Family::V4) => v6.sites,
+                _ => shares.v4.sites,
+            },
             accepted: assignment.accepted,
-            sites: share.sites,
         };
         outcomes.insert(allocation.name.clone(), outcome);
     }
     outcomes
 }
 
-fn allocated(allocation: &Allocation, assignment: &Assignment, share: &Share, addresses: usize) -> Verdict {
+/// Whether some address of a family is to serve.
+fn wants(assignment: &Assignment, family: Family) -> bool {
+    assignment.wanted.iter().any(|address| address.family() == family)
+}
+
+fn allocated(allocation: &Allocation, assignment: &Assignment, shares: &Shares, addresses: usize) -> Verdict {
     if allocation.deleting {
         let withheld = assignment.missing.as_ref().map(|told| format!("being deleted: {}", told.message()));
         return Verdict::bad(
@@ -51,6 +60,23 @@ fn allocated(allocation: &Allocation, assignment: &Assignment, share: &Share, ad
     if let Some(missing) = &assignment.missing {
         return missing.clone();
     }
+    let v6 = shares.v6.as_ref().filter(|_| wants(assignment, Family::V6));
+    // One that wants nothing at all is judged as it always was.
+    let v4 = Some(&shares.v4).filter(|_| v6.is_none() || wants(assignment, Family::V4));
+    let mut told: Vec<String> = Vec::new();
+    for (family, share) in [(Family::V4, v4), (Family::V6, v6)] {
+        let Some(share) = share else { continue };
+        match serves(&allocation.of(family), assignment, share, family) {
+            Verdict::Good { message, .. } => told.push(message),
+            bad => return bad,
+        }
+    }
+    Verdict::good(reason::ALLOCATED, told.join("; ") + &foreign(assignment))
+}
+
+/// How the addresses of a family serve.
+fn serves(allocation: &Allocation, assignment: &Assignment, share: &Share, family: Family) -> Verdict {
+    let wanted = assignment.wanted.iter().filter(|address| address.family() == family).count();
     if share.holders == 0 && share.all_unready {
         return Verdict::bad(
             reason::NO_NODE,
@@ -69,24 +95,45 @@ fn allocated(allocation: &Allocation, assignment: &Assignment, share: &Share, ad
             "spec.fence: no node holds slices, as none holds its Lease (yet); see `kubectl get leases -A -l app.kubernetes.io/component=node-lease`",
         );
     }
-    if share.holders == 0 && !assignment.wanted.is_empty() && allocation.per_node_min > 0 {
+    if share.holders == 0 && wanted > 0 && allocation.per_node_min > 0 {
         return Verdict::bad(
             reason::NO_FREE_SLICE,
-            "spec.ports: no node holds a slice, and none is free: those of former holders drain or rest; wait, widen spec.ports, or use more addresses",
+            match family {
+                Family::V4 => {
+                    "spec.ports: no node holds a slice, and none is free: those of former holders drain or rest; wait, widen spec.ports, or use more addresses"
+                }
+                Family::V6 => {
+                    "spec.addresses.ipv6: no node holds a slice, and none is free: those of former holders drain or rest; wait, or ask for more"
+                }
+            },
         );
     }
-    let mut message = format!(
-        "{} on {}",
-        plural(assignment.wanted.len(), "address", "addresses"),
-        plural(share.holders, "node", "nodes")
-    );
-    if !assignment.wanted.is_empty() {
-        message += &without(share);
+    let (one, many) = match family {
+        Family::V4 => ("address", "addresses"),
+        Family::V6 => ("IPv6 /64", "IPv6 /64s"),
+    };
+    let mut message = format!("{} on {}", plural(wanted, one, many), plural(share.holders, "node", "nodes"));
+    if wanted > 0 {
+        message += &match family {
+            Family::V4 => without(share),
+            Family::V6 => without_network(share),
+        };
         message += &fenced(share);
-        message += &sites(allocation, share);
+        message += &sites(allocation, share, family);
     }
-    message += &foreign(assignment);
     Verdict::good(reason::ALLOCATED, message)
+}
+
+/// Nodes that are no part of a /64.
+fn without_network(share: &Share) -> String {
+    if share.without.count == 0 {
+        return String::new();
+    }
+    let verbs = if share.without.count == 1 { "has no slice and sends" } else { "have no slice and send" };
+    format!(
+        "; {} {verbs} nothing over IPv6, as no slice is free: raise spec.addresses.ipv6, each /64 serves 252 nodes",
+        share.without
+    )
 }
 
 /// Nodes without slices of their own: no fault, but whoever wants it otherwise has to know how.
@@ -129,7 +176,7 @@ fn fenced(share: &Share) -> String {
 }
 
 /// Sites whose share of the slices is of no use, or too small. Without a second site there is no share.
-fn sites(allocation: &Allocation, share: &Share) -> String {
+fn sites(allocation: &Allocation, share: &Share, family: Family) -> String {
     if share.sites.len() < 2 {
         return String::new();
     }
@@ -145,6 +192,11 @@ fn sites(allocation: &Allocation, share: &Share) -> String {
             SiteOutcome { usable, quota: share, short: true, .. }
                 if *share < usable.saturating_mul(allocation.per_node_min) =>
             {
+                if family == Family::V6 {
+                    return Some(format!(
+                        "; spec.sites {name:?}: its weight gives it {quota} of each /64, which are fewer than its {usable} ready nodes; raise its weight, or spec.addresses.ipv6"
+                    ));
+                }
                 format!(
                     "; spec.sites {name:?}: its weight gives it {quota} of each address, which are fewer than spec.ports.perNode.min ({}) for each of its {usable} ready nodes; raise its weight, lower spec.ports.perNode.min, or use more addresses",
                     allocation.per_node_min
@@ -160,13 +212,14 @@ fn sites(allocation: &Allocation, share: &Share) -> String {
 fn foreign(assignment: &Assignment) -> String {
     let count = assignment.foreign.len();
     let Some(first) = assignment.foreign.first() else { return String::new() };
+    let field = Egress::family(*first).field();
     let (dots, verbs) = if count > 1 {
         (", ...", "are not of spec.prefixes and stay")
     } else {
         ("", "is not of spec.prefixes and stays")
     };
     format!(
-        "; {} ({first}{dots}) {verbs} in use: to replace one, raise spec.addresses.ipv4, hand the new address to your partners, and lower it again",
+        "; {} ({first}{dots}) {verbs} in use: to replace one, raise {field}, hand the new address to your partners, and lower it again",
         plural(count, "address", "addresses"),
     )
 }

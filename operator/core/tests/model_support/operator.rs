@@ -193,6 +193,7 @@ pub fn inputs(cluster: &Cluster, sight: &Sight) -> Inputs {
         created: 1,
         prefixes: vec!["p".into()],
         request: AddressRequest::Count(1),
+        ipv6: 0,
         sites: BTreeMap::from([("s".to_owned(), model::Site { selector: zone(true), weight: 1 })]),
         slices: SliceSet::range(FIRST, FIRST + cluster.slices - 1),
         per_node_min: 1,

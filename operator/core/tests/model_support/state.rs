@@ -1,6 +1,7 @@
 //! What a state of the model is made of: small numbers, so that millions of states fit, and their translation into
 //! what the rules read.
 
+use aegis_core::egress::Egress;
 use aegis_core::fence::{Holder, Sightings};
 use aegis_core::model::{self, AllocationName, Fence, Holding, QUARANTINE, Seconds};
 use aegis_core::rests::Rests;
@@ -11,7 +12,7 @@ use std::net::Ipv4Addr;
 pub const NODES: usize = 3;
 pub const SLICES: usize = 2;
 /// The one egress address.
-pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+pub const ADDRESS: Egress = Egress::V4(Ipv4Addr::new(203, 0, 113, 1));
 /// Time 0. Epochs are counted from here too.
 pub const START: Seconds = 1_000_000;
 /// A tick of the model's clock. Whatever happens between two ticks happens at one moment.

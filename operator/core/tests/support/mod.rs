@@ -1,15 +1,15 @@
 //! Small worlds for the tests.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+use aegis_core::egress::Egress;
 use aegis_core::model::*;
 use aegis_core::slice::SliceSet;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 
 /// When all of the tests begin.
 pub const START: Seconds = 1_000_000;
 
-pub fn ip(text: &str) -> Ipv4Addr {
+pub fn ip(text: &str) -> Egress {
     text.parse().unwrap()
 }
 
@@ -35,6 +35,7 @@ pub fn allocation(allocation: &str) -> Allocation {
         created: 1,
         prefixes: vec!["p".into()],
         request: AddressRequest::Count(1),
+        ipv6: 0,
         sites: BTreeMap::new(),
         slices: SliceSet::range(4, 255),
         per_node_min: 8,
