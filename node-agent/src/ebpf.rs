@@ -47,6 +47,13 @@ const PINNED: &[&str] = &[
     "PULSE",
     "LIMITER",
     "HANDOVER",
+    "CONFIG6",
+    "NETWORKS",
+    "PODS6",
+    "SUFFIXES",
+    "DESTINATIONS6",
+    "ALLOCATIONS6",
+    "FLOWS6",
 ];
 
 /// Why the data plane can't be used.
@@ -182,7 +189,10 @@ impl Dataplane {
             ("REVERSE", sizes.flows),
             ("BLOCKS", sizes.blocks),
             ("PODS", sizes.pods),
+            ("PODS6", sizes.pods),
+            ("SUFFIXES", sizes.pods),
             ("DESTINATIONS", sizes.destinations),
+            ("DESTINATIONS6", sizes.destinations),
             ("PORTS", sizes.destinations),
             ("VERDICTS", sizes.verdicts),
         ]);
@@ -195,7 +205,7 @@ impl Dataplane {
             loader.map_pin_path(name, maps.join(name));
         }
         let mut object = loader.load(OBJECT)?;
-        for program in [POD_INGRESS, UPLINK_EGRESS] {
+        for program in [POD_INGRESS, UPLINK_EGRESS, UPLINK_MARK] {
             classifier(&mut object, program)?
                 .load()
                 .map_err(|source| EbpfError::Program { program, source })?;
@@ -316,6 +326,7 @@ impl Dataplane {
 pub(crate) const POD_INGRESS: &str = "pod_ingress";
 pub(crate) const UPLINK_EGRESS: &str = "uplink_egress";
 pub(crate) const UPLINK_INGRESS: &str = "uplink_ingress";
+pub(crate) const UPLINK_MARK: &str = "uplink_mark";
 const SWEEP: &str = "sweep";
 
 /// The `sweep` program.

@@ -127,4 +127,6 @@ counters! {
     NotCarried = "not_carried",
     /// In: later fragments that came before the first of their datagram, and were given to the agent to keep for a moment.
     FragmentKept = "fragment_kept",
+    /// In: dropped, translated back but with no room for the word that says so: the driver has no metadata.
+    DropNoMetadata = "drop_no_metadata",
 }

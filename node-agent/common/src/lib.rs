@@ -22,6 +22,7 @@ mod limiter;
 mod permutation;
 mod policy;
 mod ports;
+mod six;
 mod slots;
 mod sweep;
 
@@ -37,6 +38,7 @@ pub use limiter::*;
 pub use permutation::*;
 pub use policy::*;
 pub use ports::*;
+pub use six::*;
 pub use slots::*;
 pub use sweep::*;
 

@@ -7,11 +7,15 @@
 use crate::flow;
 use crate::headers::{self, ETH_P_IP, Ethernet, Packet};
 use crate::maps::{self, ADDRESSES, PEER_INDEX};
+use crate::six;
 use aegis_common::{Config, Counter, DESTINATION_INTERNAL, FlowKey, PodValue};
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
 use aya_ebpf::programs::TcContext;
 
 pub fn run(ctx: &TcContext) -> i32 {
+    if ctx.skb.protocol() == u32::from(six::ETH_P_IPV6) {
+        return six::classify::run(ctx);
+    }
     if ctx.skb.protocol() != u32::from(ETH_P_IP) {
         return TCX_NEXT;
     }

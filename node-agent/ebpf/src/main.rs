@@ -5,6 +5,7 @@
 //! | `pod_ingress` | tcx ingress, pod-facing device | marks covered packets, holds unknown pods, drops forged sources |
 //! | `uplink_egress` | tcx egress, uplink | gives marked packets a port and the egress address; leak guard |
 //! | `uplink_ingress` | XDP, uplink | steers replies to the owner of the port, translates them back there; answers ARP |
+//! | `uplink_mark` | tcx ingress, uplink | marks IPv6 packets that `uplink_ingress` has translated |
 //! | `sweep` | none: run by the agent through `BPF_PROG_TEST_RUN` | removes flows and blocks that are over |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
@@ -51,6 +52,8 @@ mod reverse;
 #[cfg(target_arch = "bpf")]
 mod route;
 #[cfg(target_arch = "bpf")]
+mod six;
+#[cfg(target_arch = "bpf")]
 mod snat;
 #[cfg(target_arch = "bpf")]
 mod split;
@@ -78,6 +81,12 @@ mod programs {
     #[classifier]
     pub fn uplink_egress(ctx: TcContext) -> i32 {
         crate::snat::run(&ctx)
+    }
+
+    #[classifier]
+    pub fn uplink_mark(ctx: TcContext) -> i32 {
+        crate::six::inbound::mark(&ctx);
+        aya_ebpf::bindings::tcx_action_base::TCX_NEXT
     }
 
     #[xdp]

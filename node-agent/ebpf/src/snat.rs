@@ -6,7 +6,7 @@ use crate::headers::{self, ACK, ETH_LEN, ETH_P_IP, Ipv4, Packet, SYN, Transport}
 use crate::identification;
 use crate::maps::{self, ADDRESSES, FRAGMENTS_OUT};
 use crate::opening::{self, Opener};
-use crate::{icmp_out, mss, refuse, via};
+use crate::{icmp_out, mss, refuse, six, via};
 use aegis_common::*;
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
@@ -20,10 +20,27 @@ pub enum Stop {
     Refuse(Counter),
 }
 
+#[inline(always)]
 pub fn run(ctx: &TcContext) -> i32 {
-    if ctx.skb.protocol() != u32::from(ETH_P_IP) {
-        return TCX_NEXT;
+    match ctx.skb.protocol() {
+        IPV4 => leave4(ctx.skb.skb) as i32,
+        IPV6 => six::leave::run(ctx),
+        _ => TCX_NEXT,
     }
+}
+
+const IPV4: u32 = ETH_P_IP as u32;
+const IPV6: u32 = six::ETH_P_IPV6 as u32;
+
+/// A function of its own for the stack's sake: that of IPv6 is not beside it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn leave4(skb: *mut __sk_buff) -> u32 {
+    leave(&TcContext::new(skb)) as u32
+}
+
+#[inline(always)]
+fn leave(ctx: &TcContext) -> i32 {
     let Some(config) = maps::config() else { return TCX_NEXT };
     let covered = headers::mark(ctx) & config.mark != 0;
     let Some(packet) = Packet::read(ctx) else {
@@ -322,7 +339,7 @@ pub fn rewrite_source(ctx: &TcContext, packet: &Packet, egress: u32) -> Result<(
 /// of its own for the verifier's sake, like `take` in `ports`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn clamp_mss(skb: *mut __sk_buff, start: u32, limit: u32) -> u32 {
+pub extern "C" fn clamp_mss(skb: *mut __sk_buff, start: u32, limit: u32) -> u32 {
     let (ctx, start, limit) = (TcContext::new(skb), start as usize, limit as u16);
     let Ok(offset_byte) = ctx.load::<u8>(start + 12) else { return 0 };
     let end = usize::from(offset_byte >> 4) * 4;

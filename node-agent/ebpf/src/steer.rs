@@ -8,6 +8,7 @@ use crate::headers::{self, ETH_LEN, ETH_P_IP, Ethernet, Ipv4, Transport};
 use crate::maps::{self, ADDRESSES, SLOTS};
 use crate::returned;
 use crate::reverse;
+use crate::six::inbound as six;
 use crate::tunnel::{self, Arrival, Outer, Received};
 use crate::xdp;
 use aegis_common::{Config, Counter, FIRST_SLICE, SLOTS_PER_ADDRESS, VNI_RETURN, VNI_STEER};
@@ -36,7 +37,9 @@ pub struct Inbound {
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> u32 {
     let Some(config) = maps::config() else { return XDP_PASS };
-    let Some(ip) = ipv4(ctx) else { return arp::answer(ctx) };
+    let Some(ip) = ipv4(ctx) else {
+        return if six::is(ctx) { six::arrive6(ctx.ctx, 0) } else { arp::answer(ctx) };
+    };
     let wire = Received { arrival: Arrival::Wire, peer: 0, name: 0 };
     let received = if ip.destination == config.tunnel_address {
         match tunnel::receive(ctx, config, &ip) {
@@ -52,6 +55,9 @@ pub fn run(ctx: &XdpContext) -> u32 {
         wire
     };
     let arrival = received.arrival;
+    if arrival == Arrival::Steered && six::is(ctx) {
+        return six::arrive6(ctx.ctx, six::STEERED);
+    }
     let Some(ip) = ipv4(ctx) else {
         maps::count(Counter::DropMalformedIn, 0);
         return XDP_DROP;

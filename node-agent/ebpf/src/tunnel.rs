@@ -7,6 +7,7 @@ use crate::fence;
 use crate::headers::{self, DF, ETH_LEN, ETH_P_IP, Ethernet, Ipv4, Transport};
 use crate::maps::{self, PEER_INDEX, PEERS};
 use crate::route::{self, Way};
+use crate::six::ETH_P_IPV6;
 use crate::steer::{Inbound, Step};
 use crate::xdp;
 use aegis_common::{
@@ -110,12 +111,12 @@ pub fn receive(ctx: &XdpContext, config: &Config, ip: &Ipv4) -> Result<Outer, Co
     let Some(geneve) = xdp::at::<Geneve>(ctx, ETH_LEN + 20) else { return Ok(Outer::Foreign) };
     // SAFETY: within the frame.
     let geneve = unsafe { *geneve };
-    let ours =
-        u32::from(u16::from_be(geneve.destination_port)) == config.tunnel_port && geneve.protocol == ETH_P_IP;
+    let vni = u32::from_be(geneve.vni) >> 8;
+    let carried = geneve.protocol == ETH_P_IP || geneve.protocol == ETH_P_IPV6 && vni == VNI_STEER;
+    let ours = u32::from(u16::from_be(geneve.destination_port)) == config.tunnel_port && carried;
     if !ours {
         return Ok(Outer::Foreign);
     }
-    let vni = u32::from_be(geneve.vni) >> 8;
     let arrival = match vni {
         VNI_STEER => Arrival::Steered,
         VNI_FRAGMENT => Arrival::Fragment,
@@ -158,7 +159,7 @@ pub fn receive(ctx: &XdpContext, config: &Config, ip: &Ipv4) -> Result<Outer, Co
     }
     let place = xdp::at::<Ethernet>(ctx, 0).ok_or(Counter::DropMalformedIn)?;
     // SAFETY: within the frame.
-    unsafe { *place = ethernet };
+    unsafe { *place = Ethernet { kind: geneve.protocol, ..ethernet } };
     if arrival == Arrival::Steered || arrival == Arrival::Fragment {
         maps::count(Counter::SteeredHere, u32::from(ip.total_length()));
     }
@@ -219,6 +220,35 @@ pub fn send(ctx: &XdpContext, config: &Config, inbound: &Inbound, peer: u32, vni
     }
     let reason = if vni == VNI_RETURN { Counter::Returned } else { Counter::Steered };
     transmit(ctx, config, peer, &ethernet, reason, u32::from(length))
+}
+
+/// Sends an IPv6 packet of `length` bytes to the peer that owns its slice, from this port.
+#[inline(always)]
+pub fn send_ipv6(ctx: &XdpContext, config: &Config, peer: u32, from: u16, length: u32) -> Step {
+    let Some(peer) = PEERS.get(peer).filter(|peer| peer.address != 0) else {
+        return Step::Drop(Counter::DropNoNeighbour);
+    };
+    // SAFETY: within the frame.
+    let ethernet = match xdp::at::<Ethernet>(ctx, 0) {
+        Some(ethernet) => unsafe { *ethernet },
+        None => return Step::Drop(Counter::DropMalformedIn),
+    };
+    // SAFETY: the context is valid; all pointers into the frame are made anew below.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(OVERHEAD as i32)) } != 0 {
+        return Step::Drop(Counter::DropNoNeighbour);
+    }
+    let (Some(ip), Some(geneve)) = (xdp::at::<Ipv4>(ctx, ETH_LEN), xdp::at::<Geneve>(ctx, ETH_LEN + 20))
+    else {
+        return Step::Drop(Counter::DropMalformedIn);
+    };
+    let length = length as u16;
+    let geneve_header = Geneve::new(from, config.tunnel_port as u16, length + 16, VNI_STEER);
+    // SAFETY: within the frame.
+    unsafe {
+        *ip = encapsulation(config.tunnel_address, peer.address, length + OVERHEAD as u16);
+        *geneve = Geneve { protocol: ETH_P_IPV6, ..geneve_header };
+    }
+    transmit(ctx, config, peer, &ethernet, Counter::Steered, u32::from(length))
 }
 
 /// The outer IP header of a packet of `length` bytes.

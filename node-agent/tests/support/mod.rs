@@ -10,6 +10,7 @@
 pub mod exact;
 pub mod gateway;
 pub mod packet;
+pub mod six;
 
 use aegis_common::*;
 use aegis_node_agent::carry::Step;

@@ -1,0 +1,206 @@
+//! `uplink_ingress`: an IPv6 packet for an egress /64 goes to the node whose slice it names, and there, translated back, to the
+//! pod whose suffix it bears. Whether somebody there asked for it, conntrack knows: a word before the packet (metadata) lets
+//! the program at tcx ingress set the mark by which nftables tells such packets from others.
+
+use super::lookup::{self, SUFFIXES};
+use super::{ICMPV6, Ipv6, LATER, Layers, START, follow_headers_xdp, is_error, load, too_big};
+use crate::headers::{self, ETH_LEN, Ethernet};
+use crate::maps::{self, SLOTS};
+use crate::steer::Step;
+use crate::tunnel;
+use crate::xdp;
+use aegis_common::*;
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::bindings::{__sk_buff, xdp_md};
+use aya_ebpf::helpers::{bpf_xdp_adjust_meta, bpf_xdp_store_bytes};
+use aya_ebpf::programs::{TcContext, XdpContext};
+
+/// Offset of the source address in the IPv6 header, and of the destination.
+const SOURCE: u32 = 8;
+const DESTINATION: u32 = 24;
+
+/// The packet is not from outside, but from another node, which says that it is for this one.
+pub const STEERED: u32 = 1;
+
+/// Whether the frame has an IPv6 packet.
+#[inline(always)]
+pub fn is(ctx: &XdpContext) -> bool {
+    // SAFETY: within the frame.
+    xdp::at::<Ethernet>(ctx, 0).is_some_and(|ethernet| unsafe { (*ethernet).kind } == super::ETH_P_IPV6)
+}
+
+/// Whatever is to be done. Its parts are functions of their own beside each other, since the stack is nearly full here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn arrive6(context: *mut xdp_md, steered: u32) -> u32 {
+    match judge6(context, steered) {
+        ANSWER => too_big::answer6(context),
+        verdict if verdict >= SEND => send6(context, verdict - SEND),
+        verdict => verdict,
+    }
+}
+
+/// It is too big for the tunnel.
+const ANSWER: u32 = 100;
+/// It is for the peer whose index is added to this.
+const SEND: u32 = 0x1_0000;
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge6(context: *mut xdp_md, steered: u32) -> u32 {
+    let ctx = &XdpContext::new(context);
+    let (Some(config), Some(_), Some(ip)) = (maps::config(), lookup::config(), header(ctx)) else {
+        return if steered == STEERED { XDP_DROP } else { XDP_PASS };
+    };
+    let step = match lookup::network(&ip.destination) {
+        None if steered != STEERED => return XDP_PASS,
+        None => Step::Drop(Counter::DropNotOwner),
+        Some(_) if !ip.is_sound() || ETH_LEN as u32 + ip.length() > xdp::length(ctx) as u32 => {
+            Step::Drop(Counter::DropMalformedIn)
+        }
+        Some(network) => to_owner(ctx, config, &ip, &network, steered),
+    };
+    match step {
+        Step::Done(verdict) => verdict,
+        Step::Drop(reason) => {
+            maps::count(reason, ip.length());
+            XDP_DROP
+        }
+    }
+}
+
+/// The IPv6 header of a frame that has one.
+#[inline(always)]
+pub fn header(ctx: &XdpContext) -> Option<Ipv6> {
+    let ip = xdp::at::<Ipv6>(ctx, ETH_LEN)?;
+    // SAFETY: within the frame.
+    Some(unsafe { *ip })
+}
+
+#[inline(always)]
+fn to_owner(ctx: &XdpContext, config: &Config, ip: &Ipv6, network: &NetworkValue, steered: u32) -> Step {
+    let slice = u32::from(slice_of(&ip.destination));
+    let owner = match slice {
+        FIRST_SLICE..SLOTS_PER_ADDRESS => {
+            SLOTS.get(network.index * SLOTS_PER_ADDRESS + slice).map_or(0, |slot| slot.peer)
+        }
+        _ => 0,
+    };
+    if owner == 0 {
+        return Step::Drop(Counter::DropNoOwner);
+    }
+    if owner == config.own_peer {
+        if lookup::deadline(network) == Deadline::Hard {
+            return Step::Drop(Counter::DropFenced);
+        }
+        return match to_pod(ctx.ctx, &raw const ip.destination) {
+            TAKEN => {
+                maps::count(Counter::Reverse, ip.length());
+                Step::Done(XDP_PASS)
+            }
+            UNSOUND => Step::Drop(Counter::DropMalformedIn),
+            NO_METADATA => Step::Drop(Counter::DropNoMetadata),
+            _ => Step::Drop(Counter::DropNoFlow),
+        };
+    }
+    // Two nodes whose tables disagree would play ping-pong.
+    if steered == STEERED {
+        return Step::Drop(Counter::DropNotOwner);
+    }
+    Step::Done(if ip.length() > config.tunnel_mtu { ANSWER } else { SEND + owner })
+}
+
+/// Sends a packet to the peer that owns its slice.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn send6(context: *mut xdp_md, owner: u32) -> u32 {
+    let ctx = &XdpContext::new(context);
+    let (Some(config), Some(ip)) = (maps::config(), header(ctx)) else { return XDP_DROP };
+    let hash = ip.source[0] ^ ip.source[1] ^ ip.source[2] ^ ip.source[3];
+    let port = tunnel::source_port(hash, ip.destination[3], ip.destination[2]);
+    match tunnel::send_ipv6(ctx, config, owner, port, ip.length()) {
+        Step::Done(verdict) => verdict,
+        Step::Drop(reason) => {
+            maps::count(reason, ip.length());
+            XDP_DROP
+        }
+    }
+}
+
+const TAKEN: u32 = 0;
+const NOBODY: u32 = 1;
+const UNSOUND: u32 = 2;
+const NO_METADATA: u32 = 3;
+
+/// Translates a packet back.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn to_pod(context: *mut xdp_md, destination: *const Address6) -> u32 {
+    let ctx = &XdpContext::new(context);
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let Some(egress) = (unsafe { destination.as_ref() }) else { return UNSOUND };
+    // SAFETY: copied at once.
+    let Some(pod) = (unsafe { SUFFIXES.get(&egress[3]) }).copied() else { return NOBODY };
+    let pod = pod.address;
+    // No pod has any other address here.
+    if egress_address(&pod, network_of(egress), slice_of(egress), egress[3]) != *egress {
+        return NOBODY;
+    }
+    let Some(ip) = header(ctx) else { return UNSOUND };
+    let mut layers = Layers::default();
+    if follow_headers_xdp(context, u32::from(ip.next), START as u32, &raw mut layers) == 0 {
+        return UNSOUND;
+    }
+    if layers.protocol == u32::from(ICMPV6) && layers.fragment != LATER {
+        let Some(kind) = load::<u8>(ctx, layers.offset) else { return UNSOUND };
+        if is_error(kind) {
+            // It quotes what the pod has sent, as it was outside.
+            let source = layers.offset + 8 + SOURCE;
+            match load::<Address6>(ctx, source) {
+                None => return UNSOUND,
+                Some(quoted) if quoted != *egress => return NOBODY,
+                Some(_) if !store(ctx, source, &pod) => return UNSOUND,
+                Some(_) => {}
+            }
+        }
+    }
+    if !store(ctx, ETH_LEN as u32 + DESTINATION, &pod) {
+        return UNSOUND;
+    }
+    // SAFETY: the context is valid; the pointer into the metadata is made anew below.
+    if unsafe { bpf_xdp_adjust_meta(context, -(size_of::<u32>() as i32)) } != 0 {
+        return NO_METADATA;
+    }
+    // SAFETY: fields of the context.
+    let (meta, data) = unsafe { ((*context).data_meta as usize, (*context).data as usize) };
+    if meta + size_of::<u32>() > data {
+        return NO_METADATA;
+    }
+    // SAFETY: within the metadata.
+    unsafe { *(meta as *mut u32) = TRANSLATED_IN };
+    TAKEN
+}
+
+#[inline(always)]
+fn store(ctx: &XdpContext, offset: u32, address: &Address6) -> bool {
+    let from = core::ptr::from_ref(address).cast_mut().cast();
+    // SAFETY: the helper reads the address only.
+    unsafe { bpf_xdp_store_bytes(ctx.ctx, offset, from, size_of::<Address6>() as u32) == 0 }
+}
+
+/// `uplink_mark` (tcx ingress, uplink): gives what was translated back the mark, by which nftables knows it.
+#[inline(always)]
+pub fn mark(ctx: &TcContext) {
+    let Some(config) = maps::config() else { return };
+    if was_translated(ctx.skb.skb) {
+        ctx.skb.set_mark(headers::mark(ctx) | config.mark);
+    }
+}
+
+#[inline(always)]
+fn was_translated(skb: *mut __sk_buff) -> bool {
+    // SAFETY: fields of the context.
+    let (meta, data) = unsafe { ((*skb).data_meta as usize, (*skb).data as usize) };
+    // SAFETY: within the metadata.
+    meta + size_of::<u32>() <= data && unsafe { *(meta as *const u32) } == TRANSLATED_IN
+}

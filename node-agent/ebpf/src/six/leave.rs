@@ -1,0 +1,264 @@
+//! `uplink_egress`: gives covered IPv6 packets their egress address, and lets nothing else of them out. All of the address
+//! changes and no checksum: bits 80 to 95 make up for the rest, wherever the sum is, in quoted packets and fragments too.
+
+use super::lookup::{self, ALLOCATIONS6, FLOWS6, NETWORKS};
+use super::{
+    FIRST, ICMPV6, Ipv6, LATER, Layers, START, WHOLE, follow_headers, is_error, ports, refuse, turned,
+};
+use crate::headers::{self, ETH_LEN, SYN, TCP, UDP};
+use crate::maps;
+use crate::snat::{self, Stop};
+use aegis_common::*;
+use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_F_INGRESS};
+use aya_ebpf::helpers::bpf_redirect;
+use aya_ebpf::programs::TcContext;
+
+const MALFORMED: Stop = Stop::Drop(Counter::DropMalformedOut);
+/// Offset of the source address in the IPv6 header, and of the destination.
+const SOURCE: usize = 8;
+const DESTINATION: usize = 24;
+/// What MSS of IPv6 is less than that of IPv4: its header is longer.
+const LONGER: u32 = 20;
+
+#[inline(always)]
+pub fn run(ctx: &TcContext) -> i32 {
+    match leave6(ctx.skb.skb) {
+        REFUSED if refuse::answer_skb6(ctx.skb.skb) != 0 => {
+            // The answer is not a packet of the pod any more.
+            let bit = maps::config().map_or(0, |config| config.mark);
+            ctx.skb.set_mark(headers::mark(ctx) & !bit);
+            // SAFETY: a field of the context, plain arguments.
+            unsafe { bpf_redirect((*ctx.skb.skb).ifindex, u64::from(BPF_F_INGRESS)) as i32 }
+        }
+        REFUSED => TCX_DROP,
+        verdict => verdict as i32,
+    }
+}
+
+/// The packet is to be turned away with an answer.
+const REFUSED: u32 = 100;
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn leave6(skb: *mut __sk_buff) -> u32 {
+    let ctx = &TcContext::new(skb);
+    let (Some(config), Some(config6)) = (maps::config(), lookup::config()) else { return TCX_NEXT as u32 };
+    let bytes = ctx.len().saturating_sub(ETH_LEN as u32);
+    let covered = headers::mark(ctx) & config.mark != 0;
+    let ip = ctx.load::<Ipv6>(ETH_LEN).ok().filter(Ipv6::is_sound);
+    let stop = match ip {
+        None if !covered => return TCX_NEXT as u32,
+        None => MALFORMED,
+        // SAFETY: only presence matters.
+        Some(ip) if !covered => match unsafe { NETWORKS.get(&network_of(&ip.source)) } {
+            None => return TCX_NEXT as u32,
+            Some(_) => Stop::Drop(Counter::DropForged),
+        },
+        Some(ip) => match translate(ctx, config, config6, &ip) {
+            Ok(()) => {
+                maps::count(Counter::Translated, bytes);
+                return TCX_NEXT as u32;
+            }
+            Err(stop) => stop,
+        },
+    };
+    match stop {
+        Stop::Drop(reason) => maps::count(reason, bytes),
+        Stop::Refuse(reason) => {
+            maps::count(reason, bytes);
+            return REFUSED;
+        }
+    }
+    TCX_DROP as u32
+}
+
+#[inline(always)]
+fn translate(ctx: &TcContext, config: &Config, config6: &Config6, ip: &Ipv6) -> Result<(), Stop> {
+    let generation = maps::generation(config);
+    let Some(pod) = lookup::pod(generation, &ip.source) else {
+        let local = lookup::in_pod_range(config6, &ip.source);
+        return Err(Stop::Drop(if local { Counter::DropUnknownPod } else { Counter::DropLeak }));
+    };
+    let mut layers = Layers::default();
+    if follow_headers(ctx.skb.skb, u32::from(ip.next), START as u32, &raw mut layers) == 0 {
+        return Err(MALFORMED);
+    }
+    let mut flow = Flow6Key { local: ip.source, remote: ip.destination, ports: 0, protocol: layers.protocol };
+    // Where the packet begins that is quoted, if one is.
+    let mut quoted = 0;
+    if layers.fragment == LATER {
+        (flow.ports, flow.protocol) = (layers.id, FRAGMENTED);
+    } else if has_ports(layers.protocol) {
+        let header: [u8; 8] = ctx.load(layers.offset as usize).map_err(|_| MALFORMED)?;
+        flow.ports = ports(layers.protocol as u8, header);
+        if layers.protocol == u32::from(ICMPV6) && is_error(header[0]) {
+            quoted = layers.offset + 8;
+            if flow_of_quoted(ctx.skb.skb, quoted, &raw mut flow) == 0 {
+                return Err(MALFORMED);
+            }
+        }
+    }
+    let mut network = [0; 2];
+    match recall(&flow, pod.incarnation) {
+        Some(known) => network = known,
+        None if layers.fragment == LATER => return Err(Stop::Drop(Counter::DropFragmentOut)),
+        None => match choose_network(generation, &raw const flow, &raw const pod, &raw mut network) {
+            0 => {
+                remember(&flow, network, pod.incarnation);
+                maps::count(Counter::NewFlow, 0);
+            }
+            FENCED => return Err(Stop::Refuse(Counter::RefuseFenced)),
+            _ => return Err(Stop::Refuse(Counter::RefuseUnavailable)),
+        },
+    }
+    // SAFETY: copied at once.
+    let value = unsafe { NETWORKS.get(&network) }.copied();
+    let Some(value) = value.filter(|value| value.slice != 0) else {
+        return Err(Stop::Refuse(Counter::RefuseUnavailable));
+    };
+    if lookup::deadline(&value) == Deadline::Hard {
+        return Err(Stop::Drop(Counter::DropFenced));
+    }
+    if layers.fragment == FIRST {
+        let datagram =
+            Flow6Key { ports: layers.id, protocol: FRAGMENTED, local: ip.source, remote: ip.destination };
+        remember(&datagram, network, pod.incarnation);
+    }
+    if layers.protocol == u32::from(TCP) && layers.fragment == WHOLE && config.mss > LONGER {
+        let flags: u8 = ctx.load(layers.offset as usize + 13).map_err(|_| MALFORMED)?;
+        if flags & SYN != 0 {
+            snat::clamp_mss(ctx.skb.skb, layers.offset, config.mss - LONGER);
+        }
+    }
+    let egress = egress_address(&ip.source, network, value.slice, pod.suffix);
+    if quoted != 0 {
+        ctx.store(quoted as usize + DESTINATION, &egress, 0).map_err(|_| MALFORMED)?;
+    }
+    ctx.store(ETH_LEN + SOURCE, &egress, 0).map_err(|_| MALFORMED)
+}
+
+#[inline(always)]
+fn has_ports(protocol: u32) -> bool {
+    protocol == u32::from(TCP) || protocol == u32::from(UDP) || protocol == u32::from(ICMPV6)
+}
+
+/// Of an ICMPv6 error of a pod, the flow that the packet belonged to which it quotes; 0 if it quotes none that came to the pod.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_of_quoted(skb: *mut __sk_buff, offset: u32, flow: *mut Flow6Key) -> u32 {
+    let ctx = TcContext::new(skb);
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let Some(flow) = (unsafe { flow.as_mut() }) else { return 0 };
+    let Ok(ip) = ctx.load::<Ipv6>(offset as usize) else { return 0 };
+    if !ip.is_sound() || ip.destination != flow.local {
+        return 0;
+    }
+    let mut layers = Layers::default();
+    let start = offset + super::IPV6_LEN as u32;
+    if follow_headers(skb, u32::from(ip.next), start, &raw mut layers) == 0 {
+        return 0;
+    }
+    let mut theirs =
+        Flow6Key { local: ip.source, remote: ip.destination, ports: 0, protocol: layers.protocol };
+    if layers.fragment == LATER {
+        return 0;
+    }
+    if has_ports(layers.protocol) {
+        let Ok(header) = ctx.load::<[u8; 8]>(layers.offset as usize) else { return 0 };
+        theirs.ports = ports(layers.protocol as u8, header);
+    }
+    *flow = turned(&theirs);
+    1
+}
+
+/// The /64 that a flow has chosen, noting that it lives.
+#[inline(always)]
+fn recall(flow: &Flow6Key, incarnation: u32) -> Option<Network> {
+    let known = FLOWS6.get_ptr_mut(flow)?;
+    // SAFETY: a value of the map, readable until the program ends; its words are written whole.
+    let known = unsafe { &mut *known };
+    if known.incarnation != incarnation {
+        return None;
+    }
+    let now = maps::now();
+    if known.last_seen != now {
+        known.last_seen = now;
+    }
+    Some(known.network)
+}
+
+#[inline(always)]
+fn remember(flow: &Flow6Key, network: Network, incarnation: u32) {
+    let value = Flow6Value { network, incarnation, last_seen: maps::now() };
+    let _ = FLOWS6.insert(flow, &value, u64::from(BPF_ANY));
+}
+
+const NOTHING: u32 = 1;
+/// [`NOTHING`] and a bit more, so that outcomes are put together by "or".
+const FENCED: u32 = 3;
+
+/// The /64 of a new flow, as the policy says; 0 if there is one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn choose_network(
+    generation: u32,
+    flow: *const Flow6Key,
+    pod: *const Pod6Value,
+    network: *mut Network,
+) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let (Some(key), Some(pod)) = (unsafe { (flow.as_ref(), pod.as_ref()) }) else {
+        return NOTHING;
+    };
+    if network.is_null() {
+        return NOTHING;
+    }
+    let any_port = u32::from(key.protocol != u32::from(TCP) && key.protocol != u32::from(UDP));
+    let mut verdict = lookup::look_up_verdict6(generation, pod.class, flow, any_port);
+    if verdict as u16 == ACTION_PASS {
+        // Between `pod_ingress` and here the policy may have changed, as for IPv4.
+        let last = generation.wrapping_sub(1);
+        let Some(before) = lookup::pod(last, &key.local) else { return NOTHING };
+        verdict = lookup::look_up_verdict6(last, before.class, flow, any_port);
+    }
+    if verdict as u16 != ACTION_ALLOCATE {
+        return NOTHING;
+    }
+    let (index, mut step, mut outcome) = ((verdict >> 16) as u32 & 0xffff, 0, NOTHING);
+    while step < NETWORKS_PER_ALLOCATION as u32 {
+        let tried = try_network(index, pod.suffix, step, network);
+        if tried == 0 {
+            return 0;
+        }
+        outcome |= tried;
+        step += 1;
+    }
+    outcome
+}
+
+/// Gives a /64 of an allocation, the one so many steps from where the pod begins, if new flows may leave from it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn try_network(allocation: u32, suffix: u32, step: u32, network: *mut Network) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let Some(network) = (unsafe { network.as_mut() }) else { return NOTHING };
+    let Some(allocation) = ALLOCATIONS6.get(allocation) else { return NOTHING };
+    let count = allocation.count.min(NETWORKS_PER_ALLOCATION as u32);
+    if step >= count {
+        return NOTHING;
+    }
+    let start = (u64::from(mix(suffix)) * u64::from(count) >> 32) as u32;
+    let at = if start + step < count { start + step } else { start + step - count };
+    let candidate = allocation.networks[at as usize & (NETWORKS_PER_ALLOCATION - 1)];
+    // SAFETY: read at once.
+    let Some(value) = (unsafe { NETWORKS.get(&candidate) }) else { return NOTHING };
+    if value.slice == 0 || value.open == 0 {
+        return NOTHING;
+    }
+    if lookup::deadline(value) != Deadline::Ahead {
+        return FENCED;
+    }
+    *network = candidate;
+    0
+}
