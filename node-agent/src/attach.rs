@@ -1,7 +1,9 @@
 //! Attaches the programs to devices.
 
 use crate::carry::{self, Carried, Source};
-use crate::ebpf::{Dataplane, EbpfError, POD_INGRESS, UPLINK_EGRESS, UPLINK_INGRESS, chain, classifier, xdp};
+use crate::ebpf::{
+    Dataplane, EbpfError, POD_INGRESS, UPLINK_EGRESS, UPLINK_INGRESS, UPLINK_MARK, chain, classifier, xdp,
+};
 use crate::kernel;
 use crate::links::Pin;
 use crate::tcx;
@@ -26,7 +28,7 @@ pub enum Mode {
 /// Name of the pin where XDP runs generically: the kernel does not tell the mode afterwards.
 const UPLINK_INGRESS_GENERIC: &str = "uplink_ingress_generic";
 /// All names of pins, in the order in which programs are attached. Steering first: a translated packet's reply must find it.
-const PINS: [&str; 4] = [UPLINK_INGRESS, UPLINK_INGRESS_GENERIC, UPLINK_EGRESS, POD_INGRESS];
+const PINS: [&str; 5] = [UPLINK_INGRESS, UPLINK_INGRESS_GENERIC, UPLINK_MARK, UPLINK_EGRESS, POD_INGRESS];
 
 impl Dataplane {
     /// Attaches the classifier to a device that faces pods (tcx ingress).
@@ -34,9 +36,10 @@ impl Dataplane {
         self.attach_tcx(POD_INGRESS, device, ifindex)
     }
 
-    /// Attaches translation (tcx egress) and steering (XDP) to an uplink.
+    /// Attaches steering (XDP), the mark of what it translates (tcx ingress) and translation (tcx egress) to an uplink.
     pub fn attach_uplink(&mut self, device: &str, ifindex: u32) -> Result<Mode, EbpfError> {
         let mode = self.attach_xdp(device, ifindex)?;
+        self.attach_tcx(UPLINK_MARK, device, ifindex)?;
         self.attach_tcx(UPLINK_EGRESS, device, ifindex)?;
         Ok(mode)
     }
@@ -46,7 +49,7 @@ impl Dataplane {
         self.check_tcx(POD_INGRESS, device, ifindex)
     }
 
-    /// Fails if another program comes before ours on an uplink.
+    /// Fails if another program comes before ours on an uplink. (That at its ingress matters only once IPv6 packets are translated.)
     pub fn check_uplink(&mut self, device: &str, ifindex: u32) -> Result<(), EbpfError> {
         self.check_tcx(UPLINK_EGRESS, device, ifindex)
     }
@@ -152,7 +155,11 @@ impl Dataplane {
                     xdp(&mut self.object, UPLINK_INGRESS)?.attach_to_link(link).map(drop)
                 }
                 name => {
-                    let name = if name == POD_INGRESS { POD_INGRESS } else { UPLINK_EGRESS };
+                    let name = match name {
+                        POD_INGRESS => POD_INGRESS,
+                        UPLINK_MARK => UPLINK_MARK,
+                        _ => UPLINK_EGRESS,
+                    };
                     let link = SchedClassifierLink::try_from(link).map_err(|error| failed(&error))?;
                     classifier(&mut self.object, name)?.attach_to_link(link).map(drop)
                 }
@@ -200,7 +207,10 @@ impl Dataplane {
         // case both run for a moment, which loses some packets at worst: none is ever without one of them.
         let late = tcx::Pinned::open(&path).map_err(|error| failed(&error))?;
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let kind = if program == POD_INGRESS { TcAttachType::Ingress } else { TcAttachType::Egress };
+        let kind = match hook(program) {
+            tcx::Hook::Ingress => TcAttachType::Ingress,
+            tcx::Hook::Egress => TcAttachType::Egress,
+        };
         let id = classifier.attach_with_options(device, kind, order).map_err(|error| failed(&error))?;
         let link = classifier.take_link(id).map_err(|error| failed(&error))?;
         let link = FdLink::try_from(link).map_err(|error| failed(&error))?;
@@ -243,7 +253,7 @@ impl Dataplane {
 }
 
 fn hook(program: &str) -> tcx::Hook {
-    if program == POD_INGRESS { tcx::Hook::Ingress } else { tcx::Hook::Egress }
+    if program == UPLINK_EGRESS { tcx::Hook::Egress } else { tcx::Hook::Ingress }
 }
 
 /// Removing what is not there is no failure.

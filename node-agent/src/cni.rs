@@ -5,7 +5,7 @@ use futures::StreamExt;
 use inotify::{Inotify, WatchMask};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub struct CniResult {
     /// UID of the pod; empty where the runtime does not pass it.
     pub uid: String,
     /// IPv4 addresses, with the MAC of the pod's device; all zero where the plugins do not tell it.
-    pub addresses: BTreeMap<Ipv4Addr, [u8; 6]>,
+    pub addresses: BTreeMap<IpAddr, [u8; 6]>,
     /// When the file was written.
     pub written: Seconds,
 }
@@ -88,7 +88,7 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
     octets?.try_into().ok()
 }
 
-/// Reads one cache file. `None` if it does not belong to a pod or gives it no IPv4 address.
+/// Reads one cache file. `None` if it does not belong to a pod or gives it no address.
 pub fn parse(contents: &[u8], written: Seconds) -> Result<Option<CniResult>, CniError> {
     let file: CacheFile = serde_json::from_slice(contents)?;
     let argument = |key: &str| {
@@ -103,7 +103,7 @@ pub fn parse(contents: &[u8], written: Seconds) -> Result<Option<CniResult>, Cni
             .iter()
             .flat_map(|result| result.ips.iter().map(|ip| (ip, result.mac(ip))))
             .filter_map(|(ip, mac)| Some((ip.address.split('/').next()?.parse().ok()?, mac)))
-            .filter(|(address, _): &(Ipv4Addr, _)| !address.is_loopback())
+            .filter(|(address, _): &(IpAddr, _)| !address.is_loopback())
             .collect(),
         written,
     };
@@ -193,7 +193,9 @@ mod tests {
             account: "shop".into(),
             name: "cart-0".into(),
             uid: "u1".into(),
-            addresses: [(Ipv4Addr::new(10, 244, 1, 7), [0xee, 0, 0, 0, 0, 3])].into(),
+            addresses: ["10.244.1.7", "2001:db8::7"]
+                .map(|it| (it.parse().unwrap(), [0xee, 0, 0, 0, 0, 3]))
+                .into(),
             written: 5,
         };
         assert_eq!(parse(CONTAINERD.as_bytes(), 5).unwrap(), Some(expected));
@@ -208,7 +210,7 @@ mod tests {
             r#"{{"cniArgs":[["K8S_POD_NAME","cart-0"]],"result":{{{interfaces}"ips":[{{"address":"10.244.1.7/32"{ip}}}]}}}}"#
         );
         let result = parse(file.as_bytes(), 5).unwrap().unwrap();
-        result.addresses[&Ipv4Addr::new(10, 244, 1, 7)]
+        result.addresses[&IpAddr::from([10, 244, 1, 7])]
     }
 
     #[test]

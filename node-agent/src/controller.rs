@@ -40,7 +40,7 @@ use ipnet::Ipv4Net;
 use plane::Pinned;
 use settled::Settled;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -399,7 +399,8 @@ impl Controller {
     /// True if uplinks or pod-facing devices have changed.
     fn find_devices(&mut self, inputs: &Inputs) -> bool {
         let Ok(network) = &self.network else { return false };
-        let pods: Vec<Ipv4Addr> = inputs.pods.iter().flat_map(|pod| pod.addresses.iter().copied()).collect();
+        let addresses = inputs.pods.iter().flat_map(|pod| &pod.addresses);
+        let pods: Vec<Ipv4Addr> = addresses.filter_map(v4).collect();
         let found =
             uplink::devices(network, &self.args.uplinks, inputs.tunnel_address, &inputs.pod_ranges, &pods);
         let changed = found != self.devices;
@@ -576,6 +577,13 @@ impl Controller {
         if let Err(error) = self.resolver.provoke(peers, &links, Instant::now()) {
             tracing::warn!(%error, "cannot speak to peers");
         }
+    }
+}
+
+fn v4(address: &IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
     }
 }
 

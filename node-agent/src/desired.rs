@@ -18,7 +18,7 @@ use aegis_core::policy::{Binding, BindingName, Pod, Room};
 use aegis_core::slice::SliceSet;
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// Everything that the desired state is made from.
 #[derive(Clone, Debug, Default)]
@@ -28,7 +28,7 @@ pub struct Inputs {
     /// Pods of this node with the addresses that are theirs now.
     pub pods: Vec<Pod>,
     /// MAC that belongs to each pod's address, where the CNI has told it.
-    pub macs: BTreeMap<Ipv4Addr, [u8; 6]>,
+    pub macs: BTreeMap<IpAddr, [u8; 6]>,
     /// All bindings.
     pub bindings: Vec<Binding>,
     /// All allocations.

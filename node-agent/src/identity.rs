@@ -8,7 +8,7 @@ use crate::objects::PodRecord;
 use aegis_core::model::Seconds;
 use aegis_core::policy::Pod;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// Who has which address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct Identities {
     /// The watched pods that still run, with the addresses that are their own now.
     pub pods: Vec<Pod>,
     /// MAC that belongs to each address, where the CNI has told it.
-    pub macs: BTreeMap<Ipv4Addr, [u8; 6]>,
+    pub macs: BTreeMap<IpAddr, [u8; 6]>,
 }
 
 /// Gives every watched pod that still runs the addresses that are its own now. Of several claims to an address the
@@ -24,8 +24,8 @@ pub struct Identities {
 pub fn resolve(pods: &[PodRecord], cache: &[CniResult]) -> Identities {
     let running = || pods.iter().filter(|pod| !pod.finished);
     // Best claim to each address: (time, uid, MAC), the larger one wins.
-    let mut claims: BTreeMap<Ipv4Addr, (Seconds, &str, [u8; 6])> = BTreeMap::new();
-    let mut claim = |address: Ipv4Addr, time: Seconds, uid, mac| {
+    let mut claims: BTreeMap<IpAddr, (Seconds, &str, [u8; 6])> = BTreeMap::new();
+    let mut claim = |address: IpAddr, time: Seconds, uid, mac| {
         let best = claims.entry(address).or_insert((time, uid, mac));
         *best = (*best).max((time, uid, mac));
     };
@@ -83,7 +83,7 @@ mod tests {
             account: "shop".into(),
             name: name.into(),
             uid: uid.into(),
-            addresses: addresses.iter().map(|octets| Ipv4Addr::from(*octets)).collect(),
+            addresses: addresses.iter().map(|octets| IpAddr::from(*octets)).collect(),
             created,
             ..PodRecord::default()
         }
@@ -99,7 +99,7 @@ mod tests {
         }
     }
 
-    fn addresses_of<'a>(pods: &'a [Pod], uid: &str) -> &'a [Ipv4Addr] {
+    fn addresses_of<'a>(pods: &'a [Pod], uid: &str) -> &'a [IpAddr] {
         pods.iter().find(|pod| pod.uid == uid).map(|pod| pod.addresses.as_slice()).unwrap()
     }
 
@@ -120,13 +120,13 @@ mod tests {
     #[test]
     fn the_cache_names_a_pod_before_its_status_does() {
         let pods = resolve(&[record("cart-0", "u1", 1, &[])], &[result("cart-0", "u1", 2, A)]).pods;
-        assert_eq!(addresses_of(&pods, "u1"), [Ipv4Addr::from(A)]);
+        assert_eq!(addresses_of(&pods, "u1"), [IpAddr::from(A)]);
     }
 
     #[test]
     fn without_uid_the_name_decides_but_never_for_a_younger_pod() {
         let old = resolve(&[record("cart-0", "u1", 1, &[])], &[result("cart-0", "", 2, A)]).pods;
-        assert_eq!(addresses_of(&old, "u1"), [Ipv4Addr::from(A)]);
+        assert_eq!(addresses_of(&old, "u1"), [IpAddr::from(A)]);
         let young = resolve(&[record("cart-0", "u2", 9, &[])], &[result("cart-0", "", 2, A)]).pods;
         assert!(addresses_of(&young, "u2").is_empty());
     }
@@ -136,7 +136,7 @@ mod tests {
         let pods = [record("old", "u1", 1, &[A]), record("new", "u2", 5, &[A])];
         let pods = resolve(&pods, &[]).pods;
         assert!(addresses_of(&pods, "u1").is_empty());
-        assert_eq!(addresses_of(&pods, "u2"), [Ipv4Addr::from(A)]);
+        assert_eq!(addresses_of(&pods, "u2"), [IpAddr::from(A)]);
     }
 
     #[test]
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn a_result_that_was_left_behind_does_not_take_the_address_of_a_later_pod() {
         let pods = resolve(&[record("new", "u2", 5, &[A])], &[result("gone", "u1", 2, A)]).pods;
-        assert_eq!(addresses_of(&pods, "u2"), [Ipv4Addr::from(A)]);
+        assert_eq!(addresses_of(&pods, "u2"), [IpAddr::from(A)]);
     }
 
     #[test]
@@ -156,7 +156,7 @@ mod tests {
         let finished = PodRecord { finished: true, ..record("job", "u1", 9, &[A]) };
         let pods = resolve(&[finished, record("new", "u2", 5, &[A])], &[result("job", "u1", 9, A)]).pods;
         assert_eq!(pods.len(), 1);
-        assert_eq!(addresses_of(&pods, "u2"), [Ipv4Addr::from(A)]);
+        assert_eq!(addresses_of(&pods, "u2"), [IpAddr::from(A)]);
     }
 
     #[test]

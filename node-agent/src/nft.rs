@@ -20,6 +20,10 @@
 //! Nor must anything that is forwarded get to the tunnel port of a node: to that node it would look as if another one
 //! had sent it, and it would send it on from any account's address. That is decided after destinations have been translated,
 //! since a service may lead there too.
+//!
+//! [`six`] has the table of IPv6, `ip6 aegis`.
+
+pub mod six;
 
 use ipnet::Ipv4Net;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket, protocols::NETLINK_NETFILTER};
@@ -107,11 +111,18 @@ fn judged(mark: u32) -> u32 {
     if mark << 1 != 0 { mark << 1 } else { mark >> 1 }
 }
 
-/// The table: elements of [`SETS`] and rules of [`CHAINS`].
+/// The table: its sets with their elements, and its chains with their rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Table {
-    sets: [BTreeSet<String>; SETS.len()],
-    chains: [Vec<String>; CHAINS.len()],
+    /// `ip` or `ip6`.
+    family: &'static str,
+    drops: &'static [&'static str],
+    /// Name and type.
+    forms: &'static [(&'static str, &'static str)],
+    /// Name and hook.
+    hooks: &'static [(&'static str, &'static str)],
+    sets: Vec<BTreeSet<String>>,
+    chains: Vec<Vec<String>>,
 }
 
 impl Table {
@@ -121,35 +132,40 @@ impl Table {
         };
         let held = if rules.hold { ranges(&rules.pods) } else { BTreeSet::new() };
         Table {
-            sets: [
+            family: "ip",
+            drops: &DROPS,
+            forms: &SETS,
+            hooks: &CHAINS,
+            sets: vec![
                 rules.pod_devices.keys().map(u32::to_string).collect(),
                 held,
                 ranges(&rules.internal),
                 ranges(&rules.uncovered),
             ],
-            chains: chains(rules, &ranges(&rules.pods)),
+            chains: chains(rules, &ranges(&rules.pods)).into(),
         }
     }
 
     /// Everything, whatever a table of this name holds. Its chains stay hooked: a packet meets the old rules or the new.
     fn whole(&self) -> String {
-        let mut script = format!("table ip {TABLE} {{\n");
-        for name in DROPS {
+        let family = self.family;
+        let mut script = format!("table {family} {TABLE} {{\n");
+        for name in self.drops {
             let _ = writeln!(script, "  counter {name} {{ }}");
         }
-        for (name, form) in SETS {
+        for (name, form) in self.forms {
             let _ = writeln!(script, "  set {name} {{ {form}; }}");
         }
-        for (name, hook) in CHAINS {
+        for (name, hook) in self.hooks {
             let _ = writeln!(script, "  chain {name} {{ {hook} }}");
         }
-        let _ = writeln!(script, "}}\nflush table ip {TABLE}");
-        for ((name, _), elements) in SETS.iter().zip(&self.sets) {
-            let _ = writeln!(script, "flush set ip {TABLE} {name}");
-            change_elements(&mut script, "add", name, elements.iter());
+        let _ = writeln!(script, "}}\nflush table {family} {TABLE}");
+        for ((name, _), elements) in self.forms.iter().zip(&self.sets) {
+            let _ = writeln!(script, "flush set {family} {TABLE} {name}");
+            self.change_elements(&mut script, "add", name, elements.iter());
         }
-        for ((name, _), rules) in CHAINS.iter().zip(&self.chains) {
-            add_rules(&mut script, name, rules);
+        for ((name, _), rules) in self.hooks.iter().zip(&self.chains) {
+            self.add_rules(&mut script, name, rules);
         }
         script
     }
@@ -157,35 +173,37 @@ impl Table {
     /// What differs from a table that is there.
     fn since(&self, before: &Table) -> String {
         let mut script = String::new();
-        for ((name, _), (old, new)) in SETS.iter().zip(before.sets.iter().zip(&self.sets)) {
-            change_elements(&mut script, "delete", name, old.difference(new));
-            change_elements(&mut script, "add", name, new.difference(old));
+        for ((name, _), (old, new)) in self.forms.iter().zip(before.sets.iter().zip(&self.sets)) {
+            self.change_elements(&mut script, "delete", name, old.difference(new));
+            self.change_elements(&mut script, "add", name, new.difference(old));
         }
-        for ((name, _), (old, new)) in CHAINS.iter().zip(before.chains.iter().zip(&self.chains)) {
+        for ((name, _), (old, new)) in self.hooks.iter().zip(before.chains.iter().zip(&self.chains)) {
             if old != new {
-                let _ = writeln!(script, "flush chain ip {TABLE} {name}");
-                add_rules(&mut script, name, new);
+                let _ = writeln!(script, "flush chain {} {TABLE} {name}", self.family);
+                self.add_rules(&mut script, name, new);
             }
         }
         script
     }
-}
 
-fn change_elements<'a>(
-    script: &mut String,
-    verb: &str,
-    set: &str,
-    elements: impl Iterator<Item = &'a String>,
-) {
-    let elements: Vec<&str> = elements.map(String::as_str).collect();
-    if !elements.is_empty() {
-        let _ = writeln!(script, "{verb} element ip {TABLE} {set} {{ {} }}", elements.join(", "));
+    fn change_elements<'a>(
+        &self,
+        script: &mut String,
+        verb: &str,
+        set: &str,
+        elements: impl Iterator<Item = &'a String>,
+    ) {
+        let elements: Vec<&str> = elements.map(String::as_str).collect();
+        if !elements.is_empty() {
+            let family = self.family;
+            let _ = writeln!(script, "{verb} element {family} {TABLE} {set} {{ {} }}", elements.join(", "));
+        }
     }
-}
 
-fn add_rules(script: &mut String, chain: &str, rules: &[String]) {
-    for rule in rules {
-        let _ = writeln!(script, "add rule ip {TABLE} {chain} {rule}");
+    fn add_rules(&self, script: &mut String, chain: &str, rules: &[String]) {
+        for rule in rules {
+            let _ = writeln!(script, "add rule {} {TABLE} {chain} {rule}", self.family);
+        }
     }
 }
 
@@ -196,18 +214,8 @@ fn add_rules(script: &mut String, chain: &str, rules: &[String]) {
 /// identity translation in that time has the CNI's for good.
 fn chains(rules: &Rules, pods: &BTreeSet<String>) -> [Vec<String>; CHAINS.len()] {
     let mark = rules.mark;
-    let judged = judged(mark);
-    let is_set = format!("& {mark:#x} == {mark:#x}");
-    let is_clear = format!("& {mark:#x} == 0");
-    let (judge_covered, judge_other) =
-        (format!("| {:#x}", mark | judged), format!("& {:#x} | {judged:#x}", !mark));
-    let decide = vec![
-        format!("ct status & confirmed == 0 meta mark {is_set} ct mark set ct mark {judge_covered} return"),
-        format!("ct status & confirmed == 0 ct mark set ct mark {judge_other} return"),
-        format!("ct mark {is_set} meta mark set meta mark | {mark:#x} return"),
-        format!("meta mark {is_set} ct mark & {judged:#x} == 0 ct status & seen-reply == 0 return"),
-        format!("ct mark {is_clear} meta mark set meta mark & {:#x}", !mark),
-    ];
+    let is_set = is_set(mark);
+    let decide = decide(mark);
     let [no_program_out, no_program_in, tunnelled] = DROPS.map(|name| format!("counter name {name} drop"));
     let programmed = rules.uplinks.keys().chain(rules.pod_devices.keys());
     let outside = programmed.map(|index| format!("oif {index} return")).chain([no_program_out]).collect();
@@ -236,6 +244,27 @@ fn chains(rules: &Rules, pods: &BTreeSet<String>) -> [Vec<String>; CHAINS.len()]
         .map(|range| format!("meta mark {is_set} ip saddr {range} snat ip prefix to {range}"))
         .collect();
     [decide, outside, nodes, tunnel, forward, guard, forwarded, postrouting]
+}
+
+/// A rule's words for "the mark is set".
+fn is_set(mark: u32) -> String {
+    format!("& {mark:#x} == {mark:#x}")
+}
+
+/// Rules by which a flow's first packet decides for all that follow.
+fn decide(mark: u32) -> Vec<String> {
+    let judged = judged(mark);
+    let is_set = is_set(mark);
+    let is_clear = format!("& {mark:#x} == 0");
+    let (judge_covered, judge_other) =
+        (format!("| {:#x}", mark | judged), format!("& {:#x} | {judged:#x}", !mark));
+    vec![
+        format!("ct status & confirmed == 0 meta mark {is_set} ct mark set ct mark {judge_covered} return"),
+        format!("ct status & confirmed == 0 ct mark set ct mark {judge_other} return"),
+        format!("ct mark {is_set} meta mark set meta mark | {mark:#x} return"),
+        format!("meta mark {is_set} ct mark & {judged:#x} == 0 ct status & seen-reply == 0 return"),
+        format!("ct mark {is_clear} meta mark set meta mark & {:#x}", !mark),
+    ]
 }
 
 /// What [`Firewall::ensure`] did.
@@ -273,12 +302,18 @@ impl Firewall {
 
     /// Writes what differs. Whether somebody else has changed the table is looked at only with `check`.
     pub async fn ensure(&mut self, rules: &Rules, check: bool) -> Result<Outcome, NftError> {
-        let wanted = Table::new(rules);
-        let devices = rules.pod_devices.iter().chain(&rules.uplinks);
-        self.devices = devices.map(|(index, name)| (name.clone(), *index)).collect();
+        self.name_devices(&rules.pod_devices, &rules.uplinks);
+        self.bring(Table::new(rules), check).await
+    }
+
+    fn name_devices(&mut self, pods: &BTreeMap<u32, String>, uplinks: &BTreeMap<u32, String>) {
+        self.devices = pods.iter().chain(uplinks).map(|(index, name)| (name.clone(), *index)).collect();
+    }
+
+    async fn bring(&mut self, wanted: Table, check: bool) -> Result<Outcome, NftError> {
         let standing = self.written.take();
         let intact = match &standing {
-            Some((_, listing)) if check => match self.list().await {
+            Some((_, listing)) if check => match self.list(&wanted).await {
                 Ok(now) => now == *listing,
                 Err(NftError::Refused(_)) => false,
                 Err(error) => return Err(error),
@@ -297,7 +332,8 @@ impl Firewall {
             },
             _ => self.write_whole(&wanted).await?,
         }
-        self.written = Some((wanted, self.list().await?));
+        let listing = self.list(&wanted).await?;
+        self.written = Some((wanted, listing));
         Ok(if intact { Outcome::Written } else { Outcome::Repaired })
     }
 
@@ -307,7 +343,8 @@ impl Firewall {
             // A table of our name with a chain or set of another kind.
             Err(NftError::Refused(reason)) => {
                 tracing::warn!(reason, "the nftables table cannot be changed in place; making it anew");
-                self.write(&format!("table ip {TABLE}\ndelete table ip {TABLE}\n{script}")).await
+                let family = wanted.family;
+                self.write(&format!("table {family} {TABLE}\ndelete table {family} {TABLE}\n{script}")).await
             }
             written => written,
         }
@@ -318,9 +355,9 @@ impl Firewall {
     }
 
     /// The table without what changes by itself: counters, which are noted, and names of devices.
-    async fn list(&mut self) -> Result<String, NftError> {
-        let listing = self.run(&["list", "table", "ip", TABLE], "").await?;
-        self.drops = drops(&listing);
+    async fn list(&mut self, table: &Table) -> Result<String, NftError> {
+        let listing = self.run(&["list", "table", table.family, TABLE], "").await?;
+        self.drops = drops(&listing, table.drops);
         let lines = listing.lines().filter(|line| !line.trim_start().starts_with("packets "));
         Ok(lines.map(|line| numbered(line, &self.devices) + "\n").collect())
     }
@@ -350,13 +387,13 @@ impl Firewall {
 }
 
 /// Values of the named counters of a listing.
-fn drops(listing: &str) -> BTreeMap<&'static str, u64> {
+fn drops(listing: &str, names: &'static [&'static str]) -> BTreeMap<&'static str, u64> {
     let counter = |name: &&'static str| {
         let (_, block) = listing.split_once(&format!("counter {name} {{"))?;
         let packets = block.split_whitespace().skip_while(|word| *word != "packets").nth(1)?;
         Some((*name, packets.parse().ok()?))
     };
-    DROPS.iter().filter_map(counter).collect()
+    names.iter().filter_map(counter).collect()
 }
 
 /// A listing's line with indices of devices instead of their names: nft prints a name only for as long as the device exists.
@@ -417,6 +454,6 @@ mod tests {
             assert_eq!(numbered(line, &devices), expected);
         }
         let listing = "table ip aegis {\n\tcounter no_program_out {\n\t\tpackets 3 bytes 84\n\t}\n\n\tcounter tunnel {\n\t\tpackets 5 bytes 1\n\t}\n}\n";
-        assert_eq!(drops(listing), [("no_program_out", 3), ("tunnel", 5)].into());
+        assert_eq!(drops(listing, &DROPS), [("no_program_out", 3), ("tunnel", 5)].into());
     }
 }

@@ -9,12 +9,12 @@ use aegis_crds::{
     AllocationRef, EgressAddress, EgressAllocation, EgressNode, HoldingState, Protocol, WhenUnavailable,
     ZoneBinding,
 };
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 /// Taint by which an administrator vouches that a node is powered off.
@@ -52,8 +52,8 @@ pub struct PodRecord {
     pub labels: BTreeMap<String, String>,
     /// Service account.
     pub service_account: String,
-    /// IPv4 addresses of the status.
-    pub addresses: Vec<Ipv4Addr>,
+    /// Addresses of the status.
+    pub addresses: Vec<IpAddr>,
     /// Has the node's addresses.
     pub host_network: bool,
     /// Creation time.
@@ -220,7 +220,7 @@ pub fn unreadable_binding(account: &str, name: &str) -> Binding {
         allocation: AllocationName { account: account.to_owned(), name: String::new() },
         enabled: true,
         workloads: Workloads { all: true, ..Workloads::default() },
-        cidrs: vec![Ipv4Net::default()],
+        cidrs: vec![Ipv4Net::default().into()],
         ports: Vec::new(),
         use_node_address: false,
         generation: 0,
@@ -244,11 +244,11 @@ pub fn binding(object: &ZoneBinding) -> Result<Binding, ObjectError> {
     let account = text(object.metadata.namespace.as_ref());
     let name = BindingName { account: account.clone(), name: text(object.metadata.name.as_ref()) };
     let spec = &object.spec;
-    let cidrs: Result<Vec<Ipv4Net>, ObjectError> = spec
+    let cidrs: Result<Vec<IpNet>, ObjectError> = spec
         .zone
         .cidrs
         .iter()
-        .map(|cidr| cidr.parse().map_err(|_| wrong("spec.zone.cidrs", cidr, "an IPv4 CIDR")))
+        .map(|cidr| cidr.parse().map_err(|_| wrong("spec.zone.cidrs", cidr, "a CIDR")))
         .collect();
     let selector = spec.workloads.pod_selector.clone().unwrap_or_default();
     let expressions: Result<Vec<Expression>, ObjectError> = selector

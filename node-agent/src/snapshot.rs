@@ -136,7 +136,7 @@ mod tests {
         let args = Args::parse_from(["x", "--node-name", "n0"]);
         let mut cluster = Cluster::default();
         for (account, last) in [("shop", 2), ("other", 3)] {
-            let addresses = vec![Ipv4Addr::new(10, 244, 1, last)];
+            let addresses = vec![Ipv4Addr::new(10, 244, 1, last).into()];
             let pod =
                 PodRecord { account: account.into(), uid: account.into(), addresses, ..Default::default() };
             cluster.pods.objects.insert((account.into(), "p".into()), pod);

@@ -75,7 +75,7 @@ fn inputs(router_mac: [u8; 6], uplink: u32) -> Inputs {
             name: "pod".into(),
             uid: "u".into(),
             labels,
-            addresses: vec![POD],
+            addresses: vec![POD.into()],
             ..Pod::default()
         }],
         addresses: [(EGRESS, address)].into(),

@@ -54,7 +54,7 @@ fn inputs(pods: u8, bindings: u8, variant: u8) -> Inputs {
                 name: format!("pod{number}"),
                 uid: format!("u{number}"),
                 labels: [("app".to_owned(), format!("l{}", (number + variant) % bindings.max(1)))].into(),
-                addresses: vec![Ipv4Addr::new(10, 244, 1, number + 2)],
+                addresses: vec![Ipv4Addr::new(10, 244, 1, number + 2).into()],
                 ..Pod::default()
             })
             .collect(),
@@ -165,7 +165,7 @@ fn devices_get_their_programs_when_they_come_and_lose_them_when_they_go() {
         let mut plane = bpffs.open();
         assert!(attach(plane.as_mut()).pods.into_values().eq(["cni0"]));
         let pins = || std::fs::read_dir(bpffs.folder("links")).unwrap().count();
-        assert_eq!(pins(), 3);
+        assert_eq!(pins(), 4);
 
         router.run("ip addr add 192.0.2.254/24 dev eth0; ping -c 1 -W 5 192.0.2.1 >/dev/null");
         assert!(ethtool::sum("eth0", "_xdp_packets").unwrap() > 0, "the driver counts what XDP sees");
@@ -174,7 +174,7 @@ fn devices_get_their_programs_when_they_come_and_lose_them_when_they_go() {
 
         node.run("ip link del cni0");
         assert!(attach(plane.as_mut()).pods.is_empty());
-        assert_eq!(pins(), 2);
+        assert_eq!(pins(), 3);
         node.run(BRIDGE);
         assert!(attach(plane.as_mut()).pods.into_values().eq(["cni0"]));
     });
@@ -293,7 +293,7 @@ fn programs_of_another_schema_run_until_there_is_a_policy_and_are_replaced_in_pl
         assert!(after.len() == 2 && after.iter().all(|id| !before.contains(id)), "{before:?} {after:?}");
         assert!(!other.exists());
         assert_eq!(plane.attached().uplinks.into_values().next().unwrap().1, "Native");
-        assert_eq!(std::fs::read_dir(bpffs.folder("links")).unwrap().count(), 3);
+        assert_eq!(std::fs::read_dir(bpffs.folder("links")).unwrap().count(), 4);
         assert_eq!(plane.attach(&found, &existing), [].into());
     });
 }

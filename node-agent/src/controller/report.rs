@@ -250,7 +250,7 @@ impl Controller {
             generation: self.pinned.observed.config.generation,
             pods: (
                 u64::from(wanted.covered_pods),
-                inputs.pods.iter().map(|pod| pod.addresses.len() as u64).sum(),
+                inputs.pods.iter().flat_map(|pod| &pod.addresses).filter(|it| it.is_ipv4()).count() as u64,
             ),
             announced: self.keeper.routed().len(),
             sessions: (look.up(), look.sessions.len() - look.up()),

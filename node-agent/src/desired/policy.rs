@@ -6,8 +6,9 @@ use aegis_common::{
 };
 use aegis_core::model::AllocationName;
 use aegis_core::policy::{self, Action, BindingName, Destination, NodePolicy, Pod, PolicyInputs};
+use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// The policy with allocations by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,7 +54,8 @@ pub(super) fn compile(inputs: &Inputs, allocations: &BTreeMap<AllocationName, Al
     let all = PolicyInputs {
         bindings: inputs.bindings.clone(),
         pods: inputs.pods.clone(),
-        internal: internal(inputs),
+        internal: internal(inputs).into_iter().map(IpNet::from).collect(),
+        usable6: BTreeSet::new(),
         usable: usable.map(|(name, _)| name.clone()).collect(),
     };
     let (mut rules, refused) = fitting(all, inputs);
@@ -63,7 +65,7 @@ pub(super) fn compile(inputs: &Inputs, allocations: &BTreeMap<AllocationName, Al
 
     let classes = rules.verdicts.iter().filter(|(_, action)| !matches!(action, Action::Pass));
     let covered: BTreeSet<u32> = classes.map(|((pod, _, _), _)| *pod).chain([POD_REFUSED]).collect();
-    let is_covered = |own: &Ipv4Addr| rules.pods.get(own).is_some_and(|class| covered.contains(class));
+    let is_covered = |own: &IpAddr| rules.pods.get(own).is_some_and(|class| covered.contains(class));
     let covered_pods = inputs.pods.iter().filter(|pod| pod.addresses.iter().any(is_covered)).count();
 
     // Numbers are of those bindings only that have a pod here, so that others may come and go without a new policy.
@@ -75,12 +77,13 @@ pub(super) fn compile(inputs: &Inputs, allocations: &BTreeMap<AllocationName, Al
             bindings.push(name.clone());
         }
     }
-    let destinations = rules.destinations.iter().map(|(network, destination)| {
+    let destinations = rules.destinations.iter().filter_map(|(network, destination)| {
+        let IpNet::V4(network) = network else { return None };
         let class = match destination {
             Destination::Internal => DESTINATION_INTERNAL,
             Destination::Class(class) => *class,
         };
-        ((network.network(), network.prefix_len()), class)
+        Some(((network.network(), network.prefix_len()), class))
     });
     let ports = rules.ports.iter();
     let ports = ports.map(|(prefix, class)| ((prefix.protocol, prefix.port, prefix.length), *class));
@@ -132,7 +135,7 @@ fn fitting(all: PolicyInputs, inputs: &Inputs) -> (NodePolicy, BTreeSet<String>)
 }
 
 /// Addresses of the pods of these accounts that some binding covers.
-fn refused_pods(inputs: &Inputs, refused: &BTreeSet<String>) -> Vec<Ipv4Addr> {
+fn refused_pods(inputs: &Inputs, refused: &BTreeSet<String>) -> Vec<IpAddr> {
     let covers = |pod: &&Pod| {
         inputs.bindings.iter().any(|binding| {
             binding.enabled && binding.name.account == pod.account && binding.workloads.matches(pod)
@@ -142,19 +145,20 @@ fn refused_pods(inputs: &Inputs, refused: &BTreeSet<String>) -> Vec<Ipv4Addr> {
     pods.filter(covers).flat_map(|pod| pod.addresses.iter().copied()).collect()
 }
 
-/// Class, incarnation and MAC of each address; no two pods have the same one.
-fn pods(classes: &BTreeMap<Ipv4Addr, u32>, inputs: &Inputs) -> BTreeMap<Ipv4Addr, PodValue> {
+/// Class, incarnation and MAC of each IPv4 address; no two pods have the same one.
+fn pods(classes: &BTreeMap<IpAddr, u32>, inputs: &Inputs) -> BTreeMap<Ipv4Addr, PodValue> {
     let owners = inputs.pods.iter().filter(|pod| !pod.host_network).flat_map(|pod| {
         let incarnation = incarnation(&pod.uid);
         pod.addresses.iter().map(move |address| (*address, incarnation))
     });
-    let owners: BTreeMap<Ipv4Addr, u32> = owners.collect();
+    let owners: BTreeMap<IpAddr, u32> = owners.collect();
     classes
         .iter()
-        .map(|(address, class)| {
+        .filter_map(|(address, class)| {
+            let IpAddr::V4(own) = *address else { return None };
             let incarnation = owners.get(address).copied().unwrap_or_default();
             let mac = inputs.macs.get(address).copied().unwrap_or_default();
-            (*address, PodValue { class: *class, incarnation, mac, ..PodValue::default() })
+            Some((own, PodValue { class: *class, incarnation, mac, ..PodValue::default() }))
         })
         .collect()
 }

@@ -56,7 +56,7 @@ fn pod() -> Pod {
         account: "shop".into(),
         name: "p".into(),
         uid: "u".into(),
-        addresses: vec![Ipv4Addr::new(10, 244, 1, 2)],
+        addresses: vec![Ipv4Addr::new(10, 244, 1, 2).into()],
         ..Pod::default()
     }
 }
@@ -226,14 +226,15 @@ fn bindings_without_pods_here_change_nothing() {
 #[test]
 fn rules_without_room_refuse_the_pods_of_the_largest_account_only() {
     let account = |account: &str, cidrs: usize, last: u8| {
-        let cidrs = (0..cidrs).map(|net| Ipv4Net::new_assert(Ipv4Addr::new(198, 18, net as u8, 0), 24));
+        let cidrs =
+            (0..cidrs).map(|net| Ipv4Net::new_assert(Ipv4Addr::new(198, 18, net as u8, 0), 24).into());
         let binding = Binding {
             name: BindingName { account: account.into(), name: "b".into() },
             cidrs: cidrs.collect(),
             ports: vec![PortRange { protocol: 6, first: 443, last: 443 }],
             ..binding(true)
         };
-        let addresses = vec![Ipv4Addr::new(10, 244, 1, last)];
+        let addresses = vec![Ipv4Addr::new(10, 244, 1, last).into()];
         (binding, Pod { account: account.into(), addresses, ..pod() })
     };
     let with = |room| {
@@ -266,8 +267,9 @@ fn pod_ranges_are_as_few_as_say_the_same() {
 #[test]
 fn a_pod_is_known_by_the_mac_that_the_cni_tells() {
     let address = pod().addresses[0];
-    let mac = |macs: BTreeMap<Ipv4Addr, [u8; 6]>| {
-        desired(&Inputs { pods: vec![pod()], macs, ..inputs(&[]) }).policy.pods[&address].mac
+    let mac = |macs: BTreeMap<IpAddr, [u8; 6]>| {
+        let pods = desired(&Inputs { pods: vec![pod()], macs, ..inputs(&[]) }).policy.pods;
+        pods[&Ipv4Addr::new(10, 244, 1, 2)].mac
     };
     assert_eq!(mac([(address, [2, 0, 0, 0, 0, 7])].into()), [2, 0, 0, 0, 0, 7]);
     assert_eq!(mac(BTreeMap::new()), [0; 6], "nobody told it: it is not compared");

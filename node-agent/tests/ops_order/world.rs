@@ -98,7 +98,7 @@ impl World {
                     name: format!("pod{address}"),
                     uid: format!("{address}"),
                     labels: [("app".to_owned(), format!("l{label}"))].into(),
-                    addresses: vec![Ipv4Addr::new(10, 244, 0, *address)],
+                    addresses: vec![Ipv4Addr::new(10, 244, 0, *address).into()],
                     ..Pod::default()
                 })
                 .collect(),

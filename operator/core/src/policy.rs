@@ -1,18 +1,21 @@
 //! Policy: from bindings and pods to the tables that a node's data plane looks up.
 //!
+//! IPv4 and IPv6 have tables of their own for pods and destinations, but classes in common, so that there is one table of verdicts.
+//!
 //! A packet costs three look-ups (pod -> class, destination -> class, port -> class) and one of the verdict for the
 //! three classes. Everything that takes thought (which binding wins) is done here, once for each combination of
 //! classes; a combination without a verdict passes with the node's address.
 
 mod ports;
 
+use crate::egress::Family;
 use crate::model::AllocationName;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use ports::PortClasses;
 pub use ports::{PortPrefix, PortRange};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// Namespace and name of a `ZoneBinding`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,7 +38,7 @@ pub struct Binding {
     /// Which pods of the account.
     pub workloads: Workloads,
     /// Which destinations.
-    pub cidrs: Vec<Ipv4Net>,
+    pub cidrs: Vec<IpNet>,
     /// Which destination ports; empty = all, and other protocols too.
     pub ports: Vec<PortRange>,
     /// While the allocation is not usable on this node, leave with the node's address instead of being refused.
@@ -94,8 +97,8 @@ pub struct Pod {
     pub labels: BTreeMap<String, String>,
     /// Service account that it runs as.
     pub service_account: String,
-    /// IPv4 addresses.
-    pub addresses: Vec<Ipv4Addr>,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
     /// Has the node's address, not one of its own.
     pub host_network: bool,
 }
@@ -108,15 +111,17 @@ pub struct PolicyInputs {
     /// The pods of this node.
     pub pods: Vec<Pod>,
     /// Ranges inside the cluster (pods, services, nodes): never covered.
-    pub internal: Vec<Ipv4Net>,
-    /// Allocations with at least one slice on this node.
+    pub internal: Vec<IpNet>,
+    /// Allocations that this node can send from over IPv4.
     pub usable: BTreeSet<AllocationName>,
+    /// Those that it can send from over IPv6.
+    pub usable6: BTreeSet<AllocationName>,
 }
 
 /// Most entries that each table of a [`NodePolicy`] may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
-    /// `destinations`.
+    /// `destinations`, of each family.
     pub destinations: usize,
     /// `ports`.
     pub ports: usize,
@@ -135,9 +140,9 @@ impl Default for Room {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodePolicy {
     /// Class of each local pod address; 0 = no binding covers it.
-    pub pods: BTreeMap<Ipv4Addr, u32>,
+    pub pods: BTreeMap<IpAddr, u32>,
     /// Longest-prefix table of destinations; no match = not covered.
-    pub destinations: BTreeMap<Ipv4Net, Destination>,
+    pub destinations: BTreeMap<IpNet, Destination>,
     /// Longest-prefix table of destination ports; no match (and ICMP) = class 0.
     pub ports: BTreeMap<PortPrefix, u32>,
     /// What happens, by pod, destination and port class; no entry = pass. `Pass` is present only where it stands in
@@ -199,7 +204,8 @@ pub fn compile_within(inputs: &PolicyInputs, room: &Room) -> Option<NodePolicy> 
     let destinations = classify_destinations(inputs, &bindings, &here, &mut policy);
     let ports = PortClasses::new(here.iter().map(|number| (*number, bindings[*number].ports.as_slice())));
     policy.ports = ports.prefixes();
-    if policy.destinations.len() > room.destinations || policy.ports.len() > room.ports {
+    let six = policy.destinations.keys().filter(|range| Family::of(range) == Family::V6).count();
+    if six.max(policy.destinations.len() - six) > room.destinations || policy.ports.len() > room.ports {
         return None;
     }
 
@@ -219,8 +225,9 @@ pub fn compile_within(inputs: &PolicyInputs, room: &Room) -> Option<NodePolicy> 
                     .filter(|number| bindings[*number].ports.is_empty() || ports.has(port_class, *number))
                     .peekable();
                 let Some(winner) = matching.peek().copied() else { continue };
-                if matching.any(|number| !passes(inputs, bindings[number])) {
-                    let action = action(inputs, bindings[winner], winner);
+                let family = Family::of(destination);
+                if matching.any(|number| !passes(inputs, bindings[number], family)) {
+                    let action = action(inputs, bindings[winner], winner, family);
                     policy.verdicts.insert((pod_class, *destination_class, port_class), action);
                     if policy.verdicts.len() > room.verdicts {
                         return None;
@@ -267,15 +274,15 @@ fn classify_destinations(
     bindings: &[&Binding],
     here: &BTreeSet<usize>,
     policy: &mut NodePolicy,
-) -> Vec<(Ipv4Net, u32)> {
-    let internal: BTreeSet<Ipv4Net> = inputs.internal.iter().map(Ipv4Net::trunc).collect();
-    let zones: BTreeSet<Ipv4Net> = here
+) -> Vec<(IpNet, u32)> {
+    let internal: BTreeSet<IpNet> = inputs.internal.iter().map(IpNet::trunc).collect();
+    let zones: BTreeSet<IpNet> = here
         .iter()
         .flat_map(|number| &bindings[*number].cidrs)
-        .map(Ipv4Net::trunc)
+        .map(IpNet::trunc)
         .filter(|zone| !internal.iter().any(|range| range.contains(zone)))
         .collect();
-    let classes: Vec<(Ipv4Net, u32)> = zones.into_iter().zip(1..).collect();
+    let classes: Vec<(IpNet, u32)> = zones.into_iter().zip(1..).collect();
     policy.destinations.extend(internal.into_iter().map(|range| (range, Destination::Internal)));
     policy.destinations.extend(classes.iter().map(|(zone, class)| (*zone, Destination::Class(*class))));
     classes
@@ -283,24 +290,33 @@ fn classify_destinations(
 
 /// Length of the longest of the ranges that contain the whole destination. A packet whose longest match is
 /// `destination` is in exactly these ranges.
-fn longest(cidrs: &[Ipv4Net], destination: &Ipv4Net) -> Option<u8> {
+fn longest(cidrs: &[IpNet], destination: &IpNet) -> Option<u8> {
     cidrs
         .iter()
-        .map(Ipv4Net::trunc)
+        .map(IpNet::trunc)
         .filter(|cidr| cidr.contains(destination))
         .map(|cidr| cidr.prefix_len())
         .max()
 }
 
 /// Whether what the binding covers leaves with the node's address, since there is nothing else to leave from.
-fn passes(inputs: &PolicyInputs, binding: &Binding) -> bool {
-    binding.use_node_address && !inputs.usable.contains(&binding.allocation)
+fn passes(inputs: &PolicyInputs, binding: &Binding, family: Family) -> bool {
+    binding.use_node_address && !inputs.is_usable(&binding.allocation, family)
 }
 
-fn action(inputs: &PolicyInputs, binding: &Binding, number: usize) -> Action {
-    if inputs.usable.contains(&binding.allocation) {
+impl PolicyInputs {
+    fn is_usable(&self, allocation: &AllocationName, family: Family) -> bool {
+        match family {
+            Family::V4 => self.usable.contains(allocation),
+            Family::V6 => self.usable6.contains(allocation),
+        }
+    }
+}
+
+fn action(inputs: &PolicyInputs, binding: &Binding, number: usize, family: Family) -> Action {
+    if inputs.is_usable(&binding.allocation, family) {
         Action::Allocate { allocation: binding.allocation.clone(), binding: number }
-    } else if passes(inputs, binding) {
+    } else if passes(inputs, binding, family) {
         Action::Pass
     } else {
         Action::Deny { binding: number }

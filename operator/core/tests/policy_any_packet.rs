@@ -3,16 +3,16 @@
 
 use aegis_core::model::AllocationName;
 use aegis_core::policy::*;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use proptest::prelude::*;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A packet that opens a flow; `port` is `None` for protocols without ports and for later fragments.
 #[derive(Clone, Copy, Debug)]
 struct Packet {
-    destination: Ipv4Addr,
+    destination: IpAddr,
     protocol: u8,
     port: Option<u16>,
 }
@@ -46,7 +46,8 @@ fn naive(inputs: &PolicyInputs, pod: &Pod, packet: Packet) -> Action {
     }
     let Some((_, number)) = best else { return Action::Pass };
     let binding = numbered[number];
-    match (inputs.usable.contains(&binding.allocation), binding.use_node_address) {
+    let usable = if packet.destination.is_ipv4() { &inputs.usable } else { &inputs.usable6 };
+    match (usable.contains(&binding.allocation), binding.use_node_address) {
         (true, _) => Action::Allocate { allocation: binding.allocation.clone(), binding: number },
         (false, true) => Action::Pass,
         (false, false) => Action::Deny { binding: number },
@@ -85,14 +86,21 @@ fn selects(workloads: &Workloads, pod: &Pod) -> bool {
 
 /// Looks the packet up as the data plane does: hash, two longest-prefix tries, hash. The tries know nothing but
 /// bits and lengths.
-fn look_up(policy: &NodePolicy, pod: Ipv4Addr, packet: Packet) -> Option<Action> {
+fn look_up(policy: &NodePolicy, pod: IpAddr, packet: Packet) -> Option<Action> {
     let pod_class = *policy.pods.get(&pod)?;
     let same = |a: u32, b: u32, length: u32| length == 0 || (a ^ b) >> (32 - length) == 0;
-    let destination = policy
-        .destinations
-        .iter()
-        .filter(|(net, _)| same(net.addr().to_bits(), packet.destination.to_bits(), net.prefix_len().into()))
-        .max_by_key(|(net, _)| net.prefix_len());
+    // As wide as the wider ones.
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(address) => u128::from(address.to_bits()) << 96,
+        IpAddr::V6(address) => address.to_bits(),
+    };
+    let inside = |net: &IpNet| {
+        let (a, b, length) = (bits(net.addr()), bits(packet.destination), net.prefix_len());
+        net.addr().is_ipv4() == packet.destination.is_ipv4()
+            && (length == 0 || (a ^ b) >> (128 - u32::from(length)) == 0)
+    };
+    let destination =
+        policy.destinations.iter().filter(|(net, _)| inside(net)).max_by_key(|(net, _)| net.prefix_len());
     let destination_class = match destination {
         None | Some((_, Destination::Internal)) => return Some(Action::Pass),
         Some((_, Destination::Class(class))) => *class,
@@ -116,7 +124,7 @@ fn look_up(policy: &NodePolicy, pod: Ipv4Addr, packet: Packet) -> Option<Action>
 
 const ACCOUNTS: [&str; 2] = ["bank", "shop"];
 // Nested ranges, some of them inside or around the internal ones.
-const RANGES: [&str; 10] = [
+const RANGES: [&str; 15] = [
     "0.0.0.0/0",
     "10.0.0.0/8",
     "10.96.0.0/16",
@@ -127,8 +135,13 @@ const RANGES: [&str; 10] = [
     "198.51.100.77/32",
     "203.0.113.0/24",
     "203.0.113.8/29",
+    "::/0",
+    "2001:db8::/32",
+    "2001:db8:1::/48",
+    "2001:db8:1::7/128",
+    "fd00:10::/32",
 ];
-const DESTINATIONS: [&str; 10] = [
+const DESTINATIONS: [&str; 14] = [
     "192.0.2.1",
     "10.1.2.3",
     "10.96.0.1",
@@ -139,10 +152,14 @@ const DESTINATIONS: [&str; 10] = [
     "198.51.100.200",
     "203.0.113.9",
     "203.0.113.77",
+    "2001:db8:1::7",
+    "2001:db8:1::8",
+    "2001:db8:2::1",
+    "fd00:10:1::1",
 ];
 const PORTS: [u16; 12] = [0, 1, 80, 81, 442, 443, 444, 8000, 8191, 8192, 65534, 65535];
 
-fn any_range() -> impl Strategy<Value = Ipv4Net> {
+fn any_range() -> impl Strategy<Value = IpNet> {
     prop::sample::select(&RANGES[..]).prop_map(|range| range.parse().unwrap())
 }
 
@@ -208,11 +225,14 @@ fn any_binding() -> impl Strategy<Value = Binding> {
 
 fn any_inputs() -> impl Strategy<Value = PolicyInputs> {
     let pod = (prop::sample::select(&ACCOUNTS[..]), any_labels(), "s[12]", prop::bool::weighted(0.1));
-    let usable = prop::collection::btree_set((prop::sample::select(&ACCOUNTS[..]), 0..3usize), 0..5);
-    let internal =
-        prop::collection::btree_set(prop::sample::select(vec!["10.96.0.0/16", "198.51.100.64/26"]), 0..3);
+    let usable = || prop::collection::btree_set((prop::sample::select(&ACCOUNTS[..]), 0..3usize), 0..5);
+    let usable = (usable(), usable());
+    let internal = prop::collection::btree_set(
+        prop::sample::select(vec!["10.96.0.0/16", "198.51.100.64/26", "fd00:10:1::/48"]),
+        0..3,
+    );
     (prop::collection::vec(any_binding(), 0..8), prop::collection::vec(pod, 0..8), internal, usable).prop_map(
-        |(bindings, pods, internal, usable)| {
+        |(bindings, pods, internal, (usable, usable6))| {
             // Names are unique in the API.
             let bindings: BTreeMap<BindingName, Binding> =
                 bindings.into_iter().map(|binding| (binding.name.clone(), binding)).collect();
@@ -224,19 +244,26 @@ fn any_inputs() -> impl Strategy<Value = PolicyInputs> {
                         uid: format!("uid{index}"),
                         labels,
                         service_account,
-                        addresses: vec![Ipv4Addr::new(10, 244, 1, index)],
+                        addresses: vec![
+                            Ipv4Addr::new(10, 244, 1, index).into(),
+                            Ipv6Addr::new(0xfd00, 0x10, 1, 1, 0, 0, 0, index.into()).into(),
+                        ],
                         host_network,
                     }
                 });
-            let usable = usable.into_iter().map(|(account, index)| AllocationName {
-                account: account.into(),
-                name: format!("x{index}"),
-            });
+            let named = |names: BTreeSet<(&str, usize)>| {
+                let name = |(account, index): (&str, usize)| AllocationName {
+                    account: account.into(),
+                    name: format!("x{index}"),
+                };
+                names.into_iter().map(name).collect()
+            };
             PolicyInputs {
                 bindings: bindings.into_values().collect(),
                 pods: pods.collect(),
                 internal: internal.into_iter().map(|range| range.parse().unwrap()).collect(),
-                usable: usable.collect(),
+                usable: named(usable),
+                usable6: named(usable6),
             }
         },
     )
@@ -245,7 +272,8 @@ fn any_inputs() -> impl Strategy<Value = PolicyInputs> {
 fn any_packet() -> impl Strategy<Value = Packet> {
     let destination = prop_oneof![
         4 => prop::sample::select(&DESTINATIONS[..]).prop_map(|it| it.parse().unwrap()),
-        1 => any::<u32>().prop_map(Ipv4Addr::from_bits),
+        1 => any::<u32>().prop_map(|bits| Ipv4Addr::from_bits(bits).into()),
+        1 => any::<u128>().prop_map(|bits| Ipv6Addr::from_bits(bits).into()),
     ];
     let port = prop_oneof![4 => prop::sample::select(&PORTS[..]), 1 => any::<u16>()];
     (destination, prop::sample::select(vec![1u8, 6, 6, 17]), port).prop_map(
@@ -265,7 +293,8 @@ proptest! {
         let policy = compile(&inputs);
         for pod in &inputs.pods {
             for packet in &packets {
-                let answer = look_up(&policy, pod.addresses[0], *packet);
+                let own = pod.addresses[usize::from(packet.destination.is_ipv6())];
+                let answer = look_up(&policy, own, *packet);
                 let expected = (!pod.host_network).then(|| naive(&inputs, pod, *packet));
                 prop_assert_eq!(answer, expected, "{:?} {:?}\n{:#?}", pod, packet, policy);
             }
@@ -286,7 +315,7 @@ proptest! {
     fn classes_are_few_and_counts_right(inputs in any_inputs()) {
         let policy = compile(&inputs);
         let local: Vec<&Pod> = inputs.pods.iter().filter(|pod| !pod.host_network).collect();
-        prop_assert_eq!(policy.pods.len(), local.len());
+        prop_assert_eq!(policy.pods.len(), 2 * local.len());
         let enabled: Vec<&Binding> = inputs.bindings.iter().filter(|binding| binding.enabled).collect();
         prop_assert_eq!(policy.covered.len(), enabled.len());
         for binding in &enabled {

@@ -3,6 +3,7 @@
 
 use aegis_core::model::AllocationName;
 use aegis_core::policy::*;
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 fn allocation(name: &str) -> AllocationName {
@@ -28,11 +29,12 @@ fn inputs(bindings: Vec<Binding>) -> PolicyInputs {
         account: "shop".into(),
         name: "web".into(),
         uid: "1".into(),
-        addresses: vec![Ipv4Addr::new(10, 244, 1, 1)],
+        addresses: vec![Ipv4Addr::new(10, 244, 1, 1).into()],
         ..Pod::default()
     };
     PolicyInputs {
         usable: bindings.iter().map(|binding| binding.allocation.clone()).collect(),
+        usable6: BTreeSet::new(),
         bindings,
         pods: vec![pod],
         internal: vec!["10.96.0.0/16".parse().unwrap()],

@@ -1,0 +1,107 @@
+//! The nftables table `ip6 aegis`: as for IPv4, and what lets no packet in that nobody asked for.
+//!
+//! The program at the uplink's tcx ingress gives what was translated back the mark. conntrack knows whether somebody asked for
+//! it: if not, it goes no further. The mark goes too, since from there on it would say that a flow leaves.
+
+use super::{Firewall, NftError, Outcome, Table, decide, is_set};
+use ipnet::Ipv6Net;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What the table is made from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules6 {
+    /// Mark bit.
+    pub mark: u32,
+    /// Ranges of this node's pods.
+    pub pods: Vec<Ipv6Net>,
+    /// Devices with `pod_ingress`: index and name.
+    pub pod_devices: BTreeMap<u32, String>,
+    /// Devices with the uplink programs: index and name.
+    pub uplinks: BTreeMap<u32, String>,
+    /// Unknown sources are held.
+    pub hold: bool,
+    /// Ranges inside the cluster.
+    pub internal: Vec<Ipv6Net>,
+    /// Pods known to be uncovered, while programs cannot be attached.
+    pub uncovered: Vec<Ipv6Net>,
+}
+
+/// What the table counts, by reason: packets that it drops.
+pub const DROPS6: [&str; 3] = ["no_program_out", "no_program_in", "unasked"];
+
+const SETS: [(&str, &str); 4] = [
+    ("pod_devices", "type iface_index"),
+    ("held", "type ipv6_addr; flags interval"),
+    ("internal", "type ipv6_addr; flags interval"),
+    ("uncovered", "type ipv6_addr; flags interval"),
+];
+
+const CHAINS: [(&str, &str); 6] = [
+    ("decide", ""),
+    ("outside", ""),
+    // conntrack has looked at the packet by then (priority -200), and no destination is translated yet.
+    ("arrival", "type filter hook prerouting priority mangle; policy accept;"),
+    ("forward", "type filter hook forward priority mangle; policy accept;"),
+    ("guard", "type filter hook forward priority filter - 10; policy accept;"),
+    ("postrouting", "type nat hook postrouting priority srcnat - 10; policy accept;"),
+];
+
+impl Firewall {
+    /// Writes what differs, as [`Firewall::ensure`] does for IPv4. One firewall keeps one table.
+    pub async fn ensure6(&mut self, rules: &Rules6, check: bool) -> Result<Outcome, NftError> {
+        self.name_devices(&rules.pod_devices, &rules.uplinks);
+        self.bring(table(rules), check).await
+    }
+}
+
+fn table(rules: &Rules6) -> Table {
+    let ranges = |ranges: &[Ipv6Net]| -> BTreeSet<String> {
+        Ipv6Net::aggregate(&ranges.to_vec()).iter().map(ToString::to_string).collect()
+    };
+    Table {
+        family: "ip6",
+        drops: &DROPS6,
+        forms: &SETS,
+        hooks: &CHAINS,
+        sets: vec![
+            rules.pod_devices.keys().map(u32::to_string).collect(),
+            if rules.hold { ranges(&rules.pods) } else { BTreeSet::new() },
+            ranges(&rules.internal),
+            ranges(&rules.uncovered),
+        ],
+        chains: chains(rules, &ranges(&rules.pods)),
+    }
+}
+
+/// Rules of [`CHAINS`]. What every covered packet must match stands in them, not in sets, as for IPv4.
+fn chains(rules: &Rules6, pods: &BTreeSet<String>) -> Vec<Vec<String>> {
+    let mark = rules.mark;
+    let is_set = is_set(mark);
+    let [no_program_out, no_program_in, unasked] = DROPS6.map(|name| format!("counter name {name} drop"));
+    let programmed = rules.uplinks.keys().chain(rules.pod_devices.keys());
+    let outside = programmed.map(|index| format!("oif {index} return")).chain([no_program_out]).collect();
+    // Marked packets from elsewhere are pods' own.
+    let arrived = |index: &u32| {
+        [
+            format!("iif {index} meta mark {is_set} ct state new,invalid {unasked}"),
+            format!("iif {index} meta mark {is_set} meta mark set meta mark & {:#x}", !mark),
+        ]
+    };
+    let arrival = rules.uplinks.keys().flat_map(arrived).collect();
+    let forward = pods
+        .iter()
+        .map(|range| format!("ip6 saddr {range} goto decide"))
+        // Pods whose address is in none of the ranges.
+        .chain(["iif @pod_devices goto decide".to_owned()])
+        .collect();
+    let guard = vec![
+        format!("meta mark {is_set} jump outside"),
+        "ip6 saddr @uncovered accept".to_owned(),
+        format!("ip6 saddr @held iif != @pod_devices ip6 daddr != @internal ct state new {no_program_in}"),
+    ];
+    let postrouting = pods
+        .iter()
+        .map(|range| format!("meta mark {is_set} ip6 saddr {range} snat ip6 prefix to {range}"))
+        .collect();
+    vec![decide(mark), outside, arrival, forward, guard, postrouting]
+}
