@@ -80,6 +80,54 @@ async fn allocation_gets_addresses_and_slices() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_64_is_given_a_number_for_each_node_and_goes_when_nobody_has_one() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator("a", &["--quarantine-seconds", "2"]).await;
+    let [mut one, mut two] = cluster.nodes(["n1", "n2"]).await;
+    cluster.namespace("shop").await;
+    cluster.prefix("leased", "203.0.113.0/28", "shop").await;
+    cluster.prefix("six", "2001:db8:1::/48", "shop").await;
+    let both = json!({"prefixes": ["leased", "six"], "addresses": {"ipv4": 1, "ipv6": 1}});
+    cluster.allocation("shop", "partner", both).await;
+
+    let addresses = cluster.addresses("shop", "partner", 2).await;
+    let network = addresses.iter().find(|it| it.name_any() == "2001-db8-1").expect("the first /64");
+    assert_eq!((network.spec.address.as_str(), network.spec.prefix.as_str()), ("2001:db8:1::/64", "six"));
+    let held = slices(network, HoldingState::Held);
+    assert_eq!(held.into_iter().collect::<Vec<_>>(), [("n1".into(), 1), ("n2".into(), 1)]);
+    let allocations: Api<EgressAllocation> = cluster.in_account("shop");
+    cluster
+        .condition(
+            &allocations,
+            "partner",
+            type_::ALLOCATED,
+            "True",
+            "1 address on 2 nodes; 1 IPv6 /64 on 2 nodes",
+        )
+        .await;
+    cluster.condition(&allocations, "partner", type_::PROGRAMMED, "False", "0 of 2 nodes").await;
+    let status = allocations.get("partner").await.expect("allocation").status.expect("status");
+    assert_eq!(status.summary, "203.0.113.0, 2001:db8:1::/64");
+    assert_eq!((status.addresses[1].slices_held, status.addresses[1].slices_free), (2, 250));
+    one.report(&cluster).await;
+    two.report(&cluster).await;
+    cluster.condition(&allocations, "partner", type_::PROGRAMMED, "True", "2 of 2 nodes").await;
+
+    // It is asked for no more: each node says that it is empty, and it rests.
+    let patch = Patch::Merge(json!({"spec": {"addresses": {"ipv6": null}}}));
+    allocations.patch("partner", &PatchParams::default(), &patch).await.expect("patch");
+    (one.drains, two.drains) = (true, true);
+    eventually("the /64 is gone, the IPv4 address is not", SOON, async || {
+        one.report(&cluster).await;
+        two.report(&cluster).await;
+        let left = cluster.addresses_now("shop", "partner").await?;
+        let names: Vec<String> = left.iter().map(ResourceExt::name_any).collect();
+        if names == ["203.0.113.0"] { Ok(()) } else { Err(format!("{names:?}")) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn binding_tells_what_nodes_have_of_it() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator("a", &[]).await;
