@@ -5,6 +5,7 @@
 mod netns_support;
 mod support;
 
+use aegis_node_agent::conntrack;
 use aegis_node_agent::nft::six::Rules6;
 use aegis_node_agent::nft::{Firewall, Outcome};
 use netns_support::{Namespace, need_root};
@@ -192,6 +193,30 @@ fn what_nobody_asked_for_stays_out_and_without_the_table_it_would_not() {
         stranger.send_to(b"hello", (pod_outside(), port)).unwrap();
         assert_eq!(sender(&pod), stranger.local_addr().unwrap());
         assert_eq!(lab.ensure(&rules(), true), Outcome::Repaired);
+    });
+}
+
+#[test]
+fn of_a_pod_that_is_gone_nothing_is_asked_for_any_more() {
+    let mut lab = Lab::new();
+    with_programs(&mut lab, |lab| {
+        let (pod, origin) = (udp(&lab.pod, POD6), udp(&lab.origin, ORIGIN6));
+        let ask = || {
+            pod.send_to(b"question", origin.local_addr().unwrap()).unwrap();
+            sender(&origin)
+        };
+        let seen = ask();
+        assert_eq!(lab.node.enter(|| conntrack::forget(FREE_POD6).unwrap()), 0, "another pod's");
+        origin.send_to(b"answer", seen).unwrap();
+        assert_eq!(sender(&pod), origin.local_addr().unwrap());
+        assert_eq!(lab.node.enter(|| conntrack::forget(POD6).unwrap()), 1);
+        pod.set_read_timeout(Some(SHORT)).unwrap();
+        origin.send_to(b"for the next pod", seen).unwrap();
+        assert!(pod.recv(&mut [0; 8]).is_err());
+        assert_eq!(lab.unasked(), 1);
+        // What asks anew is answered.
+        origin.send_to(b"answer", ask()).unwrap();
+        assert_eq!(sender(&pod), origin.local_addr().unwrap());
     });
 }
 
