@@ -40,8 +40,8 @@ test: ## set up, then every suite; the last line is "N passed, N failed"
 figures: setup ## what Aegis costs on this machine: packets, latency, memory
 	@tests/figures.sh
 
-bench: setup ## what the control plane costs at 5,000 nodes and 1,000 addresses
-	@tests/bench.sh
+bench: setup ## NAT beside the kernel's own (docs/benchmarks.md), the control plane at 5,000 nodes; PARTS=nat does only that
+	@tests/bench.sh $(PARTS)
 
 kind-test: ## the end-to-end tests on a kind cluster (needs Docker, kind, helm)
 	@tests/kind.sh

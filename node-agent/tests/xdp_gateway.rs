@@ -365,3 +365,24 @@ fn xdp_gateway_answers_probes_of_peers() {
     assert_eq!(world.back(&probe(Ipv4Addr::new(10, 0, 0, 9))).0, XDP_DROP);
     assert_eq!(world.counted(), [("drop_not_peer", 1)]);
 }
+
+/// What follows a packet in the frame is none of it.
+#[test]
+fn xdp_gateway_a_segment_without_a_whole_header_is_malformed() {
+    network();
+    let (mut node, mut gateway) = (pods_node(), gateway());
+    way_to(&mut gateway, 1);
+    for (name, packet, length) in [
+        ("TCP", Packet::tcp((POD, 40000), (ORIGIN, 443), SYN), 39),
+        ("UDP", Packet::udp((POD, 5000), (ORIGIN, 53), b"question"), 27),
+        ("echo", Packet::echo(POD, ORIGIN, 99), 27),
+    ] {
+        let mut frame = encapsulated(&mut node, name, &packet, NODE_2);
+        // Total length of the packet behind 44 bytes of headers.
+        frame[60..62].copy_from_slice(&(length as u16).to_be_bytes());
+        gateway.counted();
+        assert_eq!(gateway.back(&frame).0, XDP_DROP, "{name}");
+        assert_eq!(gateway.counted(), [("drop_malformed_in", 1)], "{name}");
+    }
+    assert_eq!(gateway.consistent(), 0);
+}

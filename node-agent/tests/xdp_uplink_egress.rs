@@ -320,6 +320,12 @@ fn xdp_uplink_egress_clamps_the_mss() {
             assert_eq!(out.frame, expected.from(EGRESS, port).frame(), "{name}");
         }
     }
+    // Nothing behind the packet is looked at, whatever the packet says of itself.
+    let short = Packet::tcp((POD, 40000), (ORIGIN, 443), SYN);
+    let mut frame = [short.frame(), mss(1460).to_vec()].concat();
+    frame[14 + 20 + 12] = 0x60;
+    let out = world.out(&frame);
+    assert_eq!((out.verdict, &out.frame[54..]), (TCX_NEXT, &mss(1460)[..]), "options behind the packet");
     world.counted();
     let data = Packet::tcp((POD, 40000), (ORIGIN, 443), ACK).with_tcp_options(&mss(1460));
     translated(&mut world, "only SYNs are clamped", &data, false);

@@ -69,6 +69,11 @@ fn translate(
         renumber(ctx, first.identification).ok_or(MALFORMED)?;
         return Ok(first.address);
     }
+    // What follows the packet in the frame is padding.
+    let needed = if ip.protocol == headers::TCP { 20 } else { size_of::<Transport>() };
+    if transport_offset + needed > ETH_LEN + usize::from(ip.total_length()) {
+        return Err(MALFORMED);
+    }
     // SAFETY: within the frame.
     let transport = unsafe { *xdp::at::<Transport>(ctx, transport_offset).ok_or(MALFORMED)? };
     let flags = match ip.protocol {

@@ -134,7 +134,8 @@ fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<i32, S
         let _ = FRAGMENTS_OUT.insert(&fragment_key(&packet.ip), &value, u64::from(BPF_ANY));
     }
     if protocol == headers::TCP && flags & SYN != 0 && config.mss != 0 {
-        clamp_mss(ctx.skb.skb, packet.transport_offset as u32, config.mss);
+        let segment = packet.length.saturating_sub((packet.transport_offset - ETH_LEN) as u32);
+        clamp_mss(ctx.skb.skb, packet.transport_offset as u32, segment, config.mss);
     }
     if peer != 0 {
         let ports = u32::from(transport.source_port()) << 16 | u32::from(transport.destination_port());
@@ -339,10 +340,14 @@ pub fn rewrite_source(ctx: &TcContext, packet: &Packet, egress: u32) -> Result<(
 /// of its own for the verifier's sake, like `take` in `ports`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn clamp_mss(skb: *mut __sk_buff, start: u32, limit: u32) -> u32 {
+pub extern "C" fn clamp_mss(skb: *mut __sk_buff, start: u32, segment: u32, limit: u32) -> u32 {
     let (ctx, start, limit) = (TcContext::new(skb), start as usize, limit as u16);
     let Ok(offset_byte) = ctx.load::<u8>(start + 12) else { return 0 };
     let end = usize::from(offset_byte >> 4) * 4;
+    // What follows the packet in the frame is no option.
+    if end > segment as usize {
+        return 0;
+    }
     let Some(found) = mss::find(end, |at| ctx.load(start + at).ok()) else { return 0 };
     if found.value > limit {
         let (old, new) = (mss::word(found.at, found.value), mss::word(found.at, limit));

@@ -1,7 +1,9 @@
 //! Network namespaces for tests: made with unique names, removed when dropped.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod path;
 pub mod plane;
+pub mod traffic;
 
 use std::fs::File;
 use std::process::Command;

@@ -32,8 +32,14 @@ impl Bpffs {
 
     /// Loads the programs, or finds them pinned.
     pub fn open(&self) -> Box<dyn Plane> {
+        self.open_sized(16384, 1024)
+    }
+
+    /// The same with so many flows and blocks.
+    pub fn open_sized(&self, flows: u32, blocks: u32) -> Box<dyn Plane> {
         let root = self.0.join("aegis");
-        let sizes = ["--max-flows", "16384", "--max-blocks", "1024"];
+        let (flows, blocks) = (flows.to_string(), blocks.to_string());
+        let sizes = ["--max-flows", &flows, "--max-blocks", &blocks];
         let args = ["x", "--node-name", "n0", "--pin-root", root.to_str().unwrap()].into_iter().chain(sizes);
         kernel::open(&Args::parse_from(args)).unwrap()
     }

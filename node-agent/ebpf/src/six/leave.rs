@@ -128,7 +128,13 @@ fn translate(ctx: &TcContext, config: &Config, config6: &Config6, ip: &Ipv6) -> 
     if layers.protocol == u32::from(TCP) && layers.fragment == WHOLE && config.mss > LONGER {
         let flags: u8 = ctx.load(layers.offset as usize + 13).map_err(|_| MALFORMED)?;
         if flags & SYN != 0 {
-            snat::clamp_mss(ctx.skb.skb, layers.offset, config.mss - LONGER);
+            let end = (ETH_LEN + size_of::<Ipv6>()) as u32 + u32::from(u16::from_be(ip.payload_length));
+            snat::clamp_mss(
+                ctx.skb.skb,
+                layers.offset,
+                end.saturating_sub(layers.offset),
+                config.mss - LONGER,
+            );
         }
     }
     let egress = egress_address(&ip.source, network, value.slice, pod.suffix);

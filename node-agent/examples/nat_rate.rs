@@ -1,0 +1,159 @@
+//! What one node translates, beside what the kernel's own NAT does on the same topology, by turns: `cargo run --release -p
+//! aegis-node-agent --example nat_rate -- RESULTS.json TABLE.md` (as root; wants the machine for itself, takes five minutes).
+//!
+//! Pod, node and origin are network namespaces joined by veth pairs. The references are nftables with masquerade and with SNAT
+//! onto the same address and ports, with an XDP program on the uplink that passes everything: a veth without any is another
+//! device.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "a tool for developers")]
+
+#[path = "nat_rate/measure.rs"]
+mod measure;
+#[path = "../tests/netns_support/mod.rs"]
+mod netns_support;
+#[path = "nat_rate/pass.rs"]
+mod pass;
+
+use aegis_common::Timeouts;
+use measure::{Fill, Rates};
+use netns_support::path::{Aegis, EGRESS, Row};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// Turns of the rates, of which the median counts.
+const TURNS: usize = 5;
+
+/// A figure of ours and of a reference.
+struct Figure {
+    name: String,
+    ours: f64,
+    reference: f64,
+    unit: &'static str,
+}
+
+/// Name, unit, and where it is found.
+type Kind<T> = (&'static str, &'static str, fn(&T) -> f64);
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let (results, table) = (arguments.next(), arguments.next());
+    netns_support::traffic::many_files();
+    let mut figures = rates();
+    figures.extend(last_port());
+    for figure in &figures {
+        println!("{}", line(figure));
+    }
+    if let Some(path) = results {
+        let all: BTreeMap<&str, serde_json::Value> = figures
+            .iter()
+            .map(|figure| {
+                let value = serde_json::json!({
+                    "ours": figure.ours, "reference": figure.reference,
+                    "ratio": figure.ours / figure.reference, "unit": figure.unit,
+                });
+                (figure.name.as_str(), value)
+            })
+            .collect();
+        std::fs::write(path, serde_json::to_string_pretty(&all).unwrap() + "\n").unwrap();
+    }
+    if let Some(path) = table {
+        let lines: String = figures.iter().fold(String::new(), |mut text, figure| {
+            let _ = writeln!(text, "{}", line(figure));
+            text
+        });
+        std::fs::write(path, lines).unwrap();
+    }
+}
+
+fn line(figure: &Figure) -> String {
+    let number = |value: f64| if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") };
+    format!(
+        "| {} | {} | {} | {} | {:.2} |",
+        figure.name,
+        number(figure.ours),
+        number(figure.reference),
+        figure.unit,
+        figure.ours / figure.reference
+    )
+}
+
+/// Packets, connections and bytes per second, by turns.
+fn rates() -> Vec<Figure> {
+    let (ours, masquerade, snat) = (Row::new(), Row::new(), Row::new());
+    let _aegis = Aegis::on(&ours, 255, Timeouts::default());
+    masquerade.translate_by("masquerade to :1024-65535");
+    snat.translate_by(&format!("snat to {EGRESS}:1024-65535"));
+    let _pass: Vec<pass::Attached> =
+        [&masquerade, &snat].map(|row| row.node.enter(|| pass::on("eth0"))).into();
+    let rows = [&ours, &masquerade, &snat];
+    let mut all: [Vec<Rates>; 3] = Default::default();
+    for turn in 0..TURNS {
+        // Nobody is always the first.
+        for place in 0..rows.len() {
+            let which = (turn + place) % rows.len();
+            let rates = measure::rates(rows[which]);
+            eprintln!("{}: {rates:?}", ["aegis", "masquerade", "snat"][which]);
+            all[which].push(rates);
+        }
+    }
+    let of = |which: usize, figure: fn(&Rates) -> f64| median(all[which].iter().map(figure).collect());
+    let kinds: [Kind<Rates>; 6] = [
+        ("small UDP packets of one flow", "packets/s", |rates| rates.one_flow),
+        ("small UDP packets of 16 flows", "packets/s", |rates| rates.packets),
+        ("CPU time for a small UDP packet, both ends included", "ns", |rates| rates.packet_ns),
+        ("new TCP connections", "1/s", |rates| rates.connections),
+        ("CPU time for a connection, both ends included", "us", |rates| rates.connection_us),
+        ("bulk TCP", "Gbit/s", |rates| rates.bulk),
+    ];
+    let references = [(1, "masquerade"), (2, "SNAT")];
+    kinds
+        .iter()
+        .flat_map(|(name, unit, figure)| {
+            references.map(|(which, reference)| Figure {
+                name: format!("{name}, to {reference}"),
+                ours: of(0, *figure),
+                reference: of(which, *figure),
+                unit,
+            })
+        })
+        .collect()
+}
+
+/// 4,096 connections with 4,096 ports: what connecting costs when few are left, and what fails.
+fn last_port() -> Vec<Figure> {
+    let timeouts = Timeouts { tcp_closed: 1, ..Timeouts::default() };
+    let fill = |translate: &dyn Fn(&Row) -> Option<Aegis>| {
+        let row = Row::new();
+        let _aegis = translate(&row);
+        let _pass = _aegis.is_none().then(|| row.node.enter(|| pass::on("eth0")));
+        measure::fill(&row)
+    };
+    let ours = fill(&|row| Some(Aegis::on(row, 4 + 15, timeouts)));
+    eprintln!("aegis: {ours:?}");
+    let reference = fill(&|row| {
+        row.translate_by(&format!("snat to {EGRESS}:1024-5119"));
+        None
+    });
+    eprintln!("snat: {reference:?}");
+    let kinds: [Kind<Fill>; 6] = [
+        ("connections that succeed of 4,096 with 4,096 ports", "", |fill| fill.opened),
+        ("time to connect with 10 % of the ports in use, median", "us", |fill| fill.early_us),
+        ("time to connect with 99 % of the ports in use, median", "us", |fill| fill.late_us),
+        ("time to connect with 99 % of the ports in use, slowest", "us", |fill| fill.slowest_us),
+        ("time until the next connection fails", "ms", |fill| fill.refused_ms),
+        ("connections that fail in a minute of change at 99 %", "", |fill| fill.failed),
+    ];
+    kinds
+        .iter()
+        .map(|(name, unit, figure)| Figure {
+            name: format!("{name}, to SNAT"),
+            ours: figure(&ours),
+            reference: figure(&reference),
+            unit,
+        })
+        .collect()
+}

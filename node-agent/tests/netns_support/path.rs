@@ -1,0 +1,171 @@
+//! A pod, its node and an origin: three network namespaces in a row, with the whole data plane on the node, or with a NAT of the
+//! kernel's own in its place.
+
+use super::plane::{Bpffs, bring};
+use super::{Namespace, run};
+use aegis_common::{ANY_NUMBER, Timeouts};
+use aegis_core::model::{Address, AllocationName, Holding, State};
+use aegis_core::policy::{Binding, BindingName, Pod, Workloads};
+use aegis_core::slice::SliceSet;
+use aegis_node_agent::apply::Plane;
+use aegis_node_agent::desired::{Inputs, desired};
+use aegis_node_agent::network;
+use aegis_node_agent::nft::{Firewall, Outcome, Rules};
+use aegis_node_agent::objects::{self, NodeRecord};
+use aegis_node_agent::ops::Known;
+use aegis_node_agent::sweep::Sweeper;
+use aegis_node_agent::uplink::devices;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+pub const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
+pub const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub const EGRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+pub const ORIGIN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+const POD_RANGE: &str = "10.244.1.0/24";
+const MARK: u32 = 0x1000;
+
+/// The three of them. Nothing translates yet.
+pub struct Row {
+    pub pod: Namespace,
+    pub node: Namespace,
+    pub origin: Namespace,
+}
+
+impl Row {
+    pub fn new() -> Row {
+        super::need_root();
+        let (pod, node, origin) = (Namespace::new("pod"), Namespace::new("node"), Namespace::new("origin"));
+        node.link("pod0", &pod, "eth0");
+        node.link("eth0", &origin, "eth0");
+        pod.run(&format!("ip addr add {POD}/24 dev eth0; ip route add default via 10.244.1.1"));
+        node.run(&format!(
+            "ip addr add 10.244.1.1/24 dev pod0; ip addr add {NODE}/24 dev eth0; ip route add default via 192.0.2.9"
+        ));
+        origin.run(&format!(
+            "ip addr add 192.0.2.9/24 dev eth0; ip addr add {ORIGIN}/32 dev lo; ip route add 203.0.113.0/24 via {NODE}"
+        ));
+        // No connection may fail for another reason than the one that is looked for.
+        pod.run("sysctl -qw net.ipv4.ip_local_port_range=\"1024 65535\" net.ipv4.tcp_tw_reuse=1");
+        origin.run("sysctl -qw net.core.somaxconn=65535 net.ipv4.tcp_max_syn_backlog=65535 net.ipv4.tcp_syncookies=0");
+        Row { pod, node, origin }
+    }
+
+    /// Lets the kernel translate, by this statement of nftables, for TCP and UDP.
+    pub fn translate_by(&self, statement: &str) {
+        self.node.run(&format!(
+            "nft \"table ip reference {{ chain post {{ type nat hook postrouting priority srcnat; oifname eth0 ip saddr {POD_RANGE} meta l4proto {{ tcp, udp }} {statement}; }}; }}\""
+        ));
+    }
+}
+
+/// The data plane of a node.
+pub struct Aegis {
+    _bpffs: Bpffs,
+    pub plane: Box<dyn Plane>,
+    _sweeper: Sweeper,
+    wrapper: std::path::PathBuf,
+}
+
+impl Aegis {
+    /// Lets all of the pod's flows leave from [`EGRESS`], of which the node holds the slices 4 to `last`.
+    pub fn on(row: &Row, last: u8, timeouts: Timeouts) -> Aegis {
+        let name = row.node.name.clone();
+        let wrapper = std::env::temp_dir().join(format!("{name}-nft"));
+        std::fs::write(&wrapper, format!("#!/bin/sh\nexec nsenter --net=/run/netns/{name} nft \"$@\"\n"))
+            .unwrap();
+        run(&format!("chmod +x {}", wrapper.display()));
+        let bpffs = Bpffs::new(&name);
+        let (plane, sweeper) = row.node.enter(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let mut plane = bpffs.open_sized(1 << 20, 1 << 14);
+            bring(plane.as_mut(), &desired(&inputs(last, timeouts)), &Known::default());
+            let pods = [POD_RANGE.parse().unwrap()];
+            let (found, existing) = runtime.block_on(async {
+                let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+                tokio::spawn(connection);
+                let network = network::read(&handle).await.unwrap();
+                let found = devices(&network, &[], Some(NODE), &pods, &[]);
+                (found, network.devices.keys().copied().collect())
+            });
+            assert_eq!(plane.attach(&found, &existing), [].into());
+            let name_of = |devices: &BTreeMap<u32, network::Device>| {
+                devices.iter().map(|(index, device)| (*index, device.name.clone())).collect()
+            };
+            let rules = Rules {
+                mark: MARK,
+                pods: pods.to_vec(),
+                pod_devices: name_of(&found.pods),
+                uplinks: name_of(&found.uplinks),
+                hold: true,
+                internal: vec!["10.244.0.0/16".parse().unwrap()],
+                uncovered: Vec::new(),
+                tunnel_port: 6081,
+                nodes: [NODE].into(),
+            };
+            let mut firewall = Firewall::new(wrapper.clone());
+            assert_eq!(runtime.block_on(firewall.ensure(&rules, false)).unwrap(), Outcome::Written);
+            let sweeper = plane.sweeper().unwrap();
+            (plane, sweeper)
+        });
+        Aegis { _bpffs: bpffs, plane, _sweeper: sweeper, wrapper }
+    }
+}
+
+impl Drop for Aegis {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.wrapper);
+    }
+}
+
+fn inputs(last: u8, timeouts: Timeouts) -> Inputs {
+    let allocation = AllocationName { account: "shop".into(), name: "a".into() };
+    let labels: BTreeMap<String, String> = [("app".to_owned(), "shop".to_owned())].into();
+    let holding = Holding { first: 4, last, node: "n0".into(), epoch: 1, state: State::Held };
+    let address = Address {
+        address: EGRESS.into(),
+        prefix: "p".into(),
+        allocation: allocation.clone(),
+        epoch: 1,
+        holdings: vec![holding],
+        fence: None,
+    };
+    let limits = objects::Allocation {
+        sites: Vec::new(),
+        timeouts,
+        max_resting: ANY_NUMBER,
+        slices: (4..=last).collect::<SliceSet>(),
+        per_node_max: 252,
+    };
+    Inputs {
+        node: "n0".into(),
+        allocations: [(allocation.clone(), limits)].into(),
+        bindings: vec![Binding {
+            name: BindingName { account: "shop".into(), name: "b".into() },
+            allocation,
+            enabled: true,
+            workloads: Workloads { labels: labels.clone(), ..Workloads::default() },
+            cidrs: vec!["198.51.100.0/24".parse().unwrap()],
+            ports: vec![],
+            use_node_address: false,
+            generation: 1,
+        }],
+        pods: vec![Pod {
+            account: "shop".into(),
+            name: "pod".into(),
+            uid: "u".into(),
+            labels,
+            addresses: vec![POD.into()],
+            ..Pod::default()
+        }],
+        addresses: [(EGRESS, address)].into(),
+        nodes: [("n0".to_owned(), NodeRecord { addresses: vec![NODE], ..NodeRecord::default() })].into(),
+        tunnel_address: Some(NODE),
+        pod_ranges: vec![POD_RANGE.parse().unwrap()],
+        uplink_mtu: Some(1500),
+        mark: MARK,
+        tunnel_port: 6081,
+        refusals_per_second: 1000,
+        ..Inputs::default()
+    }
+}
