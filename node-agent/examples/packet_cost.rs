@@ -1,5 +1,5 @@
-//! What each program costs per packet, by `BPF_PROG_TEST_RUN`: `cargo run --release -p aegis-node-agent --example
-//! packet_cost` (as root).
+//! What each program costs per packet, what a flow costs in memory, and what a scan of all flows costs, by
+//! `BPF_PROG_TEST_RUN`: `cargo run --release -p aegis-node-agent --example packet_cost` (as root).
 //!
 //! *each packet another flow*: one run per system call over random flows, so that caches are as cold as in life; what a
 //! frame costs that the program lets pass at once (ARP) is taken off. *same packet*: a million runs in a row, where
@@ -11,17 +11,23 @@ mod support;
 
 use aegis_common::*;
 use aegis_node_agent::ebpf::MapSizes;
+use aegis_node_agent::sweep::Usage;
 use aegis_node_agent::test_run;
+use nix::time::{ClockId, clock_gettime};
 use std::net::Ipv4Addr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use support::packet::{ACK, Packet, SYN, ethernet};
 use support::*;
 
 /// Flows of the large table: these origins times these pod ports.
-const ORIGINS: u8 = 4;
-const PORTS: u16 = 25_000;
+const ORIGINS: u8 = 20;
+const PORTS: u16 = 50_000;
 const RUNS: usize = 20_000;
 const LOOP: u32 = 1_000_000;
+/// Scans that are timed.
+const SCANS: u32 = 10;
 
 fn origin(at: u8) -> Ipv4Addr {
     Ipv4Addr::new(198, 51, 100, 10 + at)
@@ -44,8 +50,57 @@ fn each(program: BorrowedFd<'_>, context: &[u8], frames: impl Iterator<Item = Ve
     total as f64 / count as f64
 }
 
+/// Bytes that a map has.
+fn memory(world: &World, map: &'static str) -> u64 {
+    let path = format!("/proc/self/fdinfo/{}", world.plane.map_fd(map).unwrap().as_raw_fd());
+    let info = std::fs::read_to_string(path).unwrap();
+    let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:")).unwrap();
+    bytes.trim().parse().unwrap()
+}
+
+/// What the agent does once a second: gives what it found.
+fn scan(world: &World) -> Usage {
+    let mut usage = Usage::default();
+    world.plane.forward().unwrap().for_each(|key, value| usage.add_flow(key, value));
+    usage
+}
+
+fn cpu() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
+}
+
+/// Times scans of all flows while another thread sends packets of them. Prints both.
+fn scans(world: &World, flows: usize) {
+    let (stop, egress) =
+        (AtomicBool::new(false), world.program("uplink_egress").try_clone_to_owned().unwrap());
+    let (mut sent, mut dropped) = (0u64, 0u64);
+    let (begun, before) = (Instant::now(), cpu());
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            let (mut sent, mut dropped) = (0u64, 0u64);
+            let context = context(MARK);
+            while !stop.load(Ordering::Acquire) {
+                let frame = packet((sent as usize).wrapping_mul(2_654_435_761) % flows, ACK).frame();
+                let outcome = test_run::run(egress.as_fd(), &frame, &context, 1).unwrap();
+                dropped += u64::from(outcome.verdict != TCX_NEXT);
+                sent += 1;
+            }
+            (sent, dropped)
+        });
+        for _ in 0..SCANS {
+            assert_eq!(scan(world).flows as usize, flows + 1);
+        }
+        stop.store(true, Ordering::Release);
+        (sent, dropped) = sender.join().unwrap();
+    });
+    let each = |time: Duration| time.as_secs_f64() * 1000.0 / f64::from(SCANS);
+    let (wall, busy) = (each(begun.elapsed()), each(cpu() - before));
+    println!("scan of {flows} flows: {wall:.0} ms, of which {busy:.0} ms on a CPU");
+    println!("packets during scans: {sent}, of which {dropped} dropped");
+}
+
 fn main() {
-    let mut world = World::sized(&MapSizes { flows: 1 << 18, ..MapSizes::default() });
+    let mut world = World::sized(&MapSizes { flows: 1 << 20, ..MapSizes::default() });
     let slices: Vec<u16> = (4..=255).filter(|slice| *slice != SLICE_2).collect();
     for slice in &slices {
         world.own(0, *slice, 1);
@@ -64,11 +119,11 @@ fn main() {
         incarnation: INCARNATION,
         ..Default::default()
     };
-    world.plane.hash("FORWARD").unwrap().insert(key, value, 0).unwrap();
+    world.set_forward(key, value);
     let still_back = Packet::tcp((ORIGIN, 443), (EGRESS, 2048), ACK).with_payload(100);
     let key = flow(6, (EGRESS, 2048), (ORIGIN, 443));
     let value = ReverseValue { digest: key.digest(), pod: raw(EGRESS), pod_port: 2048, ..Default::default() };
-    world.plane.hash("REVERSE").unwrap().insert(key, value, 0).unwrap();
+    world.set_reverse(key, value);
 
     let (tc, marked) = (context(0), context(MARK));
     let arps = || std::iter::repeat_n(arp.clone(), RUNS);
@@ -117,11 +172,10 @@ fn main() {
             new,
         ]
     };
-    let one = measure(1);
-    let many = measure(flows);
+    let columns = [1, 1000, flows].map(&mut measure);
 
-    println!("nanoseconds per packet       same packet   each packet another flow");
-    println!("                                  1 flow     1 flow  {flows:>7} flows");
+    println!("nanoseconds per packet       same packet   each packet another of so many flows");
+    println!("                                  1 flow          1      1,000  1,000,000");
     let names = [
         "pod_ingress, covered",
         "uplink_egress, established",
@@ -131,7 +185,12 @@ fn main() {
     ];
     for (at, name) in names.iter().enumerate() {
         let same = looped.get(at).map_or("-".to_owned(), ToString::to_string);
-        let one = if at == 4 { "-".to_owned() } else { format!("{:.0}", one[at]) };
-        println!("{name:<28} {same:>11} {one:>10} {:>14.0}", many[at]);
+        let column = |column: &[f64; 5]| format!("{:.0}", column[at]);
+        let [one, thousand, million] = columns.each_ref().map(column);
+        println!("{name:<28} {same:>11} {one:>10} {thousand:>10} {million:>10}");
     }
+    let bytes = ["FORWARD", "REVERSE"].map(|map| memory(&world, map));
+    let per_flow = bytes.iter().sum::<u64>() as f64 / flows as f64;
+    println!("memory of {flows} flows: {bytes:?} bytes, {per_flow:.0} for each");
+    scans(&world, flows);
 }

@@ -10,6 +10,7 @@ mod translate;
 pub use translate::{Change, Entry, SERIES, STEPS, Step, Way};
 
 use crate::ebpf::{Dataplane, EbpfError};
+use crate::flows::{EnterProgram, FlowValue, Flows, Table};
 use crate::links::Links;
 use crate::raw::{self, Sizes};
 use aegis_common::{
@@ -38,6 +39,9 @@ const WRITTEN: &[&str] = &[
     "VERDICTS",
     "CONFIG",
 ];
+
+/// The flow tables, which were hashes until schema 5.
+const FLOWS: [&str; 2] = ["FORWARD", "REVERSE"];
 
 /// The maps of another version.
 pub struct Source {
@@ -75,9 +79,8 @@ impl Source {
 
     /// Calls `each` with every entry of a map, translated; gives how many could not be.
     fn for_each(&self, map: &str, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<u64> {
-        let data = MapData::from_pin(self.path(map)).map_err(io::Error::other)?;
         let mut lost = 0;
-        raw::for_each(data.fd().as_fd(), sizes(&data)?, |key, value| {
+        entries(&self.links, map, |key, value| {
             match self.way.translate(map, Entry { key: key.into(), value: value.into() }) {
                 Some(entry) => each(&entry.key, &entry.value),
                 None => lost += 1,
@@ -95,6 +98,16 @@ impl Source {
         })?;
         Ok(lost)
     }
+}
+
+/// Calls `each` with every entry of a map of some version.
+fn entries(links: &Links, map: &str, each: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+    let data = MapData::from_pin(links.maps().join(map)).map_err(io::Error::other)?;
+    if FLOWS.contains(&map) && Table::is_one(&data)? {
+        Table::open(&data)?.for_each(each);
+        return Ok(());
+    }
+    raw::for_each(data.fd().as_fd(), sizes(&data)?, each)
 }
 
 fn sizes(data: &MapData) -> io::Result<Sizes> {
@@ -157,89 +170,31 @@ impl Dataplane {
 
     /// Makes the flow tables what the other version's are. For as long as nobody else makes or ends flows here.
     pub fn carry_flows(&mut self, source: &Source) -> Result<Carried, EbpfError> {
-        let (_, lost_back) = self.follow::<ReverseValue>(source, "REVERSE", |_, _| true)?;
+        let (reverse, enter) = (self.reverse()?, self.enter()?);
+        let (_, lost_back) = follow(source, "REVERSE", &reverse, &enter, |_, _| true)?;
         let mut backs = HashSet::new();
         if lost_back > 0 {
-            raw::for_each(self.map_fd("REVERSE")?, BACK, |key, _| {
-                if let Some(key) = raw::from_bytes::<FlowKey>(key) {
-                    backs.insert(key);
-                }
-            })
-            .map_err(EbpfError::Carry)?;
+            reverse.for_each(|key, _| _ = backs.insert(*key));
         }
         // A flow without its way back would share its port with the next one.
-        let (flows, lost) = self.follow::<ForwardValue>(source, "FORWARD", |key, flow| {
-            let back = FlowKey { local: flow.egress, local_port: flow.egress_port, ..*key };
-            flow.is_of(key) && (lost_back == 0 || backs.contains(&back))
-        })?;
+        let (flows, lost) =
+            follow(source, "FORWARD", &self.forward()?, &enter, |key, flow: &ForwardValue| {
+                let back = FlowKey { local: flow.egress, local_port: flow.egress_port, ..*key };
+                flow.is_of(key) && (lost_back == 0 || backs.contains(&back))
+            })?;
         Ok(Carried { flows, lost })
-    }
-
-    /// Makes one table what the other version's is: adds, replaces and removes. Gives how many entries it has, and how many it
-    /// should have in addition.
-    fn follow<V: Followed>(
-        &mut self,
-        source: &Source,
-        map: &'static str,
-        wanted: impl Fn(&FlowKey, &V) -> bool,
-    ) -> Result<(u64, u64), EbpfError> {
-        let (mut there, mut refused) = (HashMap::new(), 0);
-        let mut lost = source
-            .read(map, |key: FlowKey, value: V| {
-                if wanted(&key, &value) {
-                    there.insert(key, value);
-                } else if value.is_live() {
-                    refused += 1;
-                }
-            })
-            .map_err(EbpfError::Carry)?;
-        lost += refused;
-        let (fd, sizes) = target(self, map)?;
-        let (mut changed, mut stale, mut count) = (Vec::new(), Vec::new(), 0);
-        raw::for_each(fd.as_fd(), sizes, |key, value| {
-            let Some((key, here)) = raw::from_bytes::<FlowKey>(key).zip(raw::from_bytes::<V>(value)) else {
-                return;
-            };
-            match there.remove(&key) {
-                Some(old) => {
-                    count += 1;
-                    changed.extend(old.newer_than(&here).map(|value| (key, value)));
-                }
-                None => stale.push(key),
-            }
-        })
-        .map_err(EbpfError::Carry)?;
-        for key in stale {
-            raw::delete(fd.as_fd(), sizes, raw::bytes(&key)).map_err(EbpfError::Carry)?;
-        }
-        for (key, value) in changed {
-            raw::update(fd.as_fd(), sizes, raw::bytes(&key), raw::bytes(&value)).map_err(EbpfError::Carry)?;
-        }
-        for (key, value) in there {
-            match raw::update(fd.as_fd(), sizes, raw::bytes(&key), raw::bytes(&value)) {
-                Ok(()) => count += 1,
-                Err(error) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOMEM)) => lost += 1,
-                Err(error) => return Err(EbpfError::Carry(error)),
-            }
-        }
-        Ok((count, lost))
     }
 
     /// Makes the bitmaps of ports from the ways back, which say what is in use.
     pub(crate) fn make_blocks(&mut self, now: u32) -> Result<(), EbpfError> {
         let seed = self.config()?.seed;
         let mut keys = Vec::new();
-        raw::for_each(self.map_fd("REVERSE")?, BACK, |key, value| {
-            if let Some((key, back)) =
-                raw::from_bytes::<FlowKey>(key).zip(raw::from_bytes::<ReverseValue>(value))
-            {
-                // What goes through a gateway has no port of its own here.
-                if (back.pod, back.pod_port) != (key.local, key.local_port) {
-                    keys.push(key);
-                }
+        self.reverse()?.for_each(|key, back| {
+            // What goes through a gateway has no port of its own here.
+            if (back.pod, back.pod_port) != (key.local, key.local_port) {
+                keys.push(*key);
             }
-        })
-        .map_err(EbpfError::Carry)?;
+        });
         let (fd, sizes) = target(self, "BLOCKS")?;
         for (number, (key, block)) in blocks(keys, seed, now).into_iter().enumerate() {
             // Not at zero, where the newest ports would come first.
@@ -279,20 +234,47 @@ impl Dataplane {
 
 /// Flows that another version has.
 pub(crate) fn flows(links: &Links) -> u64 {
-    let count = || -> io::Result<u64> {
-        let data = MapData::from_pin(links.maps().join("FORWARD")).map_err(io::Error::other)?;
-        let mut flows = 0;
-        raw::for_each(data.fd().as_fd(), sizes(&data)?, |_, _| flows += 1)?;
-        Ok(flows)
-    };
-    count().unwrap_or_default()
+    let mut flows = 0;
+    entries(links, "FORWARD", |_, _| flows += 1).map_or(0, |()| flows)
 }
 
-/// Sizes of `REVERSE`.
-const BACK: Sizes = Sizes { key: size_of::<FlowKey>(), value: size_of::<ReverseValue>() };
+/// Makes one table what the other version's is: adds, replaces and removes. Gives how many entries it has, and how many it should
+/// have in addition.
+fn follow<V: Followed>(
+    source: &Source,
+    map: &'static str,
+    flows: &Flows<V>,
+    enter: &EnterProgram,
+    wanted: impl Fn(&FlowKey, &V) -> bool,
+) -> Result<(u64, u64), EbpfError> {
+    let (mut there, mut refused) = (HashMap::new(), 0);
+    let mut lost = source
+        .read(map, |key: FlowKey, value: V| {
+            if wanted(&key, &value) {
+                there.insert(key, value);
+            } else if value.is_live() {
+                refused += 1;
+            }
+        })
+        .map_err(EbpfError::Carry)?;
+    lost += refused;
+    let (mut changed, mut stale, mut count) = (Vec::new(), Vec::new(), 0);
+    flows.for_each(|key, here| match there.remove(key) {
+        Some(old) => {
+            count += 1;
+            changed.extend(old.newer_than(here).map(|value| (*key, value)));
+        }
+        None => stale.push(*key),
+    });
+    enter.remove::<V>(&stale)?;
+    enter.set(&changed)?;
+    let new: Vec<_> = there.into_iter().collect();
+    let entered = u64::from(enter.set(&new)?);
+    Ok((count + entered, lost + (new.len() as u64).saturating_sub(entered)))
+}
 
 /// A value that another version's programs may go on writing while it is copied.
-trait Followed: aya::Pod {
+trait Followed: FlowValue {
     /// What it has to become here, if the value here is another flow's, or has missed something.
     fn newer_than(&self, here: &Self) -> Option<Self>;
     /// Whether it is of a flow that goes on.

@@ -1,16 +1,19 @@
 //! Loads the eBPF programs and keeps their maps pinned, below `<root>/v<SCHEMA>/maps`. A new agent finds them.
 
 use crate::carry::{STEPS, Source, Step};
+use crate::flows::{EnterProgram, FlowValue, Flows};
 use crate::links::Links;
 use crate::test_run;
 use aegis_common::{
-    BlockKey, FlowKey, PeakKey, SCHEMA, SWEEP_BATCH, SWEEP_BLOCKS, SWEEP_CUT_SHORT, SWEEP_FLOWS,
-    SWEEP_HEADER, SWEEP_PEAKS, SWEEP_RESTING, SWEEP_REVERSE, SWEEP_REVOKED,
+    BlockKey, FORWARD_TABLE, FlowKey, ForwardValue, PeakKey, REVERSE_TABLE, ReverseValue, SCHEMA,
+    SWEEP_BATCH, SWEEP_BLOCKS, SWEEP_CUT_SHORT, SWEEP_FLOWS, SWEEP_HEADER, SWEEP_PEAKS, SWEEP_RESTING,
+    SWEEP_REVERSE, SWEEP_REVOKED, TableValue,
 };
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
 use aya::programs::{ProgramError, ProgramFd, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,6 +40,7 @@ const PINNED: &[&str] = &[
     "BLOCKS",
     "FORWARD",
     "REVERSE",
+    "TABLES",
     "FRAGMENTS_OUT",
     "FRAGMENTS_IN",
     "IDENTIFICATIONS",
@@ -131,12 +135,23 @@ pub enum EbpfError {
     /// A program can't be run.
     #[error("cannot run a program: {0}")]
     Sweep(io::Error),
+    /// The other one.
+    #[error("cannot run the enter program: {0}")]
+    Enter(io::Error),
+    /// The flow tables can't be set up or read.
+    #[error("flow table {name}: {source}")]
+    Flows {
+        /// Name of the table.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 /// Entries of the maps that are sized by the user; a map that is already pinned keeps its size.
 #[derive(Clone, Debug)]
 pub struct MapSizes {
-    /// `FORWARD` and `REVERSE`.
+    /// Flows that may be in `FORWARD` and in `REVERSE`.
     pub flows: u32,
     /// `BLOCKS`.
     pub blocks: u32,
@@ -184,9 +199,10 @@ impl Dataplane {
             fs::create_dir_all(folder)
                 .map_err(|source| EbpfError::PinFolder { path: folder.clone(), source })?;
         }
+        let (flows, buckets) = (sizes.flows, TableValue::buckets(sizes.flows));
         let sizes = BTreeMap::from([
-            ("FORWARD", sizes.flows),
-            ("REVERSE", sizes.flows),
+            ("FORWARD", buckets),
+            ("REVERSE", buckets),
             ("BLOCKS", sizes.blocks),
             ("PODS", sizes.pods),
             ("PODS6", sizes.pods),
@@ -210,10 +226,11 @@ impl Dataplane {
                 .load()
                 .map_err(|source| EbpfError::Program { program, source })?;
         }
-        for program in [UPLINK_INGRESS, SWEEP] {
+        for program in [UPLINK_INGRESS, SWEEP, ENTER] {
             xdp(&mut object, program)?.load().map_err(|source| EbpfError::Program { program, source })?;
         }
         let mut dataplane = Dataplane { object, links, source: None };
+        dataplane.set_up_tables(flows)?;
         dataplane.source = dataplane.carry_from(known)?;
         Ok(dataplane)
     }
@@ -228,6 +245,49 @@ impl Dataplane {
                 Ok(None)
             }
         }
+    }
+
+    /// Tells the programs what the flow tables are like, unless they have been told.
+    fn set_up_tables(&mut self, limit: u32) -> Result<(), EbpfError> {
+        for (index, name) in [(FORWARD_TABLE, "FORWARD"), (REVERSE_TABLE, "REVERSE")] {
+            if self.table(index)?.own != 0 {
+                continue;
+            }
+            let mut seed = [[0; 8]; 2];
+            std::fs::File::open("/dev/urandom")
+                .and_then(|mut file| file.read_exact(seed.as_flattened_mut()))
+                .map_err(|source| EbpfError::Flows { name, source })?;
+            let value = TableValue::new(self.max_entries(name)?, limit, seed.map(u64::from_ne_bytes));
+            let mut tables = self.array::<TableValue>("TABLES")?;
+            tables.set(index, value, 0).map_err(|source| EbpfError::Map { name: "TABLES".into(), source })?;
+        }
+        Ok(())
+    }
+
+    /// What a flow table is like, by its index in `TABLES`.
+    pub fn table(&mut self, index: u32) -> Result<TableValue, EbpfError> {
+        let tables = self.array::<TableValue>("TABLES")?;
+        tables.get(&index, 0).map_err(|source| EbpfError::Map { name: "TABLES".into(), source })
+    }
+
+    fn flows<V: FlowValue>(&self, name: &'static str) -> Result<Flows<V>, EbpfError> {
+        let Some(Map::Array(map)) = self.object.map(name) else { return Err(EbpfError::Missing(name)) };
+        Flows::open(map).map_err(|source| EbpfError::Flows { name, source })
+    }
+
+    /// `FORWARD`, to be read; works in another thread too.
+    pub fn forward(&self) -> Result<Flows<ForwardValue>, EbpfError> {
+        self.flows("FORWARD")
+    }
+
+    /// `REVERSE`, to be read; works in another thread too.
+    pub fn reverse(&self) -> Result<Flows<ReverseValue>, EbpfError> {
+        self.flows("REVERSE")
+    }
+
+    /// What writes both.
+    pub fn enter(&self) -> Result<EnterProgram, EbpfError> {
+        self.program_fd(ENTER)?.try_clone().map(EnterProgram::new).map_err(EbpfError::Enter)
     }
 
     /// What another version left and can be carried over.
@@ -328,6 +388,7 @@ pub(crate) const UPLINK_EGRESS: &str = "uplink_egress";
 pub(crate) const UPLINK_INGRESS: &str = "uplink_ingress";
 pub(crate) const UPLINK_MARK: &str = "uplink_mark";
 const SWEEP: &str = "sweep";
+const ENTER: &str = "enter";
 
 /// The `sweep` program.
 pub struct SweepProgram {

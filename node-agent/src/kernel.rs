@@ -22,8 +22,8 @@ use crate::sweep::{self, Sweeper, Usage};
 use crate::uplink::Devices;
 use aegis_common::{
     AddressValue, AllocationValue, BlockKey, BlockValue, Config, Counter, CounterValue, DestinationKey,
-    DestinationValue, HOMES_PER_ADDRESS, HoldingValue, LeaseValue, PeerValue, PodKey, PodValue, PortKey,
-    PressureValue, SLOTS_PER_ADDRESS, SlotValue, VerdictKey, VerdictValue,
+    DestinationValue, FORWARD_TABLE, HOMES_PER_ADDRESS, HoldingValue, LeaseValue, PeerValue, PodKey,
+    PodValue, PortKey, PressureValue, SLOTS_PER_ADDRESS, SlotValue, VerdictKey, VerdictValue,
 };
 use answers::Answers;
 use aya::maps::Map;
@@ -32,7 +32,6 @@ use kept::Kept;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// The programs of one node, with what is attached where.
@@ -44,6 +43,8 @@ pub struct Kernel {
     inherited: Attached,
     /// There is something to take over.
     inherits: bool,
+    /// Flows that may be in the tables.
+    flows: u32,
 }
 
 /// Loads the programs and makes the maps, or takes over what is pinned.
@@ -51,10 +52,11 @@ pub fn open(args: &Args) -> Result<Box<dyn Plane>, PlaneError> {
     let sizes = MapSizes { flows: args.max_flows, blocks: args.max_blocks, ..MapSizes::default() };
     let mut dataplane =
         Dataplane::load_as(&args.pin_root, args.schema(), &sizes, carry::STEPS).map_err(load)?;
-    for (map, flag, wanted) in
-        [("FORWARD", "--max-flows", sizes.flows), ("BLOCKS", "--max-blocks", sizes.blocks)]
+    let flows = dataplane.table(FORWARD_TABLE).map_err(load)?.limit;
+    let blocks = dataplane.max_entries("BLOCKS").map_err(load)?;
+    for (map, flag, size, wanted) in
+        [("FORWARD", "--max-flows", flows, sizes.flows), ("BLOCKS", "--max-blocks", blocks, sizes.blocks)]
     {
-        let size = dataplane.max_entries(map).map_err(load)?;
         if size != wanted {
             tracing::warn!(
                 "{map} is pinned and keeps its size of {size}, though {flag} says {wanted}: to change it, drain the node, stop \
@@ -78,6 +80,7 @@ pub fn open(args: &Args) -> Result<Box<dyn Plane>, PlaneError> {
         pods: BTreeMap::new(),
         inherited: Attached::default(),
         inherits: true,
+        flows,
     }))
 }
 
@@ -483,14 +486,12 @@ impl Plane for Kernel {
     fn forget_refused(&self, mark: u32) -> Result<Forget, PlaneError> {
         let failed =
             |error: &dyn std::error::Error| PlaneError::Read { map: "FORWARD", reason: chain(error) };
-        let forward = self.dataplane.map_fd("FORWARD").map_err(|error| failed(&error))?;
-        let forward = forward.try_clone_to_owned().map_err(|error| failed(&error))?;
-        Ok(Box::new(move || refused::forget(forward.as_fd(), mark)))
+        let forward = self.dataplane.forward().map_err(|error| failed(&error))?;
+        Ok(Box::new(move || refused::forget(&forward, mark)))
     }
 
     fn sizes(&self) -> Vec<(&'static str, u64)> {
         let maps = [
-            ("flows", "FORWARD"),
             ("blocks", "BLOCKS"),
             ("pods", "PODS"),
             ("destinations", "DESTINATIONS"),
@@ -498,7 +499,7 @@ impl Plane for Kernel {
             ("verdicts", "VERDICTS"),
         ];
         let size = |(name, map)| Some((name, self.dataplane.max_entries(map).ok()?.into()));
-        maps.into_iter().filter_map(size).collect()
+        std::iter::once(("flows", self.flows.into())).chain(maps.into_iter().filter_map(size)).collect()
     }
 }
 

@@ -15,6 +15,7 @@
 //! | when an agent that is told to end does so | [`leave`] |
 //! | how maps are read and written | [`apply`], [`kernel`], [`ebpf`] (programs: `node-agent/ebpf`) |
 //! | how programs are attached, and outlive the agent | [`attach`], [`links`] |
+//! | how the flow tables are read and written | [`flows`] |
 //! | how flows outlive a change of the maps' layout | [`carry`] |
 //! | how flows end, how ports are counted | [`sweep`], [`demand`] |
 //! | what is reported | [`status`], [`metrics`], [`server`] |
@@ -32,6 +33,7 @@ pub mod demand;
 pub mod desired;
 pub mod ebpf;
 pub mod ethtool;
+pub mod flows;
 pub mod fragments;
 pub mod identity;
 pub mod kernel;

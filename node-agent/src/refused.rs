@@ -6,11 +6,10 @@
 
 use crate::conntrack;
 use crate::desired::Policy;
-use crate::sweep;
+use crate::flows::Flows;
 use aegis_common::{FlowKey, ForwardValue};
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 /// Shortest time between two looks, which go through all of conntrack.
@@ -31,12 +30,12 @@ pub fn may_uncover(before: &Policy, after: &Policy) -> bool {
 }
 
 /// Forgets connections with this mark of which `FORWARD` has no flow. Gives how many there were.
-pub fn forget(forward: BorrowedFd<'_>, mark: u32) -> io::Result<usize> {
+pub fn forget(forward: &Flows<ForwardValue>, mark: u32) -> io::Result<usize> {
     // In this order: a flow is entered a moment after conntrack has its first packet.
     let mut connections = conntrack::marked(mark)?;
     let mut without: HashSet<FlowKey> = connections.iter().map(|connection| connection.flow).collect();
     if !without.is_empty() {
-        sweep::for_each(forward, |key: &FlowKey, _: &ForwardValue| _ = without.remove(key))?;
+        forward.for_each(|key, _| _ = without.remove(key));
     }
     connections.retain(|connection| without.contains(&connection.flow));
     conntrack::remove(&connections)

@@ -4,6 +4,7 @@
 
 mod netns_support;
 
+use aegis_common::{VerdictKey, VerdictValue};
 use aegis_core::model::{Address, AllocationName, Holding, State};
 use aegis_core::policy::{Binding, BindingName, Pod, PortRange, Workloads};
 use aegis_node_agent::apply::Plane;
@@ -302,25 +303,19 @@ fn programs_of_another_schema_run_until_there_is_a_policy_and_are_replaced_in_pl
 fn a_scan_finds_every_entry_of_a_map_larger_than_one_batch() {
     let bpffs = Bpffs::new("scan");
     drop(bpffs.open());
-    let path = bpffs.folder("maps/FORWARD");
+    let path = bpffs.folder("maps/VERDICTS");
     let map = aya::maps::Map::HashMap(aya::maps::MapData::from_pin(&path).unwrap());
-    let mut flows: aya::maps::HashMap<_, aegis_common::FlowKey, aegis_common::ForwardValue> =
-        map.try_into().unwrap();
+    let mut verdicts: aya::maps::HashMap<_, VerdictKey, VerdictValue> = map.try_into().unwrap();
     for number in 0..10_000u32 {
-        let key = aegis_common::FlowKey { local: number, protocol: 6, ..Default::default() };
-        flows
-            .insert(key, aegis_common::ForwardValue { incarnation: number, ..Default::default() }, 0)
-            .unwrap();
+        let key = VerdictKey { generation: 1, pod_class: number, destination_class: 0, port_class: 0 };
+        verdicts.insert(key, VerdictValue { action: 0, allocation: 0, binding: number }, 0).unwrap();
     }
     let map = aya::maps::MapData::from_pin(&path).unwrap();
     let mut seen = BTreeSet::new();
-    aegis_node_agent::sweep::for_each(
-        std::os::fd::AsFd::as_fd(map.fd()),
-        |key: &aegis_common::FlowKey, value: &aegis_common::ForwardValue| {
-            assert_eq!(key.local, value.incarnation);
-            assert!(seen.insert(key.local), "twice");
-        },
-    )
-    .unwrap();
+    let each = |key: &VerdictKey, value: &VerdictValue| {
+        assert_eq!(key.pod_class, value.binding);
+        assert!(seen.insert(key.pod_class), "twice");
+    };
+    aegis_node_agent::sweep::for_each(std::os::fd::AsFd::as_fd(map.fd()), each).unwrap();
     assert_eq!(seen.len(), 10_000);
 }

@@ -6,6 +6,7 @@ mod support;
 use aegis_common::*;
 use aegis_node_agent::carry::{Change, Entry, SERIES, STEPS, Step};
 use aegis_node_agent::ebpf::MapSizes;
+use aegis_node_agent::flows::Table;
 use aegis_node_agent::observed::NO_ALLOCATION;
 use aegis_node_agent::raw::{self, Sizes};
 use std::collections::{BTreeMap, BTreeSet};
@@ -99,7 +100,7 @@ fn xdp_carry_what_was_copied_before_follows_what_the_old_programs_did_since() {
     // All ports are taken: a flow ends, and its port is another flow's.
     let key = flow(6, (POD, 10_007), (ORIGIN, 443));
     let over = ForwardValue { last_seen: 1, seen: SEEN_RST, ..world.forward(&key).unwrap() };
-    world.plane.hash("FORWARD").unwrap().insert(key, over, 0).unwrap();
+    world.set_forward(key, over);
     assert_eq!(world.plane.sweeper().unwrap().flows(&[key]).unwrap(), 1);
     let instead = sent(&world, 20_000..20_001, SYN);
     assert_eq!(instead[&20_000], Some(over.egress_port));
@@ -171,10 +172,38 @@ fn pinned_map(path: &Path, kind: u32, sizes: Sizes, entries: u32, flags: u32) ->
     map
 }
 
-/// Writes what the version before would have pinned with the same content.
-fn pin_version_before(world: &World) {
+/// Hashes, not allocated beforehand: what the flows were in until schema 5.
+const HASH: (u32, u32) = (1, 1);
+
+/// A value of a map as a version before would have written it.
+type Shape = fn(&str, &[u8]) -> Vec<u8>;
+
+/// That of [`BEFORE`].
+fn imagined(map: &str, value: &[u8]) -> Vec<u8> {
+    match map {
+        "FORWARD" => backwards(value),
+        "HOLDINGS" => value[..value.len() - 8].to_vec(),
+        _ => value.to_vec(),
+    }
+}
+
+/// Schema 5.
+fn released_5(map: &str, value: &[u8]) -> Vec<u8> {
+    match map {
+        "ALLOCATIONS" => [&value[..88], &value[92..132], &value[value.len() - 8..]].concat(),
+        _ => value.to_vec(),
+    }
+}
+
+/// Schema 4.
+fn released_4(map: &str, value: &[u8]) -> Vec<u8> {
+    if map == "HOLDINGS" { value[..40].to_vec() } else { released_5(map, value) }
+}
+
+/// Writes what a version before would have pinned with the same content, with the flows in hashes.
+fn pin_version(world: &World, schema: u32, shape: Shape) {
     let own = world.root().join(format!("v{SCHEMA}"));
-    let folder = world.root().join(format!("v{}/maps", SCHEMA - 1));
+    let folder = world.root().join(format!("v{schema}/maps"));
     std::fs::create_dir_all(&folder).unwrap();
     for entry in std::fs::read_dir(own.join("maps")).unwrap() {
         let path = entry.unwrap().path();
@@ -187,20 +216,19 @@ fn pin_version_before(world: &World) {
             continue;
         }
         let sizes = Sizes { key: info.key_size() as usize, value: info.value_size() as usize };
-        let other = match name.as_str() {
-            "FORWARD" => Sizes { value: sizes.value + 8, ..sizes },
-            "HOLDINGS" => Sizes { value: sizes.value - 8, ..sizes },
-            _ => sizes,
+        let (key, value, (kind, flags)) = match name.as_str() {
+            "FORWARD" => (size_of::<FlowKey>(), size_of::<ForwardValue>(), HASH),
+            "REVERSE" => (size_of::<FlowKey>(), size_of::<ReverseValue>(), HASH),
+            _ => (sizes.key, sizes.value, (kind, info.map_flags())),
         };
-        let copy = pinned_map(&folder.join(&name), kind, other, info.max_entries(), info.map_flags());
-        raw::for_each(map.fd().as_fd(), sizes, |key, value| {
-            let value = match name.as_str() {
-                "FORWARD" => backwards(value),
-                _ => value[..other.value].to_vec(),
-            };
-            raw::update(copy.as_fd(), other, key, &value).unwrap();
-        })
-        .unwrap();
+        let other = Sizes { key, value: shape(&name, &vec![0; value]).len() };
+        let copy = pinned_map(&folder.join(&name), kind, other, info.max_entries(), flags);
+        let write =
+            |key: &[u8], value: &[u8]| raw::update(copy.as_fd(), other, key, &shape(&name, value)).unwrap();
+        match name.as_str() {
+            "FORWARD" | "REVERSE" => Table::open(&map).unwrap().for_each(write),
+            _ => raw::for_each(map.fd().as_fd(), sizes, write).unwrap(),
+        }
     }
     std::fs::remove_dir_all(own).unwrap();
 }
@@ -209,7 +237,7 @@ fn pin_version_before(world: &World) {
 fn xdp_carry_translates_what_has_another_layout_and_tells_what_cannot_be() {
     let mut world = World::sized(&SIZES);
     let before = sent(&world, 10_000..10_100, SYN);
-    pin_version_before(&world);
+    pin_version(&world, SCHEMA - 1, imagined);
     drop(world.load_beside(SCHEMA, BEFORE, &SIZES));
     world.plane.take_over(&none(), now()).unwrap();
     let after = sent(&world, 10_000..10_100, ACK);
@@ -224,11 +252,26 @@ fn xdp_carry_translates_what_has_another_layout_and_tells_what_cannot_be() {
     assert_eq!(new.values().flatten().count(), 156);
 }
 
+/// From versions whose flows were in hashes.
+#[test]
+fn xdp_carry_flows_go_on_from_every_version_that_was_released() {
+    for (schema, shape) in [(4, released_4 as Shape), (5, released_5)] {
+        let mut world = World::sized(&SIZES);
+        let before = sent(&world, 10_000..10_100, SYN);
+        pin_version(&world, schema, shape);
+        drop(world.load_beside(SCHEMA, STEPS, &SIZES));
+        world.plane.take_over(&none(), now()).unwrap();
+        assert_eq!(sent(&world, 10_000..10_100, ACK), before, "from schema {schema}");
+        assert_eq!(world.consistent(), 100, "from schema {schema}");
+        assert!(world.counted().contains(&("carried", 100)), "from schema {schema}");
+    }
+}
+
 #[test]
 fn xdp_carry_without_a_known_way_begins_empty_and_says_how_many_are_lost() {
     let mut world = World::sized(&SIZES);
     sent(&world, 10_000..10_100, SYN);
-    pin_version_before(&world);
+    pin_version(&world, SCHEMA - 1, imagined);
     drop(world.load_beside(SCHEMA, &[], &SIZES));
     assert!(world.plane.source().is_none());
     world.plane.take_over(&none(), now()).unwrap();
@@ -314,9 +357,14 @@ fn xdp_carry_every_layout_that_was_released_has_a_way_to_the_present_one() {
             let path = world.root().join(format!("v{SCHEMA}/maps/{map}"));
             let info = aya::maps::MapData::from_pin(path).unwrap().info().unwrap();
             let carried = way.translate(map, entry).unwrap();
+            let sizes = match *map {
+                "FORWARD" => (size_of::<FlowKey>(), size_of::<ForwardValue>()),
+                "REVERSE" => (size_of::<FlowKey>(), size_of::<ReverseValue>()),
+                _ => (info.key_size() as usize, info.value_size() as usize),
+            };
             assert_eq!(
                 (carried.key.len(), carried.value.len()),
-                (info.key_size() as usize, info.value_size() as usize),
+                sizes,
                 "{map} of schema {schema}: add a step to node-agent/src/carry/translate.rs"
             );
         }

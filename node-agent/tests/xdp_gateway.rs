@@ -264,7 +264,7 @@ fn xdp_gateway_guests_are_swept_by_their_times_only() {
     assert_ne!(gateway.reverse(&flow(17, (EGRESS, port), (ORIGIN, 53))).unwrap().pod, 0);
     assert!(now() > 500, "the machine must run for 500 s before a flow can have ended that long ago");
     let old = ForwardValue { last_seen: 1, ..gateway.forward(&key).unwrap() };
-    gateway.plane.hash("FORWARD").unwrap().insert(key, old, 0).unwrap();
+    gateway.set_forward(key, old);
     assert_eq!(sweep(&gateway), 1);
     assert_eq!(gateway.consistent(), 0);
 }

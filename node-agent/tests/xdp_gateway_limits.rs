@@ -195,7 +195,7 @@ fn xdp_gateway_without_room_for_the_way_back_a_flow_is_refused() {
     gateways(&mut node, &[2], 1);
     for port in 0..64 {
         let key = flow(17, (EGRESS, port), (ELSEWHERE, 1));
-        node.plane.hash("REVERSE").unwrap().insert(key, ReverseValue::default(), 0).unwrap();
+        node.set_reverse(key, ReverseValue::default());
     }
     assert_eq!(node.out(&question().frame()).verdict, TCX_REDIRECT);
     assert_eq!(node.counted(), [("new_flow", 1), ("refusal_sent", 1), ("refuse_table_full", 1)]);

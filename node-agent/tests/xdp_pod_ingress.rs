@@ -134,7 +134,7 @@ fn xdp_pod_ingress_a_live_flow_stays_covered() {
     let key = flow(6, (POD, 40000), (ELSEWHERE, 443));
     let life = ForwardValue::new_life(&key, 1);
     let value = ForwardValue { life, incarnation: INCARNATION, ..Default::default() };
-    world.plane.hash("FORWARD").unwrap().insert(key, value, 0).unwrap();
+    world.set_forward(key, value);
     check(&mut world, &covered("a flow from before the binding lost it", syn(POD, ELSEWHERE, 443)));
     check(&mut world, &passes("another port is none of it", syn(POD, ELSEWHERE, 444)));
     check(&mut world, &passes("nor is another pod", syn(POD_2, ELSEWHERE, 443)));

@@ -39,7 +39,7 @@ fn end(world: &mut World, pod_ports: std::ops::Range<u16>) {
     let keys: Vec<FlowKey> = pod_ports.map(|port| flow(6, (POD, port), (ORIGIN, 443))).collect();
     for key in &keys {
         let over = ForwardValue { last_seen: 1, seen: SEEN_RST, ..world.forward(key).unwrap() };
-        world.plane.hash("FORWARD").unwrap().insert(*key, over, 0).unwrap();
+        world.set_forward(*key, over);
     }
     assert_eq!(world.plane.sweeper().unwrap().flows(&keys).unwrap() as usize, keys.len());
 }
@@ -259,7 +259,7 @@ fn xdp_ports_full_tables() {
     let mut world = World::sized(&MapSizes { flows: 8, blocks: 2, ..MapSizes::default() });
     for port in 0..8 {
         let key = flow(17, (POD_2, port), (ELSEWHERE, 1));
-        world.plane.hash("FORWARD").unwrap().insert(key, ForwardValue::default(), 0).unwrap();
+        world.set_forward(key, ForwardValue::default());
     }
     assert!(open_packet(&world, &to(1, 441)).is_none());
     assert_eq!(counted_refusals(&mut world), [("refuse_table_full", 1)]);
@@ -344,12 +344,7 @@ fn xdp_ports_a_flow_that_the_bitmap_does_not_know_keeps_its_port() {
     let spared = SLICE << 8 | 17;
     for port in (SLICE << 8..(SLICE + 1) << 8).filter(|port| *port != spared) {
         let value = ReverseValue { pod: raw(POD_2), pod_port: port, ..Default::default() };
-        world
-            .plane
-            .hash("REVERSE")
-            .unwrap()
-            .insert(flow(6, (EGRESS, port), (ORIGIN, 443)), value, 0)
-            .unwrap();
+        world.set_reverse(flow(6, (EGRESS, port), (ORIGIN, 443)), value);
     }
     let got = (0..90).find_map(|_| open(&world, 10_000)).unwrap();
     assert_eq!(got, (EGRESS, spared));

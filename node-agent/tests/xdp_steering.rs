@@ -19,7 +19,7 @@ fn become_other(world: &mut World) {
 fn reverse_entry(world: &mut World, protocol: u8, remote_port: u16, pod_port: u16) {
     let key = flow(protocol, (EGRESS, PORT_2), (ORIGIN, remote_port));
     let value = ReverseValue { digest: key.digest(), pod: raw(POD), pod_port, ..Default::default() };
-    world.plane.hash("REVERSE").unwrap().insert(key, value, 0).unwrap();
+    world.set_reverse(key, value);
 }
 
 /// Checks that the frame is `inner` in the tunnel from NODE to NODE_2; the outer source port is free to choose.

@@ -32,8 +32,8 @@ fn open(world: &World, packet: &Packet) -> (FlowKey, FlowKey) {
 fn set(world: &mut World, keys: &(FlowKey, FlowKey), out: (u32, u16), back: (u32, u16)) {
     let forward = ForwardValue { last_seen: out.0, seen: out.1, ..world.forward(&keys.0).unwrap() };
     let reverse = ReverseValue { last_seen: back.0, seen: back.1, ..world.reverse(&keys.1).unwrap() };
-    world.plane.hash("FORWARD").unwrap().insert(keys.0, forward, 0).unwrap();
-    world.plane.hash("REVERSE").unwrap().insert(keys.1, reverse, 0).unwrap();
+    world.set_forward(keys.0, forward);
+    world.set_reverse(keys.1, reverse);
 }
 
 fn sweep(world: &World, keys: &[FlowKey]) -> u32 {
@@ -304,12 +304,12 @@ fn xdp_sweep_entries_that_no_flow_has_are_buried_and_then_removed() {
     let orphans = |world: &World| world.plane.sweeper().unwrap().orphans(&[keys.1]).unwrap();
     let made = |world: &mut World, made| {
         let value = ReverseValue { made, ..world.reverse(&keys.1).unwrap() };
-        world.plane.hash("REVERSE").unwrap().insert(keys.1, value, 0).unwrap();
+        world.set_reverse(keys.1, value);
     };
     made(&mut world, 1);
     assert_eq!(orphans(&world), 0, "it has its flow");
     assert_eq!(world.consistent(), 1);
-    world.plane.hash::<_, ForwardValue>("FORWARD").unwrap().remove(&keys.0).unwrap();
+    world.remove_forward(&keys.0);
     let just = now();
     made(&mut world, just);
     assert_eq!(orphans(&world), 0, "the flow may just be about to be entered");
@@ -320,7 +320,7 @@ fn xdp_sweep_entries_that_no_flow_has_are_buried_and_then_removed() {
     assert_eq!(world.back(&reply).0, XDP_DROP);
     assert_eq!(world.counted(), [("drop_no_flow", 1)], "nothing is taken in meanwhile");
     let value = ReverseValue { last_seen: 1, ..world.reverse(&keys.1).unwrap() };
-    world.plane.hash("REVERSE").unwrap().insert(keys.1, value, 0).unwrap();
+    world.set_reverse(keys.1, value);
     assert_eq!(orphans(&world), 1);
     assert_eq!(world.counted(), [("orphaned", 1)]);
     assert_eq!(world.consistent(), 0, "the port is given back");

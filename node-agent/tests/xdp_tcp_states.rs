@@ -204,8 +204,8 @@ fn xdp_tcp_states_keep_alives_hold_a_connection() {
         let forward = ForwardValue { last_seen: long_ago, ..world.forward(&key).unwrap() };
         let reverse = ReverseValue { last_seen: long_ago, ..world.reverse(&back_key).unwrap() };
         assert!(expired(6, &forward, &reverse, &timeouts, now()), "{name}: it would be over");
-        world.plane.hash("FORWARD").unwrap().insert(key, forward, 0).unwrap();
-        world.plane.hash("REVERSE").unwrap().insert(back_key, reverse, 0).unwrap();
+        world.set_forward(key, forward);
+        world.set_reverse(back_key, reverse);
         if out {
             let packet = keep_alive(Packet::tcp((POD, 40_000), (ORIGIN, 443), ACK), bytes);
             assert_eq!(leaves(&mut world, name, &packet), port, "{name}");

@@ -124,8 +124,8 @@ fn xdp_uplink_egress_a_reopened_port_begins_anew() {
         let back_key = flow(6, (EGRESS, port), (ORIGIN, 443));
         let forward = ForwardValue { seen: out, ..world.forward(&key).unwrap() };
         let reverse = ReverseValue { seen: back, ..world.reverse(&back_key).unwrap() };
-        world.plane.hash("FORWARD").unwrap().insert(key, forward, 0).unwrap();
-        world.plane.hash("REVERSE").unwrap().insert(back_key, reverse, 0).unwrap();
+        world.set_forward(key, forward);
+        world.set_reverse(back_key, reverse);
         assert_eq!(translated(&mut world, name, &syn(), false), port);
         assert_eq!(world.forward(&key).unwrap().seen, SEEN_SYN, "{name}: out");
         assert_eq!(world.reverse(&back_key).unwrap().seen, 0, "{name}: back");

@@ -5,11 +5,11 @@
 
 use crate::{map_type, mix};
 
-/// Key of `FORWARD` (local = the pod) and of `REVERSE` (local = the egress address). Both are non-LRU hashes: an
-/// LRU map would evict live flows.
+/// Key of `FORWARD` (local = the pod) and of `REVERSE` (local = the egress address), the tables of [`Bucket`](crate::Bucket)s. Neither
+/// ever gives a live flow's place away, as an LRU map would.
 ///
-/// For ICMP echo `local_port` is the identifier and `remote_port` is 0.
-#[repr(C)]
+/// For ICMP echo `local_port` is the identifier and `remote_port` is 0. Aligned so that two comparisons are enough.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey {
     /// Pod (FORWARD) or egress (REVERSE) address.

@@ -14,6 +14,7 @@ mod arp;
 mod config;
 mod counter;
 mod early;
+mod enter;
 mod expiry;
 mod fence;
 mod flow;
@@ -25,11 +26,13 @@ mod ports;
 mod six;
 mod slots;
 mod sweep;
+mod table;
 
 pub use arp::*;
 pub use config::*;
 pub use counter::*;
 pub use early::*;
+pub use enter::*;
 pub use expiry::*;
 pub use fence::*;
 pub use flow::*;
@@ -41,13 +44,14 @@ pub use ports::*;
 pub use six::*;
 pub use slots::*;
 pub use sweep::*;
+pub use table::*;
 
 /// Version of the layout of all maps; part of the path under which they are pinned.
 pub const SCHEMA: u32 = 6;
 
 /// Asserts a type's size at compile time and, for the agent, makes it usable as a map key or value.
 macro_rules! map_type {
-    ($name:ident, $size:expr) => {
+    ($name:ty, $size:expr) => {
         const _: () = assert!(core::mem::size_of::<$name>() == $size);
         // SAFETY: repr(C), only integers and arrays of integers, no padding (the size is asserted above).
         #[cfg(feature = "user")]

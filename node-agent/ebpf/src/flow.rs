@@ -1,17 +1,16 @@
 //! Flows in `FORWARD` and `REVERSE`: finding, entering and ending them.
 //!
-//! Memory of a removed entry is used for another at once, so that a program may still hold it when it becomes another
-//! flow's. Values are therefore copied, and name their key: a copy that names another counts as not found.
+//! The place of a removed entry is used for another at once, so that a program may still hold it when it becomes another
+//! flow's. Values are therefore copied, and only then it is looked at whether the place is still the same entry's: see
+//! `aegis_common`'s table. They also name their key: one that names another, or none any more, counts as not found.
 
 use crate::atomics;
 use crate::headers::TCP;
-use crate::maps::{self, FORWARD, REVERSE};
+use crate::maps;
 use crate::ports;
+use crate::table::{self, Forward, Reverse};
 use aegis_common::*;
-use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::bpf_get_prandom_u32;
-
-const EEXIST: i32 = -17;
 
 /// A live flow as it was when it was looked at, or that there is none. (Not an `Option`: its unset half would be spilled to
 /// the stack uninitialised, which the verifier refuses.)
@@ -25,9 +24,9 @@ pub struct Found {
 #[inline(always)]
 pub fn find(key: &FlowKey) -> Found {
     let none = Found { value: ForwardValue::default(), place: core::ptr::null_mut() };
-    let Some(place) = FORWARD.get_ptr_mut(key) else { return none };
-    // Field by field, which keeps the copy off the stack; and `life` last: the kernel writes a value from its beginning on, so
-    // that is where another's shows first.
+    let Some(seen) = table::find::<Forward>(key) else { return none };
+    let place = seen.value;
+    // Field by field, which keeps the copy off the stack; and `life` last: whoever ends a flow begins there.
     // SAFETY: map values stay readable until the program ends.
     let value = unsafe {
         ForwardValue {
@@ -43,7 +42,7 @@ pub fn find(key: &FlowKey) -> Found {
             life: (&raw const (*place).life).read_volatile(),
         }
     };
-    if value.is_of(key) { Found { value, place } } else { none }
+    if seen.is_same() && value.is_of(key) { Found { value, place } } else { none }
 }
 
 impl Found {
@@ -130,7 +129,8 @@ pub struct Back {
 #[inline(always)]
 pub fn find_back(key: &FlowKey) -> Back {
     let none = Back { value: ReverseValue::default(), place: core::ptr::null_mut() };
-    let Some(place) = REVERSE.get_ptr_mut(key) else { return none };
+    let Some(seen) = table::find::<Reverse>(key) else { return none };
+    let place = seen.value;
     // SAFETY: as in `find`.
     let value = unsafe {
         ReverseValue {
@@ -144,7 +144,7 @@ pub fn find_back(key: &FlowKey) -> Back {
             digest: (&raw const (*place).digest).read_volatile(),
         }
     };
-    if value.digest == key.digest() { Back { value, place } } else { none }
+    if seen.is_same() && value.digest == key.digest() { Back { value, place } } else { none }
 }
 
 impl Back {
@@ -200,25 +200,42 @@ pub fn back(back_key: &FlowKey, key: &FlowKey, flow: &ForwardValue) -> ReverseVa
     }
 }
 
-/// How packets of a flow leave.
+/// A flow, and how its packets leave.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Leaving {
     /// Key of the flow in `FORWARD`.
     pub key: FlowKey,
-    /// See `ForwardValue` for the rest.
+    pub way: Exit,
+}
+
+/// See `ForwardValue`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Exit {
     pub egress: u32,
     pub egress_port: u16,
     pub peer: u16,
     pub allocation: u32,
+    /// Lower half of the flow's life; the upper one is in the key.
+    life: u32,
 }
 
 impl Leaving {
     #[inline(always)]
     pub fn new(key: FlowKey) -> Leaving {
-        Leaving { key, egress: 0, egress_port: 0, peer: 0, allocation: 0 }
+        Leaving { key, way: Exit { egress: 0, egress_port: 0, peer: 0, allocation: 0, life: 0 } }
     }
 
+    /// Ends the flow: see [`Found::end`]. (Not where it was found, for the sake of the stack.)
+    #[inline(always)]
+    pub fn end(&self) {
+        let life = u64::from(self.key.digest()) << 32 | u64::from(self.way.life);
+        finish(&self.key, life, self.way.egress, u32::from(self.way.egress_port));
+    }
+}
+
+impl Exit {
     /// As the flow does.
     #[inline(always)]
     pub fn like(&mut self, flow: &ForwardValue) {
@@ -226,6 +243,7 @@ impl Leaving {
         self.egress_port = flow.egress_port;
         self.peer = flow.peer;
         self.allocation = u32::from(flow.allocation);
+        self.life = flow.life as u32;
     }
 }
 
@@ -242,13 +260,13 @@ pub enum Entered {
 /// Enters a flow into `FORWARD`, which decides who makes it.
 #[inline(always)]
 pub fn enter(key: &FlowKey, flow: &ForwardValue) -> Entered {
-    match FORWARD.insert(key, flow, u64::from(BPF_NOEXIST)) {
-        Ok(()) => {
+    match table::insert_forward(key, flow) {
+        table::NEW => {
             maps::count(Counter::NewFlow, 0);
             Entered::New
         }
-        Err(EEXIST) => Entered::Known,
-        Err(_) => Entered::Refused,
+        table::KNOWN => Entered::Known,
+        _ => Entered::Refused,
     }
 }
 
@@ -268,15 +286,15 @@ extern "C" fn finish(key: *const FlowKey, life: u64, egress: u32, port: u32) -> 
         return 0;
     }
     let port = port as u16;
-    let Some(place) = FORWARD.get_ptr_mut(key) else { return 0 };
+    let Some(seen) = table::find::<Forward>(key) else { return 0 };
     // SAFETY: map values stay writable until the program ends; no other flow has the same life.
-    if !atomics::compare_exchange_u64(unsafe { &raw mut (*place).life }, life, 0) {
+    if !atomics::compare_exchange_u64(unsafe { &raw mut (*seen.value).life }, life, 0) {
         return 0;
     }
     // The entry is ours now: nobody else removes it, and while it is there nobody makes another. So the way back goes
     // first, and the port, which keeps others from that, last.
-    let _ = REVERSE.remove(&FlowKey { local: egress, local_port: port, ..*key });
-    let _ = FORWARD.remove(key);
+    table::remove_reverse(&FlowKey { local: egress, local_port: port, ..*key });
+    table::remove_forward(key);
     ports::release(&block_key(key, egress, port), port);
     1
 }

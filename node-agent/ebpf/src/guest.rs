@@ -99,7 +99,10 @@ fn translate(
     match follow_guest(&mut leaving, u32::from(peer), named, opens_flags) {
         FOLLOWED => (),
         CLOSED => return Err(FENCED),
-        _ => {
+        other => {
+            if other == OVER {
+                leaving.end();
+            }
             let allocation = may_open(config, ip, named)?;
             if !opens {
                 return Err(Stop::Refuse(Counter::RefuseNoFlow));
@@ -107,7 +110,7 @@ fn translate(
             opening::make(&mut leaving, allocation, Opener { incarnation: 0, binding: 0, peer }, flags)?;
         }
     }
-    let (egress, port) = (leaving.egress, leaving.egress_port);
+    let (egress, port) = (leaving.way.egress, leaving.way.egress_port);
     let renumbered = identification::matters(ip);
     let flow = u32::from(port) << 16 | u32::from(ip.protocol);
     let identification = match renumbered {
@@ -132,31 +135,35 @@ const NONE: u32 = 0;
 const FOLLOWED: u32 = 1;
 /// It is of a flow that may not go on from here at present.
 const CLOSED: u32 = 2;
+/// It opens one, and is of a flow that is to be ended for that.
+const OVER: u32 = 3;
 
 /// Finds the flow of a packet and notes the packet. One that a packet that opens one finds in
-/// its place is ended: the pod's address has been another pod's, of another account or on another node. A function of its own
+/// its place is to be ended: the pod's address has been another pod's, of another account or on another node. A function of its own
 /// for the verifier's sake, like `take` in `ports`, and for that of the stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn follow_guest(leaving: *mut Leaving, peer: u32, named: u32, flags: u32) -> u32 {
     // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
     let Some(leaving) = (unsafe { leaving.as_mut() }) else { return NONE };
-    let key = leaving.key;
-    let found = flow::find(&key);
+    let key = &leaving.key;
+    let found = flow::find(key);
     if !found.exists() {
         return NONE;
     }
-    let belongs = belongs(&found.value, &key, named, peer);
+    let belongs = belongs(&found.value, key, named, peer);
     if !belongs || fence::is_closed(found.value.egress) {
-        if flags & OPENS != 0 {
-            found.end(&key);
-        } else if belongs {
-            return CLOSED;
-        }
-        return NONE;
+        return match (flags & OPENS, belongs) {
+            (0, true) => CLOSED,
+            (0, false) => NONE,
+            _ => {
+                leaving.way.like(&found.value);
+                OVER
+            }
+        };
     }
-    found.touch(&key, flags as u8);
-    leaving.like(&found.value);
+    found.touch(key, flags as u8);
+    leaving.way.like(&found.value);
     FOLLOWED
 }
 

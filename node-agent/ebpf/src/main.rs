@@ -7,6 +7,7 @@
 //! | `uplink_ingress` | XDP, uplink | steers replies to the owner of the port, translates them back there; answers ARP |
 //! | `uplink_mark` | tcx ingress, uplink | marks IPv6 packets that `uplink_ingress` has translated |
 //! | `sweep` | none: run by the agent through `BPF_PROG_TEST_RUN` | removes flows and blocks that are over |
+//! | `enter` | none: as `sweep` | enters and removes flows that are taken over from another version |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
 #![cfg_attr(target_arch = "bpf", allow(internal_features))]
@@ -21,6 +22,8 @@ mod atomics;
 mod checksum;
 #[cfg(target_arch = "bpf")]
 mod classify;
+#[cfg(target_arch = "bpf")]
+mod enter;
 #[cfg(target_arch = "bpf")]
 mod fence;
 #[cfg(target_arch = "bpf")]
@@ -62,6 +65,8 @@ mod steer;
 #[cfg(target_arch = "bpf")]
 mod sweep;
 #[cfg(target_arch = "bpf")]
+mod table;
+#[cfg(target_arch = "bpf")]
 mod tunnel;
 #[cfg(target_arch = "bpf")]
 mod via;
@@ -93,6 +98,11 @@ mod programs {
     #[inline(always)]
     pub fn uplink_ingress(ctx: XdpContext) -> u32 {
         crate::steer::run(&ctx)
+    }
+
+    #[xdp]
+    pub fn enter(ctx: XdpContext) -> u32 {
+        crate::enter::run(&ctx)
     }
 
     #[xdp]

@@ -1,7 +1,8 @@
 //! The maps. Sizes given here are defaults; the agent sets the real ones when it loads the object.
 
+use crate::opening::Opening;
 use aegis_common::*;
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
@@ -34,10 +35,14 @@ pub static VERDICTS: HashMap<VerdictKey, VerdictValue> = HashMap::with_max_entri
 pub static ALLOCATIONS: Array<AllocationValue> = Array::with_max_entries(MAX_ALLOCATIONS, 0);
 #[map]
 pub static BLOCKS: HashMap<BlockKey, BlockValue> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
+/// The flow tables: see `table`. The agent reads them in its own memory.
 #[map]
-pub static FORWARD: HashMap<FlowKey, ForwardValue> = HashMap::with_max_entries(262144, BPF_F_NO_PREALLOC);
+pub static FORWARD: Array<Bucket<ForwardValue>> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
 #[map]
-pub static REVERSE: HashMap<FlowKey, ReverseValue> = HashMap::with_max_entries(262144, BPF_F_NO_PREALLOC);
+pub static REVERSE: Array<Bucket<ReverseValue>> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
+/// What they are like, and how many entries are in.
+#[map]
+pub static TABLES: Array<TableValue> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
 pub static FRAGMENTS_OUT: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::with_max_entries(8192, 0);
 #[map]
@@ -74,6 +79,10 @@ pub static LIMITER: PerCpuArray<LimiterValue> = PerCpuArray::with_max_entries(1,
 /// Where a new block is put together: it is too large for the stack.
 #[map]
 pub static SCRATCH: PerCpuArray<BlockValue> = PerCpuArray::with_max_entries(1, 0);
+
+/// What a new flow asks for, while a port is sought: see `opening`.
+#[map]
+pub static OPENING: PerCpuArray<Opening> = PerCpuArray::with_max_entries(1, 0);
 
 /// 1 while flows are taken over from programs of another version.
 #[map]

@@ -1,12 +1,12 @@
 //! Making new flows: from a port of this node, or through a gateway where it has none.
 
 use crate::flow::{self, Entered, Leaving};
-use crate::maps::{self, ALLOCATIONS, REVERSE};
+use crate::maps::{self, ALLOCATIONS, OPENING};
 use crate::ports::{self, Claim};
 use crate::snat::Stop;
+use crate::table;
 use crate::via;
 use aegis_common::*;
-use aya_ebpf::bindings::BPF_ANY;
 
 /// Whose a new flow is: see the fields of `ForwardValue`.
 pub struct Opener {
@@ -68,6 +68,15 @@ fn fresh(key: &FlowKey, allocation: u32, whose: u64, flags: u32) -> ForwardValue
     }
 }
 
+/// What would be too large for the stack.
+#[repr(C)]
+pub struct Opening {
+    pub claim: Claim,
+    /// The way back: its key in `REVERSE`, and its value.
+    pub back_key: FlowKey,
+    pub back: ReverseValue,
+}
+
 /// Takes a port for a new flow and enters it. A function of its own for the verifier's sake, like `take` in `ports`, and for
 /// that of the stack. Gives an outcome of `ports`.
 #[unsafe(no_mangle)]
@@ -75,27 +84,39 @@ fn fresh(key: &FlowKey, allocation: u32, whose: u64, flags: u32) -> ForwardValue
 extern "C" fn open_here(leaving: *mut Leaving, allocation: u32, whose: u64, flags: u32) -> u32 {
     // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
     let Some(leaving) = (unsafe { leaving.as_mut() }) else { return ports::UNAVAILABLE };
-    let mut claim = Claim {
+    let Some(opening) = OPENING.get_ptr_mut(0) else { return ports::NO_ROOM };
+    // SAFETY: a per-CPU value that only this function uses; programs on one CPU do not nest here.
+    let opening = unsafe { &mut *opening };
+    opening.claim = Claim {
         key: leaving.key,
         flow: fresh(&leaving.key, allocation, whose, flags),
         start: mix(leaving.key.remote ^ u32::from(leaving.key.remote_port)) & (BLOCKS_PER_ADDRESS - 1),
         address: 0,
         left: 0,
-        blocks: 0,
         outcome: ports::UNAVAILABLE,
+        blocks: 0,
+        turn: 0,
     };
-    ports::claim(&mut claim);
+    let mut tries = 0;
+    while tries < ports::TRIES {
+        ports::claim_port();
+        if opening.claim.outcome != ports::TAKEN || ports::enter(opening) {
+            break;
+        }
+        tries += 1;
+    }
+    let claim = &opening.claim;
     if claim.outcome != ports::TAKEN {
         return claim.outcome;
     }
     let (key, flow) = (&claim.key, &claim.flow);
     let entered = flow::enter(key, flow);
     if let Entered::New = entered {
-        leaving.like(flow);
+        leaving.way.like(flow);
         return ports::TAKEN;
     }
     // Undo, in the reverse order: port and way back are this call's own.
-    let _ = REVERSE.remove(&flow::reverse_key(key, flow));
+    table::remove_reverse(&flow::reverse_key(key, flow));
     ports::release(&flow::block_key(key, flow.egress, flow.egress_port), flow.egress_port);
     instead(leaving, entered)
 }
@@ -106,21 +127,28 @@ extern "C" fn open_here(leaving: *mut Leaving, allocation: u32, whose: u64, flag
 extern "C" fn open_through(leaving: *mut Leaving, allocation: u32, whose: u64, flags: u32) -> u32 {
     // SAFETY: as above.
     let Some(leaving) = (unsafe { leaving.as_mut() }) else { return ports::UNAVAILABLE };
-    let key = leaving.key;
-    let peer = via::choose(allocation, key.digest()) as u16;
+    let peer = via::choose(allocation, leaving.key.digest()) as u16;
     if peer == 0 {
         return ports::UNAVAILABLE;
     }
-    let fresh = fresh(&key, allocation, whose, flags);
-    let flow = ForwardValue { egress: key.local, egress_port: key.local_port, peer, ..fresh };
-    let entered = flow::enter(&key, &flow);
+    let Some(opening) = OPENING.get_ptr_mut(0) else { return ports::NO_ROOM };
+    // SAFETY: as above.
+    let Opening { claim: Claim { flow, .. }, back_key, back } = unsafe { &mut *opening };
+    *back_key = leaving.key;
+    *flow = fresh(back_key, allocation, whose, flags);
+    flow.egress = back_key.local;
+    flow.egress_port = back_key.local_port;
+    flow.peer = peer;
+    let entered = flow::enter(back_key, flow);
     let Entered::New = entered else { return instead(leaving, entered) };
-    // Only by who has entered the flow, so that nobody else's way back is touched.
-    if REVERSE.insert(&key, &flow::back(&key, &key, &flow), u64::from(BPF_ANY)).is_err() {
-        flow::end(&key, &flow);
+    // Only by who has entered the flow, so that nobody else's way back is touched. One that is there has no flow.
+    table::remove_reverse(back_key);
+    *back = flow::back(back_key, back_key, flow);
+    if table::insert_reverse(back_key, back) != table::NEW {
+        flow::end(back_key, flow);
         return ports::NO_ROOM;
     }
-    leaving.like(&flow);
+    leaving.way.like(flow);
     ports::TAKEN
 }
 
@@ -134,6 +162,6 @@ fn instead(leaving: &mut Leaving, entered: Entered) -> u32 {
     if !found.exists() {
         return ENDING;
     }
-    leaving.like(&found.value);
+    leaving.way.like(&found.value);
     ports::TAKEN
 }

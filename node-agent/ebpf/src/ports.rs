@@ -1,12 +1,14 @@
 //! Taking and giving back ports: one bitmap for each (egress address, origin, protocol) and 2,048 ports.
 //!
-//! The bit in the bitmap finds a free port in constant time; the entry in `REVERSE`, which is made with "must not
-//! exist", decides. `used` counts bits exactly, under any interleaving.
+//! The bit in the bitmap finds a free port in constant time; the entry in `REVERSE`, of which there is one
+//! at most, decides. `used` counts bits exactly, under any interleaving.
 
 use crate::atomics;
 use crate::fence;
 use crate::flow;
-use crate::maps::{self, BLOCKS, GROWING, HOLDINGS, PULSE, REVERSE, SCRATCH};
+use crate::maps::{self, BLOCKS, GROWING, HOLDINGS, OPENING, PULSE, SCRATCH};
+use crate::opening::Opening;
+use crate::table;
 use aegis_common::*;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop};
@@ -14,24 +16,27 @@ use core::ffi::c_void;
 
 /// Races with other CPUs that one call puts up with before it looks elsewhere.
 const ATTEMPTS: u32 = 8;
-const EEXIST: i32 = -17;
 
 /// What a new flow asks for, and what it got.
+#[repr(C)]
 pub struct Claim {
     /// Key of the flow in `FORWARD`.
     pub key: FlowKey,
     /// The flow. Its egress address and port are what is asked for; meanwhile `egress` is the present address.
     pub flow: ForwardValue,
-    /// Where in an address's row of blocks to begin.
-    pub start: u32,
+    // Zeroes are not next to each other: the compiler would write them byte by byte.
     /// Addresses that have been begun with.
     pub address: u32,
+    /// Where in an address's row of blocks to begin.
+    pub start: u32,
     /// Blocks of the present address in which there is something to try, counted from `start`.
     pub left: u32,
-    /// How many there were at the beginning.
-    pub blocks: u32,
     /// What came of it.
     pub outcome: u32,
+    /// How many blocks there were at the beginning.
+    pub blocks: u32,
+    /// The one that was tried last.
+    pub turn: u32,
 }
 
 /// This node holds no slice of the allocation from which new flows may be opened.
@@ -40,7 +45,7 @@ pub const UNAVAILABLE: u32 = 3;
 pub const FENCED: u32 = 5;
 /// No port is free, and none is to be expected.
 pub const FULL: u32 = 0;
-/// `egress` and `egress_port` are taken, and `REVERSE` has the entry.
+/// `egress` and `egress_port` are taken: after [`claim_port`] in the bitmap, after [`enter`] in `REVERSE` too.
 pub const TAKEN: u32 = 1;
 /// `REVERSE` or `BLOCKS` has no room.
 pub const NO_ROOM: u32 = 2;
@@ -48,22 +53,28 @@ pub const NO_ROOM: u32 = 2;
 /// No port is free, but more slices of the address are about to come.
 pub const WAITING: u32 = 4;
 
-/// Takes a port for a new flow and enters it into `REVERSE`.
-#[inline(always)]
-pub fn claim(claim: &mut Claim) {
-    claim.outcome = UNAVAILABLE;
+/// Ports that the bitmap does not know to be taken, which one new flow tries.
+pub const TRIES: u32 = 3;
+
+/// Takes a port for a new flow, or the next one after one that turned out to be taken; by what `OPENING` says.
+/// See [`take`] for why this is a function of its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn claim_port() -> u32 {
     // One step for each address, one for each block in which there is something to take, and one at the end.
     let steps = ADDRESSES_PER_ALLOCATION as u32 * (BLOCKS_PER_ADDRESS + 1) + 1;
-    // SAFETY: the callback gets a pointer to `claim`, which outlives the call.
+    // SAFETY: the callback needs nothing.
     unsafe {
-        bpf_loop(steps, step as *mut c_void, core::ptr::from_mut(claim).cast(), 0);
+        bpf_loop(steps, step as *mut c_void, core::ptr::null_mut(), 0);
     }
+    0
 }
 
 /// Goes to the next address of the allocation, or tries the next block of this one. Returns 1 to stop.
-unsafe extern "C" fn step(_: u64, claim: *mut c_void) -> i64 {
-    // SAFETY: `claim` is what `bpf_loop` was given.
-    let claim = unsafe { &mut *claim.cast::<Claim>() };
+unsafe extern "C" fn step(_: u64, _: *mut c_void) -> i64 {
+    let Some(opening) = OPENING.get_ptr_mut(0) else { return 1 };
+    // SAFETY: see `opening`: the caller's, who waits.
+    let claim = unsafe { &mut (*opening).claim };
     if claim.left == 0 {
         // Compared here, so that the verifier sees a 0 or a 1.
         return i64::from(next_address(claim) == NO_MORE);
@@ -72,6 +83,7 @@ unsafe extern "C" fn step(_: u64, claim: *mut c_void) -> i64 {
     // Blocks are counted from where this origin's flows begin.
     let turn = claim.left.trailing_zeros();
     claim.left &= claim.left - 1;
+    claim.turn = turn;
     let block = (claim.start + turn) & (BLOCKS_PER_ADDRESS - 1);
     // SAFETY: the value is replaced as a whole by the agent; a torn read would mix two sets of this node's slices, both
     // of which it owns or owned until now with its slot still set.
@@ -91,7 +103,7 @@ unsafe extern "C" fn step(_: u64, claim: *mut c_void) -> i64 {
         protocol: claim.key.protocol,
         block: block as u8,
     };
-    // A second try where the sweeper was just removing the block, or `REVERSE` knew a flow that the bitmap did not.
+    // A second try where the sweeper was just removing the block.
     let mut attempt = 0;
     while attempt < 3 {
         attempt += 1;
@@ -103,13 +115,12 @@ unsafe extern "C" fn step(_: u64, claim: *mut c_void) -> i64 {
                 return 0;
             }
             LOST => (),
-            port if enter(claim, &key, port as u16) => {
-                if claim.outcome == TAKEN {
-                    note_water(claim.left, claim.blocks, port);
-                }
+            port => {
+                claim.flow.egress_port = port as u16;
+                claim.outcome = TAKEN;
+                note_water(claim.left, claim.blocks, port);
                 return 1;
             }
-            _ => (),
         }
     }
     0
@@ -181,21 +192,24 @@ extern "C" fn next_address(claim: *mut Claim) -> u32 {
     0
 }
 
-/// Enters the flow into `REVERSE`. False if another port should be tried.
+/// Enters a flow that has taken a port into `REVERSE`. False if another port should be tried.
 #[inline(always)]
-fn enter(claim: &mut Claim, block: &BlockKey, port: u16) -> bool {
-    let key = FlowKey { local: block.egress, local_port: port, ..claim.key };
-    match REVERSE.insert(&key, &flow::back(&key, &claim.key, &claim.flow), u64::from(BPF_NOEXIST)) {
-        Ok(()) => {
-            claim.flow.egress_port = port;
-            claim.outcome = TAKEN;
-            true
-        }
+pub fn enter(opening: &mut Opening) -> bool {
+    let Opening { claim, back_key, back } = opening;
+    *back_key = flow::reverse_key(&claim.key, &claim.flow);
+    *back = flow::back(back_key, &claim.key, &claim.flow);
+    match table::insert_reverse(back_key, back) {
+        table::NEW => true,
         // The bitmap did not know of this flow (it was made anew while the flow lived): let the bit stand for it and
         // go on with the next port.
-        Err(EEXIST) => false,
-        Err(_) => {
-            release(block, port);
+        table::KNOWN => {
+            claim.left |= 1 << (claim.turn & 31);
+            claim.outcome = FULL;
+            false
+        }
+        _ => {
+            let (egress, port) = (claim.flow.egress, claim.flow.egress_port);
+            release(&flow::block_key(&claim.key, egress, port), port);
             claim.outcome = NO_ROOM;
             true
         }

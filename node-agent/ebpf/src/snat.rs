@@ -117,15 +117,23 @@ fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<i32, S
     };
     match follow(&mut leaving, whose(&pod), u32::from(flags), u32::from(opens && pod.is_some())) {
         FOLLOWED => (),
-        LOST => return Err(Stop::Refuse(Counter::RefuseGatewayLost)),
+        LOST => {
+            leaving.end();
+            return Err(Stop::Refuse(Counter::RefuseGatewayLost));
+        }
         FENCED => return Err(Stop::Drop(Counter::DropFenced)),
-        _ => match pod {
-            Some(pod) if opens => open(generation, pod, &mut leaving, flags)?,
-            None if opens => return Err(Stop::Refuse(Counter::RefuseUnavailable)),
-            _ => return Err(Stop::Refuse(Counter::RefuseNoFlow)),
-        },
+        other => {
+            if other == OVER {
+                leaving.end();
+            }
+            match pod {
+                Some(pod) if opens => open(generation, pod, &mut leaving, flags)?,
+                None if opens => return Err(Stop::Refuse(Counter::RefuseUnavailable)),
+                _ => return Err(Stop::Refuse(Counter::RefuseNoFlow)),
+            }
+        }
     }
-    let (egress, port, peer) = (leaving.egress, leaving.egress_port, leaving.peer);
+    let (egress, port, peer) = (leaving.way.egress, leaving.way.egress_port, leaving.way.peer);
     // A gateway gives it one by itself.
     let renumbered = peer == 0 && identification::matters(&packet.ip);
     let identification = if renumbered { number(ctx, packet, egress, port) } else { 0 };
@@ -139,7 +147,7 @@ fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<i32, S
     }
     if peer != 0 {
         let ports = u32::from(transport.source_port()) << 16 | u32::from(transport.destination_port());
-        return via::send(ctx, peer, leaving.allocation, ports);
+        return via::send(ctx, peer, leaving.way.allocation, ports);
     }
     rewrite(ctx, packet, &transport, egress, port).map_err(|_| MALFORMED)?;
     if renumbered {
@@ -158,10 +166,12 @@ fn number(ctx: &TcContext, packet: &Packet, egress: u32, port: u16) -> u16 {
 
 /// The packet is of a flow that goes on.
 const FOLLOWED: u32 = 0;
-/// It is of a flow whose gateway is lost.
+/// It is of a flow that is to be ended, since its gateway is lost.
 const LOST: u32 = 1;
-/// It is of no flow, or, if it opens one, of one that has been ended for that.
+/// It is of no flow.
 const NONE: u32 = 2;
+/// It opens one, and is of a flow that is to be ended for that.
+const OVER: u32 = 4;
 /// It is of a flow that may not go on from here at present.
 const FENCED: u32 = 3;
 
@@ -172,13 +182,15 @@ const FENCED: u32 = 3;
 extern "C" fn follow(leaving: *mut Leaving, whose: u64, flags: u32, opens: u32) -> u32 {
     // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
     let Some(leaving) = (unsafe { leaving.as_mut() }) else { return NONE };
-    let (key, flags) = (leaving.key, flags as u8);
-    let found = flow::find(&key);
+    // Not copied, for the sake of the stack.
+    let (key, flags) = (&leaving.key, flags as u8);
+    let found = flow::find(key);
     if !found.exists() {
         return NONE;
     }
     let flow = &found.value;
-    let goes_on = if !belongs(flow, &key, whose) {
+    leaving.way.like(flow);
+    let goes_on = if !belongs(flow, key, whose) {
         via::MOVES
     } else if flow.peer == 0 {
         // The rest waits for the agent: if the Lease is renewed after all, connections go on.
@@ -188,27 +200,19 @@ extern "C" fn follow(leaving: *mut Leaving, whose: u64, flags: u32, opens: u32) 
             (true, _) => via::MOVES,
         }
     } else {
-        via::keeps(flow, &key, flags)
+        via::keeps(flow, key, flags)
     };
     match goes_on {
         via::STAYS => {
-            found.touch(&key, flags);
+            found.touch(key, flags);
             if flow.buried != 0 && whose != ANYBODY {
-                found.unbury(&key);
+                found.unbury(key);
             }
-            leaving.like(flow);
             FOLLOWED
         }
-        via::MOVES => {
-            if opens != 0 {
-                found.end(&key);
-            }
-            NONE
-        }
-        _ => {
-            found.end(&key);
-            LOST
-        }
+        via::MOVES if opens == 0 => NONE,
+        via::MOVES => OVER,
+        _ => LOST,
     }
 }
 

@@ -6,9 +6,10 @@
 
 use crate::atomics;
 use crate::flow::{self, Back};
-use crate::maps::{self, ADDRESSES, ALLOCATIONS, BLOCKS, REVERSE};
+use crate::maps::{self, ADDRESSES, ALLOCATIONS, BLOCKS};
 use crate::ports;
 use crate::steer;
+use crate::table;
 use crate::xdp;
 use aegis_common::*;
 use aya_ebpf::programs::XdpContext;
@@ -148,7 +149,7 @@ extern "C" fn orphan(key: *const FlowKey, now: u32) -> u32 {
     if now.saturating_sub(value.last_seen) <= REST {
         return 0;
     }
-    if REVERSE.remove(key).is_err() {
+    if table::remove_reverse(key) == 0 {
         return 0;
     }
     ports::release(&flow::block_key(key, key.local, key.local_port), key.local_port);

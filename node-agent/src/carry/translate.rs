@@ -36,6 +36,7 @@ pub struct Step {
 /// All steps that this agent knows, in order.
 pub const STEPS: &[Step] = &[
     Step { from: 4, changes: &[("HOLDINGS", Change::Grown(48))] },
+    // The flows went from hashes into tables of our own, but what is known of each is the same.
     // Values of `FRAGMENTS_OUT` and `FRAGMENTS_IN` have grown, too: they are hints for seconds, and not carried.
     Step { from: 5, changes: &[("ALLOCATIONS", Change::Anew(allocations_of_6))] },
 ];

@@ -2,6 +2,7 @@
 //! looked for now and then beside the usual scan; the `sweep` program looks again and ends them.
 
 use crate::ebpf::{Dataplane, EbpfError, SweepProgram};
+use crate::flows::Flows;
 use crate::sweep;
 use aegis_common::{
     AddressValue, Config, FlowKey, ForwardValue, REST, ReverseValue, SLOTS_PER_ADDRESS, SlotValue,
@@ -19,7 +20,7 @@ const ORPHANS: u32 = 60;
 
 /// The maps, and what the last look found.
 pub struct Doubts {
-    reverse: OwnedFd,
+    reverse: Flows<ReverseValue>,
     addresses: OwnedFd,
     slots: OwnedFd,
     slices_at: u32,
@@ -35,7 +36,7 @@ impl Doubts {
     pub fn new(dataplane: &Dataplane) -> Result<Doubts, EbpfError> {
         let fd = |name| dataplane.map_fd(name)?.try_clone_to_owned().map_err(EbpfError::Sweep);
         Ok(Doubts {
-            reverse: fd("REVERSE")?,
+            reverse: dataplane.reverse()?,
             addresses: fd("ADDRESSES")?,
             slots: fd("SLOTS")?,
             slices_at: 0,
@@ -93,11 +94,11 @@ impl Doubts {
         if now.saturating_sub(self.orphans_at) >= ORPHANS {
             self.orphans_at = now;
             let mut idle = Vec::new();
-            sweep::for_each(self.reverse.as_fd(), |key: &FlowKey, value: &ReverseValue| {
+            self.reverse.for_each(|key, value| {
                 if now.saturating_sub(value.made) > REST {
                     idle.push(*key);
                 }
-            })?;
+            });
             program.orphans(&idle).map_err(io::Error::other)?;
         }
         Ok(foreign)

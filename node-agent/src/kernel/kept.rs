@@ -3,6 +3,7 @@
 use super::doubts::Doubts;
 use super::resting::Resting;
 use crate::ebpf::{Dataplane, EbpfError, SweepProgram};
+use crate::flows::Flows;
 use crate::observed::NO_ALLOCATION;
 use crate::sweep::{self, Tables, Usage};
 use aegis_common::{
@@ -15,7 +16,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 /// The maps and the program.
 pub struct Kept {
-    forward: OwnedFd,
+    forward: Flows<ForwardValue>,
     blocks: OwnedFd,
     allocations: OwnedFd,
     config: OwnedFd,
@@ -29,7 +30,7 @@ impl Kept {
     pub fn new(dataplane: &Dataplane) -> Result<Kept, EbpfError> {
         let fd = |name| dataplane.map_fd(name)?.try_clone_to_owned().map_err(EbpfError::Sweep);
         Ok(Kept {
-            forward: fd("FORWARD")?,
+            forward: dataplane.forward()?,
             blocks: fd("BLOCKS")?,
             allocations: fd("ALLOCATIONS")?,
             config: fd("CONFIG")?,
@@ -82,7 +83,7 @@ impl Tables for Kept {
         };
         self.doubts.begin(&config, now, closely)?;
         let mut over = Vec::new();
-        sweep::for_each(self.forward.as_fd(), |key: &FlowKey, value: &ForwardValue| {
+        self.forward.for_each(|key, value| {
             usage.add_flow(key, value);
             self.doubts.look(key, value);
             let allocation = u32::from(value.allocation);
@@ -96,7 +97,7 @@ impl Tables for Kept {
             {
                 resting.add(key, value);
             }
-        })?;
+        });
         self.program.flows(&over).map_err(io::Error::other)?;
         drop(over);
         resting.end(&self.program)?;

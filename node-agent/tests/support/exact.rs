@@ -71,6 +71,6 @@ pub fn age(world: &mut World) {
     let entries: Vec<(FlowKey, ForwardValue)> = world.entries("FORWARD");
     for (key, value) in entries {
         let value = ForwardValue { last_seen: value.last_seen - 5, ..value };
-        world.plane.hash("FORWARD").unwrap().insert(key, value, 0).unwrap();
+        world.set_forward(key, value);
     }
 }

@@ -15,6 +15,7 @@ pub mod six;
 use aegis_common::*;
 use aegis_node_agent::carry::Step;
 use aegis_node_agent::ebpf::{Dataplane, MapSizes};
+use aegis_node_agent::raw as bytes;
 use aegis_node_agent::sweep::for_each;
 use aegis_node_agent::test_run::{self, Outcome};
 use aya::maps::lpm_trie::Key;
@@ -332,12 +333,37 @@ impl World {
         grown.map(|(counter, (old, new))| (counter.label(), new - old)).collect()
     }
 
-    pub fn forward(&mut self, key: &FlowKey) -> Option<ForwardValue> {
-        self.plane.hash("FORWARD").unwrap().get(key, 0).ok()
+    pub fn forward(&self, key: &FlowKey) -> Option<ForwardValue> {
+        let mut found = None;
+        self.plane
+            .forward()
+            .unwrap()
+            .for_each(|other, value| found = found.or((other == key).then_some(*value)));
+        found
     }
 
-    pub fn reverse(&mut self, key: &FlowKey) -> Option<ReverseValue> {
-        self.plane.hash("REVERSE").unwrap().get(key, 0).ok()
+    pub fn reverse(&self, key: &FlowKey) -> Option<ReverseValue> {
+        let mut found = None;
+        self.plane
+            .reverse()
+            .unwrap()
+            .for_each(|other, value| found = found.or((other == key).then_some(*value)));
+        found
+    }
+
+    /// Enters a flow, or replaces it.
+    pub fn set_forward(&self, key: FlowKey, value: ForwardValue) {
+        assert_eq!(self.plane.enter().unwrap().set(&[(key, value)]).unwrap(), 1, "no room for {key:?}");
+    }
+
+    /// Enters a way back, or replaces it.
+    pub fn set_reverse(&self, key: FlowKey, value: ReverseValue) {
+        assert_eq!(self.plane.enter().unwrap().set(&[(key, value)]).unwrap(), 1, "no room for {key:?}");
+    }
+
+    /// Removes a flow, but not its way back.
+    pub fn remove_forward(&self, key: &FlowKey) {
+        assert_eq!(self.plane.enter().unwrap().remove::<ForwardValue>(&[*key]).unwrap(), 1, "{key:?}");
     }
 
     pub fn block(&mut self, key: &BlockKey) -> Option<BlockValue> {
@@ -365,15 +391,69 @@ impl World {
         found
     }
 
-    /// All entries of a hash map.
+    /// All entries of a hash map, of an array or of a flow table.
     pub fn entries<K: aya::Pod, V: aya::Pod>(&self, map: &'static str) -> Vec<(K, V)> {
         let mut found = Vec::new();
-        for_each(self.plane.map_fd(map).unwrap(), |key: &K, value: &V| found.push((*key, *value))).unwrap();
+        match map {
+            "FORWARD" => self.plane.forward().unwrap().for_each(|key, value| found.push(entry(key, value))),
+            "REVERSE" => self.plane.reverse().unwrap().for_each(|key, value| found.push(entry(key, value))),
+            _ => {
+                for_each(self.plane.map_fd(map).unwrap(), |key: &K, value: &V| found.push((*key, *value)))
+                    .unwrap();
+            }
+        }
         found
+    }
+
+    /// What a flow table is like.
+    pub fn table(&self, index: u32) -> TableValue {
+        let tables: Vec<(u32, TableValue)> = self.entries("TABLES");
+        tables[index as usize].1
+    }
+
+    /// Makes both flow tables, which must be empty, so small: buckets of the keys' own, further ones, and most flows.
+    pub fn shrink_tables(&mut self, own: u32, further: u32, limit: u32) {
+        for index in [FORWARD_TABLE, REVERSE_TABLE] {
+            let value = TableValue { own, further, limit, ..self.table(index) };
+            assert_eq!(value.used, 0);
+            self.plane.array("TABLES").unwrap().set(index, value, 0).unwrap();
+        }
+    }
+
+    /// Fails unless every entry of a flow table is where its key can be, and all counts are exact.
+    fn exact<V: aya::Pod>(&self, index: u32, map: &'static str)
+    where
+        Bucket<V>: aya::Pod,
+    {
+        let table = self.table(index);
+        let mut buckets = Vec::new();
+        for_each(self.plane.map_fd(map).unwrap(), |at: &u32, bucket: &Bucket<V>| {
+            buckets.push((*at, *bucket))
+        })
+        .unwrap();
+        let mut spilled = vec![0; buckets.len()];
+        let mut used = 0;
+        for (at, bucket) in &buckets {
+            for (tag, way) in bucket.tags.iter().zip(&bucket.ways) {
+                assert_eq!(tag & PENDING, 0, "{map}: nobody is entering anything");
+                if tag & TAG == 0 {
+                    continue;
+                }
+                used += 1;
+                let spots = table.spots(hash(&table.seed, &way.key));
+                let level = (0..3).find(|level| spots.bucket(*level) == *at).expect("a bucket of the key");
+                (0..level).for_each(|passed| spilled[spots.bucket(passed) as usize] += 1);
+            }
+        }
+        assert_eq!(table.used, used, "{map}: entries counted");
+        let counted: Vec<u32> = buckets.iter().map(|(_, bucket)| bucket.spilled).collect();
+        assert_eq!(counted, spilled, "{map}: entries that went on, by bucket");
     }
 
     /// Fails unless bitmaps, their counts, FORWARD and REVERSE say the same. Returns the number of flows.
     pub fn consistent(&self) -> usize {
+        self.exact::<ForwardValue>(FORWARD_TABLE, "FORWARD");
+        self.exact::<ReverseValue>(REVERSE_TABLE, "REVERSE");
         let forward: Vec<(FlowKey, ForwardValue)> = self.entries("FORWARD");
         let reverse: std::collections::HashMap<FlowKey, ReverseValue> =
             self.entries("REVERSE").into_iter().collect();
@@ -412,6 +492,12 @@ impl World {
         assert!(expected.is_empty(), "flows without a bitmap: {:?}", expected.keys());
         forward.len()
     }
+}
+
+/// A flow's entry under the names of its types that a caller has.
+fn entry<K: aya::Pod, V: aya::Pod>(key: &impl aya::Pod, value: &impl aya::Pod) -> (K, V) {
+    let (key, value) = (bytes::from_bytes(bytes::bytes(key)), bytes::from_bytes(bytes::bytes(value)));
+    key.zip(value).unwrap()
 }
 
 /// Runs a classifier on a frame that is yet to be cut into segments with so many bytes of payload.
