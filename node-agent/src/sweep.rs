@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 /// Shortest time between the beginnings of two scans.
 const PERIOD: Duration = Duration::from_secs(1);
-/// A scan is followed by a pause of this many times its own duration.
+/// A scan is followed by a pause of this many times the CPU time that it took.
 const REST: u32 = 50;
 
 /// What a scan found.
@@ -77,9 +77,16 @@ impl Usage {
     }
 }
 
-/// Pause after a scan that took `scan`.
-pub fn pause(scan: Duration) -> Duration {
-    (scan * REST).max(PERIOD.saturating_sub(scan))
+/// Pause after a scan that took `scan`, of which the thread worked for `busy`: where others have the CPUs, ports are not to wait for
+/// longer.
+fn pause(scan: Duration, busy: Duration) -> Duration {
+    (busy * REST).max(PERIOD.saturating_sub(scan))
+}
+
+/// CPU time that this thread has had.
+fn worked() -> Duration {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+    time.map_or(Duration::ZERO, Duration::from)
 }
 
 /// Calls `each` with every entry of a hash map: a few system calls instead of two for each entry. Entries that come
@@ -143,7 +150,7 @@ impl Sweeper {
         std::thread::Builder::new().name("sweep".to_owned()).spawn(move || {
             let failing = || noted.lock().unwrap_or_else(PoisonError::into_inner);
             while !stopped.load(Ordering::Acquire) {
-                let started = Instant::now();
+                let (started, before) = (Instant::now(), worked());
                 let result = tables.sweep(look_closely.load(Ordering::Acquire));
                 let scan = started.elapsed();
                 match result {
@@ -158,7 +165,7 @@ impl Sweeper {
                         failing().add(&error);
                     }
                 }
-                let wake = Instant::now() + pause(scan);
+                let wake = Instant::now() + pause(scan, worked().saturating_sub(before));
                 while let Some(left) = wake.checked_duration_since(Instant::now()) {
                     if stopped.load(Ordering::Acquire) {
                         return;

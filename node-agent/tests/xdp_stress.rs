@@ -114,14 +114,15 @@ fn xdp_stress_pods_change_while_their_flows_are_swept() {
         }
         let _stop = Stop(&stop);
         let mut incarnation = 0;
-        while begun.elapsed() < std::time::Duration::from_secs(3) {
+        // By what has happened, not by time: a machine may be busy with other things.
+        while swept < 500 {
+            assert!(begun.elapsed() < std::time::Duration::from_secs(120), "{swept} swept");
             incarnation += 1;
             let value = PodValue { class: 1, incarnation, ..PodValue::default() };
             world.set_pod(1, POD, value);
             swept += sweeper.revoked(&keys).unwrap();
         }
     });
-    assert!(swept > 500, "{swept} swept");
     let live = world.consistent();
     let more =
         (40_000..41_000).filter(|port| classify(program.as_fd(), &frame(*port), MARK).verdict == TCX_NEXT);
