@@ -15,7 +15,7 @@ use std::marker::PhantomData;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Bytes of a key.
 const KEY: usize = size_of::<FlowKey>();
@@ -48,7 +48,7 @@ impl Table {
         let value = value.and_then(|places| (places / ways).checked_sub(KEY));
         let odd =
             || io::Error::new(io::ErrorKind::InvalidData, format!("no table has buckets of {bucket} bytes"));
-        let value = value.filter(|_| bucket % 8 == 0).ok_or_else(odd)?;
+        let value = value.filter(|value| bucket % 8 == 0 && value % 8 == 0).ok_or_else(odd)?;
         let length = buckets * bucket;
         // SAFETY: a new mapping, at an address of the kernel's choice.
         let memory = unsafe {
@@ -77,7 +77,7 @@ impl Table {
     /// Calls `each` with every entry. What comes or goes meanwhile may be missed; what stays is not.
     pub fn for_each(&self, mut each: impl FnMut(&[u8], &[u8])) {
         let size = KEY + self.value;
-        let mut words = vec![0u32; size.div_ceil(4)];
+        let mut words = vec![0u64; size / 8];
         for bucket in 0..self.buckets {
             for way in 0..WAYS as usize {
                 // SAFETY: within the mapping, as all offsets below; buckets and places begin at multiples of eight.
@@ -92,9 +92,10 @@ impl Table {
                     continue;
                 }
                 for (at, copy) in words.iter_mut().enumerate() {
+                    // In words in which programs write: half of a life is nobody's.
                     // SAFETY: see above.
                     *copy =
-                        unsafe { AtomicU32::from_ptr(place.cast::<u32>().add(at)) }.load(Ordering::Relaxed);
+                        unsafe { AtomicU64::from_ptr(place.cast::<u64>().add(at)) }.load(Ordering::Relaxed);
                 }
                 fence(Ordering::Acquire);
                 if tag.load(Ordering::Relaxed) != word {
