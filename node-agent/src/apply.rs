@@ -6,7 +6,7 @@ use crate::observed::Observed;
 use crate::ops::Op;
 use crate::sweep::Sweeper;
 use crate::uplink::Devices;
-use aegis_common::{CounterValue, LimitedValue, PressureValue};
+use aegis_common::{CounterValue, PressureValue};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -50,8 +50,6 @@ pub trait Plane: Send {
     fn counters(&self) -> Result<Vec<CounterValue>, PlaneError>;
     /// `PRESSURE` of these allocations, summed over the CPUs.
     fn pressure(&self, numbers: &BTreeSet<u32>) -> Result<BTreeMap<u32, PressureValue>, PlaneError>;
-    /// `LIMITED` of these allocations, summed over the CPUs.
-    fn limited(&self, numbers: &BTreeSet<u32>) -> Result<BTreeMap<u32, LimitedValue>, PlaneError>;
     /// Says that the agent lives. Gives a number that rises while ports run short somewhere.
     fn beat(&mut self) -> Result<u64, PlaneError>;
     /// Ports in use at this moment.

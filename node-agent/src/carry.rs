@@ -12,15 +12,13 @@ pub use translate::{Change, Entry, SERIES, STEPS, Step, Way};
 use crate::ebpf::{Dataplane, EbpfError};
 use crate::flows::{EnterProgram, FlowValue, Flows, Table};
 use crate::links::Links;
-use crate::load;
 use crate::raw::{self, Sizes};
-use crate::sweep;
 use aegis_common::{
-    AllLoads, BlockKey, BlockValue, Config, Counter, CounterValue, FlowKey, ForwardValue, LoadKey, LoadValue,
-    PORTS_PER_BLOCK, ReverseValue, WORDS_PER_BLOCK, permutation_key, place_of_port,
+    BlockKey, BlockValue, Config, Counter, CounterValue, FlowKey, ForwardValue, PORTS_PER_BLOCK,
+    ReverseValue, WORDS_PER_BLOCK, permutation_key, place_of_port,
 };
 use aya::maps::{MapData, MapError, PerCpuArray, PerCpuValues};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -209,43 +207,6 @@ impl Dataplane {
             }
         }
         Ok(())
-    }
-
-    /// Makes the counts of pods and accounts from the flows and bitmaps.
-    pub(crate) fn make_loads(&mut self, now: u32) -> Result<(), EbpfError> {
-        let mut found = load::Found::default();
-        let (mut allocations, mut addresses) = (BTreeMap::new(), BTreeMap::new());
-        let carry = EbpfError::Carry;
-        sweep::for_each(self.map_fd("FORWARD")?, |key, value| found.add_flow(key, value)).map_err(carry)?;
-        sweep::for_each(self.map_fd("BLOCKS")?, |key, _: &BlockValue| found.add_block(key)).map_err(carry)?;
-        sweep::for_each(self.map_fd("ALLOCATIONS")?, |index: &u32, value| {
-            _ = allocations.insert(*index, *value)
-        })
-        .map_err(carry)?;
-        sweep::for_each(self.map_fd("ADDRESSES")?, |address: &u32, value| {
-            _ = addresses.insert(*address, *value)
-        })
-        .map_err(carry)?;
-        let counts = found.counts(&allocations, &addresses);
-        let (fd, sizes) = target(self, "LOADS")?;
-        let mut stale = Vec::new();
-        sweep::for_each(fd.as_fd(), |key: &LoadKey, _: &LoadValue| stale.push(*key)).map_err(carry)?;
-        for key in stale {
-            raw::delete(fd.as_fd(), sizes, raw::bytes(&key)).map_err(carry)?;
-        }
-        let all = counts.get(&load::ALL).copied().unwrap_or_default();
-        for (key, (flows, blocks)) in counts.into_iter().filter(|(key, _)| *key != load::ALL) {
-            let opened = u64::from(now) << 32;
-            let value = LoadValue { key, flows: flows.into(), blocks: blocks.into(), opened };
-            match raw::update(fd.as_fd(), sizes, raw::bytes(&key), raw::bytes(&value)) {
-                // What is not counted is not limited, for as long as there is no room.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOMEM)) => {}
-                other => other.map_err(carry)?,
-            }
-        }
-        let mut loads = self.array::<AllLoads>("ALL_LOADS")?;
-        let value = AllLoads { flows: all.0.into(), blocks: all.1.into() };
-        loads.set(0, value, 0).map_err(|source| EbpfError::Map { name: "ALL_LOADS".into(), source })
     }
 
     /// Adds to the counters what was carried.

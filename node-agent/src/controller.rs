@@ -388,7 +388,6 @@ impl Controller {
             uplink_mtu: self.devices.uplink_mtu(),
             answers: self.prober.answers(),
             room: self.pinned.room(),
-            shared: self.pinned.shared(),
             leaving: self.leaving,
         };
         let mut inputs = snapshot::inputs(&self.args, &cluster, &local, &mut self.memory);

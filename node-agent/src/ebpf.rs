@@ -5,8 +5,8 @@ use crate::flows::{EnterProgram, FlowValue, Flows};
 use crate::links::Links;
 use crate::test_run;
 use aegis_common::{
-    BlockKey, FORWARD_TABLE, FlowKey, ForwardValue, LoadFix, PeakKey, REVERSE_TABLE, ReverseValue, SCHEMA,
-    SWEEP_BATCH, SWEEP_BLOCKS, SWEEP_CUT_SHORT, SWEEP_FLOWS, SWEEP_HEADER, SWEEP_LOADS, SWEEP_PEAKS, SWEEP_RESTING,
+    BlockKey, FORWARD_TABLE, FlowKey, ForwardValue, PeakKey, REVERSE_TABLE, ReverseValue, SCHEMA,
+    SWEEP_BATCH, SWEEP_BLOCKS, SWEEP_CUT_SHORT, SWEEP_FLOWS, SWEEP_HEADER, SWEEP_PEAKS, SWEEP_RESTING,
     SWEEP_REVERSE, SWEEP_REVOKED, TableValue,
 };
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
@@ -47,9 +47,6 @@ const PINNED: &[&str] = &[
     "ARP_ANSWERS",
     "COUNTERS",
     "PRESSURE",
-    "LOADS",
-    "ALL_LOADS",
-    "LIMITED",
     "GROWING",
     "PULSE",
     "LIMITER",
@@ -432,11 +429,6 @@ impl SweepProgram {
     /// Lets high-water marks that have been read begin anew, unless they have risen meanwhile. Returns how many did.
     pub fn peaks(&self, peaks: &[PeakKey]) -> Result<u32, EbpfError> {
         self.run(SWEEP_PEAKS, peaks)
-    }
-
-    /// Sets counts of pods and accounts right, and removes those that are not needed any more. Returns how many it did either with.
-    pub fn loads(&self, fixes: &[LoadFix]) -> Result<u32, EbpfError> {
-        self.run(SWEEP_LOADS, fixes)
     }
 
     fn run<K: Pod>(&self, kind: u32, keys: &[K]) -> Result<u32, EbpfError> {

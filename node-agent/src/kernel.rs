@@ -22,7 +22,7 @@ use crate::sweep::{self, Sweeper, Usage};
 use crate::uplink::Devices;
 use aegis_common::{
     AddressValue, AllocationValue, BlockKey, BlockValue, Config, Counter, CounterValue, DestinationKey,
-    DestinationValue, FORWARD_TABLE, HOMES_PER_ADDRESS, HoldingValue, LeaseValue, LimitedValue, PeerValue, PodKey,
+    DestinationValue, FORWARD_TABLE, HOMES_PER_ADDRESS, HoldingValue, LeaseValue, PeerValue, PodKey,
     PodValue, PortKey, PressureValue, SLOTS_PER_ADDRESS, SlotValue, VerdictKey, VerdictValue,
 };
 use answers::Answers;
@@ -347,23 +347,6 @@ impl Plane for Kernel {
             let sum = values.iter().fold(PressureValue::default(), |sum, value| PressureValue {
                 refused: sum.refused + value.refused,
                 waited: sum.waited + value.waited,
-            });
-            Ok((*index, sum))
-        };
-        numbers.iter().map(sum).collect()
-    }
-
-    fn limited(&self, numbers: &BTreeSet<u32>) -> Result<BTreeMap<u32, LimitedValue>, PlaneError> {
-        let failed =
-            |error: &dyn std::error::Error| PlaneError::Read { map: "LIMITED", reason: chain(error) };
-        let map = self.dataplane.per_cpu::<LimitedValue>("LIMITED").map_err(|error| failed(&error))?;
-        let sum = |index: &u32| {
-            let values = map.get(index, 0).map_err(|error| failed(&error))?;
-            let sum = values.iter().fold(LimitedValue::default(), |sum, value| LimitedValue {
-                pod_flows: sum.pod_flows + value.pod_flows,
-                pod_rate: sum.pod_rate + value.pod_rate,
-                account_flows: sum.account_flows + value.account_flows,
-                account_rate: sum.account_rate + value.account_rate,
             });
             Ok((*index, sum))
         };

@@ -2,7 +2,6 @@
 //! removes. A thread of its own, since a scan of a full table takes long; it takes about a fiftieth of one CPU.
 
 use crate::demand::{Origin, Ports};
-use crate::load::Taken;
 use crate::observed::from_map;
 use crate::ops::Named;
 use crate::raw;
@@ -42,8 +41,6 @@ pub struct Usage {
     pub named: Named,
     /// Those of the peers through which flows of this node's pods leave.
     pub gateways: BTreeSet<u32>,
-    /// Flows by index of their allocation.
-    pub taken: BTreeMap<u32, Taken>,
     /// Flows in slices that are not this node's, if the scan looked.
     pub foreign: Option<u64>,
 }

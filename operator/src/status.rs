@@ -5,7 +5,6 @@ mod allocation;
 mod capacity;
 mod conditions;
 mod fleet;
-mod limits;
 #[cfg(test)]
 mod tests;
 

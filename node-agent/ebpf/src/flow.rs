@@ -6,7 +6,6 @@
 
 use crate::atomics;
 use crate::headers::TCP;
-use crate::load;
 use crate::maps;
 use crate::ports;
 use crate::table::{self, Forward, Reverse};
@@ -294,18 +293,8 @@ extern "C" fn finish(key: *const FlowKey, life: u64, egress: u32, port: u32) -> 
     }
     // The entry is ours now: nobody else removes it, and while it is there nobody makes another. So the way back goes
     // first, and the port, which keeps others from that, last.
-    // SAFETY: as above; nobody writes these fields once the flow is made.
-    let (allocation, incarnation, peer) = unsafe {
-        let value = &*seen.value;
-        (u32::from(value.allocation), value.incarnation, value.peer)
-    };
-    let pod = match peer != 0 && egress != key.local {
-        true => load::GUEST,
-        false => LoadKey::pod(key.local, incarnation, allocation).id,
-    };
     table::remove_reverse(&FlowKey { local: egress, local_port: port, ..*key });
     table::remove_forward(key);
-    load::discharge(pod, allocation);
     ports::release(&block_key(key, egress, port), port);
     1
 }

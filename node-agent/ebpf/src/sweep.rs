@@ -6,7 +6,6 @@
 
 use crate::atomics;
 use crate::flow::{self, Back};
-use crate::load;
 use crate::maps::{self, ADDRESSES, ALLOCATIONS, BLOCKS};
 use crate::ports;
 use crate::steer;
@@ -31,7 +30,6 @@ pub fn run(ctx: &XdpContext) -> u32 {
             SWEEP_BLOCKS => candidate(ctx, at).map(|key| block(&key, now)),
             SWEEP_REVERSE => candidate(ctx, at).map(|key| orphan(&key, now)),
             SWEEP_PEAKS => candidate(ctx, at).map(|read| peak(&read)),
-            SWEEP_LOADS => candidate(ctx, at).map(|fix| settled(&fix, now)),
             SWEEP_REVOKED => candidate(ctx, at).map(|key| revoked(&key)),
             _ => None,
         };
@@ -184,14 +182,6 @@ extern "C" fn peak(read: *const PeakKey) -> u32 {
     1
 }
 
-/// See `load::settle`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn settled(fix: *const LoadFix, now: u32) -> u32 {
-    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
-    unsafe { fix.as_ref() }.map_or(0, |fix| load::settle(fix, now))
-}
-
 /// Removes a block without ports in use.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -205,9 +195,5 @@ extern "C" fn block(key: *const BlockKey, now: u32) -> u32 {
         return 0;
     }
     // From here on whoever wants a port of it sees the flag, waits for the next look-up, and makes a new block.
-    if !atomics::compare_exchange(&raw mut value.used, 0, BLOCK_DEAD) || BLOCKS.remove(key).is_err() {
-        return 0;
-    }
-    load::discharge_block(key.egress);
-    1
+    u32::from(atomics::compare_exchange(&raw mut value.used, 0, BLOCK_DEAD) && BLOCKS.remove(key).is_ok())
 }

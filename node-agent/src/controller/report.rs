@@ -50,7 +50,6 @@ impl Controller {
         };
         let counters = self.pinned.plane.as_ref().and_then(|plane| plane.counters().ok()).unwrap_or_default();
         let wants = self.growing.wants.clone();
-        let limited = self.look_at_limits(&counters);
         let drained = self.drained(&wanted, usage);
         let modes = self.attached().uplinks;
         let uplinks = self.devices.uplinks.iter().map(|(index, device)| Uplink {
@@ -65,7 +64,6 @@ impl Controller {
             observed: &self.pinned.observed,
             bindings: &bindings,
             wants: &wants,
-            limited: &limited,
             drained: &drained,
             networks: draining_networks(inputs),
             policy_in_force: self.in_force.is_some(),
@@ -245,12 +243,9 @@ impl Controller {
             tables,
             ports: usage.ports.by_address.clone(),
             slices: wanted.addresses.iter().map(|(a, o)| (*a, (o.allowed.len(), o.draining.len()))).collect(),
-            fill: wants.iter().map(|(name, want)| (labels(name), want.fill_percent)).collect(),
-            limited: self.growing.counted.iter().map(|(name, count)| (labels(name), *count)).collect(),
-            taken: self
-                .numbers
+            fill: wants
                 .iter()
-                .map(|(name, number)| (labels(name), usage.taken.get(number).copied().unwrap_or_default()))
+                .map(|(name, want)| ((name.account.clone(), name.name.clone()), want.fill_percent))
                 .collect(),
             generation: self.pinned.observed.config.generation,
             pods: (
@@ -299,11 +294,6 @@ impl Controller {
 fn draining_networks(inputs: &Inputs) -> Vec<(Egress, i64, SliceSet)> {
     let rights = |object: &Address| (object.address, object.epoch, Rights::of(object, &inputs.node).draining);
     inputs.networks.iter().map(rights).filter(|(.., draining)| !draining.is_empty()).collect()
-}
-
-/// Namespace and name.
-fn labels(name: &AllocationName) -> (String, String) {
-    (name.account.clone(), name.name.clone())
 }
 
 /// What has not been listed yet, and why not.

@@ -2,22 +2,17 @@
 
 use super::doubts::Doubts;
 use super::resting::Resting;
-use super::settle;
 use crate::ebpf::{Dataplane, EbpfError, SweepProgram};
 use crate::flows::Flows;
-use crate::load;
 use crate::observed::NO_ALLOCATION;
 use crate::sweep::{self, Tables, Usage};
 use aegis_common::{
-    AddressValue, AllLoads, AllocationValue, BLOCK_IDLE, BlockKey, BlockValue, Config, FlowKey, ForwardValue,
-    LoadKey, LoadValue, PeakKey, PodKey, PodValue, ReverseValue, SEEN_FIN, SEEN_RST, Timeouts, expired,
+    AllocationValue, BLOCK_IDLE, BlockKey, BlockValue, Config, FlowKey, ForwardValue, PeakKey, PodKey,
+    PodValue, ReverseValue, SEEN_FIN, SEEN_RST, Timeouts, expired,
 };
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-
-/// Seconds between two looks at whether the programs count right.
-const RECOUNT: u32 = 10;
 
 /// The maps and the program.
 pub struct Kept {
@@ -26,10 +21,6 @@ pub struct Kept {
     allocations: OwnedFd,
     config: OwnedFd,
     pods: OwnedFd,
-    addresses: OwnedFd,
-    loads: OwnedFd,
-    all_loads: OwnedFd,
-    recounted_at: u32,
     doubts: Doubts,
     program: SweepProgram,
 }
@@ -44,10 +35,6 @@ impl Kept {
             allocations: fd("ALLOCATIONS")?,
             config: fd("CONFIG")?,
             pods: fd("PODS")?,
-            addresses: fd("ADDRESSES")?,
-            loads: fd("LOADS")?,
-            all_loads: fd("ALL_LOADS")?,
-            recounted_at: 0,
             doubts: Doubts::new(dataplane)?,
             program: dataplane.sweeper()?,
         })
@@ -57,19 +44,6 @@ impl Kept {
         let mut found = Config::default();
         sweep::for_each(self.config.as_fd(), |_: &u32, config: &Config| found = *config)?;
         Ok(found)
-    }
-
-    /// What the programs count of pods and accounts, once those that were counting something have entered it or taken it out.
-    fn counted(&self) -> io::Result<HashMap<LoadKey, LoadValue>> {
-        let mut counted = HashMap::new();
-        sweep::for_each(self.loads.as_fd(), |key: &LoadKey, value: &LoadValue| {
-            _ = counted.insert(*key, *value)
-        })?;
-        sweep::for_each(self.all_loads.as_fd(), |_: &u32, all: &AllLoads| {
-            let value = LoadValue { key: load::ALL, flows: all.flows, blocks: all.blocks, opened: 0 };
-            counted.insert(load::ALL, value);
-        })?;
-        Ok(counted)
     }
 
     /// The pods of the live policy, by address. (Should it be switched right now: the program looks again.)
@@ -108,18 +82,9 @@ impl Tables for Kept {
             !flow.is_guest(key) && pods.get(&key.local).is_none_or(|pod| pod.incarnation != flow.incarnation)
         };
         self.doubts.begin(&config, now, closely)?;
-        let recount = now.saturating_sub(self.recounted_at) >= RECOUNT;
-        let before = if recount { self.counted()? } else { HashMap::new() };
-        if recount {
-            // Who has counted before has entered it when the scan begins, and who takes out during the scan has counted when it is
-            // over: what the counts say in between explains all that may differ.
-            settle();
-        }
-        let mut found = load::Found::default();
         let mut over = Vec::new();
         self.forward.for_each(|key, value| {
             usage.add_flow(key, value);
-            found.add_flow(key, value);
             self.doubts.look(key, value);
             let allocation = u32::from(value.allocation);
             let timeouts = allocations.get(&allocation).map(|it| it.timeouts).unwrap_or_default();
@@ -141,7 +106,6 @@ impl Tables for Kept {
         let (mut empty, mut peaks) = (Vec::new(), Vec::new());
         sweep::for_each(self.blocks.as_fd(), |key: &BlockKey, value: &BlockValue| {
             usage.add_block(key, value);
-            found.add_block(key);
             if value.high > value.used {
                 peaks.push(PeakKey { block: *key, high: value.high });
             }
@@ -151,18 +115,6 @@ impl Tables for Kept {
         })?;
         self.program.blocks(&empty).map_err(io::Error::other)?;
         self.program.peaks(&peaks).map_err(io::Error::other)?;
-        usage.taken = found.taken();
-        if recount {
-            self.recounted_at = now;
-            settle();
-            let mut addresses = BTreeMap::new();
-            sweep::for_each(self.addresses.as_fd(), |address: &u32, value: &AddressValue| {
-                addresses.insert(*address, *value);
-            })?;
-            let counts = found.counts(&allocations, &addresses);
-            let fixes = load::fixes(&before, &counts, &self.counted()?, now);
-            self.program.loads(&fixes).map_err(io::Error::other)?;
-        }
         Ok(usage)
     }
 }
