@@ -3,6 +3,7 @@
 
 mod waiting;
 
+use crate::geneve;
 use crate::raw;
 use crate::test_run;
 use aegis_common::{
@@ -198,17 +199,10 @@ impl Carrier {
         if peer.address == 0 || packet.len() > config.tunnel_mtu as usize {
             return Ok(false);
         }
-        let message = [&geneve(vni), packet].concat();
+        let message = [&geneve::header(vni), packet].concat();
         let address = Ipv4Addr::from(peer.address.to_ne_bytes());
         self.socket.send_to(&message, SocketAddrV4::new(address, config.tunnel_port as u16)).map(|_| true)
     }
-}
-
-/// A Geneve header (RFC 8926) over an IPv4 packet.
-fn geneve(vni: u32) -> [u8; 8] {
-    let mut header = [0, 0, 0x08, 0, 0, 0, 0, 0];
-    header[4..].copy_from_slice(&(vni << 8).to_be_bytes());
-    header
 }
 
 /// Reads a record of `EARLY`.

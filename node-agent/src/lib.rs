@@ -10,6 +10,7 @@
 //! | devices, next hops, nftables, conntrack | [`network`], [`uplink`], [`neighbour`], [`nft`], [`conntrack`], [`refused`] |
 //! | whether gateways answer | [`probe`] |
 //! | fragments that come before the first of their datagram | [`fragments`] |
+//! | what the agent itself sends through the tunnel | [`geneve`] |
 //! | what the network is told | [`announce`] |
 //! | for how long a node that is cut off may send | [`lease`] |
 //! | when an agent that is told to end does so | [`leave`] |
@@ -35,6 +36,7 @@ pub mod ebpf;
 pub mod ethtool;
 pub mod flows;
 pub mod fragments;
+pub mod geneve;
 pub mod identity;
 pub mod kernel;
 pub mod lease;

@@ -1,6 +1,7 @@
 //! Do the gateways answer? The data plane of each sends a probe back by itself, so that an agent that is away does not
 //! look like a node that is.
 
+use crate::geneve;
 use aegis_common::{VNI_PROBE, VNI_PROBE_ANSWER};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -118,7 +119,7 @@ impl Prober {
             Ok(socket) => socket,
             Err(error) => return error,
         };
-        let probe = message(VNI_PROBE);
+        let probe = geneve::header(VNI_PROBE);
         let (mut known, mut judged) = (BTreeMap::new(), Instant::now());
         let mut tell = || {
             let answers = self.answers();
@@ -160,7 +161,9 @@ impl Prober {
         let mut buffer = [0; 64];
         match socket.recv_from(&mut buffer) {
             Ok((length, SocketAddr::V4(from))) => {
-                if buffer.get(..length) == Some(&message(VNI_PROBE_ANSWER)) && from.port() == tunnel_port {
+                if buffer.get(..length) == Some(&geneve::header(VNI_PROBE_ANSWER))
+                    && from.port() == tunnel_port
+                {
                     self.with(|all| all.answered(*from.ip(), Instant::now()));
                 }
                 Ok(true)
@@ -183,13 +186,6 @@ fn log_changes(before: &BTreeMap<Ipv4Addr, Answer>, now: &BTreeMap<Ipv4Addr, Ans
             _ => tracing::warn!(node = %gateway, ?answer, "a node does not answer probes"),
         }
     }
-}
-
-/// A Geneve header (RFC 8926) without anything behind it.
-fn message(vni: u32) -> [u8; 8] {
-    let mut message = [0, 0, 0x08, 0, 0, 0, 0, 0];
-    message[4..].copy_from_slice(&(vni << 8).to_be_bytes());
-    message
 }
 
 #[cfg(test)]
@@ -276,7 +272,7 @@ mod tests {
         prober.watch(&[Ipv4Addr::LOCALHOST].into());
         for _ in 0..MISSED {
             prober.with(Gateways::probe);
-            answering.send_to(&message(VNI_PROBE_ANSWER), socket.local_addr().unwrap()).unwrap();
+            answering.send_to(&geneve::header(VNI_PROBE_ANSWER), socket.local_addr().unwrap()).unwrap();
         }
         // Its time is over before it gets to look.
         let end = Instant::now();
@@ -284,7 +280,7 @@ mod tests {
         prober.with(|all| all.judge(WAIT, Instant::now()));
         assert_eq!(prober.answers(), [(Ipv4Addr::LOCALHOST, Answer::Prompt)].into());
         // What comes while it waits is taken in, and then it stops waiting.
-        answering.send_to(&message(VNI_PROBE_ANSWER), socket.local_addr().unwrap()).unwrap();
+        answering.send_to(&geneve::header(VNI_PROBE_ANSWER), socket.local_addr().unwrap()).unwrap();
         let end = Instant::now() + Duration::from_millis(20);
         while prober.take_in(&socket, port, end).unwrap() {}
         assert!(Instant::now() >= end);
@@ -304,8 +300,8 @@ mod tests {
         });
         let mut buffer = [0; 64];
         let (length, from) = gateway.recv_from(&mut buffer).unwrap();
-        assert_eq!(buffer[..length], message(VNI_PROBE));
-        gateway.send_to(&message(VNI_PROBE_ANSWER), from).unwrap();
+        assert_eq!(buffer[..length], geneve::header(VNI_PROBE));
+        gateway.send_to(&geneve::header(VNI_PROBE_ANSWER), from).unwrap();
         let expect = |answer, not_before: Duration| {
             let (answers, after) = told.recv().unwrap();
             assert_eq!(answers, [(Ipv4Addr::LOCALHOST, answer)].into());

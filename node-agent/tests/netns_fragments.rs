@@ -6,89 +6,33 @@ mod netns_support;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod packet;
 
-use aegis_common::{Counter, HOMES_PER_ADDRESS, VNI_STEER, mix};
-use aegis_core::model::{Address, AllocationName, Holding, State};
-use aegis_core::policy::{Binding, BindingName, Pod, Workloads};
+use aegis_common::{Counter, HOMES_PER_ADDRESS, Timeouts, VNI_STEER, mix};
 use aegis_node_agent::apply::Plane;
 use aegis_node_agent::desired::{Inputs, PeerLink, desired};
 use aegis_node_agent::fragments::{Fragments, PATIENCE};
-use aegis_node_agent::network;
 use aegis_node_agent::objects::NodeRecord;
 use aegis_node_agent::observed::{Observed, to_map};
 use aegis_node_agent::ops::Known;
-use aegis_node_agent::uplink::devices;
+use netns_support::path::{self, EGRESS, MARK, NODE, ORIGIN, POD, attach, holding};
 use netns_support::plane::{Bpffs, bring};
 use netns_support::{Namespace, need_root};
 use nix::sys::socket::sockopt::Mark;
 use packet::Packet;
 use socket2::{Domain, Protocol, Socket, Type};
-use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const OTHER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
-const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
-const EGRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-const ORIGIN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
-const MARK: u32 = 0x1000;
 /// First port of the slices that the other node holds.
 const OTHERS_PORT: u16 = 12 << 8;
 
-/// A pod whose datagrams leave from [`EGRESS`], of which the node `n0` holds a part and `n1` another. (The pod is the node
-/// itself here, which has its address; what matters is that the host stack puts the fragments together.)
+/// The node `n0` holds a part of the egress address and `n1` another. (The pod is the node itself here, which has its address; what
+/// matters is that the host stack puts the fragments together.)
 fn inputs(router_mac: [u8; 6], uplink: u32) -> Inputs {
-    let allocation = AllocationName { account: "shop".into(), name: "a".into() };
-    let holding = |first, node: &str| Holding {
-        first,
-        last: first + 7,
-        node: node.into(),
-        epoch: 1,
-        state: State::Held,
-    };
-    let address = Address {
-        address: EGRESS.into(),
-        prefix: "p".into(),
-        allocation: allocation.clone(),
-        epoch: 1,
-        holdings: vec![holding(4, "n0"), holding(12, "n1")],
-        fence: None,
-    };
-    let node = |name: &str, address| {
-        (name.to_owned(), NodeRecord { addresses: vec![address], ..NodeRecord::default() })
-    };
-    let labels: BTreeMap<String, String> = [("app".to_owned(), "shop".to_owned())].into();
-    Inputs {
-        node: "n0".into(),
-        bindings: vec![Binding {
-            name: BindingName { account: "shop".into(), name: "b".into() },
-            allocation,
-            enabled: true,
-            workloads: Workloads { labels: labels.clone(), ..Workloads::default() },
-            cidrs: vec!["198.51.100.0/24".parse().unwrap()],
-            ports: vec![],
-            use_node_address: false,
-            generation: 1,
-        }],
-        pods: vec![Pod {
-            account: "shop".into(),
-            name: "pod".into(),
-            uid: "u".into(),
-            labels,
-            addresses: vec![POD.into()],
-            ..Pod::default()
-        }],
-        addresses: [(EGRESS, address)].into(),
-        nodes: [node("n0", NODE), node("n1", OTHER)].into(),
-        links: [(OTHER, PeerLink { mac: router_mac, ifindex: uplink })].into(),
-        tunnel_address: Some(NODE),
-        pod_ranges: vec!["10.244.1.0/24".parse().unwrap()],
-        uplink_mtu: Some(1500),
-        mark: MARK,
-        tunnel_port: 6081,
-        refusals_per_second: 100,
-        ..Inputs::default()
-    }
+    let mut inputs = path::inputs(vec![holding(4, 11, "n0"), holding(12, 19, "n1")], Timeouts::default());
+    inputs.nodes.insert("n1".to_owned(), NodeRecord { addresses: vec![OTHER], ..NodeRecord::default() });
+    inputs.links.insert(OTHER, PeerLink { mac: router_mac, ifindex: uplink });
+    inputs
 }
 
 /// An identification with which the fragments of a datagram from the origin meet at this node.
@@ -129,14 +73,7 @@ fn start(bpffs: &Bpffs, router_mac: [u8; 6]) -> Node {
     let uplink = nix::net::if_::if_nametoindex("eth0").unwrap();
     let wanted = desired(&inputs(router_mac, uplink));
     let (observed, ..) = bring(plane.as_mut(), &wanted, &Known::default());
-    let (found, existing) = runtime.block_on(async {
-        let (connection, handle, _) = rtnetlink::new_connection().unwrap();
-        tokio::spawn(connection);
-        let network = network::read(&handle).await.unwrap();
-        let found = devices(&network, &[], Some(NODE), &["10.244.1.0/24".parse().unwrap()], &[]);
-        (found, network.devices.keys().copied().collect())
-    });
-    assert_eq!(plane.attach(&found, &existing), [].into());
+    attach(plane.as_mut(), &runtime);
     let fragments = plane.fragments().unwrap();
     let socket = UdpSocket::bind((POD, 4000)).unwrap();
     nix::sys::socket::setsockopt(&socket, Mark, &MARK).unwrap();

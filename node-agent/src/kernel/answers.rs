@@ -20,14 +20,9 @@ pub(super) struct Answers {
 
 impl Answers {
     pub fn new(dataplane: &Dataplane) -> Result<Answers, EbpfError> {
-        let failed = |source| EbpfError::Map { name: "ARP_ANSWERS".into(), source };
-        let fd = || -> Result<OwnedFd, EbpfError> {
-            let fd = dataplane.map_fd("ARP_ANSWERS")?.try_clone_to_owned();
-            fd.map_err(|error| failed(error.into()))
-        };
-        let data = MapData::from_fd(fd()?).map_err(failed)?;
-        let map = HashMap::try_from(Map::HashMap(data)).map_err(failed)?;
-        Ok(Answers { map, fd: fd()? })
+        let failed = |error: io::Error| EbpfError::Map { name: "ARP_ANSWERS".into(), source: error.into() };
+        let map = dataplane.handle("ARP_ANSWERS", Map::HashMap)?;
+        Ok(Answers { map, fd: dataplane.map_fd("ARP_ANSWERS")?.try_clone_to_owned().map_err(failed)? })
     }
 }
 

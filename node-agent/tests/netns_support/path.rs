@@ -14,16 +14,17 @@ use aegis_node_agent::nft::{Firewall, Outcome, Rules};
 use aegis_node_agent::objects::{self, NodeRecord};
 use aegis_node_agent::ops::Known;
 use aegis_node_agent::sweep::Sweeper;
-use aegis_node_agent::uplink::devices;
+use aegis_node_agent::uplink::{Devices, devices};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use tokio::runtime::Runtime;
 
 pub const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
 pub const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const EGRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 pub const ORIGIN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 const POD_RANGE: &str = "10.244.1.0/24";
-const MARK: u32 = 0x1000;
+pub const MARK: u32 = 0x1000;
 
 /// The three of them. Nothing translates yet.
 pub struct Row {
@@ -79,22 +80,18 @@ impl Aegis {
         let (plane, sweeper) = row.node.enter(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let mut plane = bpffs.open_sized(1 << 20, 1 << 14);
-            bring(plane.as_mut(), &desired(&inputs(last, timeouts)), &Known::default());
-            let pods = [POD_RANGE.parse().unwrap()];
-            let (found, existing) = runtime.block_on(async {
-                let (connection, handle, _) = rtnetlink::new_connection().unwrap();
-                tokio::spawn(connection);
-                let network = network::read(&handle).await.unwrap();
-                let found = devices(&network, &[], Some(NODE), &pods, &[]);
-                (found, network.devices.keys().copied().collect())
-            });
-            assert_eq!(plane.attach(&found, &existing), [].into());
+            bring(
+                plane.as_mut(),
+                &desired(&inputs(vec![holding(4, last, "n0")], timeouts)),
+                &Known::default(),
+            );
+            let found = attach(plane.as_mut(), &runtime);
             let name_of = |devices: &BTreeMap<u32, network::Device>| {
                 devices.iter().map(|(index, device)| (*index, device.name.clone())).collect()
             };
             let rules = Rules {
                 mark: MARK,
-                pods: pods.to_vec(),
+                pods: vec![POD_RANGE.parse().unwrap()],
                 pod_devices: name_of(&found.pods),
                 uplinks: name_of(&found.uplinks),
                 hold: true,
@@ -118,23 +115,42 @@ impl Drop for Aegis {
     }
 }
 
-fn inputs(last: u8, timeouts: Timeouts) -> Inputs {
+/// Attaches the programs to the devices of this namespace.
+pub fn attach(plane: &mut dyn Plane, runtime: &Runtime) -> Devices {
+    let (found, existing) = runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+        tokio::spawn(connection);
+        let network = network::read(&handle).await.unwrap();
+        let found = devices(&network, &[], Some(NODE), &[POD_RANGE.parse().unwrap()], &[]);
+        (found, network.devices.keys().copied().collect())
+    });
+    assert_eq!(plane.attach(&found, &existing), [].into());
+    found
+}
+
+/// Slices that a node holds.
+pub fn holding(first: u8, last: u8, node: &str) -> Holding {
+    Holding { first, last, node: node.into(), epoch: 1, state: State::Held }
+}
+
+/// What the node is to do: let a pod's flows leave from [`EGRESS`], of which nodes hold these slices.
+pub fn inputs(holdings: Vec<Holding>, timeouts: Timeouts) -> Inputs {
+    let slices: SliceSet = holdings.iter().flat_map(|holding| holding.first..=holding.last).collect();
     let allocation = AllocationName { account: "shop".into(), name: "a".into() };
     let labels: BTreeMap<String, String> = [("app".to_owned(), "shop".to_owned())].into();
-    let holding = Holding { first: 4, last, node: "n0".into(), epoch: 1, state: State::Held };
     let address = Address {
         address: EGRESS.into(),
         prefix: "p".into(),
         allocation: allocation.clone(),
         epoch: 1,
-        holdings: vec![holding],
+        holdings,
         fence: None,
     };
     let limits = objects::Allocation {
         sites: Vec::new(),
         timeouts,
         max_resting: ANY_NUMBER,
-        slices: (4..=last).collect::<SliceSet>(),
+        slices,
         per_node_max: 252,
     };
     Inputs {
