@@ -46,6 +46,8 @@ const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 const CTA_FILTER_REPLY_FLAGS: u16 = 2;
 /// Only the source address of the tuple counts.
 const FLAG_IP_SRC: u32 = 1;
+/// The same of its destination.
+const FLAG_IP_DST: u32 = 2;
 const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 /// `TCP_CONNTRACK_TIME_WAIT` and `TCP_CONNTRACK_CLOSE` (`linux/netfilter/nf_conntrack_tcp.h`).
@@ -74,7 +76,8 @@ pub struct Connection {
     ended: bool,
 }
 
-/// Removes every connection that was opened from this address. Gives how many there were.
+/// Removes every connection that was opened from this address; over IPv4 also those to it, since one of which conntrack has seen an
+/// answer first (it had forgotten it) is of that direction. Gives how many there were.
 ///
 /// Of IPv4 the kernel filters (Linux 5.8); its filter for IPv6 gives all but what is asked for (`ctnetlink_filter_match_tuple`
 /// takes "equal" for "different"), so these are filtered here. Since it cannot remove by such a filter before 6.11, each is removed
@@ -83,14 +86,11 @@ pub fn forget(address: impl Into<IpAddr>) -> io::Result<usize> {
     let socket = connect()?;
     let found = match address.into() {
         IpAddr::V4(address) => {
-            let source = attribute(CTA_IP_V4_SRC, &address.octets());
-            let tuple = attribute(CTA_TUPLE_ORIG | NESTED, &attribute(CTA_TUPLE_IP | NESTED, &source));
-            let flags = [
-                attribute(CTA_FILTER_ORIG_FLAGS, &FLAG_IP_SRC.to_ne_bytes()),
-                attribute(CTA_FILTER_REPLY_FLAGS, &0u32.to_ne_bytes()),
-            ];
-            let filter = attribute(CTA_FILTER | NESTED, &flags.concat());
-            list(&socket, IPV4, &[tuple, filter].concat())?
+            let mut found = Vec::new();
+            for (field, flag) in [(CTA_IP_V4_SRC, FLAG_IP_SRC), (CTA_IP_V4_DST, FLAG_IP_DST)] {
+                found.extend(list(&socket, IPV4, &with_address(address, field, flag))?);
+            }
+            found
         }
         IpAddr::V6(address) => {
             let mut all = list(&socket, IPV6, &[])?;
@@ -99,6 +99,18 @@ pub fn forget(address: impl Into<IpAddr>) -> io::Result<usize> {
         }
     };
     remove_from(&socket, &found)
+}
+
+/// A filter for connections with this address in a field of their original tuple.
+fn with_address(address: Ipv4Addr, field: u16, flag: u32) -> Vec<u8> {
+    let address = attribute(field, &address.octets());
+    let tuple = attribute(CTA_TUPLE_ORIG | NESTED, &attribute(CTA_TUPLE_IP | NESTED, &address));
+    let flags = [
+        attribute(CTA_FILTER_ORIG_FLAGS, &flag.to_ne_bytes()),
+        attribute(CTA_FILTER_REPLY_FLAGS, &0u32.to_ne_bytes()),
+    ];
+    let filter = attribute(CTA_FILTER | NESTED, &flags.concat());
+    [tuple, filter].concat()
 }
 
 /// Connections whose mark has this bit, but for those that have ended: the next SYN of such a one makes a new connection, which

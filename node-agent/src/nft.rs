@@ -1,4 +1,4 @@
-//! The nftables table `ip aegis`: which flows are Aegis's, and what must not leave.
+//! The nftables tables `ip aegis` ([`four`]) and `ip6 aegis` ([`six`]): which flows are Aegis's, and what must not leave.
 //!
 //! A flow is Aegis's if the first packet of its conntrack entry was marked by `pod_ingress`. Every later packet takes
 //! the mark from the entry, set or cleared, so flows from before a binding and replies of inbound connections pass
@@ -21,15 +21,17 @@
 //! had sent it, and it would send it on from any account's address. That is decided after destinations have been translated,
 //! since a service may lead there too.
 //!
-//! [`six`] has the table of IPv6, `ip6 aegis`.
+//! What comes back is marked, too (XDP has translated it): a connection that it opens in conntrack is a flow's. And what the
+//! node itself says about a packet of a flow is covered as what the pod says.
 
+mod four;
 pub mod six;
 
-use ipnet::Ipv4Net;
+pub use four::{DROPS, Rules};
+
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket, protocols::NETLINK_NETFILTER};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -57,54 +59,6 @@ pub enum NftError {
     Refused(String),
 }
 
-/// What the table is made from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rules {
-    /// Mark bit.
-    pub mark: u32,
-    /// Ranges of this node's pods.
-    pub pods: Vec<Ipv4Net>,
-    /// Devices with `pod_ingress`: index and name.
-    pub pod_devices: BTreeMap<u32, String>,
-    /// Devices with the uplink programs: index and name.
-    pub uplinks: BTreeMap<u32, String>,
-    /// Unknown sources are held.
-    pub hold: bool,
-    /// Ranges inside the cluster.
-    pub internal: Vec<Ipv4Net>,
-    /// Pods known to be uncovered, which are not held although their device has no program. Only needed while
-    /// programs cannot be attached.
-    pub uncovered: Vec<Ipv4Net>,
-    /// UDP port of the tunnel.
-    pub tunnel_port: u16,
-    /// Addresses at which tunnels may end.
-    pub nodes: BTreeSet<Ipv4Addr>,
-}
-
-/// What the table counts, by reason: packets that it drops.
-pub const DROPS: [&str; 3] = ["no_program_out", "no_program_in", "tunnel"];
-
-/// Named sets of the table: name and type.
-const SETS: [(&str, &str); 4] = [
-    ("pod_devices", "type iface_index"),
-    ("held", "type ipv4_addr; flags interval"),
-    ("internal", "type ipv4_addr; flags interval"),
-    ("uncovered", "type ipv4_addr; flags interval"),
-];
-
-/// Chains of the table: name and hook.
-const CHAINS: [(&str, &str); 8] = [
-    ("decide", ""),
-    ("outside", ""),
-    ("nodes", ""),
-    ("tunnel", ""),
-    ("forward", "type filter hook forward priority mangle; policy accept;"),
-    ("guard", "type filter hook forward priority filter - 10; policy accept;"),
-    // Where IPVS has translated a destination, there was no forward hook.
-    ("forwarded", "type filter hook postrouting priority srcnat - 20; policy accept;"),
-    ("postrouting", "type nat hook postrouting priority srcnat - 10; policy accept;"),
-];
-
 /// The bit of a conntrack mark (not of a packet's) that says that the flow's first packet met the table: the one above
 /// the mark's, or below where there is none above.
 fn judged(mark: u32) -> u32 {
@@ -126,26 +80,6 @@ struct Table {
 }
 
 impl Table {
-    fn new(rules: &Rules) -> Table {
-        let ranges = |ranges: &[Ipv4Net]| -> BTreeSet<String> {
-            Ipv4Net::aggregate(&ranges.to_vec()).iter().map(ToString::to_string).collect()
-        };
-        let held = if rules.hold { ranges(&rules.pods) } else { BTreeSet::new() };
-        Table {
-            family: "ip",
-            drops: &DROPS,
-            forms: &SETS,
-            hooks: &CHAINS,
-            sets: vec![
-                rules.pod_devices.keys().map(u32::to_string).collect(),
-                held,
-                ranges(&rules.internal),
-                ranges(&rules.uncovered),
-            ],
-            chains: chains(rules, &ranges(&rules.pods)).into(),
-        }
-    }
-
     /// Everything, whatever a table of this name holds. Its chains stay hooked: a packet meets the old rules or the new.
     fn whole(&self) -> String {
         let family = self.family;
@@ -207,43 +141,31 @@ impl Table {
     }
 }
 
-/// Rules of [`CHAINS`].
-///
-/// What every covered packet must match stands in the rules themselves, not in sets: while a transaction is being
-/// committed, a look-up in a set may find nothing for some microseconds, and a connection whose first packet missed the
-/// identity translation in that time has the CNI's for good.
-fn chains(rules: &Rules, pods: &BTreeSet<String>) -> [Vec<String>; CHAINS.len()] {
-    let mark = rules.mark;
+/// Rules for what arrives marked from an uplink: it was translated back. Afterwards the mark would say that a flow leaves. (Marked
+/// packets from elsewhere are pods' own.)
+fn arrival<const N: usize>(
+    mark: u32,
+    uplinks: &BTreeMap<u32, String>,
+    rules: impl Fn(&str) -> [String; N],
+) -> Vec<String> {
     let is_set = is_set(mark);
-    let decide = decide(mark);
-    let [no_program_out, no_program_in, tunnelled] = DROPS.map(|name| format!("counter name {name} drop"));
-    let programmed = rules.uplinks.keys().chain(rules.pod_devices.keys());
-    let outside = programmed.map(|index| format!("oif {index} return")).chain([no_program_out]).collect();
-    let nodes = rules.nodes.iter().map(|node| format!("ip daddr {node} {tunnelled}")).collect();
-    // What comes in by an uplink may be for a node behind this one, unless it was translated here.
-    let tunnel = ["ct status & dnat == dnat goto nodes".to_owned()]
-        .into_iter()
-        .chain(rules.uplinks.keys().map(|index| format!("iif {index} return")))
-        .chain(["goto nodes".to_owned()])
-        .collect();
-    let to_tunnel = format!("udp dport {}", rules.tunnel_port);
-    let forward = [format!("{to_tunnel} jump tunnel")]
-        .into_iter()
-        .chain(pods.iter().map(|range| format!("ip saddr {range} goto decide")))
-        // Pods whose address is in none of the ranges.
-        .chain(["iif @pod_devices goto decide".to_owned()])
-        .collect();
-    let forwarded = pods.iter().map(|range| format!("ip saddr {range} {to_tunnel} goto nodes")).collect();
-    let guard = vec![
-        format!("meta mark {is_set} jump outside"),
-        "ip saddr @uncovered accept".to_owned(),
-        format!("ip saddr @held iif != @pod_devices ip daddr != @internal ct state new {no_program_in}"),
-    ];
-    let postrouting = pods
-        .iter()
-        .map(|range| format!("meta mark {is_set} ip saddr {range} snat ip prefix to {range}"))
-        .collect();
-    [decide, outside, nodes, tunnel, forward, guard, forwarded, postrouting]
+    let of = |index: &u32| {
+        let translated = format!("iif {index} meta mark {is_set}");
+        let over = format!("{translated} meta mark set meta mark & {:#x}", !mark);
+        rules(&translated).into_iter().chain([over])
+    };
+    uplinks.keys().flat_map(of).collect()
+}
+
+/// Rules by which an error that the node itself sends about a packet of a covered flow (the pod is gone, or its link is
+/// narrower) is covered too. To the pod it goes as it is.
+fn output(mark: u32, destination: &str, errors: &str, pods: &BTreeSet<String>) -> Vec<String> {
+    let is_set = is_set(mark);
+    let to_pods = pods.iter().map(|range| format!("{destination} {range} return"));
+    let covered = format!(
+        "{errors} ct state related ct mark {is_set} meta mark set meta mark | {mark:#x} jump outside"
+    );
+    to_pods.chain([covered]).collect()
 }
 
 /// A rule's words for "the mark is set".
@@ -303,7 +225,7 @@ impl Firewall {
     /// Writes what differs. Whether somebody else has changed the table is looked at only with `check`.
     pub async fn ensure(&mut self, rules: &Rules, check: bool) -> Result<Outcome, NftError> {
         self.name_devices(&rules.pod_devices, &rules.uplinks);
-        self.bring(Table::new(rules), check).await
+        self.bring(four::table(rules), check).await
     }
 
     fn name_devices(&mut self, pods: &BTreeMap<u32, String>, uplinks: &BTreeMap<u32, String>) {

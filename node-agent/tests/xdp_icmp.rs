@@ -172,6 +172,55 @@ fn xdp_icmp_errors_of_a_pod_leave_as_they_are_and_change_no_flow() {
     assert_eq!(world.consistent(), 3);
 }
 
+#[test]
+fn xdp_icmp_errors_of_the_node_are_those_of_the_pod() {
+    let mut world = World::new();
+    for (kind, sent, answer, pod_port) in kinds() {
+        let port = leaves(&mut world, kind, &sent);
+        let (outside, inside) = (answer.clone().to(EGRESS, port), answer.to(POD, pod_port));
+        age(&mut world);
+        let before = flows(&world);
+        for (error_kind, code) in [(3, 1), (3, 4), (11, 0), (11, 1), (12, 0)] {
+            let name = format!("{kind}, type {error_kind}, code {code}");
+            let packet = error(NODE, &inside, error_kind, code, 8);
+            let expected = error(EGRESS, &outside, error_kind, code, 8);
+            let out = world.out(&packet.frame());
+            assert_eq!(out.verdict, TCX_NEXT, "{name}: {:?}", world.counted());
+            assert_eq!(out.frame, with_quoted_checksum(expected, &packet, &inside).frame(), "{name}");
+            assert_eq!(world.counted(), [("translated", 1)], "{name}");
+            // What is not marked is about no covered flow.
+            assert_eq!(world.out_unmarked(&packet.frame()).frame, packet.frame(), "{name}");
+        }
+        assert_eq!(flows(&world), before, "{kind}: neither refreshed nor ended");
+        let gone = error(NODE, &inside.clone().to(POD, 1), 3, 1, 8).frame();
+        kept_in(&mut world, &format!("{kind}: about no flow"), &gone, Counter::RefuseNoFlow);
+        let no_error = Packet { source: NODE, ..sent };
+        kept_in(&mut world, &format!("{kind}: no error"), &no_error.frame(), Counter::DropLeak);
+    }
+    assert_eq!(world.consistent(), 3);
+}
+
+#[test]
+fn xdp_icmp_without_metadata_the_flow_tells_what_was_translated() {
+    let mut world = World::new();
+    let mark = |world: &World, packet: &Packet| {
+        let outcome = classify(world.program("uplink_mark"), &packet.frame(), OTHER_MARK);
+        assert_eq!(outcome.packet, packet.frame());
+        u32::from_ne_bytes(outcome.context[8..12].try_into().unwrap())
+    };
+    for missing in [false, true] {
+        world.plane.array("NO_METADATA").unwrap().set(0, u32::from(missing), 0).unwrap();
+        for (kind, sent, answer, pod_port) in kinds() {
+            leaves(&mut world, kind, &sent);
+            let inside = answer.to(POD, pod_port);
+            let expected = if missing { MARK | OTHER_MARK } else { OTHER_MARK };
+            assert_eq!(mark(&world, &inside), expected, "{kind}");
+            assert_eq!(mark(&world, &inside.clone().to(POD, 1)), OTHER_MARK, "{kind}: no flow");
+            assert_eq!(mark(&world, &inside.to(NODE, pod_port)), OTHER_MARK, "{kind}: not the pod");
+        }
+    }
+}
+
 /// Every length that a link carries in a byte's steps would be many; these are each remainder of what is summed at a time.
 #[test]
 fn xdp_icmp_errors_with_a_wrong_checksum_do_not_get_in() {

@@ -10,7 +10,6 @@ use support::six::*;
 use support::*;
 
 /// Metadata that stands before a packet that was translated back.
-const WORD: [u8; 4] = TRANSLATED_IN.to_ne_bytes();
 
 fn world() -> World {
     let mut world = World::new();
@@ -62,8 +61,7 @@ fn refused(world: &mut World, name: &str, frame: &[u8], reason: Counter) -> Vec<
 fn arrives(world: &mut World, name: &str, frame: &[u8], destination: Ipv6Addr) {
     let (verdict, out) = world.back(frame);
     assert_eq!(verdict, XDP_PASS, "{name}: verdict; {:?}", world.counted());
-    let expected = [&WORD[..], &with_address(frame, DESTINATION, destination)].concat();
-    assert_eq!(out, expected, "{name}: frame");
+    assert_eq!(out, with_address(frame, DESTINATION, destination), "{name}: frame");
     assert_eq!(world.counted(), [("reverse", 1)], "{name}: counters");
 }
 
@@ -217,8 +215,8 @@ fn xdp_ipv6_errors_about_what_pods_sent_come_in_with_what_they_quote() {
         let frame = Packet6::error(router, &sent, kind, bytes).frame();
         let (verdict, out) = world.back(&frame);
         assert_eq!((verdict, world.counted()), (XDP_PASS, vec![("reverse", 1)]), "{name}");
-        assert_eq!(out, [&WORD[..], &inner(frame, POD6)].concat(), "{name}");
-        assert!(is_sound(&out[18..]), "{name}: its checksum is right, though it covers what was quoted");
+        assert_eq!(out, inner(frame, POD6), "{name}");
+        assert!(is_sound(&out[14..]), "{name}: its checksum is right, though it covers what was quoted");
     }
     let other = Packet6::tcp((ORIGIN6, 1), (router, 443), ACK, b"");
     let mut foreign = Packet6::error(router, &other, 1, 60);
@@ -245,6 +243,29 @@ fn xdp_ipv6_errors_of_pods_leave_with_what_they_quote() {
     let other = Packet6::udp((ORIGIN6, 53), (FAR_POD6, 5000), b"not this pod's");
     let frame = Packet6::error(POD6, &other, 1, 64).to(ORIGIN6).from(POD6).frame();
     kept_in(&mut world, "about what came to somebody else", &frame, Counter::DropMalformedOut);
+}
+
+#[test]
+fn xdp_ipv6_errors_of_the_node_are_those_of_the_pod() {
+    let mut world = world();
+    let node = Ipv6Addr::new(0x2001, 0xdb8, 0xeeee, 0, 0, 0, 0, 2);
+    let got = Packet6::udp((ORIGIN6, 53), (POD6, 5000), b"for a link that is too narrow");
+    for (kind, name) in [(1, "unreachable"), (2, "too big"), (3, "time exceeded")] {
+        let frame = Packet6::error(node, &got, kind, 64).to(ORIGIN6).frame();
+        let of_pod = Packet6::error(POD6, &got, kind, 64).to(ORIGIN6).frame();
+        let out = world.out(&frame);
+        assert_eq!(out.verdict, TCX_NEXT, "{name}: {:?}", world.counted());
+        assert_eq!(out.frame, world.out(&of_pod).frame, "{name}: as if the pod had sent it");
+        assert!(is_sound(&out.frame[14..]), "{name}");
+        assert_eq!(out.frame[14 + SOURCE..14 + SOURCE + 16], pod_outside().octets(), "{name}");
+        world.counted();
+    }
+    let other = Packet6::udp((ORIGIN6, 53), (UNKNOWN_POD6, 5000), b"to one that is gone");
+    let frame = Packet6::error(node, &other, 1, 64).to(ORIGIN6).frame();
+    kept_in(&mut world, "about a pod that is gone", &frame, Counter::DropUnknownPod);
+    let other = Packet6::udp((ORIGIN6, 53), (INSIDE6, 5000), b"to somebody else's");
+    let frame = Packet6::error(node, &other, 1, 64).to(ORIGIN6).frame();
+    kept_in(&mut world, "about another node's pod", &frame, Counter::DropLeak);
 }
 
 #[test]
@@ -431,7 +452,7 @@ fn xdp_ipv6_what_another_node_sends_is_taken_or_dropped_but_never_sent_on() {
     let packet = Packet6::udp((ORIGIN6, 53), (pod_outside(), 5000), b"answer");
     let (verdict, out) = world.back(&steered(&packet, VNI_STEER));
     assert_eq!(verdict, XDP_PASS);
-    assert_eq!(out, [&WORD[..], &packet.clone().to(POD6).frame()].concat());
+    assert_eq!(out, packet.clone().to(POD6).frame());
     assert_eq!(world.counted(), [("reverse", 1), ("steered_here", 1)]);
     let other = steered(&packet.clone().to(theirs()), VNI_STEER);
     assert_eq!(world.back(&other).0, XDP_DROP);

@@ -5,7 +5,7 @@ use crate::checksum::{apply, difference, difference16};
 use crate::fence;
 use crate::flow::{self, Leaving};
 use crate::headers::{self, ACK, ETH_LEN, Ipv4, SYN, Transport};
-use crate::icmp_out::key_of_quoted;
+use crate::icmp_out::key_to_pod;
 use crate::identification;
 use crate::maps::{self, ADDRESSES, FRAGMENTS_OUT};
 use crate::opening::{self, Opener};
@@ -209,7 +209,7 @@ fn error(ctx: &XdpContext, ip: &Ipv4, transport_offset: usize, peer: u32) -> Res
     }
     // SAFETY: within the frame.
     let ports = unsafe { *xdp::at::<Transport>(ctx, start + length).ok_or(MALFORMED)? };
-    let key = key_of_quoted(&quoted, &ports);
+    let key = key_to_pod(&quoted, &ports);
     let flow = flow::find(&key);
     let about_it = flow.exists()
         && flow.value.is_guest(&key)

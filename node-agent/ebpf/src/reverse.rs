@@ -87,7 +87,7 @@ pub const TOO_BIG: u32 = 2 << 16;
 #[inline(always)]
 pub fn translate(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> u32 {
     match rewrite(ctx, config, inbound) {
-        Ok(peer) => u32::from(peer),
+        Ok(peer) => peer,
         Err(Counter::TooBig) => TOO_BIG,
         Err(reason) => {
             maps::count(reason, u32::from(inbound.ip.total_length()));
@@ -97,7 +97,7 @@ pub fn translate(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> u32 {
 }
 
 #[inline(always)]
-fn rewrite(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u16, Counter> {
+fn rewrite(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u32, Counter> {
     let malformed = Counter::DropMalformedIn;
     let offset = inbound.transport_offset;
     // SAFETY: within the frame.
@@ -145,7 +145,7 @@ fn rewrite(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u16, 
         }
     }
     destination(ctx, inbound, pod).ok_or(malformed)?;
-    Ok(flow.peer)
+    Ok(u32::from(flow.peer))
 }
 
 /// Whether a live flow asked for the packet, and it can be taken to the pod.
@@ -162,7 +162,7 @@ fn may_go_on(config: &Config, inbound: &Inbound, back: &Back) -> Result<(), Coun
 
 /// An ICMP error about a packet of ours: the pod must see itself as the sender of what is quoted (RFC 5508 REQ-4).
 #[inline(always)]
-fn error(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u16, Counter> {
+fn error(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u32, Counter> {
     let malformed = Counter::DropMalformedIn;
     let quoted = quoted(ctx, inbound).ok_or(malformed)?;
     let back = flow::find_back(&quoted.key);
@@ -191,7 +191,7 @@ fn error(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u16, Co
     let change = difference16(port.to_be(), pod_port.to_be());
     replace_checksum(ctx, inbound.transport_offset + 2, change).ok_or(malformed)?;
     destination(ctx, inbound, pod).ok_or(malformed)?;
-    Ok(flow.peer)
+    Ok(u32::from(flow.peer))
 }
 
 /// Bytes of a message that are summed at a time, and how many times at most.

@@ -2,6 +2,7 @@
 //!
 //! Each direction is a function of its own for the verifier's sake, and for that of the stack, which IPv4 fills.
 
+mod by_node;
 pub mod classify;
 pub mod inbound;
 pub mod leave;

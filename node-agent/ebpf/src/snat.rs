@@ -89,7 +89,7 @@ fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<i32, S
     let generation = maps::generation(config);
     let pod = maps::pod(generation, source);
     if pod.is_none() && !maps::in_pod_range(config, source) {
-        return Err(Stop::Drop(Counter::DropLeak));
+        return icmp_out::translate_of_node(ctx, packet);
     }
     if packet.ip.is_later_fragment() {
         return later_fragment(ctx, packet);

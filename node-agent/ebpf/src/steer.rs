@@ -9,6 +9,7 @@ use crate::maps::{self, ADDRESSES, SLOTS};
 use crate::returned;
 use crate::reverse;
 use crate::six::inbound as six;
+use crate::translated;
 use crate::tunnel::{self, Arrival, Outer, Received};
 use crate::xdp;
 use aegis_common::{Config, Counter, FIRST_SLICE, SLOTS_PER_ADDRESS, VNI_RETURN, VNI_STEER};
@@ -88,6 +89,11 @@ pub fn run(ctx: &XdpContext) -> u32 {
         _ => Step::Drop(Counter::DropMalformedIn),
     };
     match step {
+        // For a pod of this node, translated back.
+        Step::Done(XDP_PASS) => {
+            translated::tell(ctx.ctx);
+            XDP_PASS
+        }
         Step::Done(verdict) => verdict,
         Step::Drop(reason) => {
             maps::count(reason, bytes);

@@ -3,7 +3,7 @@
 //! The program at the uplink's tcx ingress gives what was translated back the mark. conntrack knows whether somebody asked for
 //! it: if not, it goes no further. The mark goes too, since from there on it would say that a flow leaves.
 
-use super::{Firewall, NftError, Outcome, Table, decide, is_set};
+use super::{Firewall, NftError, Outcome, Table, arrival, decide, is_set, output};
 use ipnet::Ipv6Net;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,13 +36,14 @@ const SETS: [(&str, &str); 4] = [
     ("uncovered", "type ipv6_addr; flags interval"),
 ];
 
-const CHAINS: [(&str, &str); 6] = [
+const CHAINS: [(&str, &str); 7] = [
     ("decide", ""),
     ("outside", ""),
     // conntrack has looked at the packet by then (priority -200), and no destination is translated yet.
     ("arrival", "type filter hook prerouting priority mangle; policy accept;"),
     ("forward", "type filter hook forward priority mangle; policy accept;"),
     ("guard", "type filter hook forward priority filter - 10; policy accept;"),
+    ("output", "type filter hook output priority mangle; policy accept;"),
     ("postrouting", "type nat hook postrouting priority srcnat - 10; policy accept;"),
 ];
 
@@ -80,14 +81,8 @@ fn chains(rules: &Rules6, pods: &BTreeSet<String>) -> Vec<Vec<String>> {
     let [no_program_out, no_program_in, unasked] = DROPS6.map(|name| format!("counter name {name} drop"));
     let programmed = rules.uplinks.keys().chain(rules.pod_devices.keys());
     let outside = programmed.map(|index| format!("oif {index} return")).chain([no_program_out]).collect();
-    // Marked packets from elsewhere are pods' own.
-    let arrived = |index: &u32| {
-        [
-            format!("iif {index} meta mark {is_set} ct state new,invalid {unasked}"),
-            format!("iif {index} meta mark {is_set} meta mark set meta mark & {:#x}", !mark),
-        ]
-    };
-    let arrival = rules.uplinks.keys().flat_map(arrived).collect();
+    let arrival =
+        arrival(mark, &rules.uplinks, |translated| [format!("{translated} ct state new,invalid {unasked}")]);
     let forward = pods
         .iter()
         .map(|range| format!("ip6 saddr {range} goto decide"))
@@ -103,5 +98,6 @@ fn chains(rules: &Rules6, pods: &BTreeSet<String>) -> Vec<Vec<String>> {
         .iter()
         .map(|range| format!("meta mark {is_set} ip6 saddr {range} snat ip6 prefix to {range}"))
         .collect();
-    vec![decide(mark), outside, arrival, forward, guard, postrouting]
+    let output = output(mark, "ip6 daddr", "meta l4proto icmpv6", pods);
+    vec![decide(mark), outside, arrival, forward, guard, output, postrouting]
 }

@@ -311,10 +311,18 @@ impl World {
         self.classify("uplink_egress", frame, 0)
     }
 
-    /// A frame that arrives at the uplink: verdict and frame.
+    /// A frame that arrives at the uplink: verdict and frame. Fails unless exactly the frames that are translated back here have
+    /// the word before them that says so: those that the host stack gets, with another destination.
     pub fn back(&self, frame: &[u8]) -> (u32, Vec<u8>) {
-        let outcome = test_run::run(self.program("uplink_ingress"), frame, &[], 1).unwrap();
-        (outcome.verdict, outcome.packet)
+        let context = xdp_context(frame.len());
+        let outcome = test_run::run(self.program("uplink_ingress"), frame, &context, 1).unwrap();
+        // The kernel gives the frame from its metadata on.
+        let start = u32::from_ne_bytes(outcome.context[..4].try_into().unwrap()) as usize;
+        let (word, packet) = outcome.packet.split_at(start);
+        let translated = outcome.verdict == XDP_PASS && packet != frame;
+        let expected = if translated { TRANSLATED_IN.to_ne_bytes().to_vec() } else { Vec::new() };
+        assert_eq!(word, expected, "metadata");
+        (outcome.verdict, packet.to_vec())
     }
 
     /// Labels of the counters that grew since the last call, with by how many packets.
@@ -511,6 +519,13 @@ pub fn classify_segments(program: BorrowedFd<'_>, frame: &[u8], mark: u32, segme
 /// Runs a classifier on a frame with a mark.
 pub fn classify(program: BorrowedFd<'_>, frame: &[u8], mark: u32) -> Outcome {
     test_run::run(program, frame, &context(mark), 1).unwrap()
+}
+
+/// A `struct xdp_md` for a frame of so many bytes.
+fn xdp_context(length: usize) -> [u8; 24] {
+    let mut context = [0; 24];
+    context[4..8].copy_from_slice(&(length as u32).to_ne_bytes());
+    context
 }
 
 /// A `struct __sk_buff` with a mark, on the loopback device.

@@ -4,16 +4,17 @@
 
 use super::lookup::{self, SUFFIXES};
 use super::{ICMPV6, Ipv6, LATER, Layers, START, follow_headers_xdp, is_error, load, too_big};
-use crate::headers::{self, ETH_LEN, Ethernet};
+use crate::headers::{ETH_LEN, Ethernet};
 use crate::maps::{self, SLOTS};
 use crate::steer::Step;
+use crate::translated;
 use crate::tunnel;
 use crate::xdp;
 use aegis_common::*;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
-use aya_ebpf::bindings::{__sk_buff, xdp_md};
-use aya_ebpf::helpers::{bpf_xdp_adjust_meta, bpf_xdp_store_bytes};
-use aya_ebpf::programs::{TcContext, XdpContext};
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::bpf_xdp_store_bytes;
+use aya_ebpf::programs::XdpContext;
 
 /// Offset of the source address in the IPv6 header, and of the destination.
 const SOURCE: u32 = 8;
@@ -167,17 +168,9 @@ extern "C" fn to_pod(context: *mut xdp_md, destination: *const Address6) -> u32 
     if !store(ctx, ETH_LEN as u32 + DESTINATION, &pod) {
         return UNSOUND;
     }
-    // SAFETY: the context is valid; the pointer into the metadata is made anew below.
-    if unsafe { bpf_xdp_adjust_meta(context, -(size_of::<u32>() as i32)) } != 0 {
+    if translated::write_word(context) == 0 {
         return NO_METADATA;
     }
-    // SAFETY: fields of the context.
-    let (meta, data) = unsafe { ((*context).data_meta as usize, (*context).data as usize) };
-    if meta + size_of::<u32>() > data {
-        return NO_METADATA;
-    }
-    // SAFETY: within the metadata.
-    unsafe { *(meta as *mut u32) = TRANSLATED_IN };
     TAKEN
 }
 
@@ -186,21 +179,4 @@ fn store(ctx: &XdpContext, offset: u32, address: &Address6) -> bool {
     let from = core::ptr::from_ref(address).cast_mut().cast();
     // SAFETY: the helper reads the address only.
     unsafe { bpf_xdp_store_bytes(ctx.ctx, offset, from, size_of::<Address6>() as u32) == 0 }
-}
-
-/// `uplink_mark` (tcx ingress, uplink): gives what was translated back the mark, by which nftables knows it.
-#[inline(always)]
-pub fn mark(ctx: &TcContext) {
-    let Some(config) = maps::config() else { return };
-    if was_translated(ctx.skb.skb) {
-        ctx.skb.set_mark(headers::mark(ctx) | config.mark);
-    }
-}
-
-#[inline(always)]
-fn was_translated(skb: *mut __sk_buff) -> bool {
-    // SAFETY: fields of the context.
-    let (meta, data) = unsafe { ((*skb).data_meta as usize, (*skb).data as usize) };
-    // SAFETY: within the metadata.
-    meta + size_of::<u32>() <= data && unsafe { *(meta as *const u32) } == TRANSLATED_IN
 }

@@ -3,7 +3,8 @@
 
 use super::lookup::{self, ALLOCATIONS6, FLOWS6, NETWORKS};
 use super::{
-    FIRST, ICMPV6, Ipv6, LATER, Layers, START, WHOLE, follow_headers, is_error, ports, refuse, turned,
+    FIRST, ICMPV6, Ipv6, LATER, Layers, START, WHOLE, by_node, follow_headers, is_error, ports, refuse,
+    turned,
 };
 use crate::headers::{self, ETH_LEN, SYN, TCP, UDP};
 use crate::maps;
@@ -46,6 +47,9 @@ extern "C" fn leave6(skb: *mut __sk_buff) -> u32 {
     let (Some(config), Some(config6)) = (maps::config(), lookup::config()) else { return TCX_NEXT as u32 };
     let bytes = ctx.len().saturating_sub(ETH_LEN as u32);
     let covered = headers::mark(ctx) & config.mark != 0;
+    if covered {
+        by_node::speak_for_pod6(ctx.skb.skb);
+    }
     let ip = ctx.load::<Ipv6>(ETH_LEN).ok().filter(Ipv6::is_sound);
     let stop = match ip {
         None if !covered => return TCX_NEXT as u32,
