@@ -17,6 +17,8 @@ pub mod type_ {
     pub const READY: &str = "Ready";
     /// A node renews its Lease, so that it may send from addresses with a fence.
     pub const LEASE_HELD: &str = "LeaseHeld";
+    /// Packets of established flows pass by the node's host stack.
+    pub const FAST_PATH: &str = "FastPath";
     /// A node has room for all that is asked of it.
     pub const WITHIN_LIMITS: &str = "WithinLimits";
     /// The network has been told of the addresses that a node takes packets for; the message has "n of m addresses".

@@ -62,7 +62,8 @@ pub struct EgressNodeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bindings: Vec<ProgrammedBinding>,
     /// `Ready`, `WithinLimits`: whether there is room for everything that is asked of this node, and, if it holds slices of a
-    /// prefix that is announced by BGP or L2, `Announced`: whether the network has been told.
+    /// prefix that is announced by BGP or L2, `Announced`: whether the network has been told. With `agent.fastPath`, `FastPath`:
+    /// whether established flows pass by the host stack here, or why not.
     #[schemars(schema_with = "schema::conditions")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

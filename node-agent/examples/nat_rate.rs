@@ -83,40 +83,41 @@ fn line(figure: &Figure) -> String {
 
 /// Packets, connections and bytes per second, by turns.
 fn rates() -> Vec<Figure> {
-    let (ours, masquerade, snat) = (Row::new(), Row::new(), Row::new());
-    let _aegis = Aegis::on(&ours, 255, Timeouts::default());
+    let [ours, fast, masquerade, snat] = [(); 4].map(|()| Row::new());
+    let _aegis = (Aegis::on(&ours, 255, Timeouts::default()), Aegis::fast_on(&fast, 255));
     masquerade.translate_by("masquerade to :1024-65535");
     snat.translate_by(&format!("snat to {EGRESS}:1024-65535"));
     let _pass: Vec<pass::Attached> =
         [&masquerade, &snat].map(|row| row.node.enter(|| pass::on("eth0"))).into();
-    let rows = [&ours, &masquerade, &snat];
-    let mut all: [Vec<Rates>; 3] = Default::default();
+    let rows = [&ours, &fast, &masquerade, &snat];
+    let mut all: [Vec<Rates>; 4] = Default::default();
     for turn in 0..TURNS {
         // Nobody is always the first.
         for place in 0..rows.len() {
             let which = (turn + place) % rows.len();
             let rates = measure::rates(rows[which]);
-            eprintln!("{}: {rates:?}", ["aegis", "masquerade", "snat"][which]);
+            eprintln!("{}: {rates:?}", ["aegis", "fast", "masquerade", "snat"][which]);
             all[which].push(rates);
         }
     }
     let of = |which: usize, figure: fn(&Rates) -> f64| median(all[which].iter().map(figure).collect());
-    let kinds: [Kind<Rates>; 6] = [
+    let kinds: [Kind<Rates>; 7] = [
         ("small UDP packets of one flow", "packets/s", |rates| rates.one_flow),
         ("small UDP packets of 16 flows", "packets/s", |rates| rates.packets),
         ("CPU time for a small UDP packet, both ends included", "ns", |rates| rates.packet_ns),
         ("new TCP connections", "1/s", |rates| rates.connections),
         ("CPU time for a connection, both ends included", "us", |rates| rates.connection_us),
-        ("bulk TCP", "Gbit/s", |rates| rates.bulk),
+        ("bulk TCP from the pod", "Gbit/s", |rates| rates.bulk_out),
+        ("bulk TCP to the pod", "Gbit/s", |rates| rates.bulk_in),
     ];
-    let references = [(1, "masquerade"), (2, "SNAT")];
+    let references = [(0, 2, "to masquerade"), (0, 3, "to SNAT"), (1, 2, "fast path, to masquerade")];
     kinds
         .iter()
         .flat_map(|(name, unit, figure)| {
-            references.map(|(which, reference)| Figure {
-                name: format!("{name}, to {reference}"),
-                ours: of(0, *figure),
-                reference: of(which, *figure),
+            references.map(|(which, other, reference)| Figure {
+                name: format!("{name}, {reference}"),
+                ours: of(which, *figure),
+                reference: of(other, *figure),
                 unit,
             })
         })

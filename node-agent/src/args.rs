@@ -74,6 +74,11 @@ pub struct Args {
     #[arg(long, env = "AEGIS_REFUSALS_PER_SECOND", default_value_t = 1000)]
     pub refusals_per_second: u32,
 
+    /// Packets of established IPv4 flows go between pod and uplink without the host stack. They pass by network policies, conntrack and
+    /// nftables: see docs/operations.md. A node on which that is not safe does not do it, and says so.
+    #[arg(long, env = "AEGIS_FAST_PATH", default_value_t = false, action = clap::ArgAction::Set)]
+    pub fast_path: bool,
+
     /// Routing table of the kernel in which the addresses of prefixes with `announcement: {mode: BGP}` are put, for a routing
     /// daemon to announce. Not one that somebody else uses; FRR before 9 reads 1 to 252. 0: none are.
     #[arg(long, env = "AEGIS_ANNOUNCEMENT_TABLE", default_value_t = 180, value_parser = parse_table)]

@@ -18,6 +18,7 @@ use crate::apply::{self, Attached};
 use crate::args::Args;
 use crate::cni::{self, CniResult};
 use crate::desired::{self, Desired, Inputs};
+use crate::fast;
 use crate::lease::{Hold, Need};
 use crate::metrics::Metrics;
 use crate::neighbour::{self, Resolver};
@@ -28,7 +29,7 @@ use crate::ops::{self, Known};
 use crate::probe::Prober;
 use crate::refused;
 use crate::snapshot::{self, Local, Memory};
-use crate::status::Pending;
+use crate::status::{NotReady, Pending};
 use crate::sweep::Usage;
 use crate::uplink::{self, Devices};
 use crate::watch::Shared;
@@ -41,6 +42,7 @@ use plane::Pinned;
 use settled::Settled;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -108,6 +110,8 @@ pub struct Controller {
     l2: L2,
     need: watch::Sender<Option<Need>>,
     hold: watch::Receiver<Option<Hold>>,
+    /// Whether the fast path may be used, if it is wanted.
+    fast: Option<Result<(), NotReady>>,
     born: Instant,
 
     network: Result<Network, String>,
@@ -182,6 +186,7 @@ impl Controller {
             l2,
             need: watch::Sender::new(None),
             hold,
+            fast: None,
             born: now,
             network: Err("not read yet".to_owned()),
             network_read: None,
@@ -274,6 +279,7 @@ impl Controller {
         self.look_whether_to_leave();
         self.open(started);
         self.heed_lease();
+        self.look_at_fast_path();
         self.poll();
         let usage = self.pinned.usage();
         self.look_at_demand(&usage);
@@ -312,6 +318,18 @@ impl Controller {
         self.prober.watch(&probed.collect());
         self.tell(&inputs, &usage, synced);
         self.look_whether_left(&inputs, started);
+    }
+
+    /// Looks whether the fast path, if it is wanted, may be used at present.
+    fn look_at_fast_path(&mut self) {
+        let fast = self.args.fast_path.then(|| fast::check(Path::new("/proc/sys")));
+        if fast != self.fast {
+            if let Some(Err(why)) = &fast {
+                tracing::warn!("no fast path: {}", why.message);
+            }
+            self.fast = fast;
+            self.dirty = true;
+        }
     }
 
     /// Enters which gateways answer as soon as that has changed: flows wait for it, and a turn may take long.
@@ -386,6 +404,7 @@ impl Controller {
             cni: &self.cni,
             network: self.network.as_ref().ok(),
             uplink_mtu: self.devices.uplink_mtu(),
+            fast_path: matches!(self.fast, Some(Ok(()))),
             answers: self.prober.answers(),
             room: self.pinned.room(),
             leaving: self.leaving,

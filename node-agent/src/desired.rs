@@ -59,6 +59,8 @@ pub struct Inputs {
     pub tunnel_port: u16,
     /// Refusals per second and CPU.
     pub refusals_per_second: u32,
+    /// Established flows take the fast path.
+    pub fast_path: bool,
     /// What happens to addresses that nobody has named yet.
     pub unknown_pods: UnknownPods,
     /// How the gateways that are probed answer, by tunnel address.
@@ -120,6 +122,8 @@ pub struct Settings {
     pub tunnel_mtu: Option<u32>,
     /// Refusals per second and CPU.
     pub refusals_per_second: u32,
+    /// Established flows take the fast path.
+    pub fast_path: bool,
     /// Ranges of this node's pods, as few as say the same.
     pub pod_ranges: Vec<Ipv4Net>,
 }
@@ -189,6 +193,7 @@ pub fn desired(inputs: &Inputs) -> Desired {
                 && inputs.bindings.iter().any(|b| b.enabled),
             tunnel_mtu: inputs.uplink_mtu.map(|mtu| mtu.saturating_sub(TUNNEL_OVERHEAD)),
             refusals_per_second: inputs.refusals_per_second,
+            fast_path: inputs.fast_path,
             pod_ranges: Ipv4Net::aggregate(&inputs.pod_ranges),
         },
         peers: peers(inputs),

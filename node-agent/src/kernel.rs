@@ -23,7 +23,8 @@ use crate::uplink::Devices;
 use aegis_common::{
     AddressValue, AllocationValue, BlockKey, BlockValue, Config, Counter, CounterValue, DestinationKey,
     DestinationValue, FORWARD_TABLE, HOMES_PER_ADDRESS, HoldingValue, LeaseValue, PeerValue, PodKey,
-    PodValue, PortKey, PressureValue, SLOTS_PER_ADDRESS, SlotValue, VerdictKey, VerdictValue,
+    PodValue, PortKey, PressureValue, SLOTS_PER_ADDRESS, SlotValue, TO_POD, TO_UPLINK, VerdictKey,
+    VerdictValue,
 };
 use answers::Answers;
 use aya::maps::Map;
@@ -39,6 +40,8 @@ pub struct Kernel {
     dataplane: Dataplane,
     uplinks: BTreeMap<u32, (Device, Mode)>,
     pods: BTreeMap<u32, Device>,
+    /// What `DEVICES` says.
+    named: BTreeMap<u32, u32>,
     /// What has programs of an agent with another schema, until they are taken over.
     inherited: Attached,
     /// There is something to take over.
@@ -78,6 +81,7 @@ pub fn open(args: &Args) -> Result<Box<dyn Plane>, PlaneError> {
         dataplane,
         uplinks: BTreeMap::new(),
         pods: BTreeMap::new(),
+        named: BTreeMap::new(),
         inherited: Attached::default(),
         inherits: true,
         flows,
@@ -165,6 +169,25 @@ impl Kernel {
             None => gone(handle.remove(key)),
         };
         result.map_err(|source| EbpfError::Map { name: map.into(), source })
+    }
+
+    /// Tells the programs between which devices the fast path goes: those on which nothing is wrong.
+    fn name_devices(&mut self, errors: &BTreeMap<String, String>) -> Result<(), EbpfError> {
+        let uplinks = self.uplinks.iter().map(|(index, (device, _))| (*index, device, TO_UPLINK));
+        let pods = self.pods.iter().map(|(index, device)| (*index, device, TO_POD));
+        let sound = uplinks.chain(pods).filter(|(_, device, _)| !errors.contains_key(&device.name));
+        let named: BTreeMap<u32, u32> = sound.map(|(index, _, kind)| (index, kind)).collect();
+        for (index, kind) in &named {
+            if self.named.get(index) != Some(kind) {
+                self.hash("DEVICES", *index, Some(*kind))?;
+            }
+        }
+        let gone: Vec<u32> = self.named.keys().filter(|index| !named.contains_key(index)).copied().collect();
+        for index in gone {
+            self.hash::<u32, u32>("DEVICES", index, None)?;
+        }
+        self.named = named;
+        Ok(())
     }
 
     /// Live generation of the policy; 0 before the first.
@@ -434,6 +457,9 @@ impl Plane for Kernel {
                 Ok(()) => _ = self.pods.insert(*index, device.clone()),
                 Err(error) => _ = errors.insert(device.name.clone(), chain(&error)),
             }
+        }
+        if let Err(error) = self.name_devices(&errors) {
+            errors.insert("the fast path".to_owned(), chain(&error));
         }
         errors
     }

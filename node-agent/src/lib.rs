@@ -34,6 +34,7 @@ pub mod demand;
 pub mod desired;
 pub mod ebpf;
 pub mod ethtool;
+pub mod fast;
 pub mod flows;
 pub mod fragments;
 pub mod geneve;

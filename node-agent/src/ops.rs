@@ -187,6 +187,7 @@ impl Builder<'_> {
             tunnel_port: u32::from(settings.tunnel_port),
             hold_unknown: u32::from(settings.hold_unknown),
             refusals_per_second: settings.refusals_per_second,
+            fast: u32::from(settings.fast_path),
             ..current
         };
         if let Some(address) = settings.tunnel_address {

@@ -28,6 +28,8 @@ pub struct Local<'a> {
     pub network: Option<&'a Network>,
     /// Smallest MTU of the uplinks.
     pub uplink_mtu: Option<u32>,
+    /// Established flows may take the fast path.
+    pub fast_path: bool,
     /// How gateways answer.
     pub answers: BTreeMap<Ipv4Addr, Answer>,
     /// Room in the tables of the policy.
@@ -98,6 +100,7 @@ pub fn inputs(args: &Args, cluster: &Cluster, local: &Local<'_>, memory: &mut Me
         mark: args.mark,
         tunnel_port: args.tunnel_port,
         refusals_per_second: args.refusals_per_second,
+        fast_path: local.fast_path,
         unknown_pods: args.unknown_pods,
         answers: local.answers.clone(),
         room: local.room,

@@ -75,6 +75,10 @@ pub mod reason {
     pub const NOT_RENEWED: &str = "NotRenewed";
     /// The Lease is there again; what the node held is being given up.
     pub const RETURNING: &str = "Returning";
+    /// Established flows take the fast path.
+    pub const FAST: &str = "EstablishedFlows";
+    /// conntrack would take the end of a connection that it has not followed for invalid.
+    pub const CONNTRACK_STRICT: &str = "ConntrackStrict";
     /// The kernel's network cannot be read.
     pub const NETWORK_UNKNOWN: &str = "NetworkUnknown";
 }
@@ -119,6 +123,8 @@ pub struct Facts<'a> {
     pub keeps_deadlines: bool,
     /// Whether the node's Lease is held, if it is needed.
     pub lease: Option<Result<(), NotReady>>,
+    /// Whether the fast path is taken, if it is wanted.
+    pub fast: Option<&'a Result<(), NotReady>>,
     /// The agent is being taken off the node.
     pub leaving: bool,
 }
@@ -166,6 +172,7 @@ pub fn report(facts: &Facts<'_>) -> EgressNodeStatus {
             .into_iter()
             .chain(facts.announced.map(announced))
             .chain(facts.lease.as_ref().map(lease))
+            .chain(facts.fast.map(fast))
             .collect(),
     }
 }
@@ -207,6 +214,16 @@ fn lease(held: &Result<(), NotReady>) -> Condition {
             condition(type_::LEASE_HELD, "True", reason::RENEWED, "the node's Lease is renewed".to_owned())
         }
         Err(why) => condition(type_::LEASE_HELD, "False", why.reason, why.message.clone()),
+    }
+}
+
+fn fast(taken: &Result<(), NotReady>) -> Condition {
+    match taken {
+        Ok(()) => {
+            let message = "packets of established IPv4 flows pass by the host stack";
+            condition(type_::FAST_PATH, "True", reason::FAST, message.to_owned())
+        }
+        Err(why) => condition(type_::FAST_PATH, "False", why.reason, why.message.clone()),
     }
 }
 
@@ -425,6 +442,7 @@ mod tests {
             announced: None,
             keeps_deadlines: true,
             lease: None,
+            fast: None,
             leaving: false,
         }
     }

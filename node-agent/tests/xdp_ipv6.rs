@@ -9,8 +9,6 @@ use support::packet::{ACK, NODE_MAC, ROUTER_MAC, SYN, geneve};
 use support::six::*;
 use support::*;
 
-/// Metadata that stands before a packet that was translated back.
-
 fn world() -> World {
     let mut world = World::new();
     six(&mut world);

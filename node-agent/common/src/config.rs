@@ -29,8 +29,8 @@ pub struct Config {
     pub refusals_per_second: u32,
     /// Entries of `pod_ranges` that are set.
     pub pod_range_count: u32,
-    /// Zero.
-    pub pad: u32,
+    /// 1: packets of established flows go between pod-facing device and uplink without the host stack.
+    pub fast: u32,
     /// Ranges from which this node's pods get their addresses.
     pub pod_ranges: [PodRange; MAX_POD_RANGES],
 }

@@ -129,4 +129,8 @@ counters! {
     FragmentKept = "fragment_kept",
     /// In: dropped, translated back but with no room for the word that says so: the driver has no metadata.
     DropNoMetadata = "drop_no_metadata",
+    /// Out: packets that went to the uplink without the host stack.
+    FastOut = "fast_out",
+    /// In: packets that went to the pod without the host stack.
+    FastIn = "fast_in",
 }

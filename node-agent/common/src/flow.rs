@@ -127,6 +127,9 @@ pub const SEEN_ACK: u16 = 2;
 pub const SEEN_FIN: u16 = 4;
 /// A TCP RST passed in this direction.
 pub const SEEN_RST: u16 = 8;
+/// The flow may take the fast path, in both directions: it is established, as conntrack has seen too, and the pod's packets had its key
+/// before the host stack touched them, so that answers need no more translation than the uplink's.
+pub const SEEN_FAST: u16 = 16;
 
 /// Key of `FRAGMENTS_OUT` and `FRAGMENTS_IN` (LRU hashes: they hold no NAT state, only hints that live for the
 /// time a datagram is under way).

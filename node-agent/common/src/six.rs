@@ -157,9 +157,6 @@ pub struct Flow6Value {
 }
 map_type!(Flow6Value, 16);
 
-/// What the program at XDP writes before a packet that it has translated, for the one at tcx ingress.
-pub const TRANSLATED_IN: u32 = 0xae91_0006;
-
 /// Largest IPv6 packet that can be sent through the tunnel is the same as of IPv4, but no link may be narrower than this
 /// (RFC 8200 section 5).
 pub const MIN_MTU6: u32 = 1280;

@@ -4,11 +4,12 @@
 //! their first packet had. So a covered flow that may not leave is not dropped here but at the uplink, where flows
 //! from before the binding can be told apart.
 
+use crate::fast;
 use crate::flow;
 use crate::headers::{self, ETH_P_IP, Ethernet, Packet};
 use crate::maps::{self, ADDRESSES, PEER_INDEX};
 use crate::six;
-use aegis_common::{Config, Counter, DESTINATION_INTERNAL, FlowKey, PodValue};
+use aegis_common::{Config, Counter, DESTINATION_INTERNAL, FlowKey, PodValue, VerdictValue};
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
 use aya_ebpf::programs::TcContext;
 
@@ -34,8 +35,8 @@ pub fn run(ctx: &TcContext) -> i32 {
     let generation = maps::generation(config);
     let named = maps::pod(generation, source);
     let covered = match named.filter(|pod| is_sender(ctx, pod)) {
-        Some(pod) if pod.class == 0 => false,
-        Some(pod) => match covered(ctx, generation, &packet, &pod) {
+        Some(pod) if pod.class == 0 => Covered::No,
+        Some(pod) => match covered(ctx, config, generation, &packet, &pod) {
             Some(covered) => covered,
             None => {
                 maps::count(Counter::DropMalformedOut, bytes);
@@ -50,12 +51,35 @@ pub fn run(ctx: &TcContext) -> i32 {
                 maps::count(Counter::DropUnknownPod, bytes);
                 return TCX_DROP;
             }
-            false
+            Covered::No
         }
     };
     let mark = headers::mark(ctx) & !config.mark;
-    ctx.skb.set_mark(if covered { mark | config.mark } else { mark });
-    TCX_NEXT
+    ctx.skb.set_mark(if matches!(covered, Covered::No) { mark } else { mark | config.mark });
+    match covered {
+        Covered::Fast => match fast::leave(ctx.skb.skb) {
+            0 => TCX_NEXT,
+            verdict => verdict as i32,
+        },
+        _ => TCX_NEXT,
+    }
+}
+
+/// Whether a packet is Aegis's.
+#[derive(Clone, Copy)]
+enum Covered {
+    No,
+    /// It is of a flow, or begins one.
+    Yes,
+    /// It is of a flow, and may take the fast path.
+    Fast,
+}
+
+impl Covered {
+    #[inline(always)]
+    fn by(verdict: Option<VerdictValue>) -> Covered {
+        if verdict.is_some() { Covered::Yes } else { Covered::No }
+    }
 }
 
 /// Whether the packet comes from the pod's own device. Otherwise another pod has its address by now, of which the agent does
@@ -81,11 +105,18 @@ fn enters_tunnel(ctx: &TcContext, config: &Config, packet: &Packet) -> bool {
 
 /// Whether the packet belongs to a flow of ours, or would begin one. `None` if it can't be parsed.
 #[inline(always)]
-fn covered(ctx: &TcContext, generation: u32, packet: &Packet, pod: &PodValue) -> Option<bool> {
+fn covered(
+    ctx: &TcContext,
+    config: &Config,
+    generation: u32,
+    packet: &Packet,
+    pod: &PodValue,
+) -> Option<Covered> {
     let (source, destination, protocol) = (packet.ip.source, packet.ip.destination, packet.ip.protocol);
     if packet.ip.is_later_fragment() {
         // conntrack reassembles before it looks at the mark, and takes the first fragment's.
-        return Some(maps::verdict(generation, pod.class, destination, protocol, maps::NO_PORT).is_some());
+        let verdict = maps::verdict(generation, pod.class, destination, protocol, maps::NO_PORT);
+        return Some(Covered::by(verdict));
     }
     let (mut local_port, mut remote_port, mut port) = (0, 0, maps::NO_PORT);
     if protocol == headers::TCP || protocol == headers::UDP {
@@ -99,7 +130,12 @@ fn covered(ctx: &TcContext, generation: u32, packet: &Packet, pod: &PodValue) ->
     let key = FlowKey { local: source, remote: destination, local_port, remote_port, protocol, pad: [0; 3] };
     let flow = flow::find(&key);
     if flow.exists() && flow.value.incarnation == pod.incarnation {
-        return Some(true);
+        if config.fast == 0 {
+            return Some(Covered::Yes);
+        }
+        let flags = if protocol == headers::TCP { packet.tcp_flags(ctx)? } else { 0 };
+        let fast = fast::may(&flow, &key, &packet.ip, flags);
+        return Some(if fast { Covered::Fast } else { Covered::Yes });
     }
-    Some(maps::verdict(generation, pod.class, destination, protocol, port).is_some())
+    Some(Covered::by(maps::verdict(generation, pod.class, destination, protocol, port)))
 }

@@ -70,6 +70,13 @@ impl Found {
         }
     }
 
+    /// The word with what was seen in its lower half, for bits that are set while others write.
+    #[inline(always)]
+    pub fn seen_cell(&self) -> *mut u32 {
+        // SAFETY: within the map value; the field is aligned to a word.
+        unsafe { (&raw mut (*self.place).seen).cast() }
+    }
+
     /// Takes back that the pod is gone: it has just sent a packet.
     #[inline(always)]
     pub fn unbury(&self, key: &FlowKey) {
@@ -165,6 +172,13 @@ impl Back {
         if self.value.seen != seen {
             back.seen = seen;
         }
+    }
+
+    /// See [`Found::seen_cell`].
+    #[inline(always)]
+    pub fn seen_cell(&self) -> *mut u32 {
+        // SAFETY: as there.
+        unsafe { (&raw mut (*self.place).seen).cast() }
     }
 
     /// See [`Found::bury`].

@@ -168,6 +168,22 @@ pub fn segment_size(ctx: &TcContext) -> u32 {
     unsafe { (*ctx.skb.skb).gso_size }
 }
 
+/// Length of the largest packet that this one is or will be cut into. The kernel makes TCP segments smaller by as much as is
+/// `added` to their headers.
+#[inline(always)]
+pub fn largest(ctx: &TcContext, packet: &Packet, added: u32) -> u32 {
+    let segment = segment_size(ctx);
+    if segment == 0 {
+        return packet.length;
+    }
+    let start = (packet.transport_offset - ETH_LEN) as u32;
+    if packet.ip.protocol != TCP {
+        return start + 8 + segment;
+    }
+    let Ok(offset) = ctx.load::<u8>(packet.transport_offset + 12) else { return u32::MAX };
+    start + u32::from(offset >> 4) * 4 + segment.saturating_sub(added)
+}
+
 /// The skb's mark.
 #[inline(always)]
 pub fn mark(ctx: &TcContext) -> u32 {

@@ -5,7 +5,7 @@
 //! | `pod_ingress` | tcx ingress, pod-facing device | marks covered packets, holds unknown pods, drops forged sources |
 //! | `uplink_egress` | tcx egress, uplink | gives marked packets a port and the egress address; leak guard |
 //! | `uplink_ingress` | XDP, uplink | steers replies to the owner of the port, translates them back there; answers ARP |
-//! | `uplink_mark` | tcx ingress, uplink | marks packets that `uplink_ingress` has translated back |
+//! | `uplink_mark` | tcx ingress, uplink | marks packets that `uplink_ingress` has translated back, or gives them to the pod |
 //! | `sweep` | none: run by the agent through `BPF_PROG_TEST_RUN` | removes flows and blocks that are over |
 //! | `enter` | none: as `sweep` | enters and removes flows that are taken over from another version |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -24,6 +24,8 @@ mod checksum;
 mod classify;
 #[cfg(target_arch = "bpf")]
 mod enter;
+#[cfg(target_arch = "bpf")]
+mod fast;
 #[cfg(target_arch = "bpf")]
 mod fence;
 #[cfg(target_arch = "bpf")]
@@ -92,8 +94,7 @@ mod programs {
 
     #[classifier]
     pub fn uplink_mark(ctx: TcContext) -> i32 {
-        crate::translated::mark(&ctx);
-        aya_ebpf::bindings::tcx_action_base::TCX_NEXT
+        crate::translated::run(&ctx)
     }
 
     #[xdp]

@@ -1,12 +1,13 @@
 //! Translating replies back to the pod.
 
 use crate::checksum::{apply, difference, difference16, fold};
+use crate::fast;
 use crate::flow::{self, Back};
 use crate::headers::{self, ACK, ETH_LEN, Ipv4, SYN, Transport};
 use crate::maps;
 use crate::steer::Inbound;
 use crate::xdp;
-use aegis_common::{Config, Counter, FlowKey, ReverseValue, seen_after};
+use aegis_common::{Config, Counter, FlowKey, ReverseValue, SEEN_FAST, seen_after};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_csum_diff, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
@@ -80,9 +81,11 @@ fn key_of(inbound: &Inbound, transport: &Transport) -> FlowKey {
 pub const DROPPED: u32 = 1 << 16;
 /// It does not fit into the tunnel to the pod's node, and is left as it is.
 pub const TOO_BIG: u32 = 2 << 16;
+/// It is for a pod of this node, and may take the fast path.
+pub const FAST: u32 = 4 << 16;
 
 /// Translates a packet whose egress port is this node's, if a live flow asked for it. Gives the node of the pod as index
-/// into `PEERS` (0 = this one), or [`DROPPED`] or [`TOO_BIG`]. (Not a `Result`: its unset half would be spilled to the
+/// into `PEERS` (0 = this one), or [`FAST`], [`DROPPED`] or [`TOO_BIG`]. (Not a `Result`: its unset half would be spilled to the
 /// stack uninitialised, which the verifier refuses.)
 #[inline(always)]
 pub fn translate(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> u32 {
@@ -112,6 +115,7 @@ fn rewrite(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u32, 
     let (pod, pod_port) = (flow.pod, flow.pod_port);
     may_go_on(config, inbound, &back)?;
     let change = difference(inbound.ip.destination, pod) + difference16(local_port.to_be(), pod_port.to_be());
+    let mut goes_on = true;
     match inbound.ip.protocol {
         headers::TCP => {
             let bytes = xdp::at::<[u8; 20]>(ctx, offset).ok_or(malformed)?;
@@ -122,11 +126,12 @@ fn rewrite(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u32, 
                 return Err(Counter::DropNoFlow);
             }
             back.touch(seen_after(flow.seen, flags));
+            goes_on = fast::goes_on(flow.seen, flags);
             replace_checksum(ctx, offset + 16, change).ok_or(malformed)?;
             replace_word(ctx, offset + 2, pod_port.to_be()).ok_or(malformed)?;
         }
         headers::UDP => {
-            back.touch(0);
+            back.touch(flow.seen);
             // SAFETY: within the frame.
             let checksum = unsafe { *xdp::at::<u16>(ctx, offset + 6).ok_or(malformed)? };
             // Zero means "no checksum", so a computed zero is sent as ones (RFC 768).
@@ -138,14 +143,15 @@ fn rewrite(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u32, 
             replace_word(ctx, offset + 2, pod_port.to_be()).ok_or(malformed)?;
         }
         _ => {
-            back.touch(0);
+            back.touch(flow.seen);
             let id = difference16(local_port.to_be(), pod_port.to_be());
             replace_checksum(ctx, offset + 2, id).ok_or(malformed)?;
             replace_word(ctx, offset + 4, pod_port.to_be()).ok_or(malformed)?;
         }
     }
     destination(ctx, inbound, pod).ok_or(malformed)?;
-    Ok(u32::from(flow.peer))
+    let fast = config.fast != 0 && flow.seen & SEEN_FAST != 0 && goes_on && fast::is_plain(&inbound.ip);
+    Ok(if fast { FAST } else { u32::from(flow.peer) })
 }
 
 /// Whether a live flow asked for the packet, and it can be taken to the pod.

@@ -12,9 +12,12 @@ use crate::six::inbound as six;
 use crate::translated;
 use crate::tunnel::{self, Arrival, Outer, Received};
 use crate::xdp;
-use aegis_common::{Config, Counter, FIRST_SLICE, SLOTS_PER_ADDRESS, VNI_RETURN, VNI_STEER};
+use aegis_common::*;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::programs::XdpContext;
+
+/// In place of a verdict: the packet is for a pod of this node, by the fast path.
+const PASS_FAST: u32 = 100;
 
 /// What is to happen to a packet for an egress address.
 pub enum Step {
@@ -91,7 +94,11 @@ pub fn run(ctx: &XdpContext) -> u32 {
     match step {
         // For a pod of this node, translated back.
         Step::Done(XDP_PASS) => {
-            translated::tell(ctx.ctx);
+            translated::tell(ctx.ctx, TRANSLATED_IN);
+            XDP_PASS
+        }
+        Step::Done(PASS_FAST) => {
+            translated::tell(ctx.ctx, TRANSLATED_FAST);
             XDP_PASS
         }
         Step::Done(verdict) => verdict,
@@ -172,6 +179,10 @@ pub fn to_owner(ctx: &XdpContext, config: &Config, inbound: &Inbound, port: u16)
             0 => {
                 maps::count(Counter::Reverse, u32::from(inbound.ip.total_length()));
                 Step::Done(XDP_PASS)
+            }
+            reverse::FAST => {
+                maps::count(Counter::Reverse, u32::from(inbound.ip.total_length()));
+                Step::Done(PASS_FAST)
             }
             reverse::DROPPED => Step::Done(XDP_DROP),
             reverse::TOO_BIG => tunnel::too_big(ctx, config, inbound),

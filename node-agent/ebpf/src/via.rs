@@ -113,7 +113,7 @@ extern "C" fn encapsulate(skb: *mut __sk_buff, peer: u32, allocation: u32, ports
     let (Some(config), Some(packet)) = (maps::config(), Packet::read(ctx)) else { return FAILED };
     let packet = &packet;
     let Some(gateway) = PEERS.get(peer).filter(|peer| peer.address != 0) else { return NO_WAY };
-    if largest(ctx, packet) > limit(config) {
+    if headers::largest(ctx, packet, GATEWAY_OVERHEAD) > limit(config) {
         return TOO_BIG;
     }
     let name = maps::ALLOCATIONS.get(allocation).map_or(0, |allocation| allocation.name);
@@ -147,22 +147,6 @@ extern "C" fn encapsulate(skb: *mut __sk_buff, peer: u32, allocation: u32, ports
     let ifindex = if gateway.ifindex != 0 { gateway.ifindex } else { unsafe { (*ctx.skb.skb).ifindex } };
     // SAFETY: plain arguments: the kernel finds the way to the outer destination.
     unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as u32 }
-}
-
-/// Length of the largest packet that this one is or will be cut into.
-#[inline(always)]
-fn largest(ctx: &TcContext, packet: &Packet) -> u32 {
-    let segment = headers::segment_size(ctx);
-    if segment == 0 {
-        return packet.length;
-    }
-    let start = (packet.transport_offset - ETH_LEN) as u32;
-    if packet.ip.protocol != headers::TCP {
-        return start + 8 + segment;
-    }
-    let Ok(offset) = ctx.load::<u8>(packet.transport_offset + 12) else { return u32::MAX };
-    // The kernel makes the segments smaller by as much as is added here.
-    start + u32::from(offset >> 4) * 4 + segment.saturating_sub(GATEWAY_OVERHEAD)
 }
 
 /// Largest packet that fits into the tunnel to a gateway.

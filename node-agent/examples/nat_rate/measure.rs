@@ -22,7 +22,8 @@ pub struct Rates {
     pub packet_ns: f64,
     pub connections: f64,
     pub connection_us: f64,
-    pub bulk: f64,
+    pub bulk_out: f64,
+    pub bulk_in: f64,
 }
 
 /// CPU time of the machine so far, in seconds.
@@ -45,23 +46,40 @@ pub fn rates(row: &Row) -> Rates {
     let (one_flow, _) = datagrams(row, 1);
     let (packets, packet_ns) = datagrams(row, 16);
     let (connections, connection_us) = connections(row);
-    Rates { one_flow, packets, packet_ns, connections, connection_us, bulk: bulk(row) }
+    Rates {
+        one_flow,
+        packets,
+        packet_ns,
+        connections,
+        connection_us,
+        bulk_out: bulk(row, true),
+        bulk_in: bulk(row, false),
+    }
 }
 
 /// Datagrams of 18 bytes (the smallest frame), and the CPU time that each takes in nanoseconds.
 fn datagrams(row: &Row, flows: u16) -> (f64, f64) {
-    let _sinks: Vec<UdpSocket> =
+    let sinks: Vec<UdpSocket> =
         row.origin.enter(|| (0..flows).map(|flow| UdpSocket::bind((ORIGIN, 9000 + flow)).unwrap()).collect());
-    let (begin, work) = (arrived(row), busy());
-    let start = Instant::now();
-    row.pod.enter(|| {
-        let sockets: Vec<UdpSocket> = (0..flows)
+    let sockets: Vec<UdpSocket> = row.pod.enter(|| {
+        (0..flows)
             .map(|flow| {
                 let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
                 socket.connect((ORIGIN, 9000 + flow)).unwrap();
                 socket
             })
-            .collect();
+            .collect()
+    });
+    // A question and an answer: from then on the flow is established.
+    for (socket, sink) in sockets.iter().zip(&sinks) {
+        socket.send(b"x").unwrap();
+        let (_, from) = sink.recv_from(&mut [0; 8]).unwrap();
+        sink.send_to(b"x", from).unwrap();
+        socket.recv(&mut [0; 8]).unwrap();
+    }
+    let (begin, work) = (arrived(row), busy());
+    let start = Instant::now();
+    row.pod.enter(|| {
         let payload = [0u8; 18];
         let mut vector = libc::iovec { iov_base: payload.as_ptr() as *mut _, iov_len: payload.len() };
         // SAFETY: all-zero is a valid value of these plain C structures.
@@ -107,24 +125,25 @@ fn connections(row: &Row) -> (f64, f64) {
     (count / start.elapsed().as_secs_f64(), (busy() - work) * 1e6 / count)
 }
 
-/// One connection that carries as much as it can, in Gbit/s.
-fn bulk(row: &Row) -> f64 {
+/// One connection that carries as much as it can, from the pod or to it, in Gbit/s.
+fn bulk(row: &Row, out: bool) -> f64 {
     let listener = row.origin.enter(|| TcpListener::bind((ORIGIN, 6000)).unwrap());
+    let opening = std::thread::spawn(move || listener.accept().unwrap().0);
+    let of_pod = row.pod.enter(|| TcpStream::connect((ORIGIN, 6000)).unwrap());
+    let of_origin = opening.join().unwrap();
+    let (mut from, mut to) = if out { (of_pod, of_origin) } else { (of_origin, of_pod) };
     let reader = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
         let (mut buffer, mut total, start) = (vec![0; 1 << 18], 0usize, Instant::now());
-        while let Ok(length @ 1..) = stream.read(&mut buffer) {
+        while let Ok(length @ 1..) = to.read(&mut buffer) {
             total += length;
         }
         total as f64 * 8e-9 / start.elapsed().as_secs_f64()
     });
-    row.pod.enter(|| {
-        let mut stream = TcpStream::connect((ORIGIN, 6000)).unwrap();
-        let (buffer, start) = (vec![0; 1 << 18], Instant::now());
-        while start.elapsed() < TIME {
-            stream.write_all(&buffer).unwrap();
-        }
-    });
+    let (buffer, start) = (vec![0; 1 << 18], Instant::now());
+    while start.elapsed() < TIME {
+        from.write_all(&buffer).unwrap();
+    }
+    drop(from);
     reader.join().unwrap()
 }
 

@@ -72,6 +72,7 @@ impl Controller {
             announced: self.standing().as_ref(),
             keeps_deadlines: self.pinned.plane.as_ref().is_some_and(|plane| !plane.inherits()),
             lease: self.lease(),
+            fast: self.fast.as_ref(),
             leaving: self.leaving,
         });
         let (uid, present, nodes) = {

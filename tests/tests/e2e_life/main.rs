@@ -9,6 +9,7 @@ mod api_outage;
 mod autoscaler;
 mod changes;
 mod deletion;
+mod fast_path;
 mod fence;
 mod first_packet;
 mod gateways;

@@ -168,7 +168,7 @@ extern "C" fn to_pod(context: *mut xdp_md, destination: *const Address6) -> u32 
     if !store(ctx, ETH_LEN as u32 + DESTINATION, &pod) {
         return UNSOUND;
     }
-    if translated::write_word(context) == 0 {
+    if translated::write_word(context, TRANSLATED_IN) == 0 {
         return NO_METADATA;
     }
     TAKEN
