@@ -86,7 +86,7 @@ impl Covered {
 /// not know yet, and must inherit nothing.
 #[inline(always)]
 fn is_sender(ctx: &TcContext, pod: &PodValue) -> bool {
-    pod.mac == [0; 6] || ctx.load::<Ethernet>(0).is_ok_and(|ethernet| ethernet.source == pod.mac)
+    pod.mac == [0; 6] || headers::read::<Ethernet>(ctx, 0).is_some_and(|ethernet| ethernet.source == pod.mac)
 }
 
 /// Whether a node would take the packet for one that another node has sent through the tunnel: whoever can send such

@@ -1,5 +1,8 @@
 //! Protocol headers as they are on the wire (multi-byte fields in network byte order), and reading them from an skb.
 //!
+//! They are read where they are, which costs nothing, as long as they are in the skb's linear part; writing goes by helpers, since a
+//! program that writes where headers are has the kernel copy every cloned skb for it, also of those that it only lets pass.
+//!
 //! They have their natural alignment, although in a frame they have not: BPF on the architectures that Aegis supports
 //! loads unaligned words, while a packed type would be read byte by byte.
 
@@ -124,7 +127,7 @@ impl Packet {
     /// Reads the IP header; `None` if it is not whole or not sound.
     #[inline(always)]
     pub fn read(ctx: &TcContext) -> Option<Packet> {
-        let ip: Ipv4 = ctx.load(ETH_LEN).ok()?;
+        let ip: Ipv4 = read(ctx, ETH_LEN)?;
         let header_length = ip.header_length()?;
         let mut length = u32::from(ip.total_length());
         if length == 0 && segment_size(ctx) != 0 {
@@ -148,7 +151,7 @@ impl Packet {
         if !self.has(8) {
             return None;
         }
-        ctx.load(self.transport_offset).ok()
+        read(ctx, self.transport_offset)
     }
 
     /// Reads the TCP flags.
@@ -157,8 +160,20 @@ impl Packet {
         if !self.has(20) {
             return None;
         }
-        ctx.load(self.transport_offset + 13).ok()
+        // Two bytes: of one the verifier does not understand the bounds as they are compiled.
+        read::<[u8; 2]>(ctx, self.transport_offset + 12).map(|bytes| bytes[1])
     }
+}
+
+/// Copies a `T` out of a frame.
+#[inline(always)]
+pub fn read<T: Copy>(ctx: &TcContext, offset: usize) -> Option<T> {
+    let (start, end) = (ctx.data(), ctx.data_end());
+    if start + offset + size_of::<T>() <= end {
+        // SAFETY: within the frame; BPF has no alignment demands on packet memory here.
+        return Some(unsafe { ((start + offset) as *const T).read_unaligned() });
+    }
+    ctx.load(offset).ok()
 }
 
 /// Bytes of payload that each segment gets into which the kernel or the device will cut the packet; 0 = it is not cut.

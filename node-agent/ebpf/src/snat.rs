@@ -1,5 +1,6 @@
 //! `uplink_egress`: gives covered packets their egress address and port, and lets nothing else of them out.
 
+use crate::checksum;
 use crate::fence;
 use crate::flow::{self, Leaving};
 use crate::headers::{self, ACK, ETH_LEN, ETH_P_IP, Ipv4, Packet, SYN, Transport};
@@ -328,15 +329,42 @@ fn rewrite(
         ctx.l4_csum_replace(checksum, u64::from(packet.ip.source), u64::from(egress), pseudo)?;
         let old_port = u64::from(transport.source_port().to_be());
         ctx.l4_csum_replace(checksum, old_port, new_port, flags | 2)?;
+        if offset == ETH_LEN + size_of::<Ipv4>() {
+            return ctx.store(IP_CHECKSUM, &with_source(packet, egress, port), 0);
+        }
         ctx.store(offset, &port.to_be(), 0)?;
     }
     rewrite_source(ctx, packet, egress)
 }
 
+const IP_CHECKSUM: usize = ETH_LEN + 10;
+
+/// What an IPv4 header has from its checksum on, and the port that follows it if it is without options.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Tail {
+    checksum: u16,
+    source: [u8; 4],
+    destination: [u8; 4],
+    port: u16,
+}
+
+/// With another source. One write instead of three.
+#[inline(always)]
+fn with_source(packet: &Packet, egress: u32, port: u16) -> Tail {
+    let ip = &packet.ip;
+    Tail {
+        checksum: checksum::apply(ip.checksum, checksum::difference(ip.source, egress)),
+        source: egress.to_ne_bytes(),
+        destination: ip.destination.to_ne_bytes(),
+        port: port.to_be(),
+    }
+}
+
 /// Writes the source address, with the IP checksum.
 #[inline(always)]
 pub fn rewrite_source(ctx: &TcContext, packet: &Packet, egress: u32) -> Result<(), i64> {
-    ctx.l3_csum_replace(ETH_LEN + 10, u64::from(packet.ip.source), u64::from(egress), 4)?;
+    ctx.l3_csum_replace(IP_CHECKSUM, u64::from(packet.ip.source), u64::from(egress), 4)?;
     ctx.store(ETH_LEN + 12, &egress, 0)
 }
 
