@@ -101,6 +101,15 @@ pub struct Args {
     #[arg(long, env = "AEGIS_CNI_CACHE", default_value = "/var/lib/cni/results")]
     pub cni_cache: PathBuf,
 
+    /// Folder where the node's control group hierarchies are mounted: sockets of pods with the host network are known by their
+    /// pod's group.
+    #[arg(long, env = "AEGIS_CGROUPS", default_value = "/sys/fs/cgroup")]
+    pub cgroups: PathBuf,
+
+    /// UID of the agent's own pod (downward API: metadata.uid).
+    #[arg(long, env = "POD_UID", default_value = "")]
+    pub pod_uid: String,
+
     /// Program that writes nftables.
     #[arg(long, env = "AEGIS_NFT", default_value = "nft")]
     pub nft: PathBuf,

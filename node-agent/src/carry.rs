@@ -34,6 +34,7 @@ const WRITTEN: &[&str] = &[
     "HOLDINGS",
     "ALLOCATIONS",
     "PODS",
+    "HOSTS",
     "DESTINATIONS",
     "PORTS",
     "VERDICTS",

@@ -19,6 +19,7 @@ use crate::args::Args;
 use crate::cni::{self, CniResult};
 use crate::desired::{self, Desired, Inputs};
 use crate::fast;
+use crate::groups::{self, Groups};
 use crate::lease::{Hold, Need};
 use crate::metrics::Metrics;
 use crate::neighbour::{self, Resolver};
@@ -66,6 +67,8 @@ pub struct Signals {
     pub network: AtomicBool,
     /// CNI results.
     pub cni: AtomicBool,
+    /// Control groups of pods.
+    pub groups: AtomicBool,
     /// The nftables table.
     pub table: AtomicBool,
     /// Gateways that have begun or ceased to answer.
@@ -117,6 +120,9 @@ pub struct Controller {
     network: Result<Network, String>,
     network_read: Option<Instant>,
     cni: Vec<CniResult>,
+    groups: Groups,
+    /// Why the control groups are not known.
+    no_groups: Option<String>,
     pinned: Pinned,
     known: Known,
     table: TableKeeper,
@@ -191,6 +197,8 @@ impl Controller {
             network: Err("not read yet".to_owned()),
             network_read: None,
             cni: Vec::new(),
+            groups: Groups::default(),
+            no_groups: None,
             known: Known::default(),
             resolver: Resolver::default(),
             memory: Memory::default(),
@@ -238,7 +246,7 @@ impl Controller {
 
     /// Turns until the future that this is gets dropped.
     pub async fn run(mut self) {
-        for flag in [&self.signals.network, &self.signals.cni] {
+        for flag in [&self.signals.network, &self.signals.cni, &self.signals.groups] {
             flag.store(true, Ordering::Release);
         }
         loop {
@@ -274,6 +282,7 @@ impl Controller {
         let started = Instant::now();
         self.look_at_network().await;
         self.look_at_cni();
+        self.look_at_groups();
         self.follow_gateways();
         Signals::take(&self.signals.lease);
         self.look_whether_to_leave();
@@ -378,6 +387,20 @@ impl Controller {
         }
     }
 
+    fn look_at_groups(&mut self) {
+        if !Signals::take(&self.signals.groups) {
+            return;
+        }
+        match groups::read(&self.args.cgroups) {
+            Ok(groups) => {
+                self.dirty |= groups != self.groups;
+                self.groups = groups;
+                self.no_groups = None;
+            }
+            Err(error) => self.no_groups = Some(error.to_string()),
+        }
+    }
+
     fn open(&mut self, now: Instant) {
         self.dirty |= self.pinned.open(&self.args, self.write_error.is_some(), now);
         self.settled.read(&self.pinned.observed, now);
@@ -402,6 +425,8 @@ impl Controller {
             tunnel_address,
             pod_ranges: pod_ranges.unwrap_or_else(|| remembered_ranges(&self.pinned.observed)),
             cni: &self.cni,
+            groups: self.groups.clone(),
+            host_levels: config.host_levels,
             network: self.network.as_ref().ok(),
             uplink_mtu: self.devices.uplink_mtu(),
             fast_path: matches!(self.fast, Some(Ok(()))),
@@ -445,11 +470,16 @@ impl Controller {
     }
 
     async fn keep_table(&mut self, wanted: Option<&Desired>, inputs: &Inputs) {
-        let (hold, internal) = match wanted {
-            Some(wanted) => (wanted.settings.hold_unknown, desired::internal(inputs)),
-            None => {
-                (self.pinned.observed.config.hold_unknown == 1, remembered_internal(&self.pinned.observed))
+        let config = &self.pinned.observed.config;
+        let (hold, hosts, internal) = match wanted {
+            Some(wanted) => {
+                (wanted.settings.hold_unknown, wanted.settings.host_levels != 0, desired::internal(inputs))
             }
+            None => (
+                config.hold_unknown == 1,
+                config.host_levels != 0,
+                remembered_internal(&self.pinned.observed),
+            ),
         };
         let Attached { uplinks, pods } = self.attached();
         let unprogrammed =
@@ -473,6 +503,7 @@ impl Controller {
             hold,
             internal,
             uncovered,
+            hosts,
             tunnel_port: self.args.tunnel_port,
             nodes: self.tunnel_ends(inputs),
         };

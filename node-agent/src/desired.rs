@@ -9,6 +9,7 @@ pub use allocation::Allocation;
 pub use policy::{Policy, Verdict};
 
 use crate::args::UnknownPods;
+use crate::groups::Group;
 use crate::objects::{self, NodeRecord};
 use crate::probe::Answer;
 use aegis_common::TUNNEL_OVERHEAD;
@@ -29,6 +30,12 @@ pub struct Inputs {
     pub pods: Vec<Pod>,
     /// MAC that belongs to each pod's address, where the CNI has told it.
     pub macs: BTreeMap<IpAddr, [u8; 6]>,
+    /// Control group of each pod, where there is one yet, by UID.
+    pub groups: BTreeMap<String, Group>,
+    /// Groups in which the pods' are.
+    pub group_roots: Vec<Group>,
+    /// Levels of the hierarchy at which the data plane looks for groups already.
+    pub host_levels: u32,
     /// All bindings.
     pub bindings: Vec<Binding>,
     /// All allocations.
@@ -103,6 +110,8 @@ pub struct Desired {
     pub covered: BTreeMap<BindingName, u32>,
     /// Local pods that some binding covers.
     pub covered_pods: u32,
+    /// Covered pods of the host network whose control group is not known: they leave with the node's address.
+    pub groupless: u32,
     /// Accounts whose rules find no room: their covered pods are refused.
     pub refused: BTreeSet<String>,
 }
@@ -120,6 +129,9 @@ pub struct Settings {
     pub hold_unknown: bool,
     /// Largest IPv4 packet that fits into the tunnel.
     pub tunnel_mtu: Option<u32>,
+    /// Levels at which the data plane looks for the group of a socket of this node's; 0 = it looks at none. What was once looked at
+    /// stays so: connections of pods of the host network live on.
+    pub host_levels: u32,
     /// Refusals per second and CPU.
     pub refusals_per_second: u32,
     /// Established flows take the fast path.
@@ -183,14 +195,16 @@ pub fn desired(inputs: &Inputs) -> Desired {
         .map(|(address, object)| (*address, address::egress_address(inputs, *address, object)))
         .collect();
     let allocations = allocation::allocations(inputs, &addresses);
-    let compiled = policy::compile(inputs, &allocations);
+    let hold_unknown =
+        inputs.unknown_pods == UnknownPods::Hold && inputs.bindings.iter().any(|binding| binding.enabled);
+    let compiled = policy::compile(inputs, &allocations, hold_unknown);
     Desired {
         settings: Settings {
             mark: inputs.mark,
             tunnel_address: inputs.tunnel_address,
             tunnel_port: inputs.tunnel_port,
-            hold_unknown: inputs.unknown_pods == UnknownPods::Hold
-                && inputs.bindings.iter().any(|b| b.enabled),
+            hold_unknown,
+            host_levels: compiled.host_levels,
             tunnel_mtu: inputs.uplink_mtu.map(|mtu| mtu.saturating_sub(TUNNEL_OVERHEAD)),
             refusals_per_second: inputs.refusals_per_second,
             fast_path: inputs.fast_path,
@@ -204,6 +218,7 @@ pub fn desired(inputs: &Inputs) -> Desired {
         bindings: compiled.bindings,
         covered: compiled.covered,
         covered_pods: compiled.covered_pods,
+        groupless: compiled.groupless,
         refused: compiled.refused,
     }
 }

@@ -1,9 +1,11 @@
 //! Which pod an address of this node belongs to.
 //!
 //! Two sources name addresses: the pod's status, which is late, and the results that the CNI library leaves on disk
-//! before a container of the pod runs. Labels and service account come from the watched pod in both cases.
+//! before a container of the pod runs. Labels and service account come from the watched pod in both cases. Pods of the host network
+//! have no address of their own, but a control group as every pod.
 
 use crate::cni::CniResult;
+use crate::groups::Group;
 use crate::objects::PodRecord;
 use aegis_core::model::Seconds;
 use aegis_core::policy::Pod;
@@ -17,12 +19,16 @@ pub struct Identities {
     pub pods: Vec<Pod>,
     /// MAC that belongs to each address, where the CNI has told it.
     pub macs: BTreeMap<IpAddr, [u8; 6]>,
+    /// Control group of each pod, by UID.
+    pub groups: BTreeMap<String, Group>,
 }
 
 /// Gives every watched pod that still runs the addresses that are its own now. Of several claims to an address the
 /// newest counts; an address that was given to a sandbox whose pod is not watched yet belongs to nobody.
-pub fn resolve(pods: &[PodRecord], cache: &[CniResult]) -> Identities {
+pub fn resolve(pods: &[PodRecord], cache: &[CniResult], groups: &BTreeMap<String, Group>) -> Identities {
     let running = || pods.iter().filter(|pod| !pod.finished);
+    let groups =
+        running().filter_map(|pod| Some((pod.uid.clone(), *groups.get(&pod.kubelet_uid)?))).collect();
     // Best claim to each address: (time, uid, MAC), the larger one wins.
     let mut claims: BTreeMap<IpAddr, (Seconds, &str, [u8; 6])> = BTreeMap::new();
     let mut claim = |address: IpAddr, time: Seconds, uid, mac| {
@@ -57,7 +63,7 @@ pub fn resolve(pods: &[PodRecord], cache: &[CniResult]) -> Identities {
         })
         .collect();
     let macs = claims.iter().map(|(address, (_, _, mac))| (*address, *mac)).filter(|(_, mac)| *mac != [0; 6]);
-    Identities { pods, macs: macs.collect() }
+    Identities { pods, macs: macs.collect(), groups }
 }
 
 /// The watched pod of a CNI result: by UID, or by name where the runtime passes none.
@@ -77,6 +83,10 @@ fn owner<'a>(pods: &'a [PodRecord], result: &CniResult) -> Option<&'a PodRecord>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn resolve(pods: &[PodRecord], cache: &[CniResult]) -> Identities {
+        super::resolve(pods, cache, &BTreeMap::new())
+    }
 
     fn record(name: &str, uid: &str, created: Seconds, addresses: &[[u8; 4]]) -> PodRecord {
         PodRecord {
@@ -163,5 +173,19 @@ mod tests {
     fn pods_of_the_host_network_own_no_address() {
         let host = PodRecord { host_network: true, ..record("agent", "u1", 1, &[[192, 0, 2, 1]]) };
         assert!(addresses_of(&resolve(&[host], &[]).pods, "u1").is_empty());
+    }
+
+    #[test]
+    fn a_group_is_the_pods_by_the_uid_that_kubelet_knows() {
+        let group = |number| Group { number, levels: 8 };
+        let groups =
+            [("u1".to_owned(), group(11)), ("hash".to_owned(), group(12)), ("gone".to_owned(), group(13))];
+        let pods = ["u1", "u2", "u3"].map(|uid| PodRecord {
+            kubelet_uid: if uid == "u2" { "hash" } else { uid }.into(),
+            host_network: true,
+            ..record(uid, uid, 1, &[])
+        });
+        let known = super::resolve(&pods, &[], &groups.into());
+        assert_eq!(known.groups, [("u1".into(), group(11)), ("u2".into(), group(12))].into());
     }
 }

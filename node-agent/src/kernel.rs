@@ -13,6 +13,7 @@ use crate::conntrack;
 use crate::demand::Ports;
 use crate::ebpf::{Dataplane, EbpfError, MapSizes};
 use crate::fragments::{self, Fragments};
+use crate::groups;
 use crate::links::{Links, Pin};
 use crate::network::{Device, Network};
 use crate::observed::{Homes, NO_ALLOCATION, Observed, from_map, to_map};
@@ -22,9 +23,9 @@ use crate::sweep::{self, Sweeper, Usage};
 use crate::uplink::Devices;
 use aegis_common::{
     AddressValue, AllocationValue, BlockKey, BlockValue, Config, Counter, CounterValue, DestinationKey,
-    DestinationValue, FORWARD_TABLE, HOMES_PER_ADDRESS, HoldingValue, LeaseValue, PeerValue, PodKey,
-    PodValue, PortKey, PressureValue, SLOTS_PER_ADDRESS, SlotValue, TO_POD, TO_UPLINK, VerdictKey,
-    VerdictValue,
+    DestinationValue, FORWARD_TABLE, HOMES_PER_ADDRESS, HoldingValue, HostKey, HostValue, LeaseValue,
+    PeerValue, PodKey, PodValue, PortKey, PressureValue, SLOTS_PER_ADDRESS, SlotValue, TO_POD, TO_UPLINK,
+    VerdictKey, VerdictValue, incarnation,
 };
 use answers::Answers;
 use aya::maps::Map;
@@ -77,6 +78,11 @@ pub fn open(args: &Args) -> Result<Box<dyn Plane>, PlaneError> {
         value.seed = u32::from_ne_bytes(seed) | 1;
         config.set(0, value, 0).map_err(load)?;
     }
+    if value.host_levels != 0
+        && let Err(error) = name_own_pod(&mut dataplane, args, value.generation)
+    {
+        tracing::warn!(%error, "what this agent sends may be held like that of an unknown pod");
+    }
     Ok(Box::new(Kernel {
         dataplane,
         uplinks: BTreeMap::new(),
@@ -86,6 +92,16 @@ pub fn open(args: &Args) -> Result<Box<dyn Plane>, PlaneError> {
         inherits: true,
         flows,
     }))
+}
+
+/// Sockets of pods that nobody has named yet are held from where something is covered; those of this agent's pod must not wait for
+/// the API server's word.
+fn name_own_pod(dataplane: &mut Dataplane, args: &Args, generation: u32) -> anyhow::Result<()> {
+    let groups = groups::read(&args.cgroups)?;
+    let Some(group) = groups.pods.get(&args.pod_uid) else { return Ok(()) };
+    let value = HostValue { class: 0, incarnation: incarnation(&args.pod_uid) };
+    let key = HostKey { group: group.number, generation, pad: 0 };
+    Ok(dataplane.hash::<HostKey, HostValue>("HOSTS")?.insert(key, value, 0)?)
 }
 
 fn load(error: impl std::error::Error) -> PlaneError {
@@ -121,6 +137,9 @@ impl Kernel {
         let generations = &mut observed.generations;
         self.for_each("PODS", |key: &PodKey, value: &PodValue| {
             generations.entry(key.generation).or_default().pods.insert(from_map(key.address), *value);
+        })?;
+        self.for_each("HOSTS", |key: &HostKey, value: &HostValue| {
+            generations.entry(key.generation).or_default().hosts.insert(key.group, *value);
         })?;
         self.for_each("DESTINATIONS", |key: &Key<DestinationKey>, value: &DestinationValue| {
             let (data, length) = (key.data(), key.prefix_len().saturating_sub(32));
@@ -234,6 +253,12 @@ impl Kernel {
             }
             Op::RemovePod { generation, address } => {
                 self.hash::<_, PodValue>("PODS", PodKey { generation, address: to_map(address) }, None)
+            }
+            Op::SetHost { generation, group, value } => {
+                self.hash("HOSTS", HostKey { group, generation, pad: 0 }, Some(value))
+            }
+            Op::RemoveHost { generation, group } => {
+                self.hash::<_, HostValue>("HOSTS", HostKey { group, generation, pad: 0 }, None)
             }
             Op::SetDestination { generation, destination, class } => {
                 let key = destination_key(generation, destination);
@@ -520,6 +545,7 @@ impl Plane for Kernel {
         let maps = [
             ("blocks", "BLOCKS"),
             ("pods", "PODS"),
+            ("hosts", "HOSTS"),
             ("destinations", "DESTINATIONS"),
             ("ports", "PORTS"),
             ("verdicts", "VERDICTS"),

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | what is watched | [`watch`], [`objects`] |
 //! | which pod an address belongs to | [`identity`], [`cni`] |
+//! | which control group a pod's sockets are in | [`groups`] |
 //! | what the data plane should hold | [`desired`] (rules of policy: `aegis_core::policy`) |
 //! | in which order it is written | [`ops`] |
 //! | devices, next hops, nftables, conntrack | [`network`], [`uplink`], [`neighbour`], [`nft`], [`conntrack`], [`refused`] |
@@ -38,6 +39,7 @@ pub mod fast;
 pub mod flows;
 pub mod fragments;
 pub mod geneve;
+pub mod groups;
 pub mod identity;
 pub mod kernel;
 pub mod lease;

@@ -5,7 +5,7 @@ use aegis_node_agent::controller::{Controller, Signals};
 use aegis_node_agent::lease::{self, Access};
 use aegis_node_agent::metrics::Metrics;
 use aegis_node_agent::watch::Shared;
-use aegis_node_agent::{cni, leave, network, nft, server, status, watch};
+use aegis_node_agent::{cni, groups, leave, network, nft, server, status, watch};
 use anyhow::Context;
 use clap::Parser;
 use futures::StreamExt;
@@ -69,6 +69,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
 
     let (folder, changed) = (args.cni_cache.clone(), Arc::clone(&signals));
     tokio::spawn(async move { cni::watch_cache(&folder, || changed.set(|signals| &signals.cni)).await });
+
+    let (mount, changed) = (args.cgroups.clone(), Arc::clone(&signals));
+    tokio::spawn(async move { groups::watch(&mount, || changed.set(|signals| &signals.groups)).await });
 
     let changed = Arc::clone(&signals);
     tokio::spawn(async move {

@@ -32,6 +32,8 @@ pub struct Snapshot {
     pub generation: u32,
     /// Local pods that a binding covers, and all.
     pub pods: (u64, u64),
+    /// Covered pods of the host network without control group.
+    pub groupless: u64,
     /// Egress addresses that this node announces.
     pub announced: usize,
     /// BGP sessions of the routing daemon that are established, and others.
@@ -86,6 +88,7 @@ impl Default for Snapshot {
             fill: BTreeMap::new(),
             generation: 0,
             pods: (0, 0),
+            groupless: 0,
             announced: 0,
             sessions: (0, 0),
             routing_daemon: true,
@@ -321,6 +324,12 @@ impl Collector for Encoder {
         )?;
         gauge(e, "policy_generation", "Generation of the policy in force", f64::from(now.generation))?;
         gauge(e, "covered_pods", "Pods of this node that a binding covers", now.pods.0 as f64)?;
+        gauge(
+            e,
+            "groupless_pods",
+            "Covered pods of the host network whose control group is not known (yet)",
+            now.groupless as f64,
+        )?;
         gauge(e, "known_pods", "Addresses of pods of this node", now.pods.1 as f64)?;
         gauge(
             e,

@@ -23,6 +23,9 @@
 //!
 //! What comes back is marked, too (XDP has translated it): a connection that it opens in conntrack is a flow's. And what the
 //! node itself says about a packet of a flow is covered as what the pod says.
+//!
+//! What the node's own sockets send passes the output hook. Whether it is covered is known only at the uplink, by its control
+//! group; here it is only told apart what opens a flow and what answers one from outside or began before anything was looked at.
 
 mod four;
 pub mod six;

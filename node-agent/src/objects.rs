@@ -20,6 +20,9 @@ use std::sync::Arc;
 /// Taint by which an administrator vouches that a node is powered off.
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
+/// Annotation of the pod that stands for a static one: the UID that kubelet has given that.
+const STATIC_UID: &str = "kubernetes.io/config.mirror";
+
 /// Why an object cannot be used. The API server checks all of this, so it happens only if its schema was changed.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ObjectError {
@@ -56,6 +59,8 @@ pub struct PodRecord {
     pub addresses: Vec<IpAddr>,
     /// Has the node's addresses.
     pub host_network: bool,
+    /// The UID by which kubelet knows it: that of a static pod is not the API's.
+    pub kubelet_uid: String,
     /// Creation time.
     pub created: Seconds,
     /// Has ended: its address may already be another's.
@@ -125,6 +130,7 @@ pub fn pod(pod: &Pod) -> PodRecord {
     let spec = pod.spec.as_ref();
     let status = pod.status.as_ref();
     let addresses = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten();
+    let annotation = pod.metadata.annotations.as_ref().and_then(|all| all.get(STATIC_UID));
     let phase = status.and_then(|status| status.phase.as_deref());
     PodRecord {
         account: text(pod.metadata.namespace.as_ref()),
@@ -134,6 +140,7 @@ pub fn pod(pod: &Pod) -> PodRecord {
         service_account: text(spec.and_then(|spec| spec.service_account_name.as_ref())),
         addresses: addresses.filter_map(|address| address.ip.parse().ok()).collect(),
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
+        kubelet_uid: text(annotation.or(pod.metadata.uid.as_ref())),
         created: created(&pod.metadata),
         finished: matches!(phase, Some("Succeeded" | "Failed")),
     }

@@ -5,8 +5,8 @@
 
 use crate::ops::Op;
 use aegis_common::{
-    AddressValue, AllocationValue, Config, HOMES_PER_ADDRESS, HoldingValue, LeaseValue, PeerValue, PodValue,
-    SLOTS_PER_ADDRESS, SlotValue, VerdictValue,
+    AddressValue, AllocationValue, Config, HOMES_PER_ADDRESS, HoldingValue, HostValue, LeaseValue, PeerValue,
+    PodValue, SLOTS_PER_ADDRESS, SlotValue, VerdictValue,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -33,6 +33,8 @@ pub type VerdictEntry = (u32, u32, u32);
 pub struct Generation {
     /// `PODS`.
     pub pods: BTreeMap<Ipv4Addr, PodValue>,
+    /// `HOSTS`, by group.
+    pub hosts: BTreeMap<u64, HostValue>,
     /// `DESTINATIONS`.
     pub destinations: BTreeMap<DestinationEntry, u32>,
     /// `PORTS`.
@@ -45,6 +47,7 @@ impl Generation {
     /// Whether there is no entry.
     pub fn is_empty(&self) -> bool {
         self.pods.is_empty()
+            && self.hosts.is_empty()
             && self.destinations.is_empty()
             && self.ports.is_empty()
             && self.verdicts.is_empty()
@@ -143,6 +146,12 @@ impl Observed {
             Op::ForgetConnections { .. } | Op::Settle => {}
             Op::RemovePod { generation, address } => {
                 self.generation(generation).pods.remove(&address);
+            }
+            Op::SetHost { generation, group, value } => {
+                self.generation(generation).hosts.insert(group, value);
+            }
+            Op::RemoveHost { generation, group } => {
+                self.generation(generation).hosts.remove(&group);
             }
             Op::SetDestination { generation, destination, class } => {
                 self.generation(generation).destinations.insert(destination, class);

@@ -19,8 +19,8 @@ use crate::desired::Desired;
 use crate::lease::Epochs;
 use crate::observed::{DestinationEntry, Homes, Observed, PortEntry, VerdictEntry, to_map};
 use aegis_common::{
-    AddressValue, AllocationValue, Config, HoldingValue, LeaseValue, MAX_POD_RANGES, PeerValue, PodRange,
-    PodValue, SlotValue, VerdictValue,
+    AddressValue, AllocationValue, Config, HoldingValue, HostValue, LeaseValue, MAX_POD_RANGES, PeerValue,
+    PodRange, PodValue, SlotValue, VerdictValue,
 };
 use aegis_core::model::AllocationName;
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,6 +65,10 @@ pub enum Op {
     SetPod { generation: u32, address: Ipv4Addr, value: PodValue },
     /// Removes from `PODS`.
     RemovePod { generation: u32, address: Ipv4Addr },
+    /// Writes `HOSTS`.
+    SetHost { generation: u32, group: u64, value: HostValue },
+    /// Removes from `HOSTS`.
+    RemoveHost { generation: u32, group: u64 },
     /// Removes a gone pod's connections from conntrack: the next pod with its address is to be judged anew.
     ForgetConnections { address: Ipv4Addr },
     /// Writes `DESTINATIONS`.
@@ -188,6 +192,7 @@ impl Builder<'_> {
             hold_unknown: u32::from(settings.hold_unknown),
             refusals_per_second: settings.refusals_per_second,
             fast: u32::from(settings.fast_path),
+            host_levels: settings.host_levels,
             ..current
         };
         if let Some(address) = settings.tunnel_address {

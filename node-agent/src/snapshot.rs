@@ -3,6 +3,7 @@
 use crate::args::Args;
 use crate::cni::CniResult;
 use crate::desired::Inputs;
+use crate::groups::Groups;
 use crate::identity;
 use crate::neighbour;
 use crate::network::Network;
@@ -24,6 +25,10 @@ pub struct Local<'a> {
     pub pod_ranges: Vec<Ipv4Net>,
     /// CNI results.
     pub cni: &'a [CniResult],
+    /// Control groups.
+    pub groups: Groups,
+    /// Levels at which the data plane looks for them.
+    pub host_levels: u32,
     /// The kernel's network.
     pub network: Option<&'a Network>,
     /// Smallest MTU of the uplinks.
@@ -80,11 +85,14 @@ pub fn inputs(args: &Args, cluster: &Cluster, local: &Local<'_>, memory: &mut Me
     let pods: Vec<PodRecord> = cluster.pods.objects.values().cloned().collect();
     let unreadable = cluster.unreadable_bindings();
     let unreadable = unreadable.map(|((account, name), _)| objects::unreadable_binding(account, name));
-    let known = identity::resolve(&pods, local.cni);
+    let known = identity::resolve(&pods, local.cni, &local.groups.pods);
     Inputs {
         node: args.node_name.clone(),
         pods: known.pods,
         macs: known.macs,
+        groups: known.groups,
+        group_roots: local.groups.roots.clone(),
+        host_levels: local.host_levels,
         bindings: cluster.bindings.objects.values().cloned().chain(unreadable).collect(),
         allocations: cluster.allocations.objects.values().cloned().collect(),
         addresses,

@@ -79,6 +79,8 @@ pub mod reason {
     pub const FAST: &str = "EstablishedFlows";
     /// conntrack would take the end of a connection that it has not followed for invalid.
     pub const CONNTRACK_STRICT: &str = "ConntrackStrict";
+    /// Control groups of covered pods of the host network cannot be found.
+    pub const GROUPS_UNKNOWN: &str = "GroupsUnknown";
     /// The kernel's network cannot be read.
     pub const NETWORK_UNKNOWN: &str = "NetworkUnknown";
 }

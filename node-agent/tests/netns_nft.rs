@@ -47,6 +47,7 @@ fn rules() -> Rules {
         hold: true,
         internal: vec!["10.96.0.0/16".parse().unwrap(), "10.244.0.0/16".parse().unwrap()],
         uncovered: Vec::new(),
+        hosts: false,
         tunnel_port: TUNNEL,
         nodes: [NODE, PEER].into(),
     }

@@ -191,6 +191,7 @@ fn imagined(map: &str, value: &[u8]) -> Vec<u8> {
 fn released_5(map: &str, value: &[u8]) -> Vec<u8> {
     match map {
         "ALLOCATIONS" => [&value[..88], &value[92..132], &value[value.len() - 8..]].concat(),
+        "CONFIG" => value[..112].to_vec(),
         _ => value.to_vec(),
     }
 }

@@ -33,8 +33,11 @@ pub struct Config {
     pub fast: u32,
     /// Ranges from which this node's pods get their addresses.
     pub pod_ranges: [PodRange; MAX_POD_RANGES],
+    /// Bit n: some group in `HOSTS` is at level n of the hierarchy (see [`HOST_LEVELS`](crate::HOST_LEVELS)). 0 = packets of the
+    /// node's own sockets are not looked at.
+    pub host_levels: u32,
 }
-map_type!(Config, 112);
+map_type!(Config, 116);
 
 /// Ranges in [`Config::pod_ranges`].
 pub const MAX_POD_RANGES: usize = 8;

@@ -39,6 +39,44 @@ pub const POD_REFUSED: u32 = u32::MAX;
 /// (it is the broadcast address), so whoever sends from there is a stranger.
 pub const MAC_LEAVING: [u8; 6] = [0xff; 6];
 
+/// Key of `HOSTS` (hash): pods of the host network, which have the node's addresses. What tells them apart is the control group
+/// of a packet's socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct HostKey {
+    /// The number of a group of cgroup2, which is the inode of its folder; or [`of_incarnation`].
+    pub group: u64,
+    /// Generation of the policy.
+    pub generation: u32,
+    /// Zero.
+    pub pad: u32,
+}
+map_type!(HostKey, 16);
+
+/// In place of a group's number: the incarnation of a pod that is there, for whoever judges flows. Numbers of groups are not as
+/// high.
+#[inline(always)]
+pub const fn of_incarnation(incarnation: u32) -> u64 {
+    1 << 63 | incarnation as u64
+}
+
+/// Value of `HOSTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostValue {
+    /// As [`PodValue::class`]; or [`HOST_UNKNOWN`].
+    pub class: u32,
+    /// As [`PodValue::incarnation`].
+    pub incarnation: u32,
+}
+map_type!(HostValue, 8);
+
+/// Class of the group that all pods' groups are in: whoever is found by it alone is a pod that nobody has named yet.
+pub const HOST_UNKNOWN: u32 = u32::MAX - 1;
+
+/// Levels of the control group hierarchy at which pods may stand, from the root (0) on: one less than this is the deepest.
+pub const HOST_LEVELS: u32 = 16;
+
 /// What tells a pod from those that had its address before: a digest of its UID (FNV-1a), the same after a restart of
 /// the agent. A flow belongs to a pod only if it carries the pod's own.
 pub const fn incarnation(uid: &str) -> u32 {

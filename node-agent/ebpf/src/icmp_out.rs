@@ -20,6 +20,12 @@ pub fn translate(ctx: &TcContext, whose: u64) -> Result<i32, Stop> {
     send(ctx, whose, 0)
 }
 
+/// Translates an error of the node itself if it is about a live flow. Gives the verdict.
+#[inline(always)]
+pub fn translate_by_node(ctx: &TcContext) -> Result<i32, Stop> {
+    send(ctx, ANYBODY, 1)
+}
+
 /// Translates a covered packet that is no pod's if it is an error of the node itself about a live flow of a pod.
 #[inline(always)]
 pub fn translate_of_node(ctx: &TcContext, packet: &Packet) -> Result<i32, Stop> {
@@ -30,7 +36,7 @@ pub fn translate_of_node(ctx: &TcContext, packet: &Packet) -> Result<i32, Stop> 
         return Err(LEAK);
     }
     match packet.transport(ctx) {
-        Some(transport) if headers::is_icmp_error(transport.icmp_type()) => send(ctx, ANYBODY, 1),
+        Some(transport) if headers::is_icmp_error(transport.icmp_type()) => translate_by_node(ctx),
         _ => Err(LEAK),
     }
 }

@@ -37,6 +37,8 @@ mod guest;
 #[cfg(target_arch = "bpf")]
 mod headers;
 #[cfg(target_arch = "bpf")]
+mod host;
+#[cfg(target_arch = "bpf")]
 mod icmp_out;
 #[cfg(target_arch = "bpf")]
 mod identification;

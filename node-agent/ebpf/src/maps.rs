@@ -25,6 +25,13 @@ pub static HOLDINGS: HashMap<u32, HoldingValue> = HashMap::with_max_entries(MAX_
 pub static LEASE: Array<LeaseValue> = Array::with_max_entries(1, 0);
 #[map]
 pub static PODS: HashMap<PodKey, PodValue> = HashMap::with_max_entries(4096, 0);
+/// Pods of the host network, by control group: see `host`.
+#[map]
+pub static HOSTS: HashMap<HostKey, HostValue> = HashMap::with_max_entries(4096, 0);
+/// Sockets of such pods (by cookie) whose connection left from an egress address, with the digest of its key: when the flow is
+/// lost, it must not go on with the node's. An LRU map, since a forgotten one matters only to a connection that was lost first.
+#[map]
+pub static HOST_SOCKETS: LruHashMap<u64, u32> = LruHashMap::with_max_entries(16384, 0);
 #[map]
 pub static DESTINATIONS: LpmTrie<DestinationKey, DestinationValue> = LpmTrie::with_max_entries(65536, 0);
 #[map]
@@ -160,6 +167,14 @@ pub fn pod(generation: u32, address: u32) -> Option<PodValue> {
     let key = PodKey { generation, address };
     // SAFETY: copied at once. An address changes hands by way of being unknown, so the halves always fit together.
     unsafe { PODS.get(&key) }.copied()
+}
+
+/// Whether a pod of this incarnation is there that has the node's addresses.
+#[inline(always)]
+pub fn has_host(generation: u32, incarnation: u32) -> bool {
+    let key = HostKey { group: of_incarnation(incarnation), generation, pad: 0 };
+    // SAFETY: only presence matters.
+    unsafe { HOSTS.get(&key) }.is_some()
 }
 
 /// Whether the address lies in a range from which this node's pods get theirs.

@@ -5,9 +5,9 @@ use crate::fence;
 use crate::flow::{self, Leaving};
 use crate::headers::{self, ACK, ETH_LEN, ETH_P_IP, Ipv4, Packet, SYN, Transport};
 use crate::identification;
-use crate::maps::{self, ADDRESSES, FRAGMENTS_OUT};
+use crate::maps::{self, ADDRESSES, FRAGMENTS_OUT, PEER_INDEX};
 use crate::opening::{self, Opener};
-use crate::{icmp_out, mss, refuse, six, via};
+use crate::{host, icmp_out, mss, refuse, six, via};
 use aegis_common::*;
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
@@ -43,24 +43,34 @@ extern "C" fn leave4(skb: *mut __sk_buff) -> u32 {
 #[inline(always)]
 fn leave(ctx: &TcContext) -> i32 {
     let Some(config) = maps::config() else { return TCX_NEXT };
-    let covered = headers::mark(ctx) & config.mark != 0;
+    let marked = headers::mark(ctx) & config.mark != 0;
+    let own = config.host_levels != 0 && host::is_own(ctx);
     let Some(packet) = Packet::read(ctx) else {
-        if !covered {
+        if !marked || own {
             return TCX_NEXT;
         }
         maps::count(Counter::DropMalformedOut, ctx.len());
         return TCX_DROP;
     };
     let bytes = packet.length;
-    if !covered {
+    let own = own && !maps::in_pod_range(config, packet.ip.source);
+    if !marked || own {
         // SAFETY: only presence matters.
-        if unsafe { ADDRESSES.get(&packet.ip.source) }.is_none() {
+        if unsafe { ADDRESSES.get(&packet.ip.source) }.is_some() {
+            maps::count(Counter::DropForged, bytes);
+            return TCX_DROP;
+        }
+        if !own {
             return TCX_NEXT;
         }
-        maps::count(Counter::DropForged, bytes);
-        return TCX_DROP;
     }
-    match translate(ctx, config, &packet) {
+    match translate(ctx, config, &packet, own, marked) {
+        Ok(PASSED) => {
+            if packet.ip.is_first_fragment() {
+                host::pass_fragments(&packet.ip);
+            }
+            TCX_NEXT
+        }
         Ok(verdict) => {
             if verdict == TCX_NEXT {
                 maps::count(Counter::Translated, bytes);
@@ -83,39 +93,89 @@ fn leave(ctx: &TcContext) -> i32 {
 }
 
 const MALFORMED: Stop = Stop::Drop(Counter::DropMalformedOut);
+/// In place of a verdict: the packet is the node's own, of no flow, and passes as it is.
+const PASSED: i32 = i32::MAX;
 
+/// `own`: the packet is of a socket of this node's, and only what its control group says tells whether it is covered. It may not
+/// open a flow where it is `marked`, since nftables has seen what is not seen here: see `nft`.
 #[inline(always)]
-fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<i32, Stop> {
+fn translate(
+    ctx: &TcContext,
+    config: &Config,
+    packet: &Packet,
+    own: bool,
+    marked: bool,
+) -> Result<i32, Stop> {
     let (source, protocol) = (packet.ip.source, packet.ip.protocol);
     let generation = maps::generation(config);
-    let pod = maps::pod(generation, source);
-    if pod.is_none() && !maps::in_pod_range(config, source) {
+    let (pod, foreign) = if own {
+        let sender = host::Sender::of(ctx, config, generation);
+        (sender.pod(), sender.is_foreign())
+    } else {
+        (maps::pod(generation, source), false)
+    };
+    let class = pod.map_or(0, |pod| pod.class);
+    let untouched = own && class == 0;
+    if !own && pod.is_none() && !maps::in_pod_range(config, source) {
         return icmp_out::translate_of_node(ctx, packet);
     }
-    if packet.ip.is_later_fragment() {
-        return later_fragment(ctx, packet);
+    if own && class == HOST_UNKNOWN {
+        if host::is_held(generation, packet.ip.destination) {
+            return Err(Stop::Drop(Counter::DropUnknownPod));
+        }
+        return Ok(PASSED);
     }
-    let (transport, flags) = match protocol {
-        headers::TCP => {
-            let flags = packet.tcp_flags(ctx).ok_or(MALFORMED)?;
-            (packet.transport(ctx).ok_or(MALFORMED)?, flags)
-        }
-        headers::UDP => (packet.transport(ctx).ok_or(MALFORMED)?, 0),
-        headers::ICMP => {
-            let transport = packet.transport(ctx).ok_or(MALFORMED)?;
-            if headers::is_icmp_error(transport.icmp_type()) {
-                return icmp_out::translate(ctx, whose(&pod));
+    // Of what is not of pods only this may have to do with a flow.
+    if foreign && protocol != headers::TCP && protocol != headers::ICMP {
+        return Ok(PASSED);
+    }
+    if packet.ip.is_later_fragment() {
+        return match later_fragment(ctx, packet) {
+            Err(Stop::Drop(Counter::DropFragmentOut))
+                if untouched || own && !host::is_held(generation, packet.ip.destination) =>
+            {
+                Ok(PASSED)
             }
-            (transport, 0)
-        }
+            other => other,
+        };
+    }
+    let parsed = match protocol {
+        headers::TCP => packet.transport(ctx).zip(packet.tcp_flags(ctx)),
+        headers::UDP | headers::ICMP => packet.transport(ctx).zip(Some(0)),
+        _ if untouched || own && !is_covered(generation, class, &packet.ip) => return Ok(PASSED),
         _ => return Err(Stop::Refuse(Counter::RefuseProtocol)),
     };
+    let (transport, flags) = match parsed {
+        Some(parsed) => parsed,
+        None if untouched => return Ok(PASSED),
+        None => return Err(MALFORMED),
+    };
+    // What goes to a gateway comes by once more, and still has the socket.
+    if own && protocol == headers::UDP && u32::from(transport.destination_port()) == config.tunnel_port {
+        // SAFETY: only presence matters.
+        if unsafe { PEER_INDEX.get(&packet.ip.destination) }.is_some() {
+            return Ok(PASSED);
+        }
+    }
+    if protocol == headers::ICMP && headers::is_icmp_error(transport.icmp_type()) {
+        if !own {
+            return icmp_out::translate(ctx, whose(&pod));
+        }
+        // The kernel's own: about what came back for a pod, or for a socket that has just been closed. A marked one must be.
+        return match icmp_out::translate_by_node(ctx) {
+            Err(Stop::Drop(Counter::RefuseNoFlow | Counter::DropMalformedOut)) if !marked => Ok(PASSED),
+            other => other,
+        };
+    }
     let mut leaving = Leaving::new(key(&packet.ip, &transport));
     let opens = match protocol {
         headers::TCP => flags & (SYN | ACK) == SYN,
         headers::UDP => true,
         _ => transport.icmp_type() == headers::ICMP_ECHO,
     };
+    if foreign && !(opens && protocol == headers::TCP) {
+        return Ok(PASSED);
+    }
     match follow(&mut leaving, whose(&pod), u32::from(flags), u32::from(opens && pod.is_some())) {
         FOLLOWED => (),
         LOST => {
@@ -127,10 +187,28 @@ fn translate(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<i32, S
             if other == OVER {
                 leaving.end();
             }
+            if own {
+                if untouched || self::opens(generation, class, &leaving.key).is_none() {
+                    return Ok(PASSED);
+                }
+                // What it may not open began before anything was covered, or answers somebody. Of TCP only a SYN opens: the
+                // rest is of a connection from before, unless it is known to have been a flow.
+                let lost = match protocol {
+                    headers::TCP => !opens && host::remembers(ctx, &leaving.key),
+                    headers::UDP => false,
+                    _ => !opens && transport.icmp_type() != headers::ICMP_ECHO_REPLY,
+                };
+                if !lost && (!opens || marked && protocol != headers::TCP) {
+                    return Ok(PASSED);
+                }
+            }
             match pod {
                 Some(pod) if opens => open(generation, pod, &mut leaving, flags)?,
                 None if opens => return Err(Stop::Refuse(Counter::RefuseUnavailable)),
                 _ => return Err(Stop::Refuse(Counter::RefuseNoFlow)),
+            }
+            if own && protocol == headers::TCP {
+                host::remember(ctx, &leaving.key);
             }
         }
     }
@@ -249,6 +327,12 @@ pub fn belongs(flow: &ForwardValue, key: &FlowKey, whose: u64) -> bool {
     !flow.is_guest(key) && (whose == ANYBODY || whose == u64::from(flow.incarnation))
 }
 
+/// Whether packets of other protocols than those with ports are covered.
+#[inline(always)]
+fn is_covered(generation: u32, class: u32, ip: &Ipv4) -> bool {
+    maps::verdict(generation, class, ip.destination, ip.protocol, maps::NO_PORT).is_some()
+}
+
 /// Makes a new flow, if the policy says so.
 #[inline(always)]
 fn open(generation: u32, pod: PodValue, leaving: &mut Leaving, flags: u8) -> Result<(), Stop> {
@@ -291,6 +375,9 @@ fn later_fragment(ctx: &TcContext, packet: &Packet) -> Result<i32, Stop> {
     let Some(first) = maps::first_fragment(&FRAGMENTS_OUT, &fragment_key(&packet.ip)) else {
         return Err(Stop::Drop(Counter::DropFragmentOut));
     };
+    if first.address == packet.ip.source && first.peer == 0 {
+        return Ok(PASSED);
+    }
     if first.peer != 0 {
         // The gateway asks for no allocation here: it goes by the first fragment too.
         return via::send(ctx, first.peer, 0, 0);

@@ -95,11 +95,20 @@ fn abandoned(key: &FlowKey, forward: &ForwardValue) -> bool {
     }
     let Some(config) = maps::config() else { return false };
     let generation = maps::generation(config);
-    match maps::pod(generation, key.local) {
-        Some(pod) => pod.incarnation != forward.incarnation,
-        // Or the policy was switched between the two look-ups, and its pods are gone with it.
-        None => maps::generation(config) == generation,
+    if pod_or_host(generation, key.local, forward.incarnation) != 0 {
+        return false;
     }
+    // Or the policy was switched between the look-ups, and its pods are gone with it.
+    maps::generation(config) == generation
+}
+
+/// Whether there is a pod of this incarnation that has this address, or the node's. A function of its own for the verifier's sake,
+/// like `take` in `ports`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn pod_or_host(generation: u32, address: u32, incarnation: u32) -> u32 {
+    let is_pod = maps::pod(generation, address).is_some_and(|pod| pod.incarnation == incarnation);
+    u32::from(is_pod || maps::has_host(generation, incarnation))
 }
 
 /// Ends a flow whose slice is not this node's any more. Slices are taken from a node only when they are empty or the node

@@ -38,7 +38,10 @@ pub const STEPS: &[Step] = &[
     Step { from: 4, changes: &[("HOLDINGS", Change::Grown(48))] },
     // The flows went from hashes into tables of our own, but what is known of each is the same.
     // Values of `FRAGMENTS_OUT` and `FRAGMENTS_IN` have grown, too: they are hints for seconds, and not carried.
-    Step { from: 5, changes: &[("ALLOCATIONS", Change::Anew(allocations_of_6))] },
+    Step {
+        from: 5,
+        changes: &[("ALLOCATIONS", Change::Anew(allocations_of_6)), ("CONFIG", Change::Grown(116))],
+    },
 ];
 
 /// Allocations say how long ports rest, and how many may: 120 s, and any number, until the agent writes what is wanted. An entry

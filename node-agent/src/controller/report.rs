@@ -179,6 +179,17 @@ impl Controller {
                 format!("covered traffic is held until the table can be written: {error}"),
             );
         }
+        let groupless = self.in_force.as_ref().map_or(0, |(wanted, _)| wanted.groupless);
+        if groupless > 0 && self.groups.roots.is_empty() {
+            let why = self.no_groups.clone().unwrap_or_else(|| "kubelet's is not there".to_owned());
+            return not(
+                reason::GROUPS_UNKNOWN,
+                format!(
+                    "{groupless} covered pods of the host network leave with the node's address, as their control groups are not \
+                     known ({why}): name the folder with --cgroups"
+                ),
+            );
+        }
         if let Some(error) = &self.write_error {
             return not(reason::WRITE_FAILED, error.clone());
         }
@@ -232,6 +243,7 @@ impl Controller {
                     "flows" => usage.flows,
                     "blocks" => usage.blocks,
                     "pods" => count(live.pods.len()),
+                    "hosts" => count(live.hosts.len()),
                     "destinations" => count(live.destinations.len()),
                     "ports" => count(live.ports.len()),
                     _ => count(live.verdicts.len()),
@@ -249,6 +261,7 @@ impl Controller {
                 .map(|(name, want)| ((name.account.clone(), name.name.clone()), want.fill_percent))
                 .collect(),
             generation: self.pinned.observed.config.generation,
+            groupless: wanted.groupless.into(),
             pods: (
                 u64::from(wanted.covered_pods),
                 inputs.pods.iter().flat_map(|pod| &pod.addresses).filter(|it| it.is_ipv4()).count() as u64,

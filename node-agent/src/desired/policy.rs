@@ -2,7 +2,8 @@
 
 use super::{Allocation, Inputs, internal};
 use aegis_common::{
-    ACTION_ALLOCATE, ACTION_DENY, ACTION_PASS, DESTINATION_INTERNAL, POD_REFUSED, PodValue, incarnation,
+    ACTION_ALLOCATE, ACTION_DENY, ACTION_PASS, DESTINATION_INTERNAL, HOST_UNKNOWN, HostValue, POD_REFUSED,
+    PodValue, incarnation, of_incarnation,
 };
 use aegis_core::model::AllocationName;
 use aegis_core::policy::{self, Action, BindingName, Destination, NodePolicy, Pod, PolicyInputs};
@@ -15,6 +16,8 @@ use std::net::{IpAddr, Ipv4Addr};
 pub struct Policy {
     /// Local pods by address.
     pub pods: BTreeMap<Ipv4Addr, PodValue>,
+    /// Local pods by control group, once some pod of the host network is covered: see `HostKey`.
+    pub hosts: BTreeMap<u64, HostValue>,
     /// Class of destinations.
     pub destinations: BTreeMap<(Ipv4Addr, u8), u32>,
     /// Class of ports.
@@ -44,12 +47,20 @@ pub(super) struct Compiled {
     pub covered: BTreeMap<BindingName, u32>,
     /// Local pods that some binding covers.
     pub covered_pods: u32,
+    /// See `Settings::host_levels`.
+    pub host_levels: u32,
+    /// Covered pods of the host network without group.
+    pub groupless: u32,
     /// Accounts whose rules find no room: their covered pods are refused.
     pub refused: BTreeSet<String>,
 }
 
 /// Compiles the policy of the local pods.
-pub(super) fn compile(inputs: &Inputs, allocations: &BTreeMap<AllocationName, Allocation>) -> Compiled {
+pub(super) fn compile(
+    inputs: &Inputs,
+    allocations: &BTreeMap<AllocationName, Allocation>,
+    hold_unknown: bool,
+) -> Compiled {
     let usable = allocations.iter().filter(|(_, allocation)| allocation.is_usable());
     let all = PolicyInputs {
         bindings: inputs.bindings.clone(),
@@ -59,14 +70,29 @@ pub(super) fn compile(inputs: &Inputs, allocations: &BTreeMap<AllocationName, Al
         usable: usable.map(|(name, _)| name.clone()).collect(),
     };
     let (mut rules, refused) = fitting(all, inputs);
-    for address in refused_pods(inputs, &refused) {
-        rules.pods.insert(address, POD_REFUSED);
+    for pod in refused_pods(inputs, &refused) {
+        if pod.host_network {
+            rules.hosts.insert(pod.uid.clone(), POD_REFUSED);
+        }
+        rules.pods.extend(own_addresses(pod).map(|address| (*address, POD_REFUSED)));
     }
 
     let classes = rules.verdicts.iter().filter(|(_, action)| !matches!(action, Action::Pass));
     let covered: BTreeSet<u32> = classes.map(|((pod, _, _), _)| *pod).chain([POD_REFUSED]).collect();
-    let is_covered = |own: &IpAddr| rules.pods.get(own).is_some_and(|class| covered.contains(class));
-    let covered_pods = inputs.pods.iter().filter(|pod| pod.addresses.iter().any(is_covered)).count();
+    let is_covered = |class: Option<&u32>| class.is_some_and(|class| covered.contains(class));
+    let covered_pods = inputs.pods.iter().filter(|pod| {
+        is_covered(rules.hosts.get(&pod.uid)) || own_addresses(pod).any(|own| is_covered(rules.pods.get(own)))
+    });
+    let covered_pods = covered_pods.count();
+    let covered_hosts = rules.hosts.iter().filter(|(_, class)| is_covered(Some(class)));
+    let (mut covers_hosts, mut groupless) = (false, 0);
+    for (uid, _) in covered_hosts {
+        covers_hosts = true;
+        groupless += u32::from(!inputs.groups.contains_key(uid));
+    }
+    let looks = covers_hosts || inputs.host_levels != 0;
+    let (hosts, host_levels) =
+        if looks { hosts(&rules.hosts, inputs, hold_unknown) } else { (BTreeMap::new(), 0) };
 
     // Numbers are of those bindings only that have a pod here, so that others may come and go without a new policy.
     let mut numbers = BTreeMap::new();
@@ -90,6 +116,7 @@ pub(super) fn compile(inputs: &Inputs, allocations: &BTreeMap<AllocationName, Al
     Compiled {
         policy: Policy {
             pods: pods(&rules.pods, inputs),
+            hosts,
             destinations: destinations.collect(),
             ports: ports.collect(),
             verdicts: rules
@@ -101,6 +128,8 @@ pub(super) fn compile(inputs: &Inputs, allocations: &BTreeMap<AllocationName, Al
         bindings,
         covered: rules.covered,
         covered_pods: u32::try_from(covered_pods).unwrap_or(u32::MAX),
+        host_levels,
+        groupless,
         refused,
     }
 }
@@ -134,15 +163,47 @@ fn fitting(all: PolicyInputs, inputs: &Inputs) -> (NodePolicy, BTreeSet<String>)
     (rules, accounts[fit..].iter().map(|(_, account)| (*account).to_owned()).collect())
 }
 
-/// Addresses of the pods of these accounts that some binding covers.
-fn refused_pods(inputs: &Inputs, refused: &BTreeSet<String>) -> Vec<IpAddr> {
+/// Addresses that nobody else has.
+fn own_addresses(pod: &Pod) -> impl Iterator<Item = &IpAddr> {
+    pod.addresses.iter().filter(|_| !pod.host_network)
+}
+
+/// The pods of these accounts that some binding covers.
+fn refused_pods<'a>(inputs: &'a Inputs, refused: &BTreeSet<String>) -> Vec<&'a Pod> {
     let covers = |pod: &&Pod| {
         inputs.bindings.iter().any(|binding| {
             binding.enabled && binding.name.account == pod.account && binding.workloads.matches(pod)
         })
     };
-    let pods = inputs.pods.iter().filter(|pod| !pod.host_network && refused.contains(&pod.account));
-    pods.filter(covers).flat_map(|pod| pod.addresses.iter().copied()).collect()
+    inputs.pods.iter().filter(|pod| refused.contains(&pod.account)).filter(covers).collect()
+}
+
+/// Class and incarnation by control group, with the levels at which the groups are. A group that is in none of the pods' is held
+/// like an address that nobody has named.
+fn hosts(
+    classes: &BTreeMap<String, u32>,
+    inputs: &Inputs,
+    hold_unknown: bool,
+) -> (BTreeMap<u64, HostValue>, u32) {
+    let (mut hosts, mut levels) = (BTreeMap::new(), inputs.host_levels);
+    for root in inputs.group_roots.iter().filter(|_| hold_unknown) {
+        hosts.insert(root.number, HostValue { class: HOST_UNKNOWN, incarnation: 0 });
+        levels |= root.levels;
+    }
+    for pod in &inputs.pods {
+        let incarnation = incarnation(&pod.uid);
+        // Others may have a process in the node's network, too: nothing covers that.
+        let class = classes.get(&pod.uid).copied().unwrap_or(0);
+        let value = HostValue { class, incarnation };
+        if pod.host_network {
+            hosts.insert(of_incarnation(incarnation), value);
+        }
+        if let Some(group) = inputs.groups.get(&pod.uid) {
+            hosts.insert(group.number, value);
+            levels |= group.levels;
+        }
+    }
+    (hosts, levels)
 }
 
 /// Class, incarnation and MAC of each IPv4 address; no two pods have the same one.

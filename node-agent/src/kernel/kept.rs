@@ -7,10 +7,10 @@ use crate::flows::Flows;
 use crate::observed::NO_ALLOCATION;
 use crate::sweep::{self, Tables, Usage};
 use aegis_common::{
-    AllocationValue, BLOCK_IDLE, BlockKey, BlockValue, Config, FlowKey, ForwardValue, PeakKey, PodKey,
-    PodValue, ReverseValue, SEEN_FIN, SEEN_RST, Timeouts, expired,
+    AllocationValue, BLOCK_IDLE, BlockKey, BlockValue, Config, FlowKey, ForwardValue, HostKey, HostValue,
+    PeakKey, PodKey, PodValue, ReverseValue, SEEN_FIN, SEEN_RST, Timeouts, expired, of_incarnation,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -21,6 +21,7 @@ pub struct Kept {
     allocations: OwnedFd,
     config: OwnedFd,
     pods: OwnedFd,
+    hosts: OwnedFd,
     doubts: Doubts,
     program: SweepProgram,
 }
@@ -35,6 +36,7 @@ impl Kept {
             allocations: fd("ALLOCATIONS")?,
             config: fd("CONFIG")?,
             pods: fd("PODS")?,
+            hosts: fd("HOSTS")?,
             doubts: Doubts::new(dataplane)?,
             program: dataplane.sweeper()?,
         })
@@ -55,6 +57,17 @@ impl Kept {
             }
         })?;
         Ok(pods)
+    }
+
+    /// What tells of the pods of the host network that they are there: see `of_incarnation`.
+    fn hosts(&self, generation: u32) -> io::Result<BTreeSet<u64>> {
+        let mut hosts = BTreeSet::new();
+        sweep::for_each(self.hosts.as_fd(), |key: &HostKey, _: &HostValue| {
+            if key.generation == generation {
+                hosts.insert(key.group);
+            }
+        })?;
+        Ok(hosts)
     }
 }
 
@@ -78,8 +91,11 @@ impl Tables for Kept {
         let mut resting = Resting::new(allocations.iter());
         let config = self.config()?;
         let pods = self.pods(config.generation)?;
+        let hosts = self.hosts(config.generation)?;
         let abandoned = |key: &FlowKey, flow: &ForwardValue| {
-            !flow.is_guest(key) && pods.get(&key.local).is_none_or(|pod| pod.incarnation != flow.incarnation)
+            !flow.is_guest(key)
+                && pods.get(&key.local).is_none_or(|pod| pod.incarnation != flow.incarnation)
+                && !hosts.contains(&of_incarnation(flow.incarnation))
         };
         self.doubts.begin(&config, now, closely)?;
         let mut over = Vec::new();

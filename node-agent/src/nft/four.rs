@@ -23,6 +23,8 @@ pub struct Rules {
     /// Pods known to be uncovered, which are not held although their device has no program. Only needed while
     /// programs cannot be attached.
     pub uncovered: Vec<Ipv4Net>,
+    /// Packets of the node's own sockets are looked at.
+    pub hosts: bool,
     /// UDP port of the tunnel.
     pub tunnel_port: u16,
     /// Addresses at which tunnels may end.
@@ -121,6 +123,25 @@ fn chains(rules: &Rules, pods: &BTreeSet<String>) -> [Vec<String>; CHAINS.len()]
         .iter()
         .map(|range| format!("meta mark {is_set} ip saddr {range} snat ip prefix to {range}"))
         .collect();
-    let output = output(mark, "ip daddr", "ip protocol icmp", pods);
+    let mut output = output(mark, "ip daddr", "ip protocol icmp", pods);
+    if rules.hosts {
+        // An application may have set it.
+        output.insert(0, format!("meta mark set meta mark & {:#x}", !mark));
+        output.extend(own(mark));
+    }
     [decide, outside, nodes, tunnel, arrival, forward, guard, output, forwarded, postrouting]
+}
+
+/// Rules by which the uplink is told which packets of the node's own open no flow: the marked ones. Without the table none is marked,
+/// so that what is covered leaves right or not at all.
+fn own(mark: u32) -> [String; 4] {
+    let judged = judged(mark);
+    let set = format!("meta mark set meta mark | {mark:#x}");
+    [
+        // Errors go by what they are about: see `output`.
+        "ct state related return".to_owned(),
+        format!("ct direction reply {set} return"),
+        format!("ct status & confirmed == 0 ct mark set ct mark | {judged:#x} return"),
+        format!("ct mark & {judged:#x} == 0 {set}"),
+    ]
 }

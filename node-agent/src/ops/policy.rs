@@ -3,7 +3,7 @@
 use super::{Builder, Op};
 use crate::desired::Policy;
 use crate::observed::Generation;
-use aegis_common::{ACTION_DENY, MAC_LEAVING, PodValue, VerdictValue};
+use aegis_common::{ACTION_DENY, HOST_UNKNOWN, HostValue, MAC_LEAVING, PodValue, VerdictValue};
 use aegis_core::model::AllocationName;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -47,6 +47,7 @@ impl Builder<'_> {
             {
                 self.push(Op::SetPod { generation: number, address: *address, value: *pod });
             }
+            self.change_hosts(number, &live.hosts, &wanted.hosts);
         } else {
             self.write_generation(next, &wanted);
         }
@@ -64,6 +65,26 @@ impl Builder<'_> {
         }
     }
 
+    /// The group of those that nobody has named goes in last and out first.
+    fn change_hosts(
+        &mut self,
+        generation: u32,
+        before: &BTreeMap<u64, HostValue>,
+        after: &BTreeMap<u64, HostValue>,
+    ) {
+        let mut gone: Vec<_> = before.iter().filter(|(group, _)| !after.contains_key(group)).collect();
+        gone.sort_by_key(|(_, value)| value.class != HOST_UNKNOWN);
+        for (group, _) in gone {
+            self.push(Op::RemoveHost { generation, group: *group });
+        }
+        let mut new: Vec<_> =
+            after.iter().filter(|(group, value)| before.get(group) != Some(value)).collect();
+        new.sort_by_key(|(_, value)| value.class == HOST_UNKNOWN);
+        for (group, value) in new {
+            self.push(Op::SetHost { generation, group: *group, value: *value });
+        }
+    }
+
     fn write_generation(&mut self, generation: u32, contents: &Generation) {
         for (verdict, value) in &contents.verdicts {
             self.push(Op::SetVerdict { generation, verdict: *verdict, value: *value });
@@ -77,12 +98,14 @@ impl Builder<'_> {
         for (address, pod) in &contents.pods {
             self.push(Op::SetPod { generation, address: *address, value: *pod });
         }
+        self.change_hosts(generation, &BTreeMap::new(), &contents.hosts);
     }
 
     fn remove_generation(&mut self, generation: u32, contents: &Generation) {
         for address in contents.pods.keys() {
             self.push(Op::RemovePod { generation, address: *address });
         }
+        self.change_hosts(generation, &contents.hosts, &BTreeMap::new());
         for destination in contents.destinations.keys() {
             self.push(Op::RemoveDestination { generation, destination: *destination });
         }
@@ -111,6 +134,7 @@ fn number_policy(policy: &Policy, numbers: &BTreeMap<AllocationName, u32>) -> Ge
     });
     Generation {
         pods: policy.pods.clone(),
+        hosts: policy.hosts.clone(),
         destinations: policy.destinations.clone(),
         ports: policy.ports.clone(),
         verdicts: verdicts.collect(),

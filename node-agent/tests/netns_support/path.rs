@@ -66,6 +66,8 @@ pub struct Aegis {
     pub plane: Box<dyn Plane>,
     _sweeper: Sweeper,
     wrapper: std::path::PathBuf,
+    firewall: Firewall,
+    rules: Rules,
 }
 
 impl Aegis {
@@ -81,17 +83,20 @@ impl Aegis {
         Aegis::with(row, &Inputs { fast_path: true, ..inputs })
     }
 
-    fn with(row: &Row, inputs: &Inputs) -> Aegis {
+    /// Does on the node what these say.
+    pub fn with(row: &Row, inputs: &Inputs) -> Aegis {
         let name = row.node.name.clone();
         let wrapper = std::env::temp_dir().join(format!("{name}-nft"));
         std::fs::write(&wrapper, format!("#!/bin/sh\nexec nsenter --net=/run/netns/{name} nft \"$@\"\n"))
             .unwrap();
         run(&format!("chmod +x {}", wrapper.display()));
         let bpffs = Bpffs::new(&name);
-        let (plane, sweeper) = row.node.enter(|| {
+        let wanted = desired(inputs);
+        let hosts = wanted.settings.host_levels != 0;
+        let (plane, sweeper, firewall, rules) = row.node.enter(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let mut plane = bpffs.open_sized(1 << 20, 1 << 14);
-            bring(plane.as_mut(), &desired(inputs), &Known::default());
+            bring(plane.as_mut(), &wanted, &Known::default());
             let found = attach(plane.as_mut(), &runtime);
             let name_of = |devices: &BTreeMap<u32, network::Device>| {
                 devices.iter().map(|(index, device)| (*index, device.name.clone())).collect()
@@ -104,15 +109,30 @@ impl Aegis {
                 hold: true,
                 internal: vec!["10.244.0.0/16".parse().unwrap()],
                 uncovered: Vec::new(),
+                hosts,
                 tunnel_port: 6081,
                 nodes: [NODE].into(),
             };
             let mut firewall = Firewall::new(wrapper.clone());
             assert_eq!(runtime.block_on(firewall.ensure(&rules, false)).unwrap(), Outcome::Written);
             let sweeper = plane.sweeper().unwrap();
-            (plane, sweeper)
+            (plane, sweeper, firewall, rules)
         });
-        Aegis { _bpffs: bpffs, plane, _sweeper: sweeper, wrapper }
+        Aegis { _bpffs: bpffs, plane, _sweeper: sweeper, wrapper, firewall, rules }
+    }
+
+    /// Does from now on what these say.
+    pub fn follow(&mut self, inputs: &Inputs) {
+        let wanted = desired(inputs);
+        self.rules.hosts = wanted.settings.host_levels != 0;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(self.firewall.ensure(&self.rules, false)).unwrap();
+        bring(self.plane.as_mut(), &wanted, &Known::default());
+    }
+
+    /// Packets to which this has happened.
+    pub fn count(&self, counter: Counter) -> u64 {
+        self.plane.counters().unwrap()[counter as usize].packets
     }
 }
 

@@ -99,7 +99,7 @@ pub struct Pod {
     pub service_account: String,
     /// Addresses.
     pub addresses: Vec<IpAddr>,
-    /// Has the node's address, not one of its own.
+    /// Has the node's addresses, not one of its own.
     pub host_network: bool,
 }
 
@@ -141,6 +141,8 @@ impl Default for Room {
 pub struct NodePolicy {
     /// Class of each local pod address; 0 = no binding covers it.
     pub pods: BTreeMap<IpAddr, u32>,
+    /// Class of each pod of the host network, which has no address of its own, by its UID.
+    pub hosts: BTreeMap<String, u32>,
     /// Longest-prefix table of destinations; no match = not covered.
     pub destinations: BTreeMap<IpNet, Destination>,
     /// Longest-prefix table of destination ports; no match (and ICMP) = class 0.
@@ -239,13 +241,13 @@ pub fn compile_within(inputs: &PolicyInputs, room: &Room) -> Option<NodePolicy> 
     Some(policy)
 }
 
-/// Fills `pods` and `covered`. Pods with the same bindings share a class; gives the bindings of class 1, 2, ...
+/// Fills `pods`, `hosts` and `covered`. Pods with the same bindings share a class; gives the bindings of class 1, 2, ...
 fn classify_pods(inputs: &PolicyInputs, bindings: &[&Binding], policy: &mut NodePolicy) -> Vec<Vec<usize>> {
     let mut by_account: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (number, binding) in bindings.iter().enumerate() {
         by_account.entry(&binding.name.account).or_default().push(number);
     }
-    let mut pods: Vec<&Pod> = inputs.pods.iter().filter(|pod| !pod.host_network).collect();
+    let mut pods: Vec<&Pod> = inputs.pods.iter().collect();
     pods.sort_by(|a, b| (&a.account, &a.name, &a.uid).cmp(&(&b.account, &b.name, &b.uid)));
     let members: Vec<Vec<usize>> = pods
         .iter()
@@ -260,8 +262,13 @@ fn classify_pods(inputs: &PolicyInputs, bindings: &[&Binding], policy: &mut Node
         for number in members {
             *policy.covered.entry(bindings[*number].name.clone()).or_default() += 1;
         }
+        let class = numbers.get(members).copied().unwrap_or(0);
+        if pod.host_network {
+            policy.hosts.insert(pod.uid.clone(), class);
+            continue;
+        }
         for address in &pod.addresses {
-            policy.pods.entry(*address).or_insert(numbers.get(members).copied().unwrap_or(0));
+            policy.pods.entry(*address).or_insert(class);
         }
     }
     classes.into_iter().cloned().collect()

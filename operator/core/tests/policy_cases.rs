@@ -115,8 +115,19 @@ fn pods_that_are_not_covered_are_known_all_the_same() {
     assert_eq!(policy.pods.values().collect::<Vec<_>>(), [&0]);
     assert!(policy.verdicts.is_empty());
     assert_eq!(policy.covered.values().collect::<Vec<_>>(), [&0]);
+}
+
+#[test]
+fn pods_of_the_host_network_are_covered_by_what_they_are_not_by_an_address() {
+    let mut inputs = inputs(vec![binding("a", "203.0.113.0/24")]);
+    let with_address = compile(&inputs);
     inputs.pods[0].host_network = true;
-    assert!(compile(&inputs).pods.is_empty());
+    let policy = compile(&inputs);
+    assert!(policy.pods.is_empty());
+    assert_eq!(policy.hosts, [(inputs.pods[0].uid.clone(), 1)].into());
+    assert_eq!((&policy.verdicts, &policy.covered), (&with_address.verdicts, &with_address.covered));
+    inputs.pods[0].account = "bank".into();
+    assert_eq!(compile(&inputs).hosts.values().collect::<Vec<_>>(), [&0]);
 }
 
 #[test]
