@@ -55,7 +55,8 @@ pub struct LocalAllocationRef {
     pub name: String,
 }
 
-/// Which pods of the namespace. A pod must match everything that is given. Pods of the host network are never covered.
+/// Which pods of the namespace. A pod must match everything that is given. Pods of the host network are covered too: their own
+/// sockets, not the rest of what the node sends.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = (

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::command::{ECHO, WHO};
 use crate::failure::{Tally, count, kind, within};
+use crate::proxy;
 
 /// Opens connections to a server's echo, so many at a time.
 pub async fn open(
@@ -168,8 +169,11 @@ pub async fn churn(to: SocketAddrV4, pause: Duration, limit: Duration, statistic
 }
 
 /// The same for a one-shot container, without a runtime: its very first packet is this SYN.
-pub fn whoami(address: Ipv4Addr, port: u16) -> anyhow::Result<()> {
-    let mut stream = std::net::TcpStream::connect((address, port))?;
+pub fn whoami(through: Option<SocketAddr>, to: SocketAddr) -> anyhow::Result<()> {
+    let mut stream = match through {
+        Some(proxy) => proxy::connect(proxy, to)?,
+        None => std::net::TcpStream::connect(to)?,
+    };
     stream.write_all(&[WHO])?;
     stream.shutdown(std::net::Shutdown::Write)?;
     let mut line = String::new();

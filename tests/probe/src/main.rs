@@ -12,12 +12,13 @@ mod listener;
 mod packet;
 mod pause;
 mod ping;
+mod proxy;
 mod recorder;
 mod records;
 mod serve;
 mod transfer;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -66,8 +67,17 @@ enum Command {
         #[arg(long)]
         pcap: Option<PathBuf>,
     },
+    /// Serve as a forward proxy (`CONNECT` only).
+    Proxy {
+        /// TCP port.
+        #[arg(long, default_value_t = 3128)]
+        port: u16,
+    },
     /// Ask a `serve` port over TCP which source address it sees, and print it.
     Whoami {
+        /// Through a forward proxy, `ip:port`.
+        #[arg(long)]
+        through: Option<SocketAddr>,
         /// Address of the server.
         address: Ipv4Addr,
         /// Its port.
@@ -81,6 +91,7 @@ fn main() -> anyhow::Result<()> {
         Command::Serve { ports, control } => serve::run(&ports, &control),
         Command::Call { control, request } => serve::call(&control, &request),
         Command::Capture { devices, to, pcap } => capture::run(&devices, &to, pcap.as_deref()),
-        Command::Whoami { address, port } => connections::whoami(address, port),
+        Command::Proxy { port } => proxy::run(port),
+        Command::Whoami { through, address, port } => connections::whoami(through, (address, port).into()),
     }
 }

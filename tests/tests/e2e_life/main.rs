@@ -15,6 +15,7 @@ mod first_packet;
 mod gateways;
 mod gone_agents;
 mod growth;
+mod hosts;
 mod inside;
 mod l2;
 mod latency;
