@@ -36,7 +36,7 @@ pub struct ZoneBindingSpec {
     pub enabled: bool,
     /// The allocation, in the same namespace.
     pub allocation_ref: LocalAllocationRef,
-    /// Which pods.
+    /// Which pods. Of those in the host network what their own sockets send is covered, not the rest of what the node sends.
     pub workloads: Workloads,
     /// Which destinations.
     pub zone: Zone,
@@ -55,8 +55,7 @@ pub struct LocalAllocationRef {
     pub name: String,
 }
 
-/// Which pods of the namespace. A pod must match everything that is given. Pods of the host network are covered too: their own
-/// sockets, not the rest of what the node sends.
+/// Which pods of the namespace. A pod must match everything that is given.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = (

@@ -1,5 +1,8 @@
 use super::*;
-use aegis_common::{ACTION_ALLOCATE, ACTION_DENY, DESTINATION_INTERNAL, POD_REFUSED};
+use aegis_common::{
+    ACTION_ALLOCATE, ACTION_DENY, DESTINATION_INTERNAL, HOST_UNKNOWN, HostValue, POD_REFUSED, incarnation,
+    of_incarnation,
+};
 use aegis_core::gateway::Load;
 use aegis_core::model::{Fence, Holding, State};
 use aegis_core::policy::{PortRange, Workloads};
@@ -118,6 +121,58 @@ fn covered_pods_without_slices_here_are_refused() {
     assert_eq!(verdicts(&[(4, 4, "lost", State::Held)]), [ACTION_DENY], "nobody knows where it is");
     assert_eq!(verdicts(&[(4, 4, "own", State::Draining)]), [ACTION_DENY]);
     assert_eq!(verdicts(&[(4, 4, "own", State::Held)]), [ACTION_ALLOCATE]);
+}
+
+#[test]
+fn pods_of_the_host_network_are_known_by_group_once_one_is_covered() {
+    let group = |number, level: u32| Group { number, levels: 1 << level };
+    let host = |name: &str, label: &str| Pod {
+        name: name.into(),
+        uid: name.into(),
+        host_network: true,
+        addresses: vec![OWN.into()],
+        labels: [("app".to_owned(), label.to_owned())].into(),
+        ..pod()
+    };
+    let labels = [("app".to_owned(), "proxy".to_owned())].into();
+    let proxies = Workloads { labels, ..Workloads::default() };
+    let mut inputs = Inputs {
+        bindings: vec![Binding { workloads: proxies, ..binding(true) }],
+        pods: vec![pod(), host("other", "x"), host("late", "proxy")],
+        groups: [("u", group(11, 3)), ("other", group(12, 3))].map(|(uid, group)| (uid.into(), group)).into(),
+        group_roots: vec![group(10, 1)],
+        ..inputs(&[(4, 4, "own", State::Held)])
+    };
+    let told = |inputs: &Inputs| {
+        let wanted = desired(inputs);
+        assert!(!wanted.policy.pods.contains_key(&OWN), "the node's address is no pod's");
+        (wanted.settings.host_levels, wanted.covered_pods, wanted.groupless, wanted.policy.hosts)
+    };
+    let value = |class, uid| HostValue { class, incarnation: incarnation(uid) };
+    let unknown = HostValue { class: HOST_UNKNOWN, incarnation: 0 };
+    let there = |uid| of_incarnation(incarnation(uid));
+    let mut hosts: BTreeMap<u64, HostValue> = [
+        (10, unknown),
+        (11, value(0, "u")),
+        (12, value(0, "other")),
+        (there("other"), value(0, "other")),
+        (there("late"), value(1, "late")),
+    ]
+    .into();
+    assert_eq!(told(&inputs), (0b1010, 1, 1, hosts.clone()), "without group");
+    inputs.groups.insert("late".into(), group(13, 2));
+    hosts.insert(13, value(1, "late"));
+    assert_eq!(told(&inputs), (0b1110, 1, 0, hosts.clone()));
+    // Who is not held is not told apart from what is no pod.
+    inputs.unknown_pods = UnknownPods::Pass;
+    hosts.remove(&10);
+    assert_eq!(told(&inputs), (0b1100, 1, 0, hosts.clone()));
+    // None is covered: nobody looks, unless somebody has.
+    inputs.pods.pop();
+    assert_eq!(told(&inputs), (0, 0, 0, BTreeMap::new()));
+    inputs.host_levels = 0b1110;
+    hosts.retain(|key, _| ![13, there("late")].contains(key));
+    assert_eq!(told(&inputs), (0b1110, 0, 0, hosts));
 }
 
 #[test]

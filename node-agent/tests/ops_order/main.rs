@@ -6,8 +6,10 @@ mod world;
 
 use aegis_common::{MAC_LEAVING, PodValue};
 use aegis_core::model::Fence;
+use aegis_core::policy::Pod;
 use aegis_core::slice::SliceSet;
 use aegis_node_agent::desired::{Desired, desired};
+use aegis_node_agent::groups::Group;
 use aegis_node_agent::observed::{Observed, from_map, to_map};
 use aegis_node_agent::ops::{Known, Named, Op, transition};
 use aegis_node_agent::probe::Answer;
@@ -106,6 +108,45 @@ fn an_address_changes_hands_by_way_of_nobody() {
     let forgotten = at(Op::ForgetConnections { address });
     let named = at(Op::SetPod { generation: generation + 1, address, value });
     assert!(forgotten < gone && gone < named, "{ops:?}");
+}
+
+#[test]
+fn pods_of_the_host_network_are_named_before_the_rest_is_held() {
+    let (maps, known) = after(&simple(), 1);
+    let mut inputs = simple().inputs(1);
+    let host = |pod: &mut Pod| (pod.host_network, pod.addresses) = (true, vec![]);
+    inputs.pods.iter_mut().for_each(host);
+    inputs.group_roots = vec![Group { number: 10, levels: 2 }];
+    let group = |number| Group { number, levels: 4 };
+    inputs.groups =
+        inputs.pods.iter().zip([9, 11]).map(|(pod, number)| (pod.uid.clone(), group(number))).collect();
+    let wanted = desired(&inputs);
+    let covered = wanted.policy.hosts[&9].class;
+    assert!(covered != 0 && wanted.policy.hosts[&11].class == 0, "{:?}", wanted.policy.hosts);
+    let change = transition(&wanted, &maps, &known);
+    let hosts = |ops: &[Op]| -> Vec<(u64, bool)> {
+        ops.iter()
+            .filter_map(|op| match op {
+                Op::SetHost { group, .. } if *group < 1 << 63 => Some((*group, true)),
+                Op::RemoveHost { group, .. } if *group < 1 << 63 => Some((*group, false)),
+                _ => None,
+            })
+            .collect()
+    };
+    assert_eq!(hosts(&change.ops), [(9, true), (11, true), (10, true)]);
+    let levels = change.ops.iter().rev().find_map(|op| match op {
+        Op::SetConfig(config) => Some(config.host_levels),
+        _ => None,
+    });
+    assert_eq!(levels, Some(0b110));
+    // And it is no longer held before they go.
+    let mut maps = maps;
+    change.ops.iter().for_each(|op| maps.apply(op));
+    assert_eq!(transition(&wanted, &maps, &known).ops, []);
+    inputs.host_levels = 0b110;
+    inputs.group_roots.clear();
+    inputs.groups.clear();
+    assert_eq!(hosts(&transition(&desired(&inputs), &maps, &known).ops)[..1], [(10, false)]);
 }
 
 #[test]
