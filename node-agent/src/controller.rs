@@ -470,16 +470,11 @@ impl Controller {
     }
 
     async fn keep_table(&mut self, wanted: Option<&Desired>, inputs: &Inputs) {
-        let config = &self.pinned.observed.config;
-        let (hold, hosts, internal) = match wanted {
-            Some(wanted) => {
-                (wanted.settings.hold_unknown, wanted.settings.host_levels != 0, desired::internal(inputs))
+        let (hold, internal) = match wanted {
+            Some(wanted) => (wanted.settings.hold_unknown, desired::internal(inputs)),
+            None => {
+                (self.pinned.observed.config.hold_unknown == 1, remembered_internal(&self.pinned.observed))
             }
-            None => (
-                config.hold_unknown == 1,
-                config.host_levels != 0,
-                remembered_internal(&self.pinned.observed),
-            ),
         };
         let Attached { uplinks, pods } = self.attached();
         let unprogrammed =
@@ -503,7 +498,8 @@ impl Controller {
             hold,
             internal,
             uncovered,
-            hosts,
+            // Not before the programs look: they would take what is marked for a leak.
+            hosts: self.pinned.observed.config.host_levels != 0,
             tunnel_port: self.args.tunnel_port,
             nodes: self.tunnel_ends(inputs),
         };
@@ -540,6 +536,7 @@ impl Controller {
         for address in change.stale.difference(&self.stale) {
             tracing::warn!(%address, "its object is older than what the data plane has; it is not followed");
         }
+        let host_levels = self.pinned.observed.config.host_levels;
         let result = tokio::task::block_in_place(|| {
             apply::apply(plane.as_mut(), &change.ops, &mut self.pinned.observed, &mut self.counts)
         });
@@ -560,7 +557,11 @@ impl Controller {
                 }
                 self.numbers = change.numbers;
                 self.write_error = None;
-                self.dirty = false;
+                // Now that the programs look at the node's own sockets, the table and the policy follow.
+                self.dirty = self.pinned.observed.config.host_levels != host_levels;
+                if self.dirty {
+                    self.signals.wake();
+                }
                 let before = self.in_force.as_ref().map(|(before, _)| &before.policy);
                 if before.is_none_or(|before| refused::may_uncover(before, &wanted.policy)) {
                     self.refused.request();

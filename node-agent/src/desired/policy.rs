@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr};
 pub struct Policy {
     /// Local pods by address.
     pub pods: BTreeMap<Ipv4Addr, PodValue>,
-    /// Local pods by control group, once some pod of the host network is covered: see `HostKey`.
+    /// Local pods by control group, once the data plane looks at these: see `HostKey`.
     pub hosts: BTreeMap<u64, HostValue>,
     /// Class of destinations.
     pub destinations: BTreeMap<(Ipv4Addr, u8), u32>,
@@ -90,9 +90,10 @@ pub(super) fn compile(
         covers_hosts = true;
         groupless += u32::from(!inputs.groups.contains_key(uid));
     }
-    let looks = covers_hosts || inputs.host_levels != 0;
-    let (hosts, host_levels) =
-        if looks { hosts(&rules.hosts, inputs, hold_unknown) } else { (BTreeMap::new(), 0) };
+    // First the programs look, then nftables tells them what opens nothing, then somebody is covered: see `nft`.
+    let (found, levels) = hosts(&rules.hosts, inputs, hold_unknown);
+    let host_levels = inputs.host_levels | if covers_hosts || inputs.host_levels != 0 { levels } else { 0 };
+    let hosts = if inputs.host_levels != 0 { found } else { BTreeMap::new() };
 
     // Numbers are of those bindings only that have a pod here, so that others may come and go without a new policy.
     let mut numbers = BTreeMap::new();
@@ -185,7 +186,7 @@ fn hosts(
     inputs: &Inputs,
     hold_unknown: bool,
 ) -> (BTreeMap<u64, HostValue>, u32) {
-    let (mut hosts, mut levels) = (BTreeMap::new(), inputs.host_levels);
+    let (mut hosts, mut levels) = (BTreeMap::new(), 0);
     for root in inputs.group_roots.iter().filter(|_| hold_unknown) {
         hosts.insert(root.number, HostValue { class: HOST_UNKNOWN, incarnation: 0 });
         levels |= root.levels;

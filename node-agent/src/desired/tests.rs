@@ -143,6 +143,9 @@ fn pods_of_the_host_network_are_known_by_group_once_one_is_covered() {
         group_roots: vec![group(10, 1)],
         ..inputs(&[(4, 4, "own", State::Held)])
     };
+    assert_eq!(desired(&inputs).settings.host_levels, 0b1010, "first it looks");
+    assert!(desired(&inputs).policy.hosts.is_empty());
+    inputs.host_levels = 0b10;
     let told = |inputs: &Inputs| {
         let wanted = desired(inputs);
         assert!(!wanted.policy.pods.contains_key(&OWN), "the node's address is no pod's");
@@ -166,9 +169,10 @@ fn pods_of_the_host_network_are_known_by_group_once_one_is_covered() {
     // Who is not held is not told apart from what is no pod.
     inputs.unknown_pods = UnknownPods::Pass;
     hosts.remove(&10);
-    assert_eq!(told(&inputs), (0b1100, 1, 0, hosts.clone()));
+    assert_eq!(told(&inputs), (0b1110, 1, 0, hosts.clone()));
     // None is covered: nobody looks, unless somebody has.
     inputs.pods.pop();
+    inputs.host_levels = 0;
     assert_eq!(told(&inputs), (0, 0, 0, BTreeMap::new()));
     inputs.host_levels = 0b1110;
     hosts.retain(|key, _| ![13, there("late")].contains(key));

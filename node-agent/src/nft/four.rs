@@ -23,7 +23,7 @@ pub struct Rules {
     /// Pods known to be uncovered, which are not held although their device has no program. Only needed while
     /// programs cannot be attached.
     pub uncovered: Vec<Ipv4Net>,
-    /// Packets of the node's own sockets are looked at.
+    /// Packets of the node's own sockets are looked at by the programs already.
     pub hosts: bool,
     /// UDP port of the tunnel.
     pub tunnel_port: u16,

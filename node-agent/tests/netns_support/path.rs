@@ -91,12 +91,11 @@ impl Aegis {
             .unwrap();
         run(&format!("chmod +x {}", wrapper.display()));
         let bpffs = Bpffs::new(&name);
-        let wanted = desired(inputs);
-        let hosts = wanted.settings.host_levels != 0;
         let (plane, sweeper, firewall, rules) = row.node.enter(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let mut plane = bpffs.open_sized(1 << 20, 1 << 14);
-            bring(plane.as_mut(), &wanted, &Known::default());
+            let hosts = look(plane.as_mut(), inputs);
+            bring(plane.as_mut(), &desired(&hosts), &Known::default());
             let found = attach(plane.as_mut(), &runtime);
             let name_of = |devices: &BTreeMap<u32, network::Device>| {
                 devices.iter().map(|(index, device)| (*index, device.name.clone())).collect()
@@ -109,7 +108,7 @@ impl Aegis {
                 hold: true,
                 internal: vec!["10.244.0.0/16".parse().unwrap()],
                 uncovered: Vec::new(),
-                hosts,
+                hosts: hosts.host_levels != 0,
                 tunnel_port: 6081,
                 nodes: [NODE].into(),
             };
@@ -123,11 +122,11 @@ impl Aegis {
 
     /// Does from now on what these say.
     pub fn follow(&mut self, inputs: &Inputs) {
-        let wanted = desired(inputs);
-        self.rules.hosts = wanted.settings.host_levels != 0;
+        let inputs = look(self.plane.as_mut(), inputs);
+        self.rules.hosts = inputs.host_levels != 0;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(self.firewall.ensure(&self.rules, false)).unwrap();
-        bring(self.plane.as_mut(), &wanted, &Known::default());
+        bring(self.plane.as_mut(), &desired(&inputs), &Known::default());
     }
 
     /// Packets to which this has happened.
@@ -147,6 +146,18 @@ impl Drop for Aegis {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.wrapper);
     }
+}
+
+/// Lets the programs look at the node's own sockets if that is wanted. Gives what is wanted then.
+fn look(plane: &mut dyn Plane, inputs: &Inputs) -> Inputs {
+    let mut inputs = inputs.clone();
+    for _ in 0..2 {
+        inputs.host_levels = plane.read().unwrap().config.host_levels;
+        if inputs.host_levels == 0 {
+            bring(plane, &desired(&inputs), &Known::default());
+        }
+    }
+    inputs
 }
 
 /// Attaches the programs to the devices of this namespace.

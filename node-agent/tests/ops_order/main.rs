@@ -120,6 +120,7 @@ fn pods_of_the_host_network_are_named_before_the_rest_is_held() {
     let group = |number| Group { number, levels: 4 };
     inputs.groups =
         inputs.pods.iter().zip([9, 11]).map(|(pod, number)| (pod.uid.clone(), group(number))).collect();
+    inputs.host_levels = 0b010;
     let wanted = desired(&inputs);
     let covered = wanted.policy.hosts[&9].class;
     assert!(covered != 0 && wanted.policy.hosts[&11].class == 0, "{:?}", wanted.policy.hosts);
