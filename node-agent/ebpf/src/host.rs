@@ -3,7 +3,8 @@
 //! Such a pod has the node's addresses, so it is told by the control group of the packet's socket: the pod's own group is an
 //! ancestor of those of its containers. Most of what a node sends is of no covered pod, and passes after one look-up.
 
-use crate::maps::{self, FRAGMENTS_OUT, HOST_SOCKETS, HOSTS};
+use crate::headers::{self, ACK, Packet, SYN};
+use crate::maps::{self, FRAGMENTS_OUT, HOST_SOCKETS, HOSTS, PEER_INDEX};
 use crate::snat::fragment_key;
 use aegis_common::*;
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
@@ -17,39 +18,45 @@ pub fn is_own(ctx: &TcContext) -> bool {
     unsafe { (*ctx.skb.skb).ingress_ifindex == 0 }
 }
 
-/// Who has sent a packet of this node's own.
-#[derive(Clone, Copy)]
-pub struct Sender {
-    /// See [`sender_of`].
-    packed: u64,
-}
-
 /// A socket of no pod.
 const FOREIGN: u64 = 0;
 /// No socket, or one that is closed: the kernel answers in its place.
 const NO_SOCKET: u64 = u64::MAX;
+/// The packet has to do with no flow.
+pub const PASSES: u64 = u64::MAX - 1;
+/// It is of a pod that nobody has named yet, and goes to where it may be covered.
+pub const HELD: u64 = u64::MAX - 2;
 
-impl Sender {
-    #[inline(always)]
-    pub fn of(ctx: &TcContext, config: &Config, generation: u32) -> Sender {
-        Sender { packed: sender_of(ctx.skb.skb, config.host_levels, generation) }
+/// What is known of a packet of this node's own before its flow is looked for: incarnation and class of the pod, [`ANYBODY`] where
+/// no socket tells, [`PASSES`] or [`HELD`]. A function of its own for the verifier's sake, like `take` in `ports`, and for that of the
+/// stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn judge_own(skb: *mut __sk_buff, generation: u32) -> u64 {
+    let ctx = &TcContext::new(skb);
+    let (Some(config), Some(packet)) = (maps::config(), Packet::read(ctx)) else { return PASSES };
+    let sender = sender_of(skb, config.host_levels, generation);
+    if sender != NO_SOCKET && (sender >> 32) as u32 == HOST_UNKNOWN {
+        return if is_held(generation, packet.ip.destination) { HELD } else { PASSES };
     }
-
-    /// A socket of something else than a pod.
-    #[inline(always)]
-    pub fn is_foreign(self) -> bool {
-        self.packed == FOREIGN
+    if packet.ip.is_later_fragment() {
+        return if sender == FOREIGN { PASSES } else { sender };
     }
-
-    /// In place of the pod: who may open nothing but by its class, which is 0 if nothing covers it. `None` = there is no socket.
-    #[inline(always)]
-    pub fn pod(self) -> Option<PodValue> {
-        if self.packed == NO_SOCKET {
-            return None;
+    let Some(transport) = packet.transport(ctx) else { return sender };
+    let concerns_a_flow = match packet.ip.protocol {
+        // What opens a connection ends the flow that had its port before.
+        headers::TCP => {
+            sender != FOREIGN || packet.tcp_flags(ctx).is_some_and(|flags| flags & (SYN | ACK) == SYN)
         }
-        let (class, incarnation) = ((self.packed >> 32) as u32, self.packed as u32);
-        Some(PodValue { class, incarnation, mac: [0; 6], pad: 0 })
-    }
+        headers::ICMP => sender != FOREIGN || headers::is_icmp_error(transport.icmp_type()),
+        // What goes to a gateway comes by once more, and still has the socket.
+        // SAFETY: only presence matters.
+        headers::UDP if u32::from(transport.destination_port()) == config.tunnel_port => {
+            sender != FOREIGN && unsafe { PEER_INDEX.get(&packet.ip.destination) }.is_none()
+        }
+        _ => sender != FOREIGN,
+    };
+    if concerns_a_flow { sender } else { PASSES }
 }
 
 /// A function of its own for the verifier's sake, like `take` in `ports`, and for that of the stack. Gives class and
@@ -85,25 +92,33 @@ pub fn is_held(generation: u32, destination: u32) -> bool {
     maps::destination_class(generation, destination).is_some_and(|class| class != DESTINATION_INTERNAL)
 }
 
-/// Remembers that the connection of the packet's socket leaves from an egress address.
-#[inline(always)]
-pub fn remember(ctx: &TcContext, key: &FlowKey) {
+/// Remembers that the connection of the packet's socket, whose key has this digest, leaves from an egress address.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn remember(skb: *mut __sk_buff, digest: u32) -> u32 {
     // SAFETY: the context is valid while the program runs.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) };
-    let _ = HOST_SOCKETS.insert(&cookie, &key.digest(), u64::from(BPF_ANY));
+    let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+    let _ = HOST_SOCKETS.insert(&cookie, &digest, u64::from(BPF_ANY));
+    0
 }
 
-/// Whether the connection left from an egress address before its flow was lost.
-#[inline(always)]
-pub fn remembers(ctx: &TcContext, key: &FlowKey) -> bool {
+/// Not 0: the connection left from an egress address before its flow was lost.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn remembers(skb: *mut __sk_buff, digest: u32) -> u32 {
     // SAFETY: the context is valid while the program runs, and the value is read at once.
-    let known = unsafe { HOST_SOCKETS.get(&bpf_get_socket_cookie(ctx.skb.skb.cast())) };
-    known.is_some_and(|digest| *digest == key.digest())
+    let known = unsafe { HOST_SOCKETS.get(&bpf_get_socket_cookie(skb.cast())) };
+    u32::from(known.is_some_and(|known| *known == digest))
 }
 
-/// Lets the later fragments of a datagram pass as the first one did: with the source that it has.
-#[inline(always)]
-pub fn pass_fragments(ip: &crate::headers::Ipv4) {
-    let value = FragmentValue { address: ip.source, seen: maps::now(), ..Default::default() };
-    let _ = FRAGMENTS_OUT.insert(&fragment_key(ip), &value, u64::from(BPF_ANY));
+/// Lets the later fragments of a datagram pass as its first one did: with the source that it has.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn pass_fragments(skb: *mut __sk_buff) -> u32 {
+    let Some(packet) = Packet::read(&TcContext::new(skb)) else { return 0 };
+    if packet.ip.is_first_fragment() {
+        let value = FragmentValue { address: packet.ip.source, seen: maps::now(), ..Default::default() };
+        let _ = FRAGMENTS_OUT.insert(&fragment_key(&packet.ip), &value, u64::from(BPF_ANY));
+    }
+    0
 }

@@ -5,7 +5,7 @@ use crate::fence;
 use crate::flow::{self, Leaving};
 use crate::headers::{self, ACK, ETH_LEN, ETH_P_IP, Ipv4, Packet, SYN, Transport};
 use crate::identification;
-use crate::maps::{self, ADDRESSES, FRAGMENTS_OUT, PEER_INDEX};
+use crate::maps::{self, ADDRESSES, FRAGMENTS_OUT};
 use crate::opening::{self, Opener};
 use crate::{host, icmp_out, mss, refuse, six, via};
 use aegis_common::*;
@@ -67,7 +67,7 @@ fn leave(ctx: &TcContext) -> i32 {
     match translate(ctx, config, &packet, own, marked) {
         Ok(PASSED) => {
             if packet.ip.is_first_fragment() {
-                host::pass_fragments(&packet.ip);
+                host::pass_fragments(ctx.skb.skb);
             }
             TCX_NEXT
         }
@@ -108,26 +108,20 @@ fn translate(
 ) -> Result<i32, Stop> {
     let (source, protocol) = (packet.ip.source, packet.ip.protocol);
     let generation = maps::generation(config);
-    let (pod, foreign) = if own {
-        let sender = host::Sender::of(ctx, config, generation);
-        (sender.pod(), sender.is_foreign())
-    } else {
-        (maps::pod(generation, source), false)
-    };
-    let class = pod.map_or(0, |pod| pod.class);
-    let untouched = own && class == 0;
-    if !own && pod.is_none() && !maps::in_pod_range(config, source) {
-        return icmp_out::translate_of_node(ctx, packet);
-    }
-    if own && class == HOST_UNKNOWN {
-        if host::is_held(generation, packet.ip.destination) {
-            return Err(Stop::Drop(Counter::DropUnknownPod));
+    // Not the pod's whole value, for the sake of the stack.
+    let (whose, class) = if own {
+        match host::judge_own(ctx.skb.skb, generation) {
+            host::PASSES => return Ok(PASSED),
+            host::HELD => return Err(Stop::Drop(Counter::DropUnknownPod)),
+            ANYBODY => (ANYBODY, 0),
+            pod => (pod & u64::from(u32::MAX), (pod >> 32) as u32),
         }
-        return Ok(PASSED);
-    }
-    // Of what is not of pods only this may have to do with a flow.
-    if foreign && protocol != headers::TCP && protocol != headers::ICMP {
-        return Ok(PASSED);
+    } else {
+        maps::pod(generation, source).map_or((ANYBODY, 0), |pod| (u64::from(pod.incarnation), pod.class))
+    };
+    let untouched = own && class == 0;
+    if !own && whose == ANYBODY && !maps::in_pod_range(config, source) {
+        return icmp_out::translate_of_node(ctx, packet);
     }
     if packet.ip.is_later_fragment() {
         return match later_fragment(ctx, packet) {
@@ -150,16 +144,9 @@ fn translate(
         None if untouched => return Ok(PASSED),
         None => return Err(MALFORMED),
     };
-    // What goes to a gateway comes by once more, and still has the socket.
-    if own && protocol == headers::UDP && u32::from(transport.destination_port()) == config.tunnel_port {
-        // SAFETY: only presence matters.
-        if unsafe { PEER_INDEX.get(&packet.ip.destination) }.is_some() {
-            return Ok(PASSED);
-        }
-    }
     if protocol == headers::ICMP && headers::is_icmp_error(transport.icmp_type()) {
         if !own {
-            return icmp_out::translate(ctx, whose(&pod));
+            return icmp_out::translate(ctx, whose);
         }
         // The kernel's own: about what came back for a pod, or for a socket that has just been closed. A marked one must be.
         return match icmp_out::translate_by_node(ctx) {
@@ -173,10 +160,7 @@ fn translate(
         headers::UDP => true,
         _ => transport.icmp_type() == headers::ICMP_ECHO,
     };
-    if foreign && !(opens && protocol == headers::TCP) {
-        return Ok(PASSED);
-    }
-    match follow(&mut leaving, whose(&pod), u32::from(flags), u32::from(opens && pod.is_some())) {
+    match follow(&mut leaving, whose, u32::from(flags), u32::from(opens && whose != ANYBODY)) {
         FOLLOWED => (),
         LOST => {
             leaving.end();
@@ -194,7 +178,7 @@ fn translate(
                 // What it may not open began before anything was covered, or answers somebody. Of TCP only a SYN opens: the
                 // rest is of a connection from before, unless it is known to have been a flow.
                 let lost = match protocol {
-                    headers::TCP => !opens && host::remembers(ctx, &leaving.key),
+                    headers::TCP => !opens && host::remembers(ctx.skb.skb, leaving.key.digest()) != 0,
                     headers::UDP => false,
                     _ => !opens && transport.icmp_type() != headers::ICMP_ECHO_REPLY,
                 };
@@ -202,13 +186,15 @@ fn translate(
                     return Ok(PASSED);
                 }
             }
-            match pod {
-                Some(pod) if opens => open(generation, pod, &mut leaving, flags)?,
-                None if opens => return Err(Stop::Refuse(Counter::RefuseUnavailable)),
-                _ => return Err(Stop::Refuse(Counter::RefuseNoFlow)),
+            if !opens {
+                return Err(Stop::Refuse(Counter::RefuseNoFlow));
             }
+            if whose == ANYBODY {
+                return Err(Stop::Refuse(Counter::RefuseUnavailable));
+            }
+            open(generation, class, whose as u32, &mut leaving, flags)?;
             if own && protocol == headers::TCP {
-                host::remember(ctx, &leaving.key);
+                host::remember(ctx.skb.skb, leaving.key.digest());
             }
         }
     }
@@ -315,12 +301,6 @@ pub fn key(ip: &Ipv4, transport: &Transport) -> FlowKey {
 /// In place of an incarnation: of an address that nobody has named (its pod is just gone) a flow is the last one's.
 pub const ANYBODY: u64 = u64::MAX;
 
-/// The incarnation of a pod, or [`ANYBODY`].
-#[inline(always)]
-pub fn whose(pod: &Option<PodValue>) -> u64 {
-    pod.map_or(ANYBODY, |pod| u64::from(pod.incarnation))
-}
-
 /// Whether a flow was made by this pod, not by an earlier one with its address or by one of another node.
 #[inline(always)]
 pub fn belongs(flow: &ForwardValue, key: &FlowKey, whose: u64) -> bool {
@@ -335,9 +315,9 @@ fn is_covered(generation: u32, class: u32, ip: &Ipv4) -> bool {
 
 /// Makes a new flow, if the policy says so.
 #[inline(always)]
-fn open(generation: u32, pod: PodValue, leaving: &mut Leaving, flags: u8) -> Result<(), Stop> {
+fn open(generation: u32, class: u32, incarnation: u32, leaving: &mut Leaving, flags: u8) -> Result<(), Stop> {
     let key = &leaving.key;
-    let verdict = opens(generation, pod.class, key);
+    let verdict = opens(generation, class, key);
     // Between `pod_ingress` and here the policy may have changed. What it covered, and now covers no more, is a flow from
     // before: it keeps the address. While such packets are under way, the agent keeps the last generation.
     let verdict = verdict.or_else(|| {
@@ -346,7 +326,7 @@ fn open(generation: u32, pod: PodValue, leaving: &mut Leaving, flags: u8) -> Res
     });
     let unavailable = Stop::Refuse(Counter::RefuseUnavailable);
     let verdict = verdict.filter(|verdict| verdict.action == ACTION_ALLOCATE).ok_or(unavailable)?;
-    let by = Opener { incarnation: pod.incarnation, binding: verdict.binding as u16, peer: 0 };
+    let by = Opener { incarnation, binding: verdict.binding as u16, peer: 0 };
     opening::make(leaving, u32::from(verdict.allocation), by, flags)
 }
 
