@@ -53,7 +53,8 @@ else
   absent+=("licences and advisories (cargo-deny is not installed)")
 fi
 suite unit cargo test --no-fail-fast --workspace --lib --bins
-integration "planner properties" aegis-core ""
+# Those of the rules need nothing but a processor.
+behind "planner properties" cargo test --no-fail-fast --package aegis-core --test '*'
 integration "resource types" aegis-crds ""
 suite chart helm lint --quiet charts/aegis
 integration packet aegis-node-agent "" --test-threads=1
@@ -61,6 +62,8 @@ integration API aegis-operator ""
 integration documentation aegis-tests docs
 integration scripts aegis-tests scripts
 integration admission aegis-tests admit
+
+meet
 
 suite "no earlier lab" "${lab[@]}" down
 lab_is_up=maybe

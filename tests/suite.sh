@@ -1,7 +1,7 @@
 # Runs suites and counts what they say. Sourced by run.sh, and by the test of it (tests/tests/scripts.rs).
 # shellcheck shell=bash
-passed=0 failed=0 broken=() absent=() reasons=() running=
-log=$(mktemp)
+passed=0 failed=0 broken=() absent=() reasons=() running= aside=
+log=$(mktemp) aside_log=$(mktemp)
 # Longest time of one suite in seconds, unless a call says otherwise: one that hangs must not eat the time of the others.
 limit=900
 # A test's message says what is wrong; a backtrace only pushes it out of sight.
@@ -33,6 +33,23 @@ suite() {
   [ "$bad" -eq 0 ] || { broken+=("$name") && reasons+=("=== $name"$'\n'"$(why)"); }
   printf -- '--- %s: %d passed, %d failed, %d s\n' "$name" "$good" "$bad" $((SECONDS - begin))
   [ "$bad" -eq 0 ]
+}
+
+# behind NAME COMMAND...: begins a suite at the lowest priority, beside those that follow: it takes what these leave of the processors.
+# `meet` counts it; there is one at a time.
+behind() {
+  aside_name=$1
+  shift
+  timeout --kill-after=20 "$limit" nice -n 19 "$@" >"$aside_log" 2>&1 </dev/null &
+  aside=$!
+}
+
+# meet: waits for the suite that was begun by `behind`, and counts it.
+meet() {
+  local status=0
+  { wait "$aside" || status=$?; } 2>/dev/null
+  aside=
+  suite "$aside_name" sh -c 'cat "$1"; exit "$2"' sh "$aside_log" "$status"
 }
 
 # why: what the log says of a suite that failed: of each test that did its name and its message, at most 15 lines; where no test
@@ -71,12 +88,12 @@ fail() {
 # conclude: what failed and why, and the closing line. For the EXIT trap: sets the exit code.
 conclude() {
   trap - EXIT INT TERM HUP
-  if [ -n "$running" ]; then
-    kill "$running" 2>/dev/null
-    wait "$running"
-  fi
+  for process in $running $aside; do
+    kill "$process" 2>/dev/null
+    wait "$process"
+  done
   cleanup
-  rm -f "$log"
+  rm -f "$log" "$aside_log"
   printf '\n'
   [ ${#reasons[@]} -eq 0 ] || printf '%s\n\n' "${reasons[@]}"
   [ ${#absent[@]} -eq 0 ] || printf 'not run: %s\n' "${absent[@]}"

@@ -85,10 +85,35 @@ fn the_end_of_the_output_says_what_failed_and_why() {
 }
 
 #[test]
+fn a_suite_that_runs_beside_others_is_counted_when_it_is_met() {
+    for (command, last, fine) in [
+        ("sh -c 'sleep 1; echo \"test result: ok. 3 passed; 0 failed\"'", "4 passed, 0 failed", true),
+        (
+            "sh -c 'sleep 1; echo \"test result: FAILED. 2 passed; 1 failed\"; exit 101'",
+            "3 passed, 1 failed",
+            false,
+        ),
+        ("sh -c 'sleep 1; exit 1'", "1 passed, 1 failed", false),
+    ] {
+        let script = format!(". tests/suite.sh; behind slow {command}; suite quick true; meet");
+        let (lines, well) = run(&mut bash(&script));
+        assert_eq!((lines.last().map(String::as_str), well), (Some(last), fine), "{lines:#?}");
+        let at = |line: &str| lines.iter().position(|other| other == line).expect("a heading");
+        assert!(at("=== quick") < at("=== slow"), "{lines:#?}");
+    }
+}
+
+#[test]
 fn an_interrupted_run_ends_what_it_started_and_still_counts() {
+    for slow in ["suite slow sleep 98765.4321", "behind slow sleep 98765.4321; suite slower sleep 30"] {
+        interrupted(slow);
+    }
+}
+
+fn interrupted(slow: &str) {
     let begin = Instant::now();
-    let script = ". tests/suite.sh; suite good true; suite slow sleep 98765.4321";
-    let child = bash(script).stdout(Stdio::piped()).spawn().expect("run bash");
+    let script = format!(". tests/suite.sh; suite good true; {slow}");
+    let child = bash(&script).stdout(Stdio::piped()).spawn().expect("run bash");
     let sleeps = || {
         let pgrep = Command::new("pgrep").args(["-f", "^sleep 98765.4321"]).stdout(Stdio::null()).status();
         pgrep.expect("run pgrep").success()
