@@ -19,7 +19,7 @@ pub mod type_ {
     pub const LEASE_HELD: &str = "LeaseHeld";
     /// Packets of established flows pass by the node's host stack.
     pub const FAST_PATH: &str = "FastPath";
-    /// A node has room for all that is asked of it.
+    /// A node has room for all that is asked of it; of an allocation, no limit refuses flows.
     pub const WITHIN_LIMITS: &str = "WithinLimits";
     /// The network has been told of the addresses that a node takes packets for; the message has "n of m addresses".
     pub const ANNOUNCED: &str = "Announced";
@@ -71,4 +71,14 @@ pub mod reason {
     pub const ABOVE_TARGET: &str = "AboveTarget";
     /// New flows are being refused, since no port is free.
     pub const EXHAUSTED: &str = "Exhausted";
+    /// No limit refuses flows.
+    pub const NOTHING_REFUSED: &str = "NothingRefused";
+    /// A pod has as many flows as it may.
+    pub const POD_FLOWS: &str = "PodFlows";
+    /// A pod begins flows faster than it may.
+    pub const POD_NEW_FLOWS: &str = "PodNewFlows";
+    /// The account has as many flows on a node as it may.
+    pub const ACCOUNT_FLOWS: &str = "AccountFlows";
+    /// The account begins flows on a node faster than it may.
+    pub const ACCOUNT_NEW_FLOWS: &str = "AccountNewFlows";
 }

@@ -91,7 +91,7 @@ pub struct AddressFence {
 }
 
 /// Names an `EgressAllocation` in any namespace.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AllocationRef {
     /// Namespace (account) of the allocation.

@@ -54,9 +54,46 @@ pub struct EgressAllocationSpec {
     /// How long idle flows keep their port.
     #[serde(default)]
     pub timeouts: FlowTimeouts,
+    /// How much of the allocation one pod may take, so that it leaves the others some.
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
+    pub limits: Limits,
     /// When the ports of a node that does not answer go to others.
     #[serde(default)]
     pub fence: Fence,
+}
+
+/// How much of the allocation one pod may take. (How much of a node an account may take is not set here, but by the platform's
+/// team in the chart: `agent.limits.account`.)
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// What each pod may take of the allocation, for itself. Without it a pod may take all that its node has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_pod: Option<PodLimits>,
+}
+
+impl Limits {
+    fn is_empty(&self) -> bool {
+        *self == Limits::default()
+    }
+}
+
+/// What each pod may take of the allocation, for itself. A connection above it is refused at once: TCP is reset, the rest is
+/// answered with "administratively prohibited". Connections that live are never touched, also not by a lower limit. `WithinLimits`
+/// says when a limit is met.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.flows) || has(self.newFlowsPerSecond)", "must have flows, newFlowsPerSecond or both: leave perPod out for no limit"))]
+pub struct PodLimits {
+    /// Flows (connections, UDP and ping sessions) that a pod may have at a time, over all destinations. Each has a port of the
+    /// allocation, also while that rests (`timeouts`). Left out: no limit. 1 to 1,000,000.
+    #[schemars(range(min = 1, max = 1000000))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flows: Option<u32>,
+    /// New flows that a pod may begin in each second, attempts in vain included. Left out: no limit. 1 to 1,000,000.
+    #[schemars(range(min = 1, max = 1000000))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_flows_per_second: Option<u32>,
 }
 
 /// When the ports of a node that does not answer go to others.
@@ -347,7 +384,7 @@ pub struct EgressAllocationStatus {
     #[schemars(length(max = 4), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sites: Vec<SiteStatus>,
-    /// `Accepted`, `Allocated`, `Programmed`, `CapacityLow`.
+    /// `Accepted`, `Allocated`, `Programmed`, `CapacityLow`, `WithinLimits`.
     #[schemars(schema_with = "schema::conditions")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

@@ -53,6 +53,10 @@ pub struct EgressNodeStatus {
     #[schemars(length(max = 1024), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub demand: Vec<Demand>,
+    /// New flows that limits have refused during the last minute, for each allocation of which there were any.
+    #[schemars(length(max = 1024), extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limited: Vec<Limited>,
     /// What is programmed, for each address.
     #[schemars(length(max = 4096), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -102,6 +106,34 @@ pub struct Demand {
     #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+}
+
+/// New flows of an allocation that limits have refused during the last minute.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Limited {
+    /// The allocation.
+    pub allocation: AllocationRef,
+    /// A pod had as many flows as `spec.limits.perPod.flows` of the allocation.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub pod_flows: u32,
+    /// A pod had begun as many in the second as `spec.limits.perPod.newFlowsPerSecond`.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub pod_new_flows: u32,
+    /// The account had as many flows on the node as it may (the chart's `agent.limits.account`).
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub account_flows: u32,
+    /// The account had begun as many in the second as it may there.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub account_new_flows: u32,
+    /// The pod of this node whose flows they were for the most part: namespace/name. Left out if there is none, or it is gone.
+    #[schemars(length(max = 317))]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub pod: String,
+}
+
+fn is_none(count: &u32) -> bool {
+    *count == 0
 }
 
 /// What is programmed of one address.

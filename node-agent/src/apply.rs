@@ -2,6 +2,7 @@
 
 use crate::demand::Ports;
 use crate::fragments::Fragments;
+use crate::limited::Counted;
 use crate::observed::Observed;
 use crate::ops::Op;
 use crate::sweep::Sweeper;
@@ -50,6 +51,8 @@ pub trait Plane: Send {
     fn counters(&self) -> Result<Vec<CounterValue>, PlaneError>;
     /// `PRESSURE` of these allocations, summed over the CPUs.
     fn pressure(&self, numbers: &BTreeSet<u32>) -> Result<BTreeMap<u32, PressureValue>, PlaneError>;
+    /// What limits of these allocations have refused.
+    fn limited(&self, numbers: &BTreeSet<u32>) -> Result<BTreeMap<u32, Counted>, PlaneError>;
     /// Says that the agent lives. Gives a number that rises while ports run short somewhere.
     fn beat(&mut self) -> Result<u64, PlaneError>;
     /// Ports in use at this moment.

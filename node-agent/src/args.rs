@@ -70,6 +70,20 @@ pub struct Args {
     #[arg(long, env = "AEGIS_MAX_BLOCKS", default_value_t = 1 << 16)]
     pub max_blocks: u32,
 
+    /// Flows that one account (a namespace) may have at a time on this node, over all of its allocations and including those of
+    /// other nodes' pods that leave through this one. 0: no limit.
+    #[arg(long, env = "AEGIS_ACCOUNT_FLOWS", default_value_t = 0)]
+    pub account_flows: u32,
+
+    /// New flows that one account may begin on this node in each second, attempts in vain included. 0: no limit.
+    #[arg(long, env = "AEGIS_ACCOUNT_NEW_FLOWS", default_value_t = 0)]
+    pub account_new_flows: u32,
+
+    /// Where several accounts have allocations, one opens no flow on this node while it has more than there is room left for: it
+    /// can't fill the tables before another comes.
+    #[arg(long, env = "AEGIS_ACCOUNT_LEAVES_ROOM", default_value_t = true, action = clap::ArgAction::Set)]
+    pub account_leaves_room: bool,
+
     /// Refusals (RST, ICMP) per second and CPU that are answered to pods; further ones are dropped silently.
     #[arg(long, env = "AEGIS_REFUSALS_PER_SECOND", default_value_t = 1000)]
     pub refusals_per_second: u32,

@@ -98,7 +98,11 @@ impl Dataplane {
         self.replace_programs(existing)?;
         // A program that has begun before goes on for a moment.
         kernel::settle();
-        let rest = self.carry_flows(source).and_then(|all| self.make_blocks(now).map(|()| all));
+        let rest = self.carry_flows(source).and_then(|all| {
+            self.make_blocks(now)?;
+            self.make_loads(now)?;
+            Ok(all)
+        });
         // Whatever came of it: new connections can't wait for ever, and what is not here now never will be.
         self.set_taking_over(false)?;
         let held = held.elapsed().as_secs_f64() * 1000.0;

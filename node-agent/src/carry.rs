@@ -12,13 +12,15 @@ pub use translate::{Change, Entry, SERIES, STEPS, Step, Way};
 use crate::ebpf::{Dataplane, EbpfError};
 use crate::flows::{EnterProgram, FlowValue, Flows, Table};
 use crate::links::Links;
-use crate::raw::{self, Sizes};
+use crate::load;
+use crate::raw;
+use crate::sweep;
 use aegis_common::{
-    BlockKey, BlockValue, Config, Counter, CounterValue, FlowKey, ForwardValue, PORTS_PER_BLOCK,
-    ReverseValue, WORDS_PER_BLOCK, permutation_key, place_of_port,
+    AllLoads, BlockKey, BlockValue, Config, Counter, CounterValue, FlowKey, ForwardValue, LoadKey, LoadValue,
+    PORTS_PER_BLOCK, ReverseValue, WORDS_PER_BLOCK, permutation_key, place_of_port,
 };
 use aya::maps::{MapData, MapError, PerCpuArray, PerCpuValues};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -108,21 +110,15 @@ fn entries(links: &Links, map: &str, each: impl FnMut(&[u8], &[u8])) -> io::Resu
         Table::open(&data)?.for_each(each);
         return Ok(());
     }
-    raw::for_each(data.fd().as_fd(), sizes(&data)?, each)
-}
-
-fn sizes(data: &MapData) -> io::Result<Sizes> {
-    let info = data.info().map_err(io::Error::other)?;
-    Ok(Sizes { key: info.key_size() as usize, value: info.value_size() as usize })
+    raw::Map::of(data.fd().as_fd())?.for_each(each)
 }
 
 /// An open map of this version.
-fn target(dataplane: &Dataplane, map: &'static str) -> Result<(OwnedFd, Sizes), EbpfError> {
+fn target(dataplane: &Dataplane, map: &'static str) -> Result<OwnedFd, EbpfError> {
     let path = dataplane.links.maps().join(map);
     let failed = |source: MapError| EbpfError::Map { name: map.into(), source };
     let data = MapData::from_pin(&path).map_err(failed)?;
-    let sizes = sizes(&data).map_err(EbpfError::Carry)?;
-    Ok((data.fd().as_fd().try_clone_to_owned().map_err(EbpfError::Carry)?, sizes))
+    data.fd().as_fd().try_clone_to_owned().map_err(EbpfError::Carry)
 }
 
 impl Dataplane {
@@ -133,12 +129,13 @@ impl Dataplane {
         }
         // A map that the version before did not have stays as it is: empty.
         for map in WRITTEN.iter().copied().filter(|map| source.path(map).exists()) {
-            let (fd, sizes) = target(self, map)?;
+            let fd = target(self, map)?;
+            let own = raw::Map::of(fd.as_fd()).map_err(EbpfError::Carry)?;
             let mut result = Ok(());
             let lost = source.for_each(map, |key, value| {
                 // Most entries of arrays were never written.
                 if result.is_ok() && value.iter().any(|byte| *byte != 0) {
-                    result = raw::update(fd.as_fd(), sizes, key, value);
+                    result = own.update(key, value);
                 }
             });
             let lost = lost.map_err(EbpfError::Carry)?;
@@ -196,18 +193,57 @@ impl Dataplane {
                 keys.push(*key);
             }
         });
-        let (fd, sizes) = target(self, "BLOCKS")?;
+        let fd = target(self, "BLOCKS")?;
+        let own = raw::Map::of(fd.as_fd()).map_err(EbpfError::Carry)?;
         for (number, (key, block)) in blocks(keys, seed, now).into_iter().enumerate() {
             // Not at zero, where the newest ports would come first.
             let cursor = aegis_common::mix(seed ^ now ^ number as u32) & (PORTS_PER_BLOCK - 1);
             let block = BlockValue { cursor, ..block };
-            match raw::update(fd.as_fd(), sizes, raw::bytes(&key), raw::bytes(&block)) {
+            match own.update(raw::bytes(&key), raw::bytes(&block)) {
                 // Without a bitmap the way back still keeps each port from being taken twice.
                 Err(error) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOMEM)) => {}
                 other => other.map_err(EbpfError::Carry)?,
             }
         }
         Ok(())
+    }
+
+    /// Makes the counts of pods and accounts from the flows and bitmaps.
+    pub(crate) fn make_loads(&mut self, now: u32) -> Result<(), EbpfError> {
+        let mut found = load::Found::default();
+        let (mut allocations, mut addresses) = (BTreeMap::new(), BTreeMap::new());
+        let carry = EbpfError::Carry;
+        self.forward()?.for_each(|key, value| found.add_flow(key, value));
+        sweep::for_each(self.map_fd("BLOCKS")?, |key, _: &BlockValue| found.add_block(key)).map_err(carry)?;
+        sweep::for_each(self.map_fd("ALLOCATIONS")?, |index: &u32, value| {
+            _ = allocations.insert(*index, *value)
+        })
+        .map_err(carry)?;
+        sweep::for_each(self.map_fd("ADDRESSES")?, |address: &u32, value| {
+            _ = addresses.insert(*address, *value)
+        })
+        .map_err(carry)?;
+        let counts = found.counts(&allocations, &addresses);
+        let fd = target(self, "LOADS")?;
+        let own = raw::Map::of(fd.as_fd()).map_err(carry)?;
+        let mut stale = Vec::new();
+        sweep::for_each(fd.as_fd(), |key: &LoadKey, _: &LoadValue| stale.push(*key)).map_err(carry)?;
+        for key in stale {
+            own.delete(raw::bytes(&key)).map_err(carry)?;
+        }
+        let all = counts.get(&load::ALL).copied().unwrap_or_default();
+        for (key, (flows, blocks)) in counts.into_iter().filter(|(key, _)| *key != load::ALL) {
+            let opened = u64::from(now) << 32;
+            let value = LoadValue { key, flows: flows.into(), blocks: blocks.into(), opened, refused: 0 };
+            match own.update(raw::bytes(&key), raw::bytes(&value)) {
+                // What is not counted is not limited, for as long as there is no room.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOMEM)) => {}
+                other => other.map_err(carry)?,
+            }
+        }
+        let mut loads = self.array::<AllLoads>("ALL_LOADS")?;
+        let value = AllLoads { flows: all.0.into(), blocks: all.1.into() };
+        loads.set(0, value, 0).map_err(|source| EbpfError::Map { name: "ALL_LOADS".into(), source })
     }
 
     /// Adds to the counters what was carried.

@@ -432,6 +432,7 @@ impl Controller {
             fast_path: matches!(self.fast, Some(Ok(()))),
             answers: self.prober.answers(),
             room: self.pinned.room(),
+            shared: self.pinned.shared(),
             leaving: self.leaving,
         };
         let mut inputs = snapshot::inputs(&self.args, &cluster, &local, &mut self.memory);

@@ -79,7 +79,7 @@ impl Ports {
 
 /// Something counted over the last minute, in steps of ten seconds.
 #[derive(Clone, Copy, Debug, Default)]
-struct Minute {
+pub(crate) struct Minute {
     slots: [u64; 6],
     step: u64,
 }
@@ -94,11 +94,11 @@ impl Minute {
         &mut self.slots[(self.step % 6) as usize]
     }
 
-    fn add(&mut self, now: u64, amount: u64) {
+    pub(crate) fn add(&mut self, now: u64, amount: u64) {
         *self.turn(now) += amount;
     }
 
-    fn sum(&mut self, now: u64) -> u64 {
+    pub(crate) fn sum(&mut self, now: u64) -> u64 {
         self.turn(now);
         self.slots.iter().sum()
     }
@@ -312,6 +312,7 @@ mod tests {
                     name: A,
                     timeouts: Default::default(),
                     max_resting: aegis_common::ANY_NUMBER,
+                    per_pod: Default::default(),
                     most: growth::MOST,
                 },
             )]

@@ -10,7 +10,7 @@ pub use policy::{Policy, Verdict};
 
 use crate::args::UnknownPods;
 use crate::groups::Group;
-use crate::objects::{self, NodeRecord};
+use crate::objects::{self, Most, NodeRecord};
 use crate::probe::Answer;
 use aegis_common::TUNNEL_OVERHEAD;
 use aegis_core::gateway::FullNodes;
@@ -74,10 +74,23 @@ pub struct Inputs {
     pub answers: BTreeMap<Ipv4Addr, Answer>,
     /// Room in the tables of the policy.
     pub room: Room,
+    /// What one account may take of this node.
+    pub per_account: Most,
+    /// Flows and bitmaps of ports that fit into this node's tables, of which accounts leave each other some; `None`: they need not.
+    pub shared: Option<Shared>,
     /// Slices that this node does not open yet, since others have not heard of them.
     pub unsettled: BTreeMap<Ipv4Addr, SliceSet>,
     /// Addresses of which this node has asked for more in vain.
     pub in_vain: BTreeSet<Ipv4Addr>,
+}
+
+/// What all accounts share on a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shared {
+    /// Flows.
+    pub flows: u32,
+    /// Bitmaps of ports.
+    pub blocks: u32,
 }
 
 /// The way to a peer.
@@ -102,6 +115,10 @@ pub struct Desired {
     pub addresses: BTreeMap<Ipv4Addr, EgressAddress>,
     /// Allocations that have an egress address.
     pub allocations: BTreeMap<AllocationName, Allocation>,
+    /// What one account may take of this node.
+    pub per_account: Most,
+    /// Of what they leave each other some.
+    pub shared: Option<Shared>,
     /// The policy.
     pub policy: Policy,
     /// Bindings that cover local pods, in the order of their numbers.
@@ -198,6 +215,9 @@ pub fn desired(inputs: &Inputs) -> Desired {
     let hold_unknown =
         inputs.unknown_pods == UnknownPods::Hold && inputs.bindings.iter().any(|binding| binding.enabled);
     let compiled = policy::compile(inputs, &allocations, hold_unknown);
+    // One alone may have everything.
+    let accounts: BTreeSet<&String> = allocations.keys().map(|name| &name.account).collect();
+    let shared = inputs.shared.filter(|_| accounts.len() > 1);
     Desired {
         settings: Settings {
             mark: inputs.mark,
@@ -214,6 +234,8 @@ pub fn desired(inputs: &Inputs) -> Desired {
         answers: inputs.answers.clone(),
         addresses,
         allocations,
+        per_account: inputs.per_account,
+        shared,
         policy: compiled.policy,
         bindings: compiled.bindings,
         covered: compiled.covered,

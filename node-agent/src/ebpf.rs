@@ -5,9 +5,9 @@ use crate::flows::{EnterProgram, FlowValue, Flows};
 use crate::links::Links;
 use crate::test_run;
 use aegis_common::{
-    BlockKey, FORWARD_TABLE, FlowKey, ForwardValue, PeakKey, REVERSE_TABLE, ReverseValue, SCHEMA,
-    SWEEP_BATCH, SWEEP_BLOCKS, SWEEP_CUT_SHORT, SWEEP_FLOWS, SWEEP_HEADER, SWEEP_PEAKS, SWEEP_RESTING,
-    SWEEP_REVERSE, SWEEP_REVOKED, TableValue,
+    BlockKey, FORWARD_TABLE, FlowKey, ForwardValue, LoadFix, PeakKey, REVERSE_TABLE, ReverseValue, SCHEMA,
+    SWEEP_BATCH, SWEEP_BLOCKS, SWEEP_CUT_SHORT, SWEEP_FLOWS, SWEEP_HEADER, SWEEP_LOADS, SWEEP_PEAKS,
+    SWEEP_RESTING, SWEEP_REVERSE, SWEEP_REVOKED, TableValue,
 };
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
 use aya::programs::{ProgramError, ProgramFd, SchedClassifier, Xdp};
@@ -49,6 +49,9 @@ const PINNED: &[&str] = &[
     "ARP_ANSWERS",
     "COUNTERS",
     "PRESSURE",
+    "LOADS",
+    "ALL_LOADS",
+    "LIMITED",
     "GROWING",
     "PULSE",
     "LIMITER",
@@ -432,6 +435,11 @@ impl SweepProgram {
     /// Lets high-water marks that have been read begin anew, unless they have risen meanwhile. Returns how many did.
     pub fn peaks(&self, peaks: &[PeakKey]) -> Result<u32, EbpfError> {
         self.run(SWEEP_PEAKS, peaks)
+    }
+
+    /// Sets counts of pods and accounts right, and removes those that are not needed any more. Returns how many it did either with.
+    pub fn loads(&self, fixes: &[LoadFix]) -> Result<u32, EbpfError> {
+        self.run(SWEEP_LOADS, fixes)
     }
 
     fn run<K: Pod>(&self, kind: u32, keys: &[K]) -> Result<u32, EbpfError> {

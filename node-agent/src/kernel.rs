@@ -14,6 +14,7 @@ use crate::demand::Ports;
 use crate::ebpf::{Dataplane, EbpfError, MapSizes};
 use crate::fragments::{self, Fragments};
 use crate::groups;
+use crate::limited::Counted;
 use crate::links::{Links, Pin};
 use crate::network::{Device, Network};
 use crate::observed::{Homes, NO_ALLOCATION, Observed, from_map, to_map};
@@ -24,8 +25,8 @@ use crate::uplink::Devices;
 use aegis_common::{
     AddressValue, AllocationValue, BlockKey, BlockValue, Config, Counter, CounterValue, DestinationKey,
     DestinationValue, FORWARD_TABLE, HOMES_PER_ADDRESS, HoldingValue, HostKey, HostValue, LeaseValue,
-    PeerValue, PodKey, PodValue, PortKey, PressureValue, SLOTS_PER_ADDRESS, SlotValue, TO_POD, TO_UPLINK,
-    VerdictKey, VerdictValue, incarnation,
+    LimitedValue, LoadKey, LoadValue, PeerValue, PodKey, PodValue, PortKey, PressureValue, SLOTS_PER_ADDRESS,
+    SlotValue, TO_POD, TO_UPLINK, VerdictKey, VerdictValue, incarnation,
 };
 use answers::Answers;
 use aya::maps::Map;
@@ -399,6 +400,32 @@ impl Plane for Kernel {
             Ok((*index, sum))
         };
         numbers.iter().map(sum).collect()
+    }
+
+    fn limited(&self, numbers: &BTreeSet<u32>) -> Result<BTreeMap<u32, Counted>, PlaneError> {
+        let failed =
+            |error: &dyn std::error::Error| PlaneError::Read { map: "LIMITED", reason: chain(error) };
+        let map = self.dataplane.per_cpu::<LimitedValue>("LIMITED").map_err(|error| failed(&error))?;
+        let sum = |index: &u32| {
+            let values = map.get(index, 0).map_err(|error| failed(&error))?;
+            let sum = values.iter().fold(LimitedValue::default(), |sum, value| LimitedValue {
+                pod_flows: sum.pod_flows + value.pod_flows,
+                pod_rate: sum.pod_rate + value.pod_rate,
+                account_flows: sum.account_flows + value.account_flows,
+                account_rate: sum.account_rate + value.account_rate,
+            });
+            Ok((*index, Counted { limits: sum, ..Counted::default() }))
+        };
+        let mut counted: BTreeMap<u32, Counted> = numbers.iter().map(sum).collect::<Result<_, _>>()?;
+        self.for_each("LOADS", |key: &LoadKey, load: &LoadValue| {
+            if load.refused > 0
+                && let Some((address, incarnation)) = key.whose_pod()
+                && let Some(counted) = counted.get_mut(&key.allocation)
+            {
+                counted.pods.insert((from_map(address), incarnation), load.refused);
+            }
+        })?;
+        Ok(counted)
     }
 
     fn beat(&mut self) -> Result<u64, PlaneError> {

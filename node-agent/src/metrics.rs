@@ -1,7 +1,8 @@
 //! Prometheus metrics: a snapshot that the controller renews, encoded when somebody asks.
 
+use crate::load::Taken;
 use crate::status::NotReady;
-use aegis_common::{Counter as Reason, CounterValue};
+use aegis_common::{Counter as Reason, CounterValue, LimitedValue};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -28,6 +29,10 @@ pub struct Snapshot {
     pub slices: BTreeMap<Ipv4Addr, (u32, u32)>,
     /// Share of the ports towards the busiest origin by allocation, in percent.
     pub fill: BTreeMap<(String, String), u32>,
+    /// New flows that limits have refused, by allocation.
+    pub limited: BTreeMap<(String, String), LimitedValue>,
+    /// Flows by allocation.
+    pub taken: BTreeMap<(String, String), Taken>,
     /// Live generation of the policy.
     pub generation: u32,
     /// Local pods that a binding covers, and all.
@@ -86,6 +91,8 @@ impl Default for Snapshot {
             ports: BTreeMap::new(),
             slices: BTreeMap::new(),
             fill: BTreeMap::new(),
+            limited: BTreeMap::new(),
+            taken: BTreeMap::new(),
             generation: 0,
             pods: (0, 0),
             groupless: 0,
@@ -273,6 +280,44 @@ impl Collector for Encoder {
             ),
             fill,
         )?;
+        let of = |(namespace, name): &(String, String)| {
+            [("namespace", namespace.clone()), ("allocation", name.clone())]
+        };
+        family(
+            e,
+            ("allocation_flows", "Flows on this node by allocation", MetricType::Gauge),
+            now.taken.iter().map(|(name, taken)| (of(name), taken.flows)),
+        )?;
+        family(
+            e,
+            (
+                "busiest_pod_flows",
+                "Flows of the pod of this node that has most, by allocation",
+                MetricType::Gauge,
+            ),
+            now.taken.iter().map(|(name, taken)| (of(name), u64::from(taken.busiest_pod))),
+        )?;
+        let limited = now.limited.iter().flat_map(|((namespace, name), count)| {
+            let limits = [
+                ("pod_flows", count.pod_flows),
+                ("pod_rate", count.pod_rate),
+                ("account_flows", count.account_flows),
+                ("account_rate", count.account_rate),
+            ];
+            limits.map(|(limit, refused)| {
+                let labels = [
+                    ("namespace", namespace.clone()),
+                    ("allocation", name.clone()),
+                    ("limit", limit.to_owned()),
+                ];
+                (labels, refused)
+            })
+        });
+        family(
+            e,
+            ("limited_flows", "New flows that a limit has refused, by allocation", MetricType::Counter),
+            limited,
+        )?;
         family(
             e,
             ("xdp_tx_errors", "Frames that the driver could not send back from XDP", MetricType::Counter),
@@ -398,6 +443,9 @@ mod tests {
         let metrics = Metrics::default();
         metrics.lock().counters =
             (0..Reason::ALL.len() as u64).map(|i| CounterValue { packets: i, bytes: 2 * i }).collect();
+        let name = || ("shop".to_owned(), "main".to_owned());
+        metrics.lock().taken.insert(name(), Taken { flows: 12, busiest_pod: 7 });
+        metrics.lock().limited.insert(name(), LimitedValue { account_rate: 3, ..LimitedValue::default() });
         metrics.lock().ports.insert(Ipv4Addr::new(203, 0, 113, 1), 17);
         let text = metrics.encode().unwrap();
         for (index, counter) in Reason::ALL.iter().enumerate() {
@@ -407,6 +455,14 @@ mod tests {
             );
         }
         assert!(text.contains("aegis_ports_in_use{address=\"203.0.113.1\"} 17\n"), "{text}");
+        for line in [
+            "aegis_allocation_flows{namespace=\"shop\",allocation=\"main\"} 12\n",
+            "aegis_busiest_pod_flows{namespace=\"shop\",allocation=\"main\"} 7\n",
+            "aegis_limited_flows_total{namespace=\"shop\",allocation=\"main\",limit=\"account_rate\"} 3\n",
+            "aegis_limited_flows_total{namespace=\"shop\",allocation=\"main\",limit=\"pod_flows\"} 0\n",
+        ] {
+            assert!(text.contains(line), "{line} {text}");
+        }
         assert!(text.contains("aegis_ready 0") && text.ends_with("# EOF\n"), "{text}");
     }
 }

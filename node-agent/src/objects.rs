@@ -98,6 +98,15 @@ pub struct Report {
     pub leaving: bool,
 }
 
+/// How much somebody may take; 0 = no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Most {
+    /// Flows at a time.
+    pub flows: u32,
+    /// New ones in each second.
+    pub per_second: u32,
+}
+
 /// What the agent needs of an allocation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Allocation {
@@ -107,6 +116,8 @@ pub struct Allocation {
     pub timeouts: Timeouts,
     /// Ports that may rest at a time on a node.
     pub max_resting: u32,
+    /// What one pod may take; 0 = no limit.
+    pub per_pod: Most,
     /// Slices of each address that may be used.
     pub slices: SliceSet,
     /// Slices of each address that a node can grow to.
@@ -320,7 +331,11 @@ pub fn allocation(object: &EgressAllocation) -> (AllocationName, Allocation) {
     let slice = |port: u32| u8::try_from(port / slice::PORTS).unwrap_or(slice::LAST);
     let slices = SliceSet::range(slice(ports.first).max(slice::FIRST), slice(ports.last));
     let per_node_max = ports.per_node.max;
-    (name, Allocation { sites: sites.collect(), timeouts, max_resting, slices, per_node_max })
+    let per_pod = object.spec.limits.per_pod.as_ref().map_or(Most::default(), |limits| Most {
+        flows: limits.flows.unwrap_or_default(),
+        per_second: limits.new_flows_per_second.unwrap_or_default(),
+    });
+    (name, Allocation { sites: sites.collect(), timeouts, max_resting, per_pod, slices, per_node_max })
 }
 
 /// Reads an EgressAddress.

@@ -102,6 +102,13 @@ pub const NO_ALLOCATION: AllocationValue = AllocationValue {
     gateways: [0; aegis_common::GATEWAYS_PER_ALLOCATION],
     max_resting: 0,
     identity: 0,
+    account: 0,
+    pod_flows: 0,
+    pod_rate: 0,
+    account_flows: 0,
+    account_rate: 0,
+    room_flows: 0,
+    room_blocks: 0,
 };
 
 impl Observed {

@@ -1,4 +1,5 @@
-//! Maps whose types only their sizes tell: those of another version of the data plane.
+//! Maps by raw system calls, many entries at a time, and those whose types only their sizes tell: of another version of the data
+//! plane.
 
 use std::io;
 use std::mem::{size_of, size_of_val};
@@ -9,6 +10,7 @@ const BATCH: usize = 4096;
 /// Commands of bpf(2).
 const UPDATE: libc::c_long = 2;
 const DELETE: libc::c_long = 3;
+const INFO: libc::c_long = 15;
 const LOOKUP_BATCH: libc::c_long = 24;
 
 /// `union bpf_attr` of the batch commands.
@@ -45,89 +47,144 @@ pub struct Sizes {
     pub value: usize,
 }
 
-/// Calls `each` with every entry: a few system calls instead of two for each entry. Entries that come or go meanwhile may be
-/// missed. `sizes` must be the map's.
-pub fn for_each(map: BorrowedFd<'_>, sizes: Sizes, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
-    if sizes.key == 0 || sizes.value == 0 {
-        return Err(io::ErrorKind::InvalidInput.into());
+/// The beginning of `struct bpf_map_info`.
+#[repr(C)]
+#[derive(Default)]
+struct Info {
+    kind: u32,
+    id: u32,
+    key_size: u32,
+    value_size: u32,
+}
+
+/// `union bpf_attr` of the question for it.
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+/// Kinds of maps that have a value for each CPU: hash, array, LRU hash, and local storage of cgroups.
+const PER_CPU: [u32; 4] = [5, 6, 10, 21];
+
+/// A map with the sizes that the kernel says it has. It copies as many bytes as these are, whatever the buffer: so nobody else says
+/// how large a buffer is.
+#[derive(Clone, Copy, Debug)]
+pub struct Map<'m> {
+    fd: BorrowedFd<'m>,
+    sizes: Sizes,
+}
+
+impl<'m> Map<'m> {
+    /// Asks the kernel for the sizes. Maps with a value for each CPU are refused: they are read otherwise.
+    pub fn of(fd: BorrowedFd<'m>) -> io::Result<Map<'m>> {
+        let mut info = Info::default();
+        let mut attr = InfoAttr {
+            fd: fd.as_raw_fd() as u32,
+            length: size_of::<Info>() as u32,
+            info: (&raw mut info) as u64,
+        };
+        // SAFETY: the kernel writes at most `length` bytes into `info`.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, INFO, &raw mut attr, size_of_val(&attr)) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let sizes = Sizes { key: info.key_size as usize, value: info.value_size as usize };
+        if PER_CPU.contains(&info.kind) || sizes.key == 0 || sizes.value == 0 {
+            let odd = format!("a map of kind {} has no single value for each key", info.kind);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, odd));
+        }
+        Ok(Map { fd, sizes })
     }
-    let (mut keys, mut values) = (vec![0; BATCH * sizes.key], vec![0; BATCH * sizes.value]);
-    let mut position = [0u64; 8];
-    let mut first = true;
-    loop {
-        let mut next = [0u64; 8];
-        let mut attr = BatchAttr {
-            in_batch: if first { 0 } else { position.as_ptr() as u64 },
-            out_batch: next.as_mut_ptr() as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: (keys.len() / sizes.key) as u32,
-            map_fd: map.as_raw_fd() as u32,
-            elem_flags: 0,
+
+    /// Its sizes.
+    pub fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    /// Calls `each` with every entry: a few system calls instead of two for each entry. Entries that come or go meanwhile may be
+    /// missed.
+    pub fn for_each(&self, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+        let sizes = self.sizes;
+        let (mut keys, mut values) = (vec![0; BATCH * sizes.key], vec![0; BATCH * sizes.value]);
+        let mut position = [0u64; 8];
+        let mut first = true;
+        loop {
+            let mut next = [0u64; 8];
+            let mut attr = BatchAttr {
+                in_batch: if first { 0 } else { position.as_ptr() as u64 },
+                out_batch: next.as_mut_ptr() as u64,
+                keys: keys.as_mut_ptr() as u64,
+                values: values.as_mut_ptr() as u64,
+                count: (keys.len() / sizes.key) as u32,
+                map_fd: self.fd.as_raw_fd() as u32,
+                elem_flags: 0,
+                flags: 0,
+            };
+            // SAFETY: the kernel writes at most `count` keys and values of the map's sizes into buffers that have room for as many,
+            // and at most a key of 64 bytes into `next`.
+            let result =
+                unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut attr, size_of::<BatchAttr>()) };
+            let error = (result < 0).then(io::Error::last_os_error);
+            let end = match error {
+                None => false,
+                Some(error) => match error.raw_os_error() {
+                    // No more; what `count` says was still delivered.
+                    Some(libc::ENOENT) => true,
+                    // One bucket holds more than fits.
+                    Some(libc::ENOSPC) => {
+                        keys.resize(keys.len() * 2, 0);
+                        values.resize(values.len() * 2, 0);
+                        continue;
+                    }
+                    Some(libc::EINTR) => continue,
+                    _ => return Err(error),
+                },
+            };
+            let entries = keys.chunks_exact(sizes.key).zip(values.chunks_exact(sizes.value));
+            for (key, value) in entries.take(attr.count as usize) {
+                each(key, value);
+            }
+            if end {
+                return Ok(());
+            }
+            position = next;
+            first = false;
+        }
+    }
+
+    /// Writes an entry.
+    pub fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        if (key.len(), value.len()) != (self.sizes.key, self.sizes.value) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.command(UPDATE, key, value)
+    }
+
+    /// Removes an entry; what is not there is no failure.
+    pub fn delete(&self, key: &[u8]) -> io::Result<()> {
+        if key.len() != self.sizes.key {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        match self.command(DELETE, key, &[]) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn command(&self, command: libc::c_long, key: &[u8], value: &[u8]) -> io::Result<()> {
+        let mut attr = EntryAttr {
+            map_fd: self.fd.as_raw_fd() as u32,
+            pad: 0,
+            key: key.as_ptr() as u64,
+            value: if value.is_empty() { 0 } else { value.as_ptr() as u64 },
             flags: 0,
         };
-        // SAFETY: the kernel writes at most `count` keys and values of the map's sizes into buffers that have room for as many,
-        // and at most a key of 64 bytes into `next`.
-        let result =
-            unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut attr, size_of::<BatchAttr>()) };
-        let error = (result < 0).then(io::Error::last_os_error);
-        let end = match error {
-            None => false,
-            Some(error) => match error.raw_os_error() {
-                // No more; what `count` says was still delivered.
-                Some(libc::ENOENT) => true,
-                // One bucket holds more than fits.
-                Some(libc::ENOSPC) => {
-                    keys.resize(keys.len() * 2, 0);
-                    values.resize(values.len() * 2, 0);
-                    continue;
-                }
-                Some(libc::EINTR) => continue,
-                _ => return Err(error),
-            },
-        };
-        let entries = keys.chunks_exact(sizes.key).zip(values.chunks_exact(sizes.value));
-        for (key, value) in entries.take(attr.count as usize) {
-            each(key, value);
-        }
-        if end {
-            return Ok(());
-        }
-        position = next;
-        first = false;
+        // SAFETY: the kernel reads a key and a value of the map's sizes, which the callers have checked.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of_val(&attr)) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
-}
-
-/// Writes an entry. Key and value must have the map's sizes.
-pub fn update(map: BorrowedFd<'_>, sizes: Sizes, key: &[u8], value: &[u8]) -> io::Result<()> {
-    if (key.len(), value.len()) != (sizes.key, sizes.value) {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    command(map, UPDATE, key, value)
-}
-
-/// Removes an entry; what is not there is no failure.
-pub fn delete(map: BorrowedFd<'_>, sizes: Sizes, key: &[u8]) -> io::Result<()> {
-    if key.len() != sizes.key {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    match command(map, DELETE, key, &[]) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        other => other,
-    }
-}
-
-fn command(map: BorrowedFd<'_>, command: libc::c_long, key: &[u8], value: &[u8]) -> io::Result<()> {
-    let mut attr = EntryAttr {
-        map_fd: map.as_raw_fd() as u32,
-        pad: 0,
-        key: key.as_ptr() as u64,
-        value: if value.is_empty() { 0 } else { value.as_ptr() as u64 },
-        flags: 0,
-    };
-    // SAFETY: the kernel reads a key and a value of the map's sizes, which the callers have checked.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of_val(&attr)) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// The bytes of a key or value.

@@ -2,12 +2,12 @@
 
 use crate::args::Args;
 use crate::cni::CniResult;
-use crate::desired::Inputs;
+use crate::desired::{Inputs, Shared};
 use crate::groups::Groups;
 use crate::identity;
 use crate::neighbour;
 use crate::network::Network;
-use crate::objects::{self, NodeRecord, PodRecord};
+use crate::objects::{self, Most, NodeRecord, PodRecord};
 use crate::probe::Answer;
 use crate::watch::Cluster;
 use aegis_core::gateway::FullNodes;
@@ -39,6 +39,8 @@ pub struct Local<'a> {
     pub answers: BTreeMap<Ipv4Addr, Answer>,
     /// Room in the tables of the policy.
     pub room: Room,
+    /// Room in the tables of flows, once it is known.
+    pub shared: Option<Shared>,
     /// The agent is being taken off this node.
     pub leaving: bool,
 }
@@ -112,6 +114,8 @@ pub fn inputs(args: &Args, cluster: &Cluster, local: &Local<'_>, memory: &mut Me
         unknown_pods: args.unknown_pods,
         answers: local.answers.clone(),
         room: local.room,
+        per_account: Most { flows: args.account_flows, per_second: args.account_new_flows },
+        shared: local.shared.filter(|_| args.account_leaves_room),
         unsettled: BTreeMap::new(),
         in_vain: BTreeSet::new(),
     }

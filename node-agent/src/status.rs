@@ -3,16 +3,17 @@
 use crate::announce::Standing;
 use crate::demand::Want;
 use crate::desired::Desired;
+use crate::limited::{PodId, Refusals};
 use crate::metrics::Metrics;
 use crate::observed::Observed;
 use aegis_core::egress::Egress;
 use aegis_core::gateway::Load;
 use aegis_core::model::AllocationName;
-use aegis_core::policy::Binding;
+use aegis_core::policy::{Binding, Pod};
 use aegis_core::slice::SliceSet;
 use aegis_crds::{
-    AllocationRef, Condition, Demand, EgressNode, EgressNodeStatus, ProgrammedAddress, ProgrammedBinding,
-    SliceRange, Uplink, type_,
+    AllocationRef, Condition, Demand, EgressNode, EgressNodeStatus, Limited, ProgrammedAddress,
+    ProgrammedBinding, SliceRange, Uplink, type_,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -20,7 +21,7 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -109,6 +110,10 @@ pub struct Facts<'a> {
     pub bindings: &'a [Binding],
     /// Demand.
     pub wants: &'a BTreeMap<AllocationName, Want>,
+    /// What limits have refused during the last minute.
+    pub limited: &'a BTreeMap<AllocationName, Refusals>,
+    /// The pods of this node.
+    pub pods: &'a [Pod],
     /// Draining slices without flow.
     pub drained: &'a BTreeMap<Ipv4Addr, SliceSet>,
     /// The same of IPv6 /64s, with the epoch. Nothing leaves from these yet, so whatever is to drain is empty.
@@ -157,6 +162,14 @@ pub fn report(facts: &Facts<'_>) -> EgressNodeStatus {
         refused: want.refused,
         reason: want.reason.to_owned(),
     });
+    let limited = facts.limited.iter().take(MAX_DEMAND).map(|(name, refusals)| Limited {
+        allocation: AllocationRef { namespace: name.account.clone(), name: name.name.clone() },
+        pod_flows: refusals.pod_flows,
+        pod_new_flows: refusals.pod_rate,
+        account_flows: refusals.account_flows,
+        account_new_flows: refusals.account_rate,
+        pod: refusals.pod.and_then(|pod| pod_name(facts.pods, pod)).unwrap_or_default(),
+    });
     let (status, reason, message) = match facts.ready {
         Ok(()) => ("True", reason::READY, "programs, policy and slices are in force".to_owned()),
         Err(not_ready) => ("False", not_ready.reason, not_ready.message.clone()),
@@ -168,6 +181,7 @@ pub fn report(facts: &Facts<'_>) -> EgressNodeStatus {
         leaving: facts.leaving,
         covered_pods: facts.desired.covered_pods,
         demand: demand.collect(),
+        limited: limited.collect(),
         addresses,
         bindings: if facts.policy_in_force { bindings(facts) } else { Vec::new() },
         conditions: [condition(type_::READY, status, reason, message), room(facts)]
@@ -260,13 +274,40 @@ fn settle(mut status: EgressNodeStatus, former: &EgressNodeStatus) -> EgressNode
         let Some(told) = told.get(&key(&demand.allocation)) else { continue };
         let load = |it: &Demand| (Load::of(it.fill_percent, it.refused), it.fill_percent >= 100);
         let near = demand.fill_percent.abs_diff(told.fill_percent) < FILL_STEP
-            && demand.refused <= told.refused.saturating_mul(2)
-            && demand.refused >= told.refused.div_ceil(2);
+            && is_near(demand.refused, told.refused);
         if near && load(demand) == load(told) {
             (demand.fill_percent, demand.refused) = (told.fill_percent, told.refused);
         }
     }
+    let told: HashMap<_, _> = former.limited.iter().map(|it| (key(&it.allocation), it)).collect();
+    for limited in &mut status.limited {
+        if let Some(told) = told.get(&key(&limited.allocation))
+            && limited.pod == told.pod
+            && counts(limited).into_iter().zip(counts(told)).all(|(now, told)| is_near(now, told))
+        {
+            *limited = (*told).clone();
+        }
+    }
     status
+}
+
+/// Whether a number of refusals is near enough to the one that was told.
+fn is_near(now: u32, told: u32) -> bool {
+    now <= told.saturating_mul(2) && now >= told.div_ceil(2)
+}
+
+/// Namespace and name of the pod that the programs know by this. (It may just have gone.)
+fn pod_name(pods: &[Pod], (address, incarnation): PodId) -> Option<String> {
+    let is_it = |pod: &&Pod| {
+        // In the host network it is the node's address, whatever the pod's status says.
+        aegis_common::incarnation(&pod.uid) == incarnation
+            && (pod.host_network || pod.addresses.contains(&IpAddr::V4(address)))
+    };
+    pods.iter().find(is_it).map(|pod| format!("{}/{}", pod.account, pod.name))
+}
+
+fn counts(limited: &Limited) -> [u32; 4] {
+    [limited.pod_flows, limited.pod_new_flows, limited.account_flows, limited.account_new_flows]
 }
 
 fn key(allocation: &AllocationRef) -> (&str, &str) {
@@ -277,10 +318,16 @@ fn key(allocation: &AllocationRef) -> (&str, &str) {
 /// slices that are to go to others it is told at once that they are empty.)
 fn can_wait(a: &EgressNodeStatus, b: &EgressNodeStatus) -> bool {
     let demand = |it: &Demand| (it.allocation.clone(), it.slices, it.reason.clone(), it.refused > 0);
+    let limited = |it: &Limited| (it.allocation.clone(), counts(it).map(|count| count > 0));
     let address = |it: &ProgrammedAddress| (it.address.clone(), it.fenced, it.drained.clone());
-    let rest =
-        |it: &EgressNodeStatus| EgressNodeStatus { demand: Vec::new(), addresses: Vec::new(), ..it.clone() };
-    a.demand.iter().map(demand).eq(b.demand.iter().map(demand))
+    let rest = |it: &EgressNodeStatus| EgressNodeStatus {
+        demand: Vec::new(),
+        limited: Vec::new(),
+        addresses: Vec::new(),
+        ..it.clone()
+    };
+    a.limited.iter().map(limited).eq(b.limited.iter().map(limited))
+        && a.demand.iter().map(demand).eq(b.demand.iter().map(demand))
         && a.addresses.iter().map(address).eq(b.addresses.iter().map(address))
         && rest(a) == rest(b)
 }
@@ -427,7 +474,13 @@ mod tests {
     }
 
     fn facts(ready: &Result<(), NotReady>) -> Facts<'_> {
-        type Nothing = (Desired, Observed, BTreeMap<AllocationName, Want>, BTreeMap<Ipv4Addr, SliceSet>);
+        type Nothing = (
+            Desired,
+            Observed,
+            BTreeMap<AllocationName, Want>,
+            BTreeMap<Ipv4Addr, SliceSet>,
+            BTreeMap<AllocationName, Refusals>,
+        );
         static NOTHING: LazyLock<Nothing> = LazyLock::new(Default::default);
         Facts {
             tunnel_address: Some(Ipv4Addr::new(192, 0, 2, 1)),
@@ -436,6 +489,8 @@ mod tests {
             observed: &NOTHING.1,
             bindings: &[],
             wants: &NOTHING.2,
+            limited: &NOTHING.4,
+            pods: &[],
             drained: &NOTHING.3,
             networks: Vec::new(),
             policy_in_force: true,
@@ -532,7 +587,9 @@ mod tests {
         let demand = Demand { allocation, slices: 1, fill_percent, refused, reason: String::new() };
         let address =
             ProgrammedAddress { address: "203.0.113.1".into(), epoch: 7, fenced: false, drained: vec![] };
-        EgressNodeStatus { demand: vec![demand], addresses: vec![address], ..status(&Ok(())) }
+        let allocation = AllocationRef { namespace: "shop".into(), name: "main".into() };
+        let limited = vec![Limited { allocation, pod_flows: 50, ..Limited::default() }];
+        EgressNodeStatus { demand: vec![demand], limited, addresses: vec![address], ..status(&Ok(())) }
     }
 
     #[test]
@@ -545,6 +602,10 @@ mod tests {
         };
         assert!(other(|it| it.demand[0].fill_percent = 90));
         assert!(other(|it| it.addresses[0].epoch = 8));
+        assert!(other(|it| it.limited[0].pod_flows = 100));
+        assert!(!other(|it| it.limited[0].pod_new_flows = 1), "another limit is met");
+        assert!(!other(|it| it.limited.clear()));
+        assert!(other(|it| it.limited[0].pod = "shop/b".into()));
         assert!(!other(|it| it.demand[0].slices = 2), "growth");
         assert!(!other(|it| it.demand[0].refused = 1), "flows are refused");
         assert!(!other(|it| it.addresses[0].drained.push(SliceRange { first: 4, last: 4 })));
@@ -576,5 +637,38 @@ mod tests {
         assert_eq!(told((100, 100), (100, 60)), (100, 100));
         assert_eq!(told((100, 100), (100, 49)), (100, 49));
         assert_eq!(told((100, 1), (100, 0)), (100, 0));
+        let limited = |pod_flows| {
+            let mut status = with_usage(0, 0);
+            status.limited[0].pod_flows = pod_flows;
+            settle(status, &with_usage(0, 0)).limited[0].pod_flows
+        };
+        assert_eq!([25, 50, 100, 24, 101].map(limited), [50, 50, 50, 24, 101]);
+        let mut status = with_usage(0, 0);
+        status.limited[0].pod = "shop/b".into();
+        assert_eq!(settle(status.clone(), &with_usage(0, 0)).limited, status.limited, "another pod is news");
+    }
+
+    #[test]
+    fn the_pod_is_named_that_is_refused_most() {
+        let address = Ipv4Addr::new(10, 0, 0, 1);
+        let pod = |name: &str, uid: &str| Pod {
+            account: "shop".into(),
+            name: name.into(),
+            uid: uid.into(),
+            addresses: vec![IpAddr::V4(address)],
+            ..Pod::default()
+        };
+        // One after the other with the same address.
+        let pods = [pod("before", "u1"), pod("now", "u2")];
+        let named = |uid: &str| {
+            let name = AllocationName { account: "shop".into(), name: "main".into() };
+            let pod = Some((address, aegis_common::incarnation(uid)));
+            let limited = [(name, Refusals { pod_flows: 3, pod, ..Refusals::default() })].into();
+            let status = report(&Facts { limited: &limited, pods: &pods, ..facts(&Ok(())) });
+            (status.limited[0].pod.clone(), status.limited[0].pod_flows)
+        };
+        assert_eq!(named("u2"), ("shop/now".to_owned(), 3));
+        assert_eq!(named("u1"), ("shop/before".to_owned(), 3));
+        assert_eq!(named("u3"), (String::new(), 3), "gone");
     }
 }

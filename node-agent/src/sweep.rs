@@ -2,6 +2,7 @@
 //! removes. A thread of its own, since a scan of a full table takes long; it takes about a fiftieth of one CPU.
 
 use crate::demand::{Origin, Ports};
+use crate::load::Taken;
 use crate::observed::from_map;
 use crate::ops::Named;
 use crate::raw;
@@ -41,6 +42,8 @@ pub struct Usage {
     pub named: Named,
     /// Those of the peers through which flows of this node's pods leave.
     pub gateways: BTreeSet<u32>,
+    /// Flows by index of their allocation.
+    pub taken: BTreeMap<u32, Taken>,
     /// Flows in slices that are not this node's, if the scan looked.
     pub foreign: Option<u64>,
 }
@@ -89,15 +92,20 @@ fn worked() -> Duration {
     time.map_or(Duration::ZERO, Duration::from)
 }
 
-/// Calls `each` with every entry of a hash map: a few system calls instead of two for each entry. Entries that come
-/// or go meanwhile may be missed.
+/// Calls `each` with every entry of a hash map or an array (of which none may have a value for each CPU): see
+/// [`raw::Map::for_each`]. A map of other sizes than the types have is an error.
 pub fn for_each<K, V>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V)) -> io::Result<()>
 where
     K: aya::Pod,
     V: aya::Pod,
 {
-    let sizes = raw::Sizes { key: size_of::<K>(), value: size_of::<V>() };
-    raw::for_each(map, sizes, |key, value| {
+    let map = raw::Map::of(map)?;
+    let types = raw::Sizes { key: size_of::<K>(), value: size_of::<V>() };
+    if map.sizes() != types {
+        let odd = format!("a map of {:?} is not one of {types:?}", map.sizes());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, odd));
+    }
+    map.for_each(|key, value| {
         if let (Some(key), Some(value)) = (raw::from_bytes(key), raw::from_bytes(value)) {
             each(&key, &value);
         }

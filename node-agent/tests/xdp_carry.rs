@@ -9,6 +9,8 @@ use aegis_node_agent::ebpf::MapSizes;
 use aegis_node_agent::flows::Table;
 use aegis_node_agent::observed::NO_ALLOCATION;
 use aegis_node_agent::raw::{self, Sizes};
+use aegis_node_agent::sweep::for_each;
+use aya::maps::MapData;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -190,7 +192,7 @@ fn imagined(map: &str, value: &[u8]) -> Vec<u8> {
 /// Schema 5.
 fn released_5(map: &str, value: &[u8]) -> Vec<u8> {
     match map {
-        "ALLOCATIONS" => [&value[..88], &value[92..132], &value[value.len() - 8..]].concat(),
+        "ALLOCATIONS" => [&value[..88], &value[92..132], &value[136..144]].concat(),
         "CONFIG" => value[..112].to_vec(),
         _ => value.to_vec(),
     }
@@ -209,7 +211,7 @@ fn pin_version(world: &World, schema: u32, shape: Shape) {
     for entry in std::fs::read_dir(own.join("maps")).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        let map = aya::maps::MapData::from_pin(&path).unwrap();
+        let map = MapData::from_pin(&path).unwrap();
         let info = map.info().unwrap();
         let kind = info.map_type().unwrap() as u32;
         // Those of one CPU each are not carried.
@@ -224,11 +226,11 @@ fn pin_version(world: &World, schema: u32, shape: Shape) {
         };
         let other = Sizes { key, value: shape(&name, &vec![0; value]).len() };
         let copy = pinned_map(&folder.join(&name), kind, other, info.max_entries(), flags);
-        let write =
-            |key: &[u8], value: &[u8]| raw::update(copy.as_fd(), other, key, &shape(&name, value)).unwrap();
+        let copy = raw::Map::of(copy.as_fd()).unwrap();
+        let write = |key: &[u8], value: &[u8]| copy.update(key, &shape(&name, value)).unwrap();
         match name.as_str() {
             "FORWARD" | "REVERSE" => Table::open(&map).unwrap().for_each(write),
-            _ => raw::for_each(map.fd().as_fd(), sizes, write).unwrap(),
+            _ => raw::Map::of(map.fd().as_fd()).unwrap().for_each(write).unwrap(),
         }
     }
     std::fs::remove_dir_all(own).unwrap();
@@ -278,6 +280,29 @@ fn xdp_carry_without_a_known_way_begins_empty_and_says_how_many_are_lost() {
     world.plane.take_over(&none(), now()).unwrap();
     assert!(world.counted().contains(&("not_carried", 100)));
     assert_eq!(world.entries::<FlowKey, ForwardValue>("FORWARD").len(), 0);
+}
+
+/// The kernel copies as many bytes as the map's entries have, whatever the buffer.
+#[test]
+fn xdp_carry_a_map_is_not_read_as_one_of_other_sizes() {
+    let world = World::sized(&SIZES);
+    let fd = |map| world.plane.map_fd(map).unwrap();
+    // The flow table is an array of buckets.
+    let wrong = [
+        for_each(fd("FORWARD"), |_: &FlowKey, _: &ForwardValue| ()),
+        for_each(fd("ALLOCATIONS"), |_: &u32, _: &u32| ()),
+        for_each(fd("ALLOCATIONS"), |_: &u64, _: &AllocationValue| ()),
+    ];
+    for (at, result) in wrong.into_iter().enumerate() {
+        assert!(result.is_err(), "{at}");
+    }
+    let counters = MapData::from_pin(world.root().join(format!("v{SCHEMA}/maps/COUNTERS"))).unwrap();
+    assert!(raw::Map::of(counters.fd().as_fd()).is_err(), "a value for each CPU");
+    let map = raw::Map::of(fd("ALLOCATIONS")).unwrap();
+    assert!(map.update(&[0; 4], &[0; 144]).is_err() && map.delete(&[0; 8]).is_err());
+    let mut entries = 0;
+    for_each(fd("ALLOCATIONS"), |_: &u32, _: &AllocationValue| entries += 1).unwrap();
+    assert_eq!(entries, MAX_ALLOCATIONS);
 }
 
 /// Sizes of keys and values of the maps of schema 4.
@@ -343,6 +368,7 @@ fn xdp_carry_ports_of_allocations_of_schema_5_rest_as_they_did() {
         gateways: std::array::from_fn(|at| at as u16 + 20),
         max_resting: ANY_NUMBER,
         identity: 0x1234_5678_9abc_def0,
+        ..NO_ALLOCATION
     };
     assert_eq!(entry(before), expected);
     assert_eq!(entry(vec![0; 136]), NO_ALLOCATION, "never written");
@@ -356,7 +382,7 @@ fn xdp_carry_every_layout_that_was_released_has_a_way_to_the_present_one() {
         for (map, key, value) in layout {
             let entry = Entry { key: vec![1; *key].into(), value: vec![1; *value].into() };
             let path = world.root().join(format!("v{SCHEMA}/maps/{map}"));
-            let info = aya::maps::MapData::from_pin(path).unwrap().info().unwrap();
+            let info = MapData::from_pin(path).unwrap().info().unwrap();
             let carried = way.translate(map, entry).unwrap();
             let sizes = match *map {
                 "FORWARD" => (size_of::<FlowKey>(), size_of::<ForwardValue>()),

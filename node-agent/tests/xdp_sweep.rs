@@ -310,6 +310,7 @@ fn xdp_sweep_entries_that_no_flow_has_are_buried_and_then_removed() {
     assert_eq!(orphans(&world), 0, "it has its flow");
     assert_eq!(world.consistent(), 1);
     world.remove_forward(&keys.0);
+    world.recount();
     let just = now();
     made(&mut world, just);
     assert_eq!(orphans(&world), 0, "the flow may just be about to be entered");

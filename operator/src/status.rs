@@ -5,6 +5,7 @@ mod allocation;
 mod capacity;
 mod conditions;
 mod fleet;
+mod limits;
 #[cfg(test)]
 mod tests;
 

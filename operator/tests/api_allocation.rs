@@ -5,7 +5,7 @@
 mod cluster;
 
 use aegis_crds::{
-    AegisPrefix, AllocationRef, Demand, EgressAddress, EgressAllocation, FINALIZER, HoldingState,
+    AegisPrefix, AllocationRef, Demand, EgressAddress, EgressAllocation, FINALIZER, HoldingState, Limited,
     ProgrammedBinding, ZoneBinding, reason, type_,
 };
 use cluster::objects::{SOON, first, slices};
@@ -236,6 +236,42 @@ async fn capacity_low_comes_and_goes() {
         let told = |reason: &&str| events.iter().any(|(it, _)| it == reason);
         let reasons = [reason::ABOVE_TARGET, reason::EXHAUSTED, reason::CAPACITY_SUFFICIENT];
         if reasons.iter().all(told) { Ok(()) } else { Err(events) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn within_limits_names_the_pod_and_the_remedy() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator("a", &[]).await;
+    let mut agent = cluster.node("n1").await;
+    cluster.namespace("shop").await;
+    cluster.prefix("leased", "203.0.113.0/32", "shop").await;
+    let spec = json!({"prefixes": ["leased"], "limits": {"perPod": {"flows": 100}}});
+    cluster.allocation("shop", "partner", spec).await;
+    let allocations: Api<EgressAllocation> = cluster.in_account("shop");
+    cluster.condition(&allocations, "partner", type_::WITHIN_LIMITS, "True", "no limit").await;
+
+    agent.limited = vec![Limited {
+        allocation: AllocationRef { namespace: "shop".into(), name: "partner".into() },
+        pod_flows: 42,
+        account_flows: 7,
+        pod: "shop/web-0".into(),
+        ..Limited::default()
+    }];
+    agent.report(&cluster).await;
+    let words =
+        "node n1 refused 40 or more new flows during the last minute, most of them of pod shop/web-0: a pod";
+    let met = cluster.condition(&allocations, "partner", type_::WITHIN_LIMITS, "False", words).await;
+    assert_eq!(met.reason, reason::POD_FLOWS);
+    assert!(met.message.contains("raise spec.limits.perPod.flows"), "{}", met.message);
+    agent.limited.clear();
+    agent.report(&cluster).await;
+    cluster.condition(&allocations, "partner", type_::WITHIN_LIMITS, "True", "no limit").await;
+    eventually("Events say so", SOON, async || {
+        let events = cluster.events("shop", "partner").await;
+        let told = |reason: &&str| events.iter().any(|(it, _)| it == reason);
+        if [reason::POD_FLOWS, reason::NOTHING_REFUSED].iter().all(told) { Ok(()) } else { Err(events) }
     })
     .await;
 }

@@ -138,6 +138,7 @@ async fn a_large_cluster() {
         node: node_name(0),
         ready: true,
         demand: vec![],
+        limited: vec![],
         drains: false,
         leaving: false,
         bindings: vec![],

@@ -111,6 +111,10 @@ fn wrong_values_are_refused_by_name() {
         ("agent.imagePolicy=Never", "imagePolicy"),
         ("operator.quarantineSeconds=0", "quarantineSeconds"),
         ("imagePullPolicy=Sometimes", "imagePullPolicy"),
+        ("agent.limits.account.flows=-1", "flows"),
+        ("agent.limits.account.newFlowsPerSecond=many", "newFlowsPerSecond"),
+        ("agent.limits.account.leaveRoom=5", "leaveRoom"),
+        ("agent.limits.pod.flows=5", "pod"),
         ("agent.announcement.table=254", "table"),
         ("agent.announcement.routingDaemon=Quagga", "routingDaemon"),
         ("agent.announcement.frr.asn=0", "asn"),
@@ -129,16 +133,28 @@ fn values_reach_the_arguments() {
     let rendered = render(
         &server,
         NAMESPACE,
-        &["agent.image=a:1", "agent.tunnelPort=7000", "agent.uplinks={eth0,eth1}"],
+        &[
+            "agent.image=a:1",
+            "agent.tunnelPort=7000",
+            "agent.uplinks={eth0,eth1}",
+            "agent.limits.account.flows=2000000",
+            "agent.limits.account.newFlowsPerSecond=5000",
+            "agent.limits.account.leaveRoom=false",
+        ],
     );
     let rendered = objects(&rendered.expect("render"));
     let agent = object(&rendered, "DaemonSet", "aegis-node-agent");
     let pod = &agent["spec"]["template"]["spec"];
     let arguments = strings(&pod["containers"][0]["args"]);
-    assert!(
-        arguments.contains(&"--tunnel-port=7000") && arguments.contains(&"--uplinks=eth0,eth1"),
-        "{arguments:?}"
-    );
+    for argument in [
+        "--tunnel-port=7000",
+        "--uplinks=eth0,eth1",
+        "--account-flows=2000000",
+        "--account-new-flows=5000",
+        "--account-leaves-room=false",
+    ] {
+        assert!(arguments.contains(&argument), "{argument}: {arguments:?}");
+    }
     assert_eq!(pod["containers"][0]["image"], "a:1");
     assert_eq!(pod["hostNetwork"], true);
     assert_eq!(pod["containers"][0]["env"][0]["valueFrom"]["fieldRef"]["fieldPath"], "spec.nodeName");

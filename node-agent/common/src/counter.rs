@@ -78,6 +78,14 @@ counters! {
     RefuseProtocol = "refuse_protocol",
     /// New flow refused: a flow table is full.
     RefuseTableFull = "refuse_table_full",
+    /// New flow refused: the pod has as many of this allocation as it may.
+    RefusePodFlows = "refuse_pod_flows",
+    /// New flow refused: the pod has asked for as many of this allocation in this second as it may.
+    RefusePodRate = "refuse_pod_rate",
+    /// New flow refused: the account has as many on this node as it may, or as leaves room for others.
+    RefuseAccountFlows = "refuse_account_flows",
+    /// New flow refused: the account has asked for as many on this node in this second as it may.
+    RefuseAccountRate = "refuse_account_rate",
     /// Out: dropped, the pod's address is not known yet.
     DropUnknownPod = "drop_unknown_pod",
     /// Dropped, what a pod forged: a source that is an egress address, or a packet of the tunnel between nodes.

@@ -193,8 +193,22 @@ pub struct AllocationValue {
     /// Digest of the allocation's namespace and name, by which the agent finds its entry again; programs do not read it. 0
     /// = the entry was never used.
     pub identity: u64,
+    /// Whose the allocation is: a digest of its namespace, under which `LOADS` counts. 0 = not known yet.
+    pub account: u64,
+    /// Flows of the allocation that one pod may have at a time. 0 = no limit, here and below.
+    pub pod_flows: u32,
+    /// New ones that it may ask for in a second.
+    pub pod_rate: u32,
+    /// Flows that the account may have at a time on this node.
+    pub account_flows: u32,
+    /// New ones that it may ask for in a second.
+    pub account_rate: u32,
+    /// Flows that this node has room for, if accounts are to leave each other room (see [`limit`](crate::limit)).
+    pub room_flows: u32,
+    /// The same of bitmaps of ports.
+    pub room_blocks: u32,
 }
-map_type!(AllocationValue, 144);
+map_type!(AllocationValue, 176);
 
 /// In place of a greatest number: there is none.
 pub const ANY_NUMBER: u32 = u32::MAX;

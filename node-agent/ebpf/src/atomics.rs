@@ -12,6 +12,13 @@ pub fn fetch_add(cell: *mut u32, value: u32) -> u32 {
     unsafe { intrinsics::atomic_xadd::<u32, u32, { AcqRel }>(cell, value) }
 }
 
+/// Adds to a 64-bit cell, and returns the old value.
+#[inline(always)]
+pub fn fetch_add_u64(cell: *mut u64, value: u64) -> u64 {
+    // SAFETY: as in `fetch_add`.
+    unsafe { intrinsics::atomic_xadd::<u64, u64, { AcqRel }>(cell, value) }
+}
+
 /// Sets bits, and returns the old value.
 #[inline(always)]
 pub fn fetch_or(cell: *mut u64, bits: u64) -> u64 {

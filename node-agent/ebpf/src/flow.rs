@@ -6,6 +6,7 @@
 
 use crate::atomics;
 use crate::headers::TCP;
+use crate::load;
 use crate::maps;
 use crate::ports;
 use crate::table::{self, Forward, Reverse};
@@ -305,6 +306,17 @@ extern "C" fn finish(key: *const FlowKey, life: u64, egress: u32, port: u32) -> 
     if !atomics::compare_exchange_u64(unsafe { &raw mut (*seen.value).life }, life, 0) {
         return 0;
     }
+    // It has ended, and counts no more. (Said first for the sake of the stack: nothing of it is kept then.)
+    // SAFETY: as above; nobody writes these fields once the flow is made.
+    let (allocation, incarnation, peer) = unsafe {
+        let value = &*seen.value;
+        (u32::from(value.allocation), value.incarnation, value.peer)
+    };
+    let pod = match peer != 0 && egress != key.local {
+        true => load::GUEST,
+        false => LoadKey::pod(key.local, incarnation, allocation).id,
+    };
+    load::discharge(pod, allocation);
     // The entry is ours now: nobody else removes it, and while it is there nobody makes another. So the way back goes
     // first, and the port, which keeps others from that, last.
     table::remove_reverse(&FlowKey { local: egress, local_port: port, ..*key });

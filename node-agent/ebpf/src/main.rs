@@ -43,6 +43,8 @@ mod icmp_out;
 #[cfg(target_arch = "bpf")]
 mod identification;
 #[cfg(target_arch = "bpf")]
+mod load;
+#[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(any(target_arch = "bpf", test))]
 mod mss;

@@ -81,6 +81,15 @@ pub static GROWING: HashMap<u32, u32> = HashMap::with_max_entries(MAX_ADDRESSES,
 /// Second at which the agent last said that it lives: without it no slices come.
 #[map]
 pub static PULSE: Array<u32> = Array::with_max_entries(1, 0);
+/// What pods and accounts take of this node.
+#[map]
+pub static LOADS: HashMap<LoadKey, LoadValue> = HashMap::with_max_entries(MAX_LOADS, BPF_F_NO_PREALLOC);
+/// What all of them take.
+#[map]
+pub static ALL_LOADS: Array<AllLoads> = Array::with_max_entries(1, 0);
+/// New flows that were refused by a limit, by index into `ALLOCATIONS`.
+#[map]
+pub static LIMITED: PerCpuArray<LimitedValue> = PerCpuArray::with_max_entries(MAX_ALLOCATIONS, 0);
 #[map]
 pub static LIMITER: PerCpuArray<LimiterValue> = PerCpuArray::with_max_entries(1, 0);
 /// Where a new block is put together: it is too large for the stack.

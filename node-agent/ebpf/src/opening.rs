@@ -1,6 +1,7 @@
 //! Making new flows: from a port of this node, or through a gateway where it has none.
 
 use crate::flow::{self, Entered, Leaving};
+use crate::load;
 use crate::maps::{self, ALLOCATIONS, OPENING};
 use crate::ports::{self, Claim};
 use crate::snat::Stop;
@@ -23,6 +24,13 @@ pub fn make(leaving: &mut Leaving, allocation: u32, by: Opener, flags: u8) -> Re
         return Err(Stop::Drop(Counter::DropTakingOver));
     }
     let whose = u64::from(by.incarnation) << 32 | u64::from(by.binding) << 16 | u64::from(by.peer);
+    match admitted(leaving, allocation, whose) {
+        load::ADMITTED => (),
+        FOUND => return Ok(()),
+        load::LOST => return Err(Stop::Drop(Counter::DropEnding)),
+        load::NO_COUNT => return Err(Stop::Refuse(Counter::RefuseTableFull)),
+        limit => return Err(Stop::Refuse(reason(limit))),
+    }
     let here = by.peer != 0 || ALLOCATIONS.get(allocation).is_some_and(|allocation| allocation.count != 0);
     let mut outcome = if here {
         open_here(leaving, allocation, whose, u32::from(flags))
@@ -35,12 +43,16 @@ pub fn make(leaving: &mut Leaving, allocation: u32, by: Opener, flags: u8) -> Re
             outcome = through;
         }
     }
+    // What has been entered counts until it ends.
+    if outcome != ports::TAKEN && outcome != ENDED {
+        give_up(leaving, allocation, whose, outcome);
+    }
     match outcome {
-        ports::TAKEN => Ok(()),
+        ports::TAKEN | FOUND => Ok(()),
         ports::FENCED => Err(Stop::Refuse(Counter::RefuseFenced)),
+        ports::OVER_SHARE => Err(Stop::Refuse(reason(load::ACCOUNT_FLOWS))),
         ports::UNAVAILABLE => Err(Stop::Refuse(Counter::RefuseUnavailable)),
-        ports::NO_ROOM => Err(Stop::Refuse(Counter::RefuseTableFull)),
-        // Another CPU is ending the flow that had the key.
+        ports::NO_ROOM | ENDED => Err(Stop::Refuse(Counter::RefuseTableFull)),
         ENDING => Err(Stop::Drop(Counter::DropEnding)),
         // TCP tries again within a second, others when they like; a refusal they would take for the last word.
         ports::WAITING => {
@@ -54,8 +66,64 @@ pub fn make(leaving: &mut Leaving, allocation: u32, by: Opener, flags: u8) -> Re
     }
 }
 
-/// In place of an outcome of `ports`.
+/// Whom a flow counts for.
+#[inline(always)]
+fn pod(key: &FlowKey, allocation: u32, whose: u64) -> u64 {
+    match whose as u16 {
+        0 => LoadKey::pod(key.local, (whose >> 32) as u32, allocation).id,
+        _ => load::GUEST,
+    }
+}
+
+/// Counts a flow that is to be made: an outcome of `load`, or [`FOUND`]. A function of its own for that of the stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn admitted(leaving: *mut Leaving, allocation: u32, whose: u64) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let Some(leaving) = (unsafe { leaving.as_mut() }) else { return load::LOST };
+    let pod = pod(&leaving.key, allocation, whose);
+    let outcome = load::admit(pod, allocation);
+    // Another CPU may just have made it, and be the one that was admitted.
+    if outcome != load::ADMITTED && instead(leaving, Entered::Known) == FOUND {
+        return FOUND;
+    }
+    if outcome != load::ADMITTED {
+        load::count_limited(pod, allocation, outcome);
+    }
+    outcome
+}
+
+/// Takes back what was counted of a flow that was not made. See [`admitted`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn give_up(leaving: *const Leaving, allocation: u32, whose: u64, outcome: u32) -> u32 {
+    // SAFETY: as above.
+    let Some(leaving) = (unsafe { leaving.as_ref() }) else { return 0 };
+    let pod = pod(&leaving.key, allocation, whose);
+    if outcome == ports::OVER_SHARE {
+        load::count_limited(pod, allocation, load::ACCOUNT_FLOWS);
+    }
+    load::discharge(pod, allocation)
+}
+
+/// Why a limit has refused a flow.
+#[inline(always)]
+fn reason(limit: u32) -> Counter {
+    match limit {
+        load::POD_FLOWS => Counter::RefusePodFlows,
+        load::POD_RATE => Counter::RefusePodRate,
+        load::ACCOUNT_FLOWS => Counter::RefuseAccountFlows,
+        _ => Counter::RefuseAccountRate,
+    }
+}
+
+// In place of an outcome of `ports`.
+/// Another CPU is ending the flow that has the key.
 const ENDING: u32 = 16;
+/// Another CPU has made it.
+const FOUND: u32 = 17;
+/// It was made, found no room for its way back, and has been ended.
+const ENDED: u32 = 18;
 
 #[inline(always)]
 fn fresh(key: &FlowKey, allocation: u32, whose: u64, flags: u32) -> ForwardValue {
@@ -115,10 +183,21 @@ extern "C" fn open_here(leaving: *mut Leaving, allocation: u32, whose: u64, flag
         leaving.way.like(flow);
         return ports::TAKEN;
     }
-    // Undo, in the reverse order: port and way back are this call's own.
-    table::remove_reverse(&flow::reverse_key(key, flow));
-    ports::release(&flow::block_key(key, flow.egress, flow.egress_port), flow.egress_port);
+    undo(key, flow.egress, u32::from(flow.egress_port));
     instead(leaving, entered)
+}
+
+/// Gives a port back and removes the way back, in this order's reverse: both are the caller's own. See [`admitted`] for why this is a
+/// function of its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn undo(key: *const FlowKey, egress: u32, port: u32) -> u32 {
+    // SAFETY: as above.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let port = port as u16;
+    table::remove_reverse(&FlowKey { local: egress, local_port: port, ..*key });
+    ports::release(&flow::block_key(key, egress, port), port);
+    0
 }
 
 /// Makes a new flow through a gateway. See `open_here`.
@@ -146,7 +225,7 @@ extern "C" fn open_through(leaving: *mut Leaving, allocation: u32, whose: u64, f
     *back = flow::back(back_key, back_key, flow);
     if table::insert_reverse(back_key, back) != table::NEW {
         flow::end(back_key, flow);
-        return ports::NO_ROOM;
+        return ENDED;
     }
     leaving.way.like(flow);
     ports::TAKEN
@@ -155,13 +234,22 @@ extern "C" fn open_through(leaving: *mut Leaving, allocation: u32, whose: u64, f
 /// What a flow that could not be entered gives way to.
 #[inline(always)]
 fn instead(leaving: &mut Leaving, entered: Entered) -> u32 {
-    if let Entered::Refused = entered {
-        return ports::NO_ROOM;
+    match entered {
+        Entered::Refused => ports::NO_ROOM,
+        _ => join(leaving),
     }
+}
+
+/// Leaves as the flow does that another CPU has made. See [`admitted`] for why this is a function of its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn join(leaving: *mut Leaving) -> u32 {
+    // SAFETY: as above.
+    let Some(leaving) = (unsafe { leaving.as_mut() }) else { return ENDING };
     let found = flow::find(&leaving.key);
     if !found.exists() {
         return ENDING;
     }
     leaving.way.like(&found.value);
-    ports::TAKEN
+    FOUND
 }

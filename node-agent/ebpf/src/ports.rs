@@ -6,6 +6,7 @@
 use crate::atomics;
 use crate::fence;
 use crate::flow;
+use crate::load;
 use crate::maps::{self, BLOCKS, GROWING, HOLDINGS, OPENING, PULSE, SCRATCH};
 use crate::opening::Opening;
 use crate::table;
@@ -16,6 +17,7 @@ use core::ffi::c_void;
 
 /// Races with other CPUs that one call puts up with before it looks elsewhere.
 const ATTEMPTS: u32 = 8;
+const EEXIST: i32 = -17;
 
 /// What a new flow asks for, and what it got.
 #[repr(C)]
@@ -49,6 +51,9 @@ pub const FULL: u32 = 0;
 pub const TAKEN: u32 = 1;
 /// `REVERSE` or `BLOCKS` has no room.
 pub const NO_ROOM: u32 = 2;
+
+/// No bitmap has a free port, and the account has as many as leave others room.
+pub const OVER_SHARE: u32 = 6;
 
 /// No port is free, but more slices of the address are about to come.
 pub const WAITING: u32 = 4;
@@ -103,18 +108,26 @@ unsafe extern "C" fn step(_: u64, _: *mut c_void) -> i64 {
         protocol: claim.key.protocol,
         block: block as u8,
     };
-    // A second try where the sweeper was just removing the block.
+    // A second try where there was no block, or the sweeper was just removing it.
     let mut attempt = 0;
-    while attempt < 3 {
+    while attempt < 4 {
         attempt += 1;
-        match take(&key, slices) {
+        let mut taken = take(&key, slices);
+        if taken == MISSING {
+            taken = make_missing(&key);
+        }
+        match taken {
             ALL_TAKEN => return 0,
             // Another block may exist already, and have room.
             NO_BLOCK => {
                 claim.outcome = NO_ROOM;
                 return 0;
             }
-            LOST => (),
+            NO_SHARE => {
+                claim.outcome = OVER_SHARE;
+                return 0;
+            }
+            LOST | MADE => (),
             port => {
                 claim.flow.egress_port = port as u16;
                 claim.outcome = TAKEN;
@@ -218,8 +231,15 @@ pub fn enter(opening: &mut Opening) -> bool {
 
 /// In place of a port: no port of these slices is free.
 const ALL_TAKEN: u32 = 1 << 16;
-/// There is no bitmap, and no room for one.
+/// There is none, and no room for one.
 const NO_BLOCK: u32 = 2 << 16;
+/// There is no bitmap: one has to be made.
+const MISSING: u32 = 4 << 16;
+/// There is one now, made by this call, or by another CPU.
+const MADE: u32 = 5 << 16;
+const THERE: u32 = 7 << 16;
+/// There is none, and the account has as many as leave others room.
+const NO_SHARE: u32 = 6 << 16;
 /// Too many races lost, or the bitmap is just being removed: worth another try.
 const LOST: u32 = 3 << 16;
 
@@ -236,7 +256,7 @@ const TIGHT: u32 = 1 << 20;
 extern "C" fn take(key: *const BlockKey, slices: u32) -> u32 {
     // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's key.
     let Some(key) = (unsafe { key.as_ref() }) else { return NO_BLOCK };
-    let (Some(config), Some(block)) = (maps::config(), find_or_make(key)) else { return NO_BLOCK };
+    let Some(block) = BLOCKS.get_ptr_mut(key) else { return MISSING };
     // SAFETY: map values stay readable until the program ends; should this one be reused for another block
     // meanwhile, the check of its key below undoes what was done.
     let value = unsafe { &mut *block };
@@ -261,7 +281,7 @@ extern "C" fn take(key: *const BlockKey, slices: u32) -> u32 {
             note_full(value, at);
             continue;
         }
-        if value.key != *key {
+        if is_others(&value.key, key) {
             atomics::fetch_and(&raw mut value.words[at], !bit);
             break;
         }
@@ -270,12 +290,22 @@ extern "C" fn take(key: *const BlockKey, slices: u32) -> u32 {
         note_high(value);
         value.last_used = maps::now();
         let slice = u32::from(key.block) << 3 | place >> 8;
-        let low = port_of_place(place as u8, permutation_key(config.seed, key, slice));
+        // Looked up here, and not kept meanwhile, for the sake of the stack: it is there since the node has a slice.
+        let seed = maps::config().map_or(0, |config| config.seed);
+        let low = port_of_place(place as u8, permutation_key(seed, key, slice));
         let tight = is_high(value.used, (slices & 0xff).count_ones() * PORTS_PER_SLICE);
         return if tight { TIGHT } else { 0 } | slice << 8 | u32::from(low);
     }
     atomics::fetch_add(&raw mut value.used, u32::MAX);
     outcome
+}
+
+/// Whether two keys differ: without the call that comparing them would be, which the stack has no room for.
+#[inline(always)]
+fn is_others(a: &BlockKey, b: &BlockKey) -> bool {
+    let ports = u32::from(a.remote_port ^ b.remote_port);
+    let rest = u32::from(a.protocol ^ b.protocol) | u32::from(a.block ^ b.block);
+    (a.egress ^ b.egress) | (a.remote ^ b.remote) | ports | rest != 0
 }
 
 /// Raises the high-water mark to what is in use.
@@ -362,15 +392,22 @@ extern "C" fn give_back(key: *const BlockKey, port: u32) -> u32 {
     0
 }
 
-#[inline(always)]
-fn find_or_make(key: &BlockKey) -> Option<*mut BlockValue> {
-    if let Some(block) = BLOCKS.get_ptr_mut(key) {
-        return Some(block);
-    }
-    let fresh = SCRATCH.get_ptr_mut(0)?;
+/// Makes a block that is missing: [`MADE`], or [`NO_BLOCK`]. See [`take`] for why this is a function of its own, and not called by
+/// that: the stack would not do for one in the other.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn make_block(key: *const BlockKey) -> u32 {
+    // SAFETY: as in `take`.
+    let Some(key) = (unsafe { key.as_ref() }) else { return NO_BLOCK };
+    let Some(fresh) = SCRATCH.get_ptr_mut(0) else { return NO_BLOCK };
     // SAFETY: a per-CPU value that only this function uses; programs on one CPU do not nest here.
     let fresh = unsafe { &mut *fresh };
-    fresh.key = *key;
+    // Field by field: a copy of the whole would be a call, which the stack has no room for.
+    fresh.key.egress = key.egress;
+    fresh.key.remote = key.remote;
+    fresh.key.remote_port = key.remote_port;
+    fresh.key.protocol = key.protocol;
+    fresh.key.block = key.block;
     // A random start: a counter that began at the same place after a restart would hand out the newest ports first.
     // SAFETY: no arguments.
     fresh.cursor = unsafe { bpf_get_prandom_u32() } & (PORTS_PER_BLOCK - 1);
@@ -379,6 +416,27 @@ fn find_or_make(key: &BlockKey) -> Option<*mut BlockValue> {
     fresh.full = 0;
     fresh.last_used = maps::now();
     // Words are never written in the scratch: they are zero from the start.
-    let _ = BLOCKS.insert(key, &*fresh, u64::from(BPF_NOEXIST));
-    BLOCKS.get_ptr_mut(key)
+    match BLOCKS.insert(key, &*fresh, u64::from(BPF_NOEXIST)) {
+        Ok(()) => MADE,
+        // Another CPU was faster.
+        Err(EEXIST) => THERE,
+        Err(_) => NO_BLOCK,
+    }
+}
+
+/// Makes a block that is missing, if its account may have one more: [`MADE`], [`NO_BLOCK`] or [`NO_SHARE`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn make_missing(key: *const BlockKey) -> u32 {
+    // SAFETY: as in `take`.
+    let Some(key) = (unsafe { key.as_ref() }) else { return NO_BLOCK };
+    if load::admit_block(key.egress) == 0 {
+        return NO_SHARE;
+    }
+    let made = make_block(key);
+    if made == MADE {
+        return MADE;
+    }
+    load::discharge_block(key.egress);
+    if made == THERE { MADE } else { NO_BLOCK }
 }

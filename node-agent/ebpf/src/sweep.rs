@@ -6,6 +6,7 @@
 
 use crate::atomics;
 use crate::flow::{self, Back};
+use crate::load;
 use crate::maps::{self, ADDRESSES, ALLOCATIONS, BLOCKS};
 use crate::ports;
 use crate::steer;
@@ -30,6 +31,7 @@ pub fn run(ctx: &XdpContext) -> u32 {
             SWEEP_BLOCKS => candidate(ctx, at).map(|key| block(&key, now)),
             SWEEP_REVERSE => candidate(ctx, at).map(|key| orphan(&key, now)),
             SWEEP_PEAKS => candidate(ctx, at).map(|read| peak(&read)),
+            SWEEP_LOADS => candidate(ctx, at).map(|fix| settled(&fix, now)),
             SWEEP_REVOKED => candidate(ctx, at).map(|key| revoked(&key)),
             _ => None,
         };
@@ -191,6 +193,14 @@ extern "C" fn peak(read: *const PeakKey) -> u32 {
     1
 }
 
+/// See `load::settle`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn settled(fix: *const LoadFix, now: u32) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    unsafe { fix.as_ref() }.map_or(0, |fix| load::settle(fix, now))
+}
+
 /// Removes a block without ports in use.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -204,5 +214,9 @@ extern "C" fn block(key: *const BlockKey, now: u32) -> u32 {
         return 0;
     }
     // From here on whoever wants a port of it sees the flag, waits for the next look-up, and makes a new block.
-    u32::from(atomics::compare_exchange(&raw mut value.used, 0, BLOCK_DEAD) && BLOCKS.remove(key).is_ok())
+    if !atomics::compare_exchange(&raw mut value.used, 0, BLOCK_DEAD) || BLOCKS.remove(key).is_err() {
+        return 0;
+    }
+    load::discharge_block(key.egress);
+    1
 }

@@ -44,14 +44,14 @@ pub const STEPS: &[Step] = &[
     },
 ];
 
-/// Allocations say how long ports rest, and how many may: 120 s, and any number, until the agent writes what is wanted. An entry
-/// that was never written stays so.
+/// Allocations say how long ports rest, and how many may: 120 s, and any number, until the agent writes what is wanted; and whose
+/// they are, which only the agent knows, and limits, of which there were none. An entry that was never written stays so.
 fn allocations_of_6(entry: Entry<'_>) -> Option<Entry<'_>> {
     let (timeouts, rest) = entry.value.split_at_checked(88)?;
     let (gateways, identity) = rest.split_at_checked(40).filter(|(_, identity)| identity.len() == 8)?;
     let written = entry.value.iter().any(|byte| *byte != 0);
     let (rest, most) = if written { (REST, ANY_NUMBER) } else { (0, 0) };
-    let value = [timeouts, &rest.to_ne_bytes(), gateways, &most.to_ne_bytes(), identity].concat();
+    let value = [timeouts, &rest.to_ne_bytes(), gateways, &most.to_ne_bytes(), identity, &[0; 32]].concat();
     Some(Entry { key: entry.key, value: value.into() })
 }
 

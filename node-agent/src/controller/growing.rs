@@ -4,9 +4,10 @@ use super::Controller;
 use crate::apply::Plane;
 use crate::demand::{Meter, Ports, Want};
 use crate::desired::{Desired, Inputs};
+use crate::limited::{self, Counted, Refusals};
 use crate::observed::Observed;
 use crate::sweep::Usage;
-use aegis_common::PressureValue;
+use aegis_common::{Counter, CounterValue, PressureValue};
 use aegis_core::growth::Millis;
 use aegis_core::holding::{Rights, Settling};
 use aegis_core::model::AllocationName;
@@ -27,6 +28,10 @@ pub(super) struct Growing {
     settling: BTreeMap<Ipv4Addr, Settling>,
     in_vain: BTreeSet<Ipv4Addr>,
     pub wants: BTreeMap<AllocationName, Want>,
+    /// What limits have refused: as counted, when something was last counted, and during the last minute.
+    pub counted: BTreeMap<AllocationName, Counted>,
+    counted_at: Option<(u64, usize)>,
+    limited: limited::Memory,
     /// What the programs said last.
     alarm: Option<u64>,
     look_again: Instant,
@@ -42,6 +47,9 @@ impl Growing {
             settling: BTreeMap::new(),
             in_vain: BTreeSet::new(),
             wants: BTreeMap::new(),
+            counted: BTreeMap::new(),
+            counted_at: None,
+            limited: limited::Memory::default(),
             alarm: None,
             look_again: now,
             ports: None,
@@ -143,6 +151,26 @@ impl Controller {
         self.dirty |= in_vain != self.growing.in_vain || hurry;
         self.growing.in_vain = in_vain;
         self.growing.wants = wants;
+    }
+
+    /// What limits have refused during the last minute. `counters` say whether there was anything since the last look: allocations
+    /// are many, and most have met none.
+    pub(super) fn look_at_limits(&mut self, counters: &[CounterValue]) -> BTreeMap<AllocationName, Refusals> {
+        use Counter::{RefuseAccountFlows, RefuseAccountRate, RefusePodFlows, RefusePodRate};
+        let reasons = [RefusePodFlows, RefusePodRate, RefuseAccountFlows, RefuseAccountRate];
+        let sum = reasons.iter().filter_map(|reason| Some(counters.get(*reason as usize)?.packets)).sum();
+        let at = Some((sum, self.numbers.len()));
+        if self.growing.counted_at != at
+            && let Some(plane) = &self.pinned.plane
+            && let Ok(counts) = plane.limited(&self.numbers.values().copied().collect())
+        {
+            let count =
+                |(name, number): (&AllocationName, &u32)| Some((name.clone(), counts.get(number)?.clone()));
+            self.growing.counted = self.numbers.iter().filter_map(count).collect();
+            self.growing.counted_at = at;
+        }
+        let now = self.clock() / 1000;
+        self.growing.limited.look(&self.growing.counted, now)
     }
 
     /// Adds to the inputs what time tells. Before everything has been listed, nothing is opened anyway.

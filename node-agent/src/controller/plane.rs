@@ -2,6 +2,7 @@
 
 use crate::apply::{Attached, Plane, PlaneError};
 use crate::args::Args;
+use crate::desired::Shared;
 use crate::fragments::Fragments;
 use crate::kernel;
 use crate::network::Network;
@@ -152,6 +153,13 @@ impl Pinned {
             ports: of("ports").unwrap_or(unknown.ports),
             verdicts: of("verdicts").unwrap_or(unknown.verdicts),
         }
+    }
+
+    /// Room in the tables of flows: pinned ones keep their size.
+    pub fn shared(&self) -> Option<Shared> {
+        let sizes: BTreeMap<&str, u64> = self.plane.as_ref()?.sizes().into_iter().collect();
+        let of = |table| u32::try_from(*sizes.get(table)?).ok();
+        Some(Shared { flows: of("flows")?, blocks: of("blocks")? })
     }
 
     /// Why flows are not swept, if they are not.

@@ -50,6 +50,7 @@ impl Controller {
         };
         let counters = self.pinned.plane.as_ref().and_then(|plane| plane.counters().ok()).unwrap_or_default();
         let wants = self.growing.wants.clone();
+        let limited = self.look_at_limits(&counters);
         let drained = self.drained(&wanted, usage);
         let modes = self.attached().uplinks;
         let uplinks = self.devices.uplinks.iter().map(|(index, device)| Uplink {
@@ -64,6 +65,8 @@ impl Controller {
             observed: &self.pinned.observed,
             bindings: &bindings,
             wants: &wants,
+            limited: &limited,
+            pods: &inputs.pods,
             drained: &drained,
             networks: draining_networks(inputs),
             policy_in_force: self.in_force.is_some(),
@@ -256,9 +259,12 @@ impl Controller {
             tables,
             ports: usage.ports.by_address.clone(),
             slices: wanted.addresses.iter().map(|(a, o)| (*a, (o.allowed.len(), o.draining.len()))).collect(),
-            fill: wants
+            fill: wants.iter().map(|(name, want)| (labels(name), want.fill_percent)).collect(),
+            limited: self.growing.counted.iter().map(|(name, count)| (labels(name), count.limits)).collect(),
+            taken: self
+                .numbers
                 .iter()
-                .map(|(name, want)| ((name.account.clone(), name.name.clone()), want.fill_percent))
+                .map(|(name, number)| (labels(name), usage.taken.get(number).copied().unwrap_or_default()))
                 .collect(),
             generation: self.pinned.observed.config.generation,
             groupless: wanted.groupless.into(),
@@ -308,6 +314,11 @@ impl Controller {
 fn draining_networks(inputs: &Inputs) -> Vec<(Egress, i64, SliceSet)> {
     let rights = |object: &Address| (object.address, object.epoch, Rights::of(object, &inputs.node).draining);
     inputs.networks.iter().map(rights).filter(|(.., draining)| !draining.is_empty()).collect()
+}
+
+/// Namespace and name.
+fn labels(name: &AllocationName) -> (String, String) {
+    (name.account.clone(), name.name.clone())
 }
 
 /// What has not been listed yet, and why not.

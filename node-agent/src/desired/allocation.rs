@@ -1,6 +1,7 @@
 //! Allocations: what this node sends from, or through whom.
 
 use super::{EgressAddress, Inputs, tunnel_of};
+use crate::objects::Most;
 use aegis_common::{ADDRESSES_PER_ALLOCATION, ANY_NUMBER, Timeouts};
 use aegis_core::gateway::{self, Holder};
 use aegis_core::growth::MOST;
@@ -25,6 +26,8 @@ pub struct Allocation {
     pub timeouts: Timeouts,
     /// Ports that may rest at a time.
     pub max_resting: u32,
+    /// What one pod may take.
+    pub per_pod: Most,
     /// Slices of each address that this node can grow to.
     pub most: u32,
 }
@@ -61,6 +64,7 @@ pub(super) fn allocations(
             name: *all.first()?,
             timeouts: limits.map(|limits| limits.timeouts).unwrap_or_default(),
             max_resting: limits.map_or(ANY_NUMBER, |limits| limits.max_resting),
+            per_pod: limits.map(|limits| limits.per_pod).unwrap_or_default(),
             most: limits.map_or(MOST, |limits| limits.per_node_max),
         };
         Some((name.clone(), allocation))

@@ -2,17 +2,23 @@
 
 use super::doubts::Doubts;
 use super::resting::Resting;
+use super::settle;
 use crate::ebpf::{Dataplane, EbpfError, SweepProgram};
 use crate::flows::Flows;
+use crate::load;
 use crate::observed::NO_ALLOCATION;
 use crate::sweep::{self, Tables, Usage};
 use aegis_common::{
-    AllocationValue, BLOCK_IDLE, BlockKey, BlockValue, Config, FlowKey, ForwardValue, HostKey, HostValue,
-    PeakKey, PodKey, PodValue, ReverseValue, SEEN_FIN, SEEN_RST, Timeouts, expired, of_incarnation,
+    AddressValue, AllLoads, AllocationValue, BLOCK_IDLE, BlockKey, BlockValue, Config, FlowKey, ForwardValue,
+    HostKey, HostValue, LoadKey, LoadValue, PeakKey, PodKey, PodValue, ReverseValue, SEEN_FIN, SEEN_RST,
+    Timeouts, expired, of_incarnation,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+
+/// Seconds between two looks at whether the programs count right.
+const RECOUNT: u32 = 10;
 
 /// The maps and the program.
 pub struct Kept {
@@ -22,6 +28,10 @@ pub struct Kept {
     config: OwnedFd,
     pods: OwnedFd,
     hosts: OwnedFd,
+    addresses: OwnedFd,
+    loads: OwnedFd,
+    all_loads: OwnedFd,
+    recounted_at: u32,
     doubts: Doubts,
     program: SweepProgram,
 }
@@ -37,6 +47,10 @@ impl Kept {
             config: fd("CONFIG")?,
             pods: fd("PODS")?,
             hosts: fd("HOSTS")?,
+            addresses: fd("ADDRESSES")?,
+            loads: fd("LOADS")?,
+            all_loads: fd("ALL_LOADS")?,
+            recounted_at: 0,
             doubts: Doubts::new(dataplane)?,
             program: dataplane.sweeper()?,
         })
@@ -46,6 +60,20 @@ impl Kept {
         let mut found = Config::default();
         sweep::for_each(self.config.as_fd(), |_: &u32, config: &Config| found = *config)?;
         Ok(found)
+    }
+
+    /// What the programs count of pods and accounts, once those that were counting something have entered it or taken it out.
+    fn counted(&self) -> io::Result<HashMap<LoadKey, LoadValue>> {
+        let mut counted = HashMap::new();
+        sweep::for_each(self.loads.as_fd(), |key: &LoadKey, value: &LoadValue| {
+            _ = counted.insert(*key, *value)
+        })?;
+        sweep::for_each(self.all_loads.as_fd(), |_: &u32, all: &AllLoads| {
+            let value =
+                LoadValue { key: load::ALL, flows: all.flows, blocks: all.blocks, ..LoadValue::default() };
+            counted.insert(load::ALL, value);
+        })?;
+        Ok(counted)
     }
 
     /// The pods of the live policy, by address. (Should it be switched right now: the program looks again.)
@@ -98,9 +126,18 @@ impl Tables for Kept {
                 && !hosts.contains(&of_incarnation(flow.incarnation))
         };
         self.doubts.begin(&config, now, closely)?;
+        let recount = now.saturating_sub(self.recounted_at) >= RECOUNT;
+        let before = if recount { self.counted()? } else { HashMap::new() };
+        if recount {
+            // Who has counted before has entered it when the scan begins, and who takes out during the scan has counted when it is
+            // over: what the counts say in between explains all that may differ.
+            settle();
+        }
+        let mut found = load::Found::default();
         let mut over = Vec::new();
         self.forward.for_each(|key, value| {
             usage.add_flow(key, value);
+            found.add_flow(key, value);
             self.doubts.look(key, value);
             let allocation = u32::from(value.allocation);
             let timeouts = allocations.get(&allocation).map(|it| it.timeouts).unwrap_or_default();
@@ -122,6 +159,7 @@ impl Tables for Kept {
         let (mut empty, mut peaks) = (Vec::new(), Vec::new());
         sweep::for_each(self.blocks.as_fd(), |key: &BlockKey, value: &BlockValue| {
             usage.add_block(key, value);
+            found.add_block(key);
             if value.high > value.used {
                 peaks.push(PeakKey { block: *key, high: value.high });
             }
@@ -131,6 +169,18 @@ impl Tables for Kept {
         })?;
         self.program.blocks(&empty).map_err(io::Error::other)?;
         self.program.peaks(&peaks).map_err(io::Error::other)?;
+        usage.taken = found.taken();
+        if recount {
+            self.recounted_at = now;
+            settle();
+            let mut addresses = BTreeMap::new();
+            sweep::for_each(self.addresses.as_fd(), |address: &u32, value: &AddressValue| {
+                addresses.insert(*address, *value);
+            })?;
+            let counts = found.counts(&allocations, &addresses);
+            let fixes = load::fixes(&before, &counts, &self.counted()?, now);
+            self.program.loads(&fixes).map_err(io::Error::other)?;
+        }
         Ok(usage)
     }
 }

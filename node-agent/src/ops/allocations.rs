@@ -122,6 +122,13 @@ impl Builder<'_> {
             max_resting: wanted.max_resting,
             name: to_map(if right { former } else { wanted.name }),
             identity: identity(name, self.observed.config.seed),
+            account: digest(name.account.bytes(), self.observed.config.seed),
+            pod_flows: wanted.per_pod.flows,
+            pod_rate: wanted.per_pod.per_second,
+            account_flows: self.desired.per_account.flows,
+            account_rate: self.desired.per_account.per_second,
+            room_flows: self.desired.shared.map_or(0, |shared| shared.flows),
+            room_blocks: self.desired.shared.map_or(0, |shared| shared.blocks),
             ..NO_ALLOCATION
         };
         let numbered = wanted.gateways.iter().enumerate().filter_map(|(rank, gateway)| {
@@ -213,15 +220,19 @@ fn with_addresses(entry: AllocationValue, own: &[u32]) -> AllocationValue {
 
 /// An entry from which nothing is opened any more.
 fn retired(entry: &AllocationValue) -> AllocationValue {
-    let AllocationValue { timeouts, max_resting, name, identity, .. } = *entry;
-    AllocationValue { timeouts, max_resting, name, identity, ..NO_ALLOCATION }
+    let AllocationValue { timeouts, max_resting, name, identity, account, .. } = *entry;
+    AllocationValue { timeouts, max_resting, name, identity, account, ..NO_ALLOCATION }
 }
 
-/// What tells an allocation from all others, the same after a restart (FNV-1a). It begins with the data plane's secret, so
-/// that nobody can choose a name that has the identity of another's.
+/// What tells an allocation from all others, the same after a restart.
 fn identity(name: &AllocationName, seed: u32) -> u64 {
+    digest(name.account.bytes().chain([b'/']).chain(name.name.bytes()), seed)
+}
+
+/// A digest (FNV-1a) that is never 0. It begins with the data plane's secret, so that nobody can choose a name that has the digest
+/// of another's.
+fn digest(text: impl Iterator<Item = u8>, seed: u32) -> u64 {
     let seed = u64::from(seed);
-    let text = name.account.bytes().chain([b'/']).chain(name.name.bytes());
     let digest = text.fold(0xcbf2_9ce4_8422_2325 ^ seed ^ seed << 32, |digest, byte| {
         (digest ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });

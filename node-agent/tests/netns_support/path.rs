@@ -195,6 +195,7 @@ pub fn inputs(holdings: Vec<Holding>, timeouts: Timeouts) -> Inputs {
         sites: Vec::new(),
         timeouts,
         max_resting: ANY_NUMBER,
+        per_pod: Default::default(),
         slices,
         per_node_max: 252,
     };

@@ -2,6 +2,7 @@
 //! would make are made here, on the same contents.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is what unwrap is for")]
 
+mod limits;
 mod world;
 
 use aegis_common::{MAC_LEAVING, PodValue};

@@ -40,6 +40,7 @@ pub fn gateways(world: &mut World, peers: &[u16], near: u16) {
         gateway_count: peers.len() as u16,
         near_count: near,
         max_resting: ANY_NUMBER,
+        account: ACCOUNT,
         ..Default::default()
     };
     value.gateways[..peers.len()].copy_from_slice(peers);

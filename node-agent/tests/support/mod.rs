@@ -15,6 +15,7 @@ pub mod six;
 use aegis_common::*;
 use aegis_node_agent::carry::Step;
 use aegis_node_agent::ebpf::{Dataplane, MapSizes};
+use aegis_node_agent::load::{ALL, Found, fixes};
 use aegis_node_agent::raw as bytes;
 use aegis_node_agent::sweep::for_each;
 use aegis_node_agent::test_run::{self, Outcome};
@@ -22,6 +23,7 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Map, MapData, RingBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
@@ -215,7 +217,8 @@ impl World {
 
     /// Makes the origin's packets from pods of class 2 leave from [`EGRESS_2`].
     pub fn second_account(&mut self) {
-        let mut value = AllocationValue { count: 1, max_resting: ANY_NUMBER, ..Default::default() };
+        let mut value =
+            AllocationValue { count: 1, max_resting: ANY_NUMBER, account: ACCOUNT_2, ..Default::default() };
         value.addresses[0] = raw(EGRESS_2);
         self.plane.array("ALLOCATIONS").unwrap().set(1, value, 0).unwrap();
         let key = VerdictKey { generation: 1, pod_class: 2, destination_class: 1, port_class: 0 };
@@ -272,7 +275,13 @@ impl World {
 
     pub fn allocation(&mut self, addresses: &[Ipv4Addr], timeouts: Timeouts) {
         let count = addresses.len() as u32;
-        let mut value = AllocationValue { count, timeouts, max_resting: ANY_NUMBER, ..Default::default() };
+        let mut value = AllocationValue {
+            count,
+            timeouts,
+            max_resting: ANY_NUMBER,
+            account: ACCOUNT,
+            ..Default::default()
+        };
         for (place, address) in value.addresses.iter_mut().zip(addresses) {
             *place = raw(*address);
         }
@@ -399,6 +408,44 @@ impl World {
         found
     }
 
+    /// Flows and bitmaps that should be counted of pods, accounts and all together.
+    fn expected_loads(&self) -> BTreeMap<LoadKey, (u32, u32)> {
+        let mut found = Found::default();
+        self.entries("FORWARD").iter().for_each(|(key, flow)| found.add_flow(key, flow));
+        self.entries("BLOCKS").iter().for_each(|(key, _): &(BlockKey, BlockValue)| found.add_block(key));
+        let allocations = self.entries("ALLOCATIONS").into_iter().collect();
+        let addresses = self.entries("ADDRESSES").into_iter().collect();
+        found.counts(&allocations, &addresses)
+    }
+
+    /// What is counted of them.
+    fn counted_loads(&self) -> HashMap<LoadKey, LoadValue> {
+        let all: Vec<(u32, AllLoads)> = self.entries("ALL_LOADS");
+        let all =
+            LoadValue { key: ALL, flows: all[0].1.flows, blocks: all[0].1.blocks, ..LoadValue::default() };
+        self.entries("LOADS").into_iter().chain([(ALL, all)]).collect()
+    }
+
+    /// Fails unless what is counted is what there is.
+    pub fn loads_are_right(&self) {
+        let counted = self.counted_loads().into_iter().map(|(key, value)| {
+            assert_eq!(value.key, key);
+            (key, (i64::from(count(value.flows)), i64::from(count(value.blocks))))
+        });
+        let expected = self.expected_loads().into_iter();
+        let expected = expected.map(|(key, (flows, blocks))| (key, (i64::from(flows), i64::from(blocks))));
+        let some = |(_, counts): &(LoadKey, (i64, i64))| *counts != (0, 0);
+        let counted: BTreeMap<_, _> = counted.filter(some).collect();
+        assert_eq!(counted, expected.filter(some).collect());
+    }
+
+    /// Sets right what is counted of pods and accounts, after entries were written past the programs.
+    pub fn recount(&self) {
+        let counted = self.counted_loads();
+        let fixes = fixes(&counted, &self.expected_loads(), &counted, now());
+        self.plane.sweeper().unwrap().loads(&fixes).unwrap();
+    }
+
     /// All entries of a hash map, of an array or of a flow table.
     pub fn entries<K: aya::Pod, V: aya::Pod>(&self, map: &'static str) -> Vec<(K, V)> {
         let mut found = Vec::new();
@@ -458,10 +505,12 @@ impl World {
         assert_eq!(counted, spilled, "{map}: entries that went on, by bucket");
     }
 
-    /// Fails unless bitmaps, their counts, FORWARD and REVERSE say the same. Returns the number of flows.
+    /// Fails unless bitmaps, their counts, FORWARD, REVERSE and what is counted of pods and accounts say the same. Returns the
+    /// number of flows.
     pub fn consistent(&self) -> usize {
         self.exact::<ForwardValue>(FORWARD_TABLE, "FORWARD");
         self.exact::<ReverseValue>(REVERSE_TABLE, "REVERSE");
+        self.loads_are_right();
         let forward: Vec<(FlowKey, ForwardValue)> = self.entries("FORWARD");
         let reverse: std::collections::HashMap<FlowKey, ReverseValue> =
             self.entries("REVERSE").into_iter().collect();
@@ -536,6 +585,9 @@ pub fn context(mark: u32) -> Vec<u8> {
     context
 }
 
+/// Whose the first allocation is, and the second.
+pub const ACCOUNT: u64 = 0xacc1_acc1_acc1_acc1;
+pub const ACCOUNT_2: u64 = 0xacc2_acc2_acc2_acc2;
 pub const SEED: u32 = 0x5eed_0001;
 /// Which of the pods that have had its address each pod is.
 pub const INCARNATION: u32 = 7;

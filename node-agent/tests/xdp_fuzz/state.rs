@@ -84,6 +84,8 @@ impl State {
             _ => {
                 let value = AddressValue { index: 0, allocation: random.pick(&[0, 1]) };
                 world.plane.hash("ADDRESSES").unwrap().insert(raw(EGRESS), value, 0).unwrap();
+                // Its bitmaps count for another account, or for none.
+                world.recount();
             }
         }
     }

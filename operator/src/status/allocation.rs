@@ -2,7 +2,7 @@
 
 use super::conditions::{Clock, Wanted};
 use super::fleet::{Fleet, Share};
-use super::{View, capacity, verdict};
+use super::{View, capacity, limits, verdict};
 use crate::metrics::SliceCounts;
 use aegis_core::model::{Address, AllocationName};
 use aegis_core::plan::SiteOutcome;
@@ -41,6 +41,7 @@ pub fn status(
     };
     let demand = fleet.demand(&name);
     let capacity = capacity::judge(demand, site, object.spec.capacity.target_percent, &old.conditions);
+    let limits = limits::judge(fleet.limited(&name));
     let accepted = verdict(type_::ACCEPTED, &outcome.accepted);
     let unwritten: Vec<_> =
         share.addresses.iter().filter_map(|it| view.unwritten.get_key_value(&it.address)).collect();
@@ -53,6 +54,7 @@ pub fn status(
             Wanted::bad(type_::ALLOCATED, reason::NOT_WRITTEN, &message),
             Wanted::bad(type_::PROGRAMMED, reason::PENDING, "waits for its addresses to be written"),
             capacity,
+            limits,
         ];
         return Some(EgressAllocationStatus {
             conditions: clock.settle(&old.conditions, wanted),
@@ -87,7 +89,7 @@ pub fn status(
     }
     Some(EgressAllocationStatus {
         nodes: u32::try_from(share.holders.len()).unwrap_or(u32::MAX),
-        conditions: clock.settle(&old.conditions, vec![accepted, allocated, programmed, capacity]),
+        conditions: clock.settle(&old.conditions, vec![accepted, allocated, programmed, capacity, limits]),
         sites: outcome
             .sites
             .iter()

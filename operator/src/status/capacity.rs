@@ -9,7 +9,7 @@ const HYSTERESIS: u32 = 10;
 const STEP: u32 = 5;
 
 /// Refused flows are told as one digit and zeros, for the same reason.
-fn about(count: u32) -> String {
+pub fn about(count: u32) -> String {
     let step = 10_u32.pow(count.max(1).ilog10());
     if count < 2 { count.to_string() } else { format!("{} or more", count / step * step) }
 }

@@ -8,7 +8,7 @@ use crate::world::{agent_state, is_ready};
 use aegis_core::egress::Egress;
 use aegis_core::model::{Address, AllocationName, Site, State};
 use aegis_core::selector::{Labels, site_of};
-use aegis_crds::{AllocationRef, Demand, EgressAddress, HoldingState, ZoneBinding, reason, type_};
+use aegis_crds::{AllocationRef, Demand, EgressAddress, HoldingState, Limited, ZoneBinding, reason, type_};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -21,6 +21,7 @@ const NAMED: usize = 3;
 pub struct Fleet<'a> {
     nodes: BTreeMap<&'a str, Member<'a>>,
     demand: HashMap<&'a AllocationRef, Vec<(&'a str, &'a Demand)>>,
+    limited: HashMap<&'a AllocationRef, Vec<(&'a str, &'a Limited)>>,
     /// The lists that nodes have of addresses, each once.
     addresses: HashMap<*const Programmed, &'a [Programmed]>,
     /// Those that they have of bindings.
@@ -111,6 +112,9 @@ impl<'a> Fleet<'a> {
             for demand in &status.told.demand {
                 fleet.demand.entry(&demand.allocation).or_default().push((name, demand));
             }
+            for limited in &status.told.limited {
+                fleet.limited.entry(&limited.allocation).or_default().push((name, limited));
+            }
             fleet.addresses.insert(status.addresses.as_ptr(), &status.addresses);
             fleet.bindings.insert(status.bindings.as_ptr(), &status.bindings);
             for (place, pods) in &status.pods {
@@ -126,6 +130,12 @@ impl<'a> Fleet<'a> {
     pub fn demand(&self, allocation: &AllocationName) -> &[(&'a str, &'a Demand)] {
         let name = AllocationRef { namespace: allocation.account.clone(), name: allocation.name.clone() };
         self.demand.get(&name).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// What limits of an allocation refuse on each node.
+    pub fn limited(&self, allocation: &AllocationName) -> &[(&'a str, &'a Limited)] {
+        let name = AllocationRef { namespace: allocation.account.clone(), name: allocation.name.clone() };
+        self.limited.get(&name).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// The site that a node belongs to, as its place among their names.

@@ -3,7 +3,7 @@
 use super::{Cluster, eventually};
 use aegis_crds::{
     AegisPrefix, AegisPrefixSpec, AllocationRef, Announcement, Condition, Demand, EgressAddress,
-    EgressAllocation, EgressNode, EgressNodeSpec, EgressNodeStatus, HoldingState, ProgrammedAddress,
+    EgressAllocation, EgressNode, EgressNodeSpec, EgressNodeStatus, HoldingState, Limited, ProgrammedAddress,
     ProgrammedBinding, SliceRange, ZoneBinding, type_,
 };
 use k8s_openapi::api::core::v1::{Namespace, Node};
@@ -28,6 +28,7 @@ pub struct Agent {
     pub node: String,
     pub ready: bool,
     pub demand: Vec<Demand>,
+    pub limited: Vec<Limited>,
     /// Reports draining slices as drained.
     pub drains: bool,
     /// Is being taken off its node.
@@ -94,6 +95,7 @@ impl Cluster {
             node: name.into(),
             ready: true,
             demand: Vec::new(),
+            limited: Vec::new(),
             drains: false,
             leaving: false,
             bindings: Vec::new(),
@@ -205,6 +207,7 @@ impl Agent {
             version: "test".into(),
             leaving: self.leaving,
             demand: self.demand.clone(),
+            limited: self.limited.clone(),
             addresses: addresses.collect(),
             bindings: self.bindings.clone(),
             conditions: vec![Condition {
@@ -220,7 +223,7 @@ impl Agent {
         let mut status = json!(status);
         // What is left out stays as it was.
         status["leaving"] = json!(self.leaving);
-        for list in ["addresses", "bindings", "demand"] {
+        for list in ["addresses", "bindings", "demand", "limited"] {
             status[list] = status.get(list).cloned().unwrap_or_default();
         }
         let patch = Patch::Merge(json!({"status": status}));

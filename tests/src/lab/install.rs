@@ -50,7 +50,14 @@ impl Lab {
             .arg(images::workspace().join("charts/aegis"))
             .args(["--namespace", NAMESPACE, "--wait", "--timeout", "180s"])
             .arg(format!("--set={setting}"));
-        finish(&mut helm, "helm upgrade aegis").map(drop)
+        finish(&mut helm, "helm upgrade aegis")?;
+        // Helm is content as soon as no more pods are missing than may be.
+        let mut rollout = Command::new(self.state()?.tools.join("kubectl"));
+        rollout
+            .env("KUBECONFIG", self.kubeconfig())
+            .args(["rollout", "status", "daemonset/aegis-node-agent", "--timeout", "180s"])
+            .args(["--namespace", NAMESPACE]);
+        finish(&mut rollout, "kubectl rollout status").map(drop)
     }
 
     /// Compiles, makes the images and brings them to every node.

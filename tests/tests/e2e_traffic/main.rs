@@ -7,6 +7,7 @@ mod exhaustion;
 mod headline;
 mod icmp_errors;
 mod inbound;
+mod limits;
 mod logs;
 mod metrics;
 mod nftables;
