@@ -183,7 +183,7 @@ impl Lab {
     }
 
     /// Packets that the origin has seen from the node's own address.
-    fn from_node(&self) -> u64 {
+    fn nodes_packets(&self) -> u64 {
         let listing = self.row.origin.output("nft list counter ip seen node");
         listing.split_whitespace().skip_while(|word| *word != "packets").nth(1).unwrap().parse().unwrap()
     }
@@ -237,7 +237,7 @@ fn connections_leave_from_the_egress_address_and_nothing_else_of_the_pod() {
     drop(near);
     std::thread::sleep(SHORT);
     assert!((0..3).any(|_| far.write_all(&[1]).is_err()), "it was reset");
-    assert_eq!(lab.from_node(), 0);
+    assert_eq!(lab.nodes_packets(), 0);
     let _near = lab.connect(KNOWN, LONG).unwrap();
     assert_eq!(lab.accept().1, NODE, "nothing covers it");
     let _near = lab.row.node.enter(|| TcpStream::connect((ORIGIN, 80)).unwrap());
@@ -252,7 +252,7 @@ fn datagrams_leave_from_the_egress_address_in_fragments_too() {
         assert_eq!(lab.exchange(&socket, size), Some(EGRESS), "{size}");
     }
     socket.connect((ORIGIN, 53)).unwrap();
-    assert_eq!(lab.from_node(), 0);
+    assert_eq!(lab.nodes_packets(), 0);
     for size in [1000, 4000] {
         assert_eq!(lab.exchange(&lab.udp_in(KNOWN), size), Some(NODE), "{size}");
     }
@@ -280,7 +280,7 @@ fn pings_and_what_tells_of_closed_sockets_leave_so_too() {
     lonely.connect(from).unwrap();
     lonely.send(b"y").unwrap();
     assert_eq!(lonely.recv(&mut [0; 4]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
-    assert_eq!(lab.from_node(), 0);
+    assert_eq!(lab.nodes_packets(), 0);
 }
 
 #[test]
@@ -362,7 +362,7 @@ fn what_cannot_leave_right_is_refused_at_once() {
     });
     raw.send_to(&[0; 100], &SocketAddr::from((ORIGIN, 0)).into()).unwrap();
     assert_eq!(lab.aegis.count(Counter::RefuseProtocol), 1);
-    assert_eq!(lab.from_node(), 0);
+    assert_eq!(lab.nodes_packets(), 0);
 }
 
 #[test]
@@ -374,7 +374,7 @@ fn without_ports_here_nothing_leaves() {
     let lab = Lab::of(row, groups, aegis);
     assert_eq!(lab.connect(COVERED, LONG).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     assert_eq!(lab.exchange(&lab.udp_in(COVERED), 10), None);
-    assert_eq!(lab.from_node(), 0);
+    assert_eq!(lab.nodes_packets(), 0);
     let _near = lab.connect(KNOWN, LONG).unwrap();
     assert_eq!(lab.accept().1, NODE);
 }
@@ -390,7 +390,7 @@ fn a_pod_that_nobody_has_named_is_held_from_what_is_covered() {
     let to = SocketAddr::from((elsewhere, 80));
     lab.groups.inside(UNKNOWN, || lab.row.node.enter(|| TcpStream::connect_timeout(&to, LONG).unwrap()));
     assert_eq!(ip(other.accept().unwrap().1), NODE, "where nothing is covered");
-    let from_node = lab.from_node();
+    let before_it = lab.nodes_packets();
 
     // Its name comes: it waits for no more than that.
     let mut named = lab.policy();
@@ -401,7 +401,7 @@ fn a_pod_that_nobody_has_named_is_held_from_what_is_covered() {
     lab.aegis.follow(&named);
     let _near = lab.connect(UNKNOWN, LONG).unwrap();
     assert_eq!(lab.accept().1, EGRESS);
-    assert_eq!(lab.from_node(), from_node);
+    assert_eq!(lab.nodes_packets(), before_it);
 }
 
 #[test]
@@ -415,7 +415,7 @@ fn without_the_table_what_is_covered_leaves_right_all_the_same() {
     transfer(&near, &far);
     assert_eq!(lab.exchange(&socket, 10), Some(EGRESS));
     assert_eq!(lab.exchange(&lab.udp_in(COVERED), 10), Some(EGRESS));
-    assert_eq!(lab.from_node(), 0);
+    assert_eq!(lab.nodes_packets(), 0);
 }
 
 #[test]
@@ -442,5 +442,5 @@ fn a_connection_whose_flow_is_lost_does_not_go_on_with_the_nodes_address() {
     assert!(near.write_all(b"x").is_err(), "it was reset");
     drop(far);
     assert_eq!(lab.exchange(&socket, 10), Some(EGRESS), "a new one");
-    assert_eq!(lab.from_node(), 0);
+    assert_eq!(lab.nodes_packets(), 0);
 }
