@@ -1,7 +1,7 @@
 //! Command line and environment.
 
 use clap::{Parser, ValueEnum};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -46,11 +46,11 @@ pub struct Args {
     /// Ranges inside the cluster beside what Node and ServiceCIDR objects tell, comma-separated. Traffic to them is
     /// never covered by a binding.
     #[arg(long, env = "AEGIS_CLUSTER_CIDRS", value_delimiter = ',', action = clap::ArgAction::Set)]
-    pub cluster_cidrs: Vec<Ipv4Net>,
+    pub cluster_cidrs: Vec<IpNet>,
 
     /// Ranges of this node's pods, comma-separated, where the Node object's podCIDRs do not tell them.
     #[arg(long, env = "AEGIS_POD_CIDRS", value_delimiter = ',', action = clap::ArgAction::Set)]
-    pub pod_cidrs: Vec<Ipv4Net>,
+    pub pod_cidrs: Vec<IpNet>,
 
     /// Devices through which traffic leaves, comma-separated. Default: those of the default routes and of the node's
     /// internal address.

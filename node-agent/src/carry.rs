@@ -40,11 +40,20 @@ const WRITTEN: &[&str] = &[
     "DESTINATIONS",
     "PORTS",
     "VERDICTS",
+    "NETWORKS",
+    "SUFFIXES",
+    "ALLOCATIONS6",
+    "PODS6",
+    "DESTINATIONS6",
+    "CONFIG6",
     "CONFIG",
 ];
 
 /// The flow tables, which were hashes until schema 5.
 const FLOWS: [&str; 2] = ["FORWARD", "REVERSE"];
+
+/// What is remembered of flows over IPv6.
+const FLOWS6: &str = "FLOWS6";
 
 /// The maps of another version.
 pub struct Source {
@@ -180,7 +189,26 @@ impl Dataplane {
                 let back = FlowKey { local: flow.egress, local_port: flow.egress_port, ..*key };
                 flow.is_of(key) && (lost_back == 0 || backs.contains(&back))
             })?;
+        self.carry_flows6(source)?;
         Ok(Carried { flows, lost })
+    }
+
+    /// Adds what the other version remembers of flows over IPv6. Of one that goes on here, it is known already.
+    fn carry_flows6(&mut self, source: &Source) -> Result<(), EbpfError> {
+        if !source.path(FLOWS6).exists() {
+            return Ok(());
+        }
+        let fd = target(self, FLOWS6)?;
+        let own = raw::Map::of(fd.as_fd()).map_err(EbpfError::Carry)?;
+        let mut result = Ok(());
+        let each = |key: &[u8], value: &[u8]| {
+            if result.is_ok() {
+                result = own.insert(key, value);
+            }
+        };
+        // What cannot be translated is decided anew.
+        source.for_each(FLOWS6, each).map_err(EbpfError::Carry)?;
+        result.map_err(EbpfError::Carry)
     }
 
     /// Makes the bitmaps of ports from the ways back, which say what is in use.

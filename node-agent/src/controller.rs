@@ -25,7 +25,8 @@ use crate::metrics::Metrics;
 use crate::neighbour::{self, Resolver};
 use crate::network::{self, Network};
 use crate::nft::Rules;
-use crate::observed::{Observed, from_map};
+use crate::nft::six::Rules6;
+use crate::observed::{Observed, from_map, from_map6};
 use crate::ops::{self, Known};
 use crate::probe::Prober;
 use crate::refused;
@@ -35,10 +36,11 @@ use crate::sweep::Usage;
 use crate::uplink::{self, Devices};
 use crate::watch::Shared;
 use aegis_common::DESTINATION_INTERNAL;
+use aegis_core::egress::Egress;
 use aegis_core::model::AllocationName;
 use aegis_core::policy::Binding;
 use growing::{Growing, POLL};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use plane::Pinned;
 use settled::Settled;
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,8 +71,8 @@ pub struct Signals {
     pub cni: AtomicBool,
     /// Control groups of pods.
     pub groups: AtomicBool,
-    /// The nftables table.
-    pub table: AtomicBool,
+    /// The nftables tables, of IPv4 and IPv6: each keeper takes its own.
+    pub tables: [AtomicBool; 2],
     /// Gateways that have begun or ceased to answer.
     pub gateways: AtomicBool,
     /// The node's Lease was renewed, or lost.
@@ -86,6 +88,12 @@ impl Signals {
     /// Sets a flag and wakes the loop.
     pub fn set(&self, flag: impl Fn(&Signals) -> &AtomicBool) {
         flag(self).store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    /// Somebody has changed nftables.
+    pub fn tables_changed(&self) {
+        self.tables.iter().for_each(|flag| flag.store(true, Ordering::Release));
         self.wake.notify_one();
     }
 
@@ -126,6 +134,7 @@ pub struct Controller {
     pinned: Pinned,
     known: Known,
     table: TableKeeper,
+    table6: TableKeeper,
     resolver: Resolver,
     growing: Growing,
     memory: Memory,
@@ -139,8 +148,8 @@ pub struct Controller {
     devices: Devices,
     attach_errors: BTreeMap<String, String>,
     write_error: Option<String>,
-    stale: BTreeSet<Ipv4Addr>,
-    orphaned: BTreeSet<Ipv4Addr>,
+    stale: BTreeSet<Egress>,
+    orphaned: BTreeSet<Egress>,
     full: BTreeSet<&'static str>,
     /// What the data plane was last brought to, with the bindings it was made from.
     in_force: Option<(Arc<Desired>, Vec<Binding>)>,
@@ -177,7 +186,8 @@ impl Controller {
         let changed = Arc::clone(&signals);
         let l2 = L2::new(prober.clone(), move || changed.wake());
         Controller {
-            table: TableKeeper::new(args.nft.clone(), now),
+            table: TableKeeper::new(0, args.nft.clone(), now),
+            table6: TableKeeper::new(1, args.nft.clone(), now),
             pinned: Pinned::new(open, now),
             growing: Growing::new(Duration::from_secs(args.demand_window.into()), now),
             args,
@@ -304,12 +314,18 @@ impl Controller {
         self.attach();
 
         let synced = self.synced;
-        let wanted = match (&self.in_force, self.dirty, synced) {
+        let mut wanted = match (&self.in_force, self.dirty, synced) {
             (_, _, false) => None,
             (Some((wanted, _)), false, _) => Some(Arc::clone(wanted)),
             _ => Some(Arc::new(desired::desired(&inputs))),
         };
-        self.keep_table(wanted.as_deref(), &inputs).await;
+        self.keep_tables(wanted.as_deref(), &inputs).await;
+        if self.six() != inputs.six {
+            inputs = Arc::new(Inputs { six: self.six(), ..(*inputs).clone() });
+            self.inputs = Some(Arc::clone(&inputs));
+            wanted = wanted.map(|_| Arc::new(desired::desired(&inputs)));
+            self.dirty = true;
+        }
         if self.write_lease(wanted.as_deref()) {
             self.write(wanted.as_ref(), &inputs, &usage, started);
             self.write_lease(None);
@@ -434,6 +450,7 @@ impl Controller {
             room: self.pinned.room(),
             shared: self.pinned.shared(),
             leaving: self.leaving,
+            six: self.six(),
         };
         let mut inputs = snapshot::inputs(&self.args, &cluster, &local, &mut self.memory);
         drop(cluster);
@@ -446,8 +463,8 @@ impl Controller {
         let Ok(network) = &self.network else { return false };
         let addresses = inputs.pods.iter().flat_map(|pod| &pod.addresses);
         let pods: Vec<Ipv4Addr> = addresses.filter_map(v4).collect();
-        let found =
-            uplink::devices(network, &self.args.uplinks, inputs.tunnel_address, &inputs.pod_ranges, &pods);
+        let ranges = desired::of_v4(&inputs.pod_ranges);
+        let found = uplink::devices(network, &self.args.uplinks, inputs.tunnel_address, &ranges, &pods);
         let changed = found != self.devices;
         self.devices = found;
         self.dirty |= changed;
@@ -470,7 +487,12 @@ impl Controller {
         self.pinned.attached(&self.args, self.network.as_ref().ok())
     }
 
-    async fn keep_table(&mut self, wanted: Option<&Desired>, inputs: &Inputs) {
+    /// Whether IPv6 packets may be looked at: what carries the policy out has once stood.
+    fn six(&self) -> bool {
+        self.table6.state.is_ok() || self.pinned.observed.config6.active == 1
+    }
+
+    async fn keep_tables(&mut self, wanted: Option<&Desired>, inputs: &Inputs) {
         let (hold, internal) = match wanted {
             Some(wanted) => (wanted.settings.hold_unknown, desired::internal(inputs)),
             None => {
@@ -480,8 +502,12 @@ impl Controller {
         let Attached { uplinks, pods } = self.attached();
         let unprogrammed =
             self.pinned.plane.is_none() || self.devices.pods.keys().any(|index| !pods.contains_key(index));
-        let known = wanted.filter(|_| unprogrammed).map(|wanted| &wanted.policy.pods).into_iter().flatten();
+        let policy = wanted.filter(|_| unprogrammed).map(|wanted| &wanted.policy);
+        let known = policy.into_iter().flat_map(|policy| &policy.pods);
         let uncovered = known.filter(|(_, pod)| pod.class == 0).map(|(pod, _)| Ipv4Net::from(*pod)).collect();
+        let known = policy.into_iter().flat_map(|policy| &policy.pods6);
+        let uncovered6 =
+            known.filter(|(_, pod)| pod.class == 0).map(|(pod, _)| Ipv6Net::from(*pod)).collect();
         if wanted.is_none() && self.pinned.plane.is_none() {
             // Nothing is known: whatever table there is, is better than what could be made up.
             return;
@@ -491,13 +517,27 @@ impl Controller {
         } else {
             self.args.mark
         };
+        let uplinks: BTreeMap<u32, String> =
+            uplinks.into_iter().map(|(index, (name, _))| (index, name)).collect();
+        if self.pinned.observed.config6.active == 1 || desired::needs_six(inputs) {
+            let rules = Rules6 {
+                mark,
+                pods: desired::of_v6(&inputs.pod_ranges),
+                pod_devices: pods.clone(),
+                uplinks: uplinks.clone(),
+                hold,
+                internal: desired::of_v6(&internal),
+                uncovered: uncovered6,
+            };
+            self.table6.keep(&rules, self.dirty, &self.signals).await;
+        }
         let rules = Rules {
             mark,
-            pods: inputs.pod_ranges.clone(),
+            pods: desired::of_v4(&inputs.pod_ranges),
             pod_devices: pods,
-            uplinks: uplinks.into_iter().map(|(index, (name, _))| (index, name)).collect(),
+            uplinks,
             hold,
-            internal,
+            internal: desired::of_v4(&internal),
             uncovered,
             // Not before the programs look: they would take what is marked for a leak.
             hosts: self.pinned.observed.config.host_levels != 0,
@@ -595,15 +635,17 @@ impl Controller {
     /// ended, carry no flow; and what else no flow needs.
     fn look_at_flows(&mut self, wanted: Option<&Desired>, usage: &Usage) {
         let Some(wanted) = wanted else { return };
-        let idle: BTreeSet<Ipv4Addr> = self
-            .pinned
-            .observed
-            .addresses
-            .keys()
-            .filter(|address| !wanted.addresses.contains_key(address))
-            .filter(|address| self.settled.address(address, usage) && !usage.slices.contains_key(address))
-            .copied()
-            .collect();
+        let observed = &self.pinned.observed;
+        let gone = observed.addresses.keys().filter(|address| !wanted.addresses.contains_key(address));
+        let v4 = gone
+            .filter(|address| self.settled.address(**address, usage) && !usage.slices.contains_key(address));
+        let gone = observed.networks.iter().filter(|(network, _)| !wanted.networks.contains_key(network));
+        let v6 = gone.filter(|(network, value)| {
+            self.settled.address(**network, usage)
+                && !usage.networks.contains_key(&(**network, value.identity))
+        });
+        let idle: BTreeSet<Egress> =
+            v4.map(|own| Egress::from(*own)).chain(v6.map(|(network, _)| *network)).collect();
         self.dirty |= idle != self.known.idle;
         self.known.idle = idle;
         self.known.flows = self.settled.named(usage);
@@ -646,21 +688,23 @@ fn gateways(observed: &Observed, usage: &Usage) -> BTreeSet<Ipv4Addr> {
     peers.filter_map(|index| Some(from_map(observed.peers.get(&index)?.address))).collect()
 }
 
-fn remembered_ranges(observed: &Observed) -> Vec<Ipv4Net> {
-    let config = &observed.config;
-    let ranges = config.pod_ranges.iter().take(config.pod_range_count as usize);
-    ranges
+fn remembered_ranges(observed: &Observed) -> Vec<IpNet> {
+    let (config, config6) = (&observed.config, &observed.config6);
+    let v4 = config.pod_ranges.iter().take(config.pod_range_count as usize);
+    let v4 = v4
         .filter_map(|range| Ipv4Net::with_netmask(from_map(range.network), from_map(range.mask)).ok())
-        .collect()
+        .map(IpNet::from);
+    let v6 = config6.pod_ranges.iter().take(config6.pod_range_count as usize);
+    let v6 = v6
+        .filter_map(|range| Ipv6Net::with_netmask(from_map6(range.network), from_map6(range.mask)).ok())
+        .map(IpNet::from);
+    v4.chain(v6).collect()
 }
 
-fn remembered_internal(observed: &Observed) -> Vec<Ipv4Net> {
+fn remembered_internal(observed: &Observed) -> Vec<IpNet> {
     let live = observed.generations.get(&observed.config.generation);
     let destinations = live.into_iter().flat_map(|live| &live.destinations);
-    destinations
-        .filter(|(_, class)| **class == DESTINATION_INTERNAL)
-        .filter_map(|((address, length), _)| Ipv4Net::new(*address, *length).ok())
-        .collect()
+    destinations.filter(|(_, class)| **class == DESTINATION_INTERNAL).map(|(range, _)| *range).collect()
 }
 
 fn inputs_links(

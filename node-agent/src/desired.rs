@@ -13,13 +13,14 @@ use crate::groups::Group;
 use crate::objects::{self, Most, NodeRecord};
 use crate::probe::Answer;
 use aegis_common::TUNNEL_OVERHEAD;
+use aegis_core::egress::Egress;
 use aegis_core::gateway::FullNodes;
 use aegis_core::model::{Address, AllocationName};
 use aegis_core::policy::{Binding, BindingName, Pod, Room};
 use aegis_core::slice::SliceSet;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Everything that the desired state is made from.
 #[derive(Clone, Debug, Default)]
@@ -42,8 +43,8 @@ pub struct Inputs {
     pub allocations: BTreeMap<AllocationName, objects::Allocation>,
     /// All egress addresses.
     pub addresses: BTreeMap<Ipv4Addr, Address>,
-    /// All egress addresses that are an IPv6 /64. The data plane does not know these yet.
-    pub networks: Vec<Address>,
+    /// All egress addresses that are an IPv6 /64.
+    pub networks: BTreeMap<Egress, Address>,
     /// All nodes.
     pub nodes: BTreeMap<String, NodeRecord>,
     /// Tunnel addresses of the nodes, as their agents report them.
@@ -51,13 +52,15 @@ pub struct Inputs {
     /// Nodes that have no ports left, as their agents report it.
     pub full: FullNodes,
     /// Ranges of services, and whatever else is inside the cluster.
-    pub internal: Vec<Ipv4Net>,
+    pub internal: Vec<IpNet>,
     /// Way to each peer, as far as the kernel knows it.
     pub links: BTreeMap<Ipv4Addr, PeerLink>,
     /// This node's tunnel address.
     pub tunnel_address: Option<Ipv4Addr>,
     /// Ranges of this node's pods.
-    pub pod_ranges: Vec<Ipv4Net>,
+    pub pod_ranges: Vec<IpNet>,
+    /// What carries out the policy of IPv6 stands, so that packets may be looked at.
+    pub six: bool,
     /// Smallest MTU of the uplinks.
     pub uplink_mtu: Option<u32>,
     /// Bit of the packet mark.
@@ -113,6 +116,8 @@ pub struct Desired {
     pub answers: BTreeMap<Ipv4Addr, Answer>,
     /// Egress addresses.
     pub addresses: BTreeMap<Ipv4Addr, EgressAddress>,
+    /// Egress /64s.
+    pub networks: BTreeMap<Egress, EgressAddress>,
     /// Allocations that have an egress address.
     pub allocations: BTreeMap<AllocationName, Allocation>,
     /// What one account may take of this node.
@@ -155,23 +160,60 @@ pub struct Settings {
     pub fast_path: bool,
     /// Ranges of this node's pods, as few as say the same.
     pub pod_ranges: Vec<Ipv4Net>,
+    /// Those of IPv6.
+    pub pod_ranges6: Vec<Ipv6Net>,
+    /// IPv6 packets are to be looked at.
+    pub six: bool,
+}
+
+/// Whether the cluster has to do with IPv6 on this node: pods with such an address or a range for them, a /64, or a binding that
+/// names IPv6 destinations.
+pub fn needs_six(inputs: &Inputs) -> bool {
+    let mut addresses = inputs.pods.iter().flat_map(|pod| &pod.addresses);
+    let mut zones = inputs.bindings.iter().filter(|binding| binding.enabled).flat_map(|it| &it.cidrs);
+    !inputs.networks.is_empty()
+        || addresses.any(IpAddr::is_ipv6)
+        || inputs.pod_ranges.iter().chain(&inputs.internal).any(|range| matches!(range, IpNet::V6(_)))
+        || zones.any(|range| matches!(range, IpNet::V6(_)))
+}
+
+/// The ranges of one family.
+pub fn of_v4(ranges: &[IpNet]) -> Vec<Ipv4Net> {
+    ranges.iter().filter_map(|range| if let IpNet::V4(range) = range { Some(*range) } else { None }).collect()
+}
+
+/// The ranges of the other.
+pub fn of_v6(ranges: &[IpNet]) -> Vec<Ipv6Net> {
+    ranges.iter().filter_map(|range| if let IpNet::V6(range) = range { Some(*range) } else { None }).collect()
 }
 
 /// Destinations that never leave the cluster or the link, whatever a binding says.
-fn never_covered() -> impl Iterator<Item = Ipv4Net> {
-    [(Ipv4Addr::new(127, 0, 0, 0), 8), (Ipv4Addr::new(169, 254, 0, 0), 16), (Ipv4Addr::new(224, 0, 0, 0), 4)]
-        .into_iter()
-        .chain([(Ipv4Addr::BROADCAST, 32)])
-        .map(|(address, length)| Ipv4Net::new_assert(address, length))
+fn never_covered() -> impl Iterator<Item = IpNet> {
+    let v4 = [
+        (Ipv4Addr::new(127, 0, 0, 0), 8),
+        (Ipv4Addr::new(169, 254, 0, 0), 16),
+        (Ipv4Addr::new(224, 0, 0, 0), 4),
+        (Ipv4Addr::BROADCAST, 32),
+    ];
+    let v6 = [
+        (Ipv6Addr::UNSPECIFIED, 128),
+        (Ipv6Addr::LOCALHOST, 128),
+        (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10),
+        (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8),
+    ];
+    v4.into_iter()
+        .map(|(address, length)| Ipv4Net::new_assert(address, length).into())
+        .chain(v6.into_iter().map(|(address, length)| Ipv6Net::new_assert(address, length).into()))
 }
 
 /// Everything inside the cluster: pods and addresses of all nodes, services, and what never leaves the link.
-pub fn internal(inputs: &Inputs) -> Vec<Ipv4Net> {
+pub fn internal(inputs: &Inputs) -> Vec<IpNet> {
     let nodes = inputs.nodes.values();
-    let mut all: Vec<Ipv4Net> = nodes
+    let mut all: Vec<IpNet> = nodes
         .flat_map(|node| {
-            let own = node.addresses.iter().map(|address| Ipv4Net::from(*address));
-            node.pod_ranges.iter().copied().chain(own)
+            let v4 = node.addresses.iter().map(|address| IpAddr::V4(*address));
+            let own = v4.chain(node.addresses6.iter().map(|address| IpAddr::V6(*address)));
+            node.pod_ranges.iter().copied().chain(own.map(IpNet::from))
         })
         .chain(inputs.pod_ranges.iter().copied())
         .chain(inputs.internal.iter().copied())
@@ -194,8 +236,8 @@ pub(crate) fn tunnel_of(inputs: &Inputs, node: &str) -> Option<Ipv4Addr> {
 }
 
 fn peers(inputs: &Inputs) -> BTreeMap<Ipv4Addr, Option<PeerLink>> {
-    let holders =
-        inputs.addresses.values().flat_map(|address| &address.holdings).map(|holding| &holding.node);
+    let objects = inputs.addresses.values().chain(inputs.networks.values());
+    let holders = objects.flat_map(|address| &address.holdings).map(|holding| &holding.node);
     let names: BTreeSet<&String> = inputs.tunnels.keys().chain(holders).collect();
     names
         .into_iter()
@@ -211,7 +253,12 @@ pub fn desired(inputs: &Inputs) -> Desired {
     let addresses: BTreeMap<Ipv4Addr, EgressAddress> = objects
         .map(|(address, object)| (*address, address::egress_address(inputs, *address, object)))
         .collect();
-    let allocations = allocation::allocations(inputs, &addresses);
+    let networks: BTreeMap<Egress, EgressAddress> = inputs
+        .networks
+        .iter()
+        .map(|(network, object)| (*network, address::egress_network(inputs, object)))
+        .collect();
+    let allocations = allocation::allocations(inputs, &addresses, &networks);
     let hold_unknown =
         inputs.unknown_pods == UnknownPods::Hold && inputs.bindings.iter().any(|binding| binding.enabled);
     let compiled = policy::compile(inputs, &allocations, hold_unknown);
@@ -228,11 +275,14 @@ pub fn desired(inputs: &Inputs) -> Desired {
             tunnel_mtu: inputs.uplink_mtu.map(|mtu| mtu.saturating_sub(TUNNEL_OVERHEAD)),
             refusals_per_second: inputs.refusals_per_second,
             fast_path: inputs.fast_path,
-            pod_ranges: Ipv4Net::aggregate(&inputs.pod_ranges),
+            pod_ranges: Ipv4Net::aggregate(&of_v4(&inputs.pod_ranges)),
+            pod_ranges6: Ipv6Net::aggregate(&of_v6(&inputs.pod_ranges)),
+            six: inputs.six && needs_six(inputs),
         },
         peers: peers(inputs),
         answers: inputs.answers.clone(),
         addresses,
+        networks,
         allocations,
         per_account: inputs.per_account,
         shared,

@@ -4,6 +4,7 @@ mod answers;
 mod doubts;
 pub mod kept;
 mod resting;
+mod six;
 
 use crate::apply::{ArpTable, Attached, Forget, Plane, PlaneError};
 use crate::args::Args;
@@ -17,24 +18,29 @@ use crate::groups;
 use crate::limited::Counted;
 use crate::links::{Links, Pin};
 use crate::network::{Device, Network};
-use crate::observed::{Homes, NO_ALLOCATION, Observed, from_map, to_map};
+use crate::observed::{
+    Homes, NO_ALLOCATION, Observed, from_map, from_map6, from_network, to_map, to_map6, to_network,
+};
 use crate::ops::Op;
 use crate::refused;
 use crate::sweep::{self, Sweeper, Usage};
 use crate::uplink::Devices;
 use aegis_common::{
-    AddressValue, AllocationValue, BlockKey, BlockValue, Config, Counter, CounterValue, DestinationKey,
-    DestinationValue, FORWARD_TABLE, HOMES_PER_ADDRESS, HoldingValue, HostKey, HostValue, LeaseValue,
-    LimitedValue, LoadKey, LoadValue, PeerValue, PodKey, PodValue, PortKey, PressureValue, SLOTS_PER_ADDRESS,
-    SlotValue, TO_POD, TO_UPLINK, VerdictKey, VerdictValue, incarnation,
+    AddressValue, Allocation6Value, AllocationValue, BlockKey, BlockValue, Config, Config6, Counter,
+    CounterValue, Destination6Key, DestinationKey, DestinationValue, FORWARD_TABLE, HOMES_PER_ADDRESS,
+    HoldingValue, HostKey, HostValue, LeaseValue, LimitedValue, LoadKey, LoadValue, Network as Net6,
+    NetworkValue, PeerValue, Pod6Key, Pod6Value, PodKey, PodValue, PortKey, PressureValue, SLOTS_PER_ADDRESS,
+    SlotValue, SuffixValue, TO_POD, TO_UPLINK, VerdictKey, VerdictValue, incarnation,
 };
+use aegis_core::egress::Egress;
 use answers::Answers;
 use aya::maps::Map;
 use aya::maps::lpm_trie::Key;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use kept::Kept;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 /// The programs of one node, with what is attached where.
@@ -145,7 +151,19 @@ impl Kernel {
         self.for_each("DESTINATIONS", |key: &Key<DestinationKey>, value: &DestinationValue| {
             let (data, length) = (key.data(), key.prefix_len().saturating_sub(32));
             let destinations = &mut generations.entry(data.generation).or_default().destinations;
-            destinations.insert((from_map(data.address), length as u8), value.class);
+            destinations.extend(
+                Ipv4Net::new(from_map(data.address), length as u8).map(|net| (net.into(), value.class)),
+            );
+        })?;
+        self.for_each("PODS6", |key: &Pod6Key, value: &Pod6Value| {
+            generations.entry(key.generation).or_default().pods6.insert(from_map6(key.address), *value);
+        })?;
+        self.for_each("DESTINATIONS6", |key: &Key<Destination6Key>, value: &DestinationValue| {
+            let (data, length) = (key.data(), key.prefix_len().saturating_sub(32));
+            let destinations = &mut generations.entry(data.generation).or_default().destinations;
+            destinations.extend(
+                Ipv6Net::new(from_map6(data.address), length as u8).map(|net| (net.into(), value.class)),
+            );
         })?;
         self.for_each("PORTS", |key: &Key<PortKey>, value: &u32| {
             let (data, length) = (key.data(), key.prefix_len().saturating_sub(48));
@@ -218,6 +236,30 @@ impl Kernel {
         config.map_or(0, |config| config.generation)
     }
 
+    fn destination(
+        &mut self,
+        generation: u32,
+        destination: IpNet,
+        value: Option<DestinationValue>,
+    ) -> Result<(), EbpfError> {
+        let length = 32 + u32::from(destination.prefix_len());
+        match destination.network() {
+            IpAddr::V4(address) => {
+                let key = Key::new(length, DestinationKey { generation, address: to_map(address) });
+                self.trie("DESTINATIONS", &key, value)
+            }
+            IpAddr::V6(address) => {
+                let key = Key::new(length, Destination6Key { generation, address: to_map6(address) });
+                self.trie("DESTINATIONS6", &key, value)
+            }
+        }
+    }
+
+    fn network(&mut self, network: Egress, value: Option<NetworkValue>) -> Result<(), EbpfError> {
+        // IPv4 addresses are elsewhere.
+        to_network(network).map_or(Ok(()), |key| self.hash::<Net6, NetworkValue>("NETWORKS", key, value))
+    }
+
     fn write_op(&mut self, op: &Op) -> Result<(), EbpfError> {
         match *op {
             Op::SetConfig(config) => self.array("CONFIG", 0, config),
@@ -262,14 +304,26 @@ impl Kernel {
                 self.hash::<_, HostValue>("HOSTS", HostKey { group, generation, pad: 0 }, None)
             }
             Op::SetDestination { generation, destination, class } => {
-                let key = destination_key(generation, destination);
-                self.trie("DESTINATIONS", &key, Some(DestinationValue { class }))
+                self.destination(generation, destination, Some(DestinationValue { class }))
             }
-            Op::RemoveDestination { generation, destination } => self.trie::<_, DestinationValue>(
-                "DESTINATIONS",
-                &destination_key(generation, destination),
-                None,
-            ),
+            Op::RemoveDestination { generation, destination } => {
+                self.destination(generation, destination, None)
+            }
+            Op::SetConfig6(config) => self.array("CONFIG6", 0, config),
+            Op::SetNetwork { network, value } => self.network(network, Some(value)),
+            Op::RemoveNetwork { network } => self.network(network, None),
+            Op::SetAllocation6 { index, value } => self.array("ALLOCATIONS6", index, value),
+            Op::SetSuffix { suffix, address } => {
+                let value = SuffixValue { address: to_map6(address) };
+                self.hash("SUFFIXES", suffix.to_be(), Some(value))
+            }
+            Op::RemoveSuffix { suffix } => self.hash::<u32, SuffixValue>("SUFFIXES", suffix.to_be(), None),
+            Op::SetPod6 { generation, address, value } => {
+                self.hash("PODS6", Pod6Key { generation, address: to_map6(address) }, Some(value))
+            }
+            Op::RemovePod6 { generation, address } => {
+                self.hash::<_, Pod6Value>("PODS6", Pod6Key { generation, address: to_map6(address) }, None)
+            }
             Op::SetPort { generation, port, class } => {
                 self.trie("PORTS", &port_key(generation, port), Some(class))
             }
@@ -307,13 +361,6 @@ fn gone(result: Result<(), aya::maps::MapError>) -> Result<(), aya::maps::MapErr
         }
         other => other,
     }
-}
-
-fn destination_key(
-    generation: u32,
-    (address, length): crate::observed::DestinationEntry,
-) -> Key<DestinationKey> {
-    Key::new(32 + u32::from(length), DestinationKey { generation, address: to_map(address) })
 }
 
 fn port_key(generation: u32, (protocol, port, length): crate::observed::PortEntry) -> Key<PortKey> {
@@ -363,6 +410,18 @@ impl Plane for Kernel {
         self.for_each("ALLOCATIONS", |index: &u32, value: &AllocationValue| {
             if *value != NO_ALLOCATION {
                 observed.allocations.insert(*index, *value);
+            }
+        })?;
+        self.for_each("CONFIG6", |_: &u32, value: &Config6| observed.config6 = *value)?;
+        self.for_each("NETWORKS", |network: &Net6, value: &NetworkValue| {
+            observed.networks.insert(from_network(*network), *value);
+        })?;
+        self.for_each("SUFFIXES", |suffix: &u32, value: &SuffixValue| {
+            observed.suffixes.insert(u32::from_be(*suffix), from_map6(value.address));
+        })?;
+        self.for_each("ALLOCATIONS6", |index: &u32, value: &Allocation6Value| {
+            if value.count != 0 {
+                observed.allocations6.insert(*index, *value);
             }
         })?;
         self.read_policy(&mut observed)?;
@@ -573,6 +632,8 @@ impl Plane for Kernel {
             ("blocks", "BLOCKS"),
             ("pods", "PODS"),
             ("hosts", "HOSTS"),
+            ("pods6", "PODS6"),
+            ("flows6", "FLOWS6"),
             ("destinations", "DESTINATIONS"),
             ("ports", "PORTS"),
             ("verdicts", "VERDICTS"),

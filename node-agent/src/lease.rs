@@ -10,6 +10,7 @@ mod keep;
 
 pub use keep::{Access, keep};
 
+use aegis_core::egress::Egress;
 use aegis_core::fence::{LABEL, lease_name};
 use aegis_core::model::Seconds;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -17,7 +18,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ObjectMeta;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 const SECOND: u64 = 1_000_000_000;
@@ -27,7 +27,7 @@ const LONGEST: u64 = 10 * SECOND;
 const PAUSE: u64 = SECOND;
 
 /// Epoch of each egress address, as the API server had it.
-pub type Epochs = BTreeMap<Ipv4Addr, i64>;
+pub type Epochs = BTreeMap<Egress, i64>;
 
 /// What the data plane needs of the Lease, and what it has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

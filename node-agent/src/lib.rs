@@ -60,6 +60,7 @@ pub mod refused;
 pub mod server;
 pub mod snapshot;
 pub mod status;
+pub mod suffix;
 pub mod sweep;
 pub mod tcx;
 pub mod test_run;

@@ -76,7 +76,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let changed = Arc::clone(&signals);
     tokio::spawn(async move {
         loop {
-            let error = nft::watch(|| changed.set(|signals| &signals.table)).await;
+            let error = nft::watch(|| changed.tables_changed()).await;
             tracing::warn!(%error, "cannot watch nftables; looking at it from time to time");
             tokio::time::sleep(Duration::from_secs(5)).await;
         }

@@ -3,6 +3,7 @@
 use crate::load::Taken;
 use crate::status::NotReady;
 use aegis_common::{Counter as Reason, CounterValue, LimitedValue};
+use aegis_core::egress::Egress;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -26,7 +27,7 @@ pub struct Snapshot {
     /// Ports in use by egress address, over all origins.
     pub ports: BTreeMap<Ipv4Addr, u32>,
     /// Slices held (for new flows) and draining by egress address.
-    pub slices: BTreeMap<Ipv4Addr, (u32, u32)>,
+    pub slices: BTreeMap<Egress, (u32, u32)>,
     /// Share of the ports towards the busiest origin by allocation, in percent.
     pub fill: BTreeMap<(String, String), u32>,
     /// New flows that limits have refused, by allocation.
@@ -69,8 +70,8 @@ pub struct Snapshot {
     pub early_fragments: (u64, u64),
     /// Times the nftables table was put back.
     pub nft_repairs: u64,
-    /// Packets that the nftables table has dropped, by reason.
-    pub nft_drops: BTreeMap<&'static str, u64>,
+    /// Packets that the nftables tables have dropped, by family and reason.
+    pub nft_drops: BTreeMap<(&'static str, &'static str), u64>,
     /// Map writes, and those that failed.
     pub writes: (u64, u64),
     /// Seconds that the last scan of the flow table took.
@@ -259,13 +260,18 @@ impl Collector for Encoder {
             ),
             now.ports.iter().map(|(a, used)| ([address(a)], u64::from(*used))),
         )?;
+        let egress = |own: &Egress| ("address", own.to_string());
         let slices = now.slices.iter().flat_map(|(a, (held, draining))| {
             [("held", held), ("draining", draining)]
-                .map(|(state, count)| ([address(a), ("state", state.to_owned())], u64::from(*count)))
+                .map(|(state, count)| ([egress(a), ("state", state.to_owned())], u64::from(*count)))
         });
         family(
             e,
-            ("slices", "Slices of this node by egress address (256 ports each)", MetricType::Gauge),
+            (
+                "slices",
+                "Slices of this node by egress address (256 ports each, or its part of a /64)",
+                MetricType::Gauge,
+            ),
             slices,
         )?;
         let fill = now.fill.iter().map(|((namespace, name), percent)| {
@@ -337,8 +343,10 @@ impl Collector for Encoder {
 
         family(
             e,
-            ("nft_drops", "Packets that the nftables table has dropped", MetricType::Counter),
-            now.nft_drops.iter().map(|(reason, count)| ([("reason", (*reason).to_owned())], *count)),
+            ("nft_drops", "Packets that the nftables tables have dropped", MetricType::Counter),
+            now.nft_drops.iter().map(|((family, reason), count)| {
+                ([("family", (*family).to_owned()), ("reason", (*reason).to_owned())], *count)
+            }),
         )?;
 
         let sessions = [("up", now.sessions.0), ("down", now.sessions.1)];

@@ -70,7 +70,7 @@ fn judged(mark: u32) -> u32 {
 
 /// The table: its sets with their elements, and its chains with their rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Table {
+pub struct Table {
     /// `ip` or `ip6`.
     family: &'static str,
     drops: &'static [&'static str],
@@ -83,6 +83,11 @@ struct Table {
 }
 
 impl Table {
+    /// `ip` or `ip6`.
+    pub fn family(&self) -> &'static str {
+        self.family
+    }
+
     /// Everything, whatever a table of this name holds. Its chains stay hooked: a packet meets the old rules or the new.
     fn whole(&self) -> String {
         let family = self.family;
@@ -192,6 +197,30 @@ fn decide(mark: u32) -> Vec<String> {
     ]
 }
 
+/// Rules of one of the tables.
+pub trait Ruleset {
+    /// Devices with the uplink programs: index and name.
+    fn uplinks(&self) -> &BTreeMap<u32, String>;
+    /// Devices with `pod_ingress`.
+    fn pod_devices(&self) -> &BTreeMap<u32, String>;
+    /// The table.
+    fn table(&self) -> Table;
+}
+
+impl Ruleset for Rules {
+    fn uplinks(&self) -> &BTreeMap<u32, String> {
+        &self.uplinks
+    }
+
+    fn pod_devices(&self) -> &BTreeMap<u32, String> {
+        &self.pod_devices
+    }
+
+    fn table(&self) -> Table {
+        four::table(self)
+    }
+}
+
 /// What [`Firewall::ensure`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -225,14 +254,12 @@ impl Firewall {
         &self.drops
     }
 
-    /// Writes what differs. Whether somebody else has changed the table is looked at only with `check`.
-    pub async fn ensure(&mut self, rules: &Rules, check: bool) -> Result<Outcome, NftError> {
-        self.name_devices(&rules.pod_devices, &rules.uplinks);
-        self.bring(four::table(rules), check).await
-    }
-
-    fn name_devices(&mut self, pods: &BTreeMap<u32, String>, uplinks: &BTreeMap<u32, String>) {
-        self.devices = pods.iter().chain(uplinks).map(|(index, name)| (name.clone(), *index)).collect();
+    /// Writes what differs, of the table of either family; one firewall keeps one table. Whether somebody else has changed it
+    /// is looked at only with `check`.
+    pub async fn ensure(&mut self, rules: &impl Ruleset, check: bool) -> Result<Outcome, NftError> {
+        let devices = rules.pod_devices().iter().chain(rules.uplinks());
+        self.devices = devices.map(|(index, name)| (name.clone(), *index)).collect();
+        self.bring(rules.table(), check).await
     }
 
     async fn bring(&mut self, wanted: Table, check: bool) -> Result<Outcome, NftError> {

@@ -9,12 +9,12 @@ use aegis_crds::{
     AllocationRef, EgressAddress, EgressAllocation, EgressNode, HoldingState, Protocol, WhenUnavailable,
     ZoneBinding,
 };
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 /// Taint by which an administrator vouches that a node is powered off.
@@ -73,9 +73,11 @@ pub struct NodeRecord {
     /// UID.
     pub uid: String,
     /// Ranges of its pods.
-    pub pod_ranges: Vec<Ipv4Net>,
-    /// Internal addresses.
+    pub pod_ranges: Vec<IpNet>,
+    /// Internal addresses; the tunnel ends at one of these.
     pub addresses: Vec<Ipv4Addr>,
+    /// Those of IPv6.
+    pub addresses6: Vec<Ipv6Addr>,
     /// Where it is.
     pub place: Place,
     /// Its labels, see [`gateway::label`].
@@ -157,19 +159,26 @@ pub fn pod(pod: &Pod) -> PodRecord {
     }
 }
 
-/// Reads a Node; only IPv4.
+/// Reads a Node.
 pub fn node(node: &Node) -> NodeRecord {
     let spec = node.spec.as_ref();
     let ranges = spec.and_then(|spec| spec.pod_cidrs.clone());
     let ranges = ranges.or_else(|| Some(vec![spec?.pod_cidr.clone()?])).unwrap_or_default();
     let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref()).into_iter().flatten();
+    let internal = addresses.filter(|address| address.type_ == "InternalIP");
+    let internal = internal.filter_map(|address| address.address.parse::<IpAddr>().ok());
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for address in internal {
+        match address {
+            IpAddr::V4(address) => v4.push(address),
+            IpAddr::V6(address) => v6.push(address),
+        }
+    }
     NodeRecord {
         uid: text(node.metadata.uid.as_ref()),
         pod_ranges: ranges.iter().filter_map(|range| range.parse().ok()).collect(),
-        addresses: addresses
-            .filter(|address| address.type_ == "InternalIP")
-            .filter_map(|address| address.address.parse().ok())
-            .collect(),
+        addresses: v4,
+        addresses6: v6,
         place: place(node),
         labels: labels(node.metadata.labels.iter().flatten()).collect(),
         draining: is_draining(node),
@@ -197,8 +206,8 @@ fn place(node: &Node) -> Place {
     Place { zone: label("topology.kubernetes.io/zone"), region: label("topology.kubernetes.io/region") }
 }
 
-/// Reads a ServiceCIDR; only IPv4.
-pub fn service_ranges(object: &ServiceCIDR) -> Vec<Ipv4Net> {
+/// Reads a ServiceCIDR.
+pub fn service_ranges(object: &ServiceCIDR) -> Vec<IpNet> {
     let ranges = object.spec.as_ref().and_then(|spec| spec.cidrs.as_ref()).into_iter().flatten();
     ranges.filter_map(|range| range.parse().ok()).collect()
 }
@@ -238,7 +247,7 @@ pub fn unreadable_binding(account: &str, name: &str) -> Binding {
         allocation: AllocationName { account: account.to_owned(), name: String::new() },
         enabled: true,
         workloads: Workloads { all: true, ..Workloads::default() },
-        cidrs: vec![Ipv4Net::default().into()],
+        cidrs: vec![Ipv4Net::default().into(), Ipv6Net::default().into()],
         ports: Vec::new(),
         use_node_address: false,
         generation: 0,

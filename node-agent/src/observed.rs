@@ -5,11 +5,14 @@
 
 use crate::ops::Op;
 use aegis_common::{
-    AddressValue, AllocationValue, Config, HOMES_PER_ADDRESS, HoldingValue, HostValue, LeaseValue, PeerValue,
-    PodValue, SLOTS_PER_ADDRESS, SlotValue, VerdictValue,
+    Address6, AddressValue, Allocation6Value, AllocationValue, Config, Config6, HOMES_PER_ADDRESS,
+    HoldingValue, HostValue, LeaseValue, Network, NetworkValue, PeerValue, Pod6Value, PodValue,
+    SLOTS_PER_ADDRESS, SlotValue, VerdictValue,
 };
+use aegis_core::egress::Egress;
+use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// An address as the maps hold it: the four octets in network order, read natively.
 pub fn to_map(address: Ipv4Addr) -> u32 {
@@ -21,8 +24,32 @@ pub fn from_map(address: u32) -> Ipv4Addr {
     Ipv4Addr::from(address.to_ne_bytes())
 }
 
-/// A destination of the policy: network address and prefix length (without the generation's 32 bits).
-pub type DestinationEntry = (Ipv4Addr, u8);
+/// An IPv6 address as the maps hold it.
+pub fn to_map6(address: Ipv6Addr) -> Address6 {
+    let bits = address.to_bits();
+    [96, 64, 32, 0].map(|shift| u32::from_ne_bytes(((bits >> shift) as u32).to_be_bytes()))
+}
+
+/// The inverse of [`to_map6`].
+pub fn from_map6([a, b, c, d]: Address6) -> Ipv6Addr {
+    let word = |word: u32| u128::from(u32::from_be_bytes(word.to_ne_bytes()));
+    Ipv6Addr::from_bits(word(a) << 96 | word(b) << 64 | word(c) << 32 | word(d))
+}
+
+/// The key of an egress /64; an IPv4 address has none.
+pub fn to_network(egress: Egress) -> Option<Network> {
+    let Egress::V6(network) = egress else { return None };
+    let [first, second, ..] = to_map6(Ipv6Addr::from_bits(u128::from(network) << 64));
+    Some([first, second])
+}
+
+/// The inverse of [`to_network`].
+pub fn from_network([first, second]: Network) -> Egress {
+    Egress::containing(from_map6([first, second, 0, 0]).into())
+}
+
+/// A destination of the policy.
+pub type DestinationEntry = IpNet;
 /// A prefix of ports: protocol, first port, length (without the generation's and the protocol's bits).
 pub type PortEntry = (u8, u16, u8);
 /// Pod class, destination class, port class.
@@ -35,7 +62,9 @@ pub struct Generation {
     pub pods: BTreeMap<Ipv4Addr, PodValue>,
     /// `HOSTS`, by group.
     pub hosts: BTreeMap<u64, HostValue>,
-    /// `DESTINATIONS`.
+    /// `PODS6`.
+    pub pods6: BTreeMap<Ipv6Addr, Pod6Value>,
+    /// `DESTINATIONS` and `DESTINATIONS6`.
     pub destinations: BTreeMap<DestinationEntry, u32>,
     /// `PORTS`.
     pub ports: BTreeMap<PortEntry, u32>,
@@ -48,6 +77,7 @@ impl Generation {
     pub fn is_empty(&self) -> bool {
         self.pods.is_empty()
             && self.hosts.is_empty()
+            && self.pods6.is_empty()
             && self.destinations.is_empty()
             && self.ports.is_empty()
             && self.verdicts.is_empty()
@@ -77,6 +107,14 @@ pub struct Observed {
     pub lease: LeaseValue,
     /// `ALLOCATIONS` by index; entries never used are absent.
     pub allocations: BTreeMap<u32, AllocationValue>,
+    /// `CONFIG6`.
+    pub config6: Config6,
+    /// `NETWORKS`.
+    pub networks: BTreeMap<Egress, NetworkValue>,
+    /// `SUFFIXES`.
+    pub suffixes: BTreeMap<u32, Ipv6Addr>,
+    /// `ALLOCATIONS6` by index; entries without /64 are absent.
+    pub allocations6: BTreeMap<u32, Allocation6Value>,
     /// The policy maps, by generation.
     pub generations: BTreeMap<u32, Generation>,
 }
@@ -151,6 +189,20 @@ impl Observed {
                 self.generation(generation).pods.insert(address, value);
             }
             Op::ForgetConnections { .. } | Op::Settle => {}
+            Op::SetConfig6(config) => self.config6 = config,
+            Op::SetNetwork { network, value } => _ = self.networks.insert(network, value),
+            Op::RemoveNetwork { network } => _ = self.networks.remove(&network),
+            Op::SetSuffix { suffix, address } => _ = self.suffixes.insert(suffix, address),
+            Op::RemoveSuffix { suffix } => _ = self.suffixes.remove(&suffix),
+            Op::SetAllocation6 { index, value } => {
+                set_or_clear(&mut self.allocations6, index, value, value.count == 0);
+            }
+            Op::SetPod6 { generation, address, value } => {
+                self.generation(generation).pods6.insert(address, value);
+            }
+            Op::RemovePod6 { generation, address } => {
+                self.generation(generation).pods6.remove(&address);
+            }
             Op::RemovePod { generation, address } => {
                 self.generation(generation).pods.remove(&address);
             }
@@ -190,5 +242,22 @@ fn set_or_clear<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: V, clear: bo
         map.remove(&key);
     } else {
         map.insert(key, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_in_network_order_and_come_back() {
+        let address: Ipv6Addr = "2001:db8:1:2:3:4:5:6".parse().unwrap();
+        let bytes: Vec<u8> = to_map6(address).iter().flat_map(|word| word.to_ne_bytes()).collect();
+        assert_eq!(bytes, address.octets());
+        assert_eq!(from_map6(to_map6(address)), address);
+        let network: Egress = "2001:db8:1:2::/64".parse().unwrap();
+        assert_eq!(to_network(network), Some(aegis_common::network_of(&to_map6(address))));
+        assert_eq!(to_network(network).map(from_network), Some(network));
+        assert_eq!(to_network(Ipv4Addr::LOCALHOST.into()), None);
     }
 }

@@ -10,6 +10,7 @@
 
 mod addresses;
 mod allocations;
+mod networks;
 mod peers;
 mod policy;
 
@@ -19,12 +20,13 @@ use crate::desired::Desired;
 use crate::lease::Epochs;
 use crate::observed::{DestinationEntry, Homes, Observed, PortEntry, VerdictEntry, to_map};
 use aegis_common::{
-    AddressValue, AllocationValue, Config, HoldingValue, HostValue, LeaseValue, MAX_POD_RANGES, PeerValue,
-    PodRange, PodValue, SlotValue, VerdictValue,
+    AddressValue, Allocation6Value, AllocationValue, Config, Config6, HoldingValue, HostValue, LeaseValue,
+    MAX_POD_RANGES, NetworkValue, PeerValue, Pod6Value, PodRange, PodValue, SlotValue, VerdictValue,
 };
+use aegis_core::egress::Egress;
 use aegis_core::model::AllocationName;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 /// One write to one map, or one other step.
@@ -70,10 +72,26 @@ pub enum Op {
     /// Removes from `HOSTS`.
     RemoveHost { generation: u32, group: u64 },
     /// Removes a gone pod's connections from conntrack: the next pod with its address is to be judged anew.
-    ForgetConnections { address: Ipv4Addr },
-    /// Writes `DESTINATIONS`.
+    ForgetConnections { address: IpAddr },
+    /// Writes `CONFIG6`.
+    SetConfig6(Config6),
+    /// Writes `NETWORKS`.
+    SetNetwork { network: Egress, value: NetworkValue },
+    /// Removes from `NETWORKS`.
+    RemoveNetwork { network: Egress },
+    /// Writes `ALLOCATIONS6`.
+    SetAllocation6 { index: u32, value: Allocation6Value },
+    /// Writes `SUFFIXES`.
+    SetSuffix { suffix: u32, address: Ipv6Addr },
+    /// Removes from `SUFFIXES`.
+    RemoveSuffix { suffix: u32 },
+    /// Writes `PODS6`.
+    SetPod6 { generation: u32, address: Ipv6Addr, value: Pod6Value },
+    /// Removes from `PODS6`.
+    RemovePod6 { generation: u32, address: Ipv6Addr },
+    /// Writes `DESTINATIONS` or `DESTINATIONS6`.
     SetDestination { generation: u32, destination: DestinationEntry, class: u32 },
-    /// Removes from `DESTINATIONS`.
+    /// Removes from `DESTINATIONS` or `DESTINATIONS6`.
     RemoveDestination { generation: u32, destination: DestinationEntry },
     /// Writes `PORTS`.
     SetPort { generation: u32, port: PortEntry, class: u32 },
@@ -91,9 +109,9 @@ pub struct Transition {
     /// Writes, in order.
     pub ops: Vec<Op>,
     /// Addresses of which an object older than the data plane was offered; they stay as they are.
-    pub stale: BTreeSet<Ipv4Addr>,
+    pub stale: BTreeSet<Egress>,
     /// Addresses whose object is gone while flows live, here or elsewhere; they take no new flow.
-    pub orphaned: BTreeSet<Ipv4Addr>,
+    pub orphaned: BTreeSet<Egress>,
     /// Indices of peers that are kept only because live flows may name them.
     pub lingering: BTreeSet<u32>,
     /// Numbers of the allocations afterwards.
@@ -106,13 +124,13 @@ pub struct Transition {
 #[derive(Clone, Debug, Default)]
 pub struct Known {
     /// Egress addresses that carry no flow of this node.
-    pub idle: BTreeSet<Ipv4Addr>,
+    pub idle: BTreeSet<Egress>,
     /// What live flows name; `None` = anything may be named.
     pub flows: Option<Named>,
     /// Epochs that addresses have had since this node acquired its Lease: nothing older is followed.
     pub floor: Arc<Epochs>,
     /// Egress addresses with deadlines that were deleted while this node did not hold its Lease: it owns nothing of them.
-    pub lost: BTreeSet<Ipv4Addr>,
+    pub lost: BTreeSet<Egress>,
 }
 
 /// Indices that flow entries hold. What is in here must not become somebody else's.
@@ -151,11 +169,14 @@ pub fn transition(desired: &Desired, observed: &Observed, known: &Known) -> Tran
     let peers = builder.grow_peers();
     builder.write_base_config(&peers);
     let kept = builder.grow_addresses(&peers);
+    let networks = builder.grow_networks(&kept, &peers);
     let numbers = builder.grow_allocations(&kept, &peers);
+    builder.grow_allocations6(&networks, &numbers);
     builder.name_allocations(&kept, &numbers);
     builder.write_policy(&peers, &numbers);
     builder.shrink_allocations(&numbers);
     builder.shrink_addresses(&kept);
+    builder.shrink_networks(&networks, &numbers);
     builder.shrink_peers(&peers);
     builder.plan.numbers = numbers;
     builder.plan

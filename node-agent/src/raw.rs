@@ -12,6 +12,8 @@ const UPDATE: libc::c_long = 2;
 const DELETE: libc::c_long = 3;
 const INFO: libc::c_long = 15;
 const LOOKUP_BATCH: libc::c_long = 24;
+/// `BPF_NOEXIST`.
+const NOEXIST: u64 = 1;
 
 /// `union bpf_attr` of the batch commands.
 #[repr(C)]
@@ -159,7 +161,18 @@ impl<'m> Map<'m> {
         if (key.len(), value.len()) != (self.sizes.key, self.sizes.value) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        self.command(UPDATE, key, value)
+        self.command(UPDATE, key, value, 0)
+    }
+
+    /// Writes an entry unless there is one with this key, which is no failure either.
+    pub fn insert(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        if (key.len(), value.len()) != (self.sizes.key, self.sizes.value) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        match self.command(UPDATE, key, value, NOEXIST) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            other => other,
+        }
     }
 
     /// Removes an entry; what is not there is no failure.
@@ -167,19 +180,19 @@ impl<'m> Map<'m> {
         if key.len() != self.sizes.key {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        match self.command(DELETE, key, &[]) {
+        match self.command(DELETE, key, &[], 0) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other,
         }
     }
 
-    fn command(&self, command: libc::c_long, key: &[u8], value: &[u8]) -> io::Result<()> {
+    fn command(&self, command: libc::c_long, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
         let mut attr = EntryAttr {
             map_fd: self.fd.as_raw_fd() as u32,
             pad: 0,
             key: key.as_ptr() as u64,
             value: if value.is_empty() { 0 } else { value.as_ptr() as u64 },
-            flags: 0,
+            flags,
         };
         // SAFETY: the kernel reads a key and a value of the map's sizes, which the callers have checked.
         let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of_val(&attr)) };

@@ -12,7 +12,7 @@ use crate::probe::Answer;
 use crate::watch::Cluster;
 use aegis_core::gateway::FullNodes;
 use aegis_core::policy::Room;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -22,7 +22,7 @@ pub struct Local<'a> {
     /// Tunnel address.
     pub tunnel_address: Option<Ipv4Addr>,
     /// Ranges of its pods.
-    pub pod_ranges: Vec<Ipv4Net>,
+    pub pod_ranges: Vec<IpNet>,
     /// CNI results.
     pub cni: &'a [CniResult],
     /// Control groups.
@@ -43,6 +43,8 @@ pub struct Local<'a> {
     pub shared: Option<Shared>,
     /// The agent is being taken off this node.
     pub leaving: bool,
+    /// What carries out the policy of IPv6 stands.
+    pub six: bool,
 }
 
 /// What is remembered of other nodes.
@@ -60,7 +62,8 @@ pub fn inputs(args: &Args, cluster: &Cluster, local: &Local<'_>, memory: &mut Me
     let objects = || cluster.addresses.objects.values();
     let addresses: BTreeMap<Ipv4Addr, _> =
         objects().filter_map(|object| Some((object.address.v4()?, object.clone()))).collect();
-    let networks = objects().filter(|object| object.address.v4().is_none()).cloned().collect();
+    let networks = objects().filter(|object| object.address.v4().is_none());
+    let networks = networks.map(|object| (object.address, object.clone())).collect();
     let holds = |name: &String| objects().flat_map(|a| &a.holdings).any(|holding| holding.node == *name);
     let key = |name: &String| (String::new(), name.clone());
     let Memory { tunnels, full } = memory;
@@ -106,6 +109,7 @@ pub fn inputs(args: &Args, cluster: &Cluster, local: &Local<'_>, memory: &mut Me
         links,
         tunnel_address: local.tunnel_address,
         pod_ranges: local.pod_ranges.clone(),
+        six: local.six,
         uplink_mtu: local.uplink_mtu,
         mark: args.mark,
         tunnel_port: args.tunnel_port,
@@ -167,7 +171,7 @@ mod tests {
         assert_eq!(actions(&cluster), [NOTHING, NOTHING]);
         let key = ("shop".to_owned(), "newer".to_owned());
         cluster.bindings.invalid.insert(key.clone(), "unknown field".into());
-        assert_eq!(actions(&cluster), [vec![ACTION_DENY], NOTHING]);
+        assert_eq!(actions(&cluster), [vec![ACTION_DENY; 2], NOTHING], "of both families");
         // Once there is a form that can be read, it counts, even if a later one cannot be read again.
         let last = crate::objects::unreadable_binding("shop", "newer");
         cluster.bindings.objects.insert(key, aegis_core::policy::Binding { enabled: false, ..last });

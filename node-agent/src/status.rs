@@ -115,9 +115,7 @@ pub struct Facts<'a> {
     /// The pods of this node.
     pub pods: &'a [Pod],
     /// Draining slices without flow.
-    pub drained: &'a BTreeMap<Ipv4Addr, SliceSet>,
-    /// The same of IPv6 /64s, with the epoch. Nothing leaves from these yet, so whatever is to drain is empty.
-    pub networks: Vec<(Egress, i64, SliceSet)>,
+    pub drained: &'a BTreeMap<Egress, SliceSet>,
     /// Policy in the data plane is that of `bindings`.
     pub policy_in_force: bool,
     /// Readiness.
@@ -142,19 +140,18 @@ pub fn report(facts: &Facts<'_>) -> EgressNodeStatus {
         let range = |(first, last): (u8, u8)| SliceRange { first: first.into(), last: last.into() };
         slices.runs().into_iter().map(range).collect()
     };
-    let addresses = facts.observed.holdings.iter().map(|(address, holding)| ProgrammedAddress {
-        address: address.to_string(),
-        epoch: i64::try_from(holding.epoch).unwrap_or(i64::MAX),
-        fenced: facts.keeps_deadlines && holding.hard != 0,
-        drained: ranges(facts.drained.get(address).copied().unwrap_or_default()),
+    let observed = facts.observed;
+    let v4 = observed.holdings.iter().map(|(own, it)| (Egress::from(*own), it.epoch, it.hard));
+    let v6 = observed.networks.iter().map(|(own, it)| (*own, it.epoch, it.hard));
+    // While IPv6 packets are not looked at nothing leaves from a /64, and what drains is empty.
+    let v6 = v6.filter(|(own, ..)| observed.config6.active == 1 || facts.drained.contains_key(own));
+    let addresses = v4.chain(v6).map(|(own, epoch, hard)| ProgrammedAddress {
+        address: own.to_string(),
+        epoch: i64::try_from(epoch).unwrap_or(i64::MAX),
+        fenced: facts.keeps_deadlines && hard != 0,
+        drained: ranges(facts.drained.get(&own).copied().unwrap_or_default()),
     });
-    let networks = facts.networks.iter().map(|(network, epoch, drained)| ProgrammedAddress {
-        address: network.to_string(),
-        epoch: *epoch,
-        fenced: false,
-        drained: ranges(*drained),
-    });
-    let addresses = addresses.chain(networks).collect();
+    let addresses = addresses.collect();
     let demand = facts.wants.iter().take(MAX_DEMAND).map(|(name, want)| Demand {
         allocation: AllocationRef { namespace: name.account.clone(), name: name.name.clone() },
         slices: want.slices,
@@ -465,7 +462,7 @@ async fn write_once(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aegis_common::HoldingValue;
+    use aegis_common::{HoldingValue, NetworkValue};
     use aegis_core::policy::BindingName;
     use std::sync::LazyLock;
 
@@ -478,7 +475,7 @@ mod tests {
             Desired,
             Observed,
             BTreeMap<AllocationName, Want>,
-            BTreeMap<Ipv4Addr, SliceSet>,
+            BTreeMap<Egress, SliceSet>,
             BTreeMap<AllocationName, Refusals>,
         );
         static NOTHING: LazyLock<Nothing> = LazyLock::new(Default::default);
@@ -492,7 +489,6 @@ mod tests {
             limited: &NOTHING.4,
             pods: &[],
             drained: &NOTHING.3,
-            networks: Vec::new(),
             policy_in_force: true,
             ready,
             room: &Ok(()),
@@ -533,14 +529,26 @@ mod tests {
     }
 
     #[test]
-    fn of_a_64_only_what_has_drained_is_told() {
+    fn a_64_is_programmed_when_packets_are_looked_at() {
         let network: Egress = "2001:db8:1:2::/64".parse().unwrap();
-        let networks = vec![(network, 7, SliceSet::range(5, 5))];
-        let [told] = &report(&Facts { networks, ..facts(&Ok(())) }).addresses[..] else { panic!() };
-        let drained = vec![SliceRange { first: 5, last: 5 }];
-        let expected =
-            ProgrammedAddress { address: "2001:db8:1:2::/64".into(), epoch: 7, fenced: false, drained };
-        assert_eq!(*told, expected);
+        let value = NetworkValue { epoch: 7, hard: 60, ..NetworkValue::default() };
+        let mut observed = Observed { networks: [(network, value)].into(), ..Observed::default() };
+        let told = |observed: &Observed, drained: &BTreeMap<Egress, SliceSet>| {
+            report(&Facts { observed, drained, ..facts(&Ok(())) }).addresses
+        };
+        let drained = [(network, SliceSet::range(5, 5))].into();
+        let expected = |drained: &[SliceRange]| ProgrammedAddress {
+            address: "2001:db8:1:2::/64".into(),
+            epoch: 7,
+            fenced: true,
+            drained: drained.to_vec(),
+        };
+        let empty = [SliceRange { first: 5, last: 5 }];
+        assert_eq!(told(&observed, &BTreeMap::new()), []);
+        assert_eq!(told(&observed, &drained), [expected(&empty)], "nothing leaves from it");
+        observed.config6.active = 1;
+        assert_eq!(told(&observed, &BTreeMap::new()), [expected(&[])]);
+        assert_eq!(told(&observed, &drained), [expected(&empty)]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::observed::from_map;
 use crate::ops::Named;
 use crate::raw;
 use aegis_common::{BLOCK_DEAD, BlockKey, BlockValue, FlowKey, ForwardValue, WORDS_PER_BLOCK};
+use aegis_core::egress::Egress;
 use aegis_core::slice::SliceSet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -36,6 +37,10 @@ pub struct Usage {
     pub blocks: u64,
     /// Slices from which some port is in use, by egress address.
     pub slices: BTreeMap<Ipv4Addr, SliceSet>,
+    /// Slices of /64s from which some flow is live, by /64 and allocation ([`identity`](aegis_common::Flow6Value::identity)).
+    pub networks: BTreeMap<(Egress, u64), SliceSet>,
+    /// Flows over IPv6 that are remembered.
+    pub flows6: u64,
     /// Ports in use.
     pub ports: Ports,
     /// Indices that live flows hold.

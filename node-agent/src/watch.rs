@@ -8,7 +8,7 @@ use aegis_core::model::{Address, AllocationName};
 use aegis_core::policy::Binding;
 use aegis_crds::{AegisPrefix, AnnouncementMode, EgressAddress, EgressAllocation, EgressNode, ZoneBinding};
 use futures::StreamExt;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::Api;
@@ -125,7 +125,7 @@ pub struct Cluster {
     /// Nodes.
     pub nodes: Table<NodeRecord>,
     /// ServiceCIDRs.
-    pub services: Table<Vec<Ipv4Net>>,
+    pub services: Table<Vec<IpNet>>,
     /// How the addresses of each AegisPrefix are announced. The data plane does not wait for it.
     pub prefixes: Table<AnnouncementMode>,
 }

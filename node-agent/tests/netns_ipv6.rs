@@ -63,7 +63,7 @@ impl Lab {
     }
 
     fn ensure(&mut self, rules: &Rules6, check: bool) -> Outcome {
-        self.runtime.block_on(self.firewall.ensure6(rules, check)).unwrap()
+        self.runtime.block_on(self.firewall.ensure(rules, check)).unwrap()
     }
 
     /// Packets that nobody had asked for.

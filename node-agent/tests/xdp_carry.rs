@@ -16,6 +16,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use support::packet::{ACK, Packet, SYN};
+use support::six::{self, NETWORK, NETWORK_2, ORIGIN6, POD6, Packet6, pod_outside};
 use support::*;
 
 const SIZES: MapSizes =
@@ -64,6 +65,26 @@ fn xdp_carry_flows_keep_their_ports_and_no_port_is_given_twice() {
     assert_eq!(new.values().flatten().count(), 56);
     assert_eq!(world.consistent(), 256);
     assert!(!world.root().join(format!("v{SCHEMA}")).exists(), "nothing is left of the version before");
+}
+
+#[test]
+fn xdp_carry_flows_over_ipv6_keep_their_64() {
+    let mut world = World::sized(&SIZES);
+    six::six(&mut world);
+    let frame = |port| Packet6::tcp((POD6, 40_000), (ORIGIN6, port), SYN, b"").frame();
+    let source = |world: &World, port| {
+        let out = world.out(&frame(port));
+        (out.verdict == TCX_NEXT).then(|| out.frame[22..38].to_vec())
+    };
+    let before = pod_outside().octets().to_vec();
+    assert_eq!(source(&world, 443), Some(before.clone()));
+    // New flows leave from another one now.
+    six::set_allocation6(&mut world, &[NETWORK_2]);
+    drop(world.load_beside(OTHER, STEPS, &SIZES));
+    world.plane.take_over(&none(), now()).unwrap();
+    assert_eq!(source(&world, 443), Some(before.clone()));
+    let new = source(&world, 444).unwrap();
+    assert_eq!(new[..8], NETWORK_2.octets()[..8], "{NETWORK} is no longer opened from");
 }
 
 #[test]

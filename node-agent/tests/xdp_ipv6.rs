@@ -4,6 +4,10 @@
 mod support;
 
 use aegis_common::*;
+use aegis_node_agent::kernel::kept::Kept;
+use aegis_node_agent::observed::from_network;
+use aegis_node_agent::sweep::Tables;
+use aya::maps::{HashMap, Map, MapData};
 use std::net::Ipv6Addr;
 use support::packet::{ACK, NODE_MAC, ROUTER_MAC, SYN, geneve};
 use support::six::*;
@@ -329,9 +333,7 @@ fn xdp_ipv6_a_flow_keeps_its_64_whatever_the_policy_becomes() {
     let mut world = world();
     let frame = syn(POD6, ORIGIN6, 443).frame();
     leaves(&mut world, "first", &frame, pod_outside());
-    let mut allocation = Allocation6Value { count: 1, ..Default::default() };
-    allocation.networks[0] = network_of(&raw6(NETWORK_2));
-    world.plane.array("ALLOCATIONS6").unwrap().set(0, allocation, 0).unwrap();
+    set_allocation6(&mut world, &[NETWORK_2]);
     leaves(&mut world, "it goes on", &frame, pod_outside());
     let other = outside(POD6, NETWORK_2, SLICE, 5);
     leaves(&mut world, "a new one", &syn(POD6, ORIGIN6, 444).frame(), other);
@@ -349,17 +351,102 @@ fn xdp_ipv6_what_drains_opens_nothing_and_what_is_lost_sends_nothing() {
     set_network(&mut world, NETWORK, NetworkValue { open: 0, ..value });
     leaves(&mut world, "it drains", &live, pod_outside());
     refused(&mut world, "nothing new", &new, Counter::RefuseUnavailable);
-    set_network(&mut world, NETWORK, NetworkValue { slice: 0, open: 0, ..value });
-    refused(&mut world, "it is another's", &live, Counter::RefuseUnavailable);
+    world.own(2, SLICE, 2);
+    refused(&mut world, "its slice is another node's", &live, Counter::RefuseUnavailable);
+}
+
+fn flows(world: &World) -> HashMap<MapData, Flow6Key, Flow6Value> {
+    world.plane.handle("FLOWS6", Map::LruHashMap).unwrap()
+}
+
+fn connection(port: u32) -> Flow6Key {
+    Flow6Key { local: raw6(POD6), remote: raw6(ORIGIN6), ports: 40000 << 16 | port, protocol: 6 }
+}
+
+/// The entry of a connection with this destination port.
+fn remembered(world: &World, port: u32) -> Option<Flow6Value> {
+    flows(world).get(&connection(port), 0).ok()
+}
+
+#[test]
+fn xdp_ipv6_a_flow_does_not_follow_its_64_to_another_allocation() {
+    let mut world = world();
+    let live = syn(POD6, ORIGIN6, 443).frame();
+    leaves(&mut world, "before", &live, pod_outside());
+    let value = network(&mut world, NETWORK);
+    set_network(&mut world, NETWORK, NetworkValue { identity: IDENTITY + 1, ..value });
+    refused(&mut world, "the list of the allocation is old", &live, Counter::RefuseUnavailable);
+    set_allocation6(&mut world, &[NETWORK_2]);
+    leaves(&mut world, "it begins anew", &live, outside(POD6, NETWORK_2, SLICE, 5));
+}
+
+#[test]
+fn xdp_ipv6_what_is_known_of_a_connection_follows_its_segments() {
+    let mut world = world();
+    for (name, flags, state) in [
+        ("SYN", SYN, FLOW6_OPENING),
+        ("data", ACK, FLOW6_OPEN),
+        ("FIN", ACK | 1, FLOW6_CLOSING),
+        ("the other side goes on", ACK, FLOW6_CLOSING),
+        ("the ports again", SYN, FLOW6_OPENING),
+        ("RST", 4, FLOW6_CLOSING),
+    ] {
+        let segment = Packet6::tcp((POD6, 40000), (ORIGIN6, 443), flags, b"");
+        leaves(&mut world, name, &segment.frame(), pod_outside());
+        let flow = remembered(&world, 443).unwrap();
+        assert_eq!((flow.state, flow.slice, flow.identity), (state, SLICE, IDENTITY), "{name}");
+    }
+    assert_eq!(remembered(&world, 444), None);
+}
+
+#[test]
+fn xdp_ipv6_what_is_idle_for_its_time_out_is_forgotten_and_the_slice_is_empty() {
+    let mut world = world();
+    let mut allocations = world.plane.array::<AllocationValue>("ALLOCATIONS").unwrap();
+    let entry = allocations.get(&0, 0).unwrap();
+    let timeouts =
+        Timeouts { tcp_established: 600, tcp_transitory: 60, udp: 30, icmp: 10, ..Timeouts::default() };
+    allocations.set(0, AllocationValue { identity: IDENTITY, timeouts, ..entry }, 0).unwrap();
+    let mut kept = Kept::new(&world.plane).unwrap();
+    let used = |kept: &mut Kept| {
+        let usage = kept.sweep(false).unwrap();
+        let key = (from_network(network_of(&raw6(NETWORK))), IDENTITY);
+        assert!(usage.networks.keys().all(|it| *it == key), "{:?}", usage.networks);
+        let slices = usage.networks.get(&key).copied().unwrap_or_default();
+        (usage.flows6, slices.contains(SLICE as u8))
+    };
+    assert_eq!(used(&mut kept), (0, false));
+    let datagram = Packet6::udp((POD6, 5000), (ORIGIN6, 53), &[9; 64]);
+    let packets = [
+        ("opening", syn(POD6, ORIGIN6, 1).frame(), 60),
+        ("open", Packet6::tcp((POD6, 40000), (ORIGIN6, 2), ACK, b"").frame(), 600),
+        ("closing", Packet6::tcp((POD6, 40000), (ORIGIN6, 3), ACK | 1, b"").frame(), 60),
+        ("UDP", datagram.frame(), 30),
+        ("echo", Packet6::echo(POD6, ORIGIN6, 128).frame(), 10),
+        ("ESP", Packet6::new(POD6, ORIGIN6, 50, vec![7; 40]).frame(), 30),
+    ];
+    for (name, frame, limit) in packets {
+        leaves(&mut world, name, &frame, pod_outside());
+        assert_eq!(used(&mut kept), (1, true), "{name}");
+        // As long ago as it may be, and longer.
+        let mut flows = flows(&world);
+        let (key, value) = flows.iter().next().unwrap().unwrap();
+        for (idle, left) in [(limit, 1), (limit + 2, 0)] {
+            flows.insert(key, Flow6Value { last_seen: now() - idle, ..value }, 0).unwrap();
+            assert_eq!(used(&mut kept), (left, left == 1), "{name} after {idle} s");
+        }
+    }
+    // Those of a pod that is gone go at once; a datagram in fragments is no flow.
+    leaves(&mut world, "again", &datagram.fragments(32, 7)[0], pod_outside());
+    assert_eq!(used(&mut kept), (2, true));
+    set_pod6(&mut world, 1, POD6, Pod6Value { incarnation: INCARNATION + 1, ..pod6(1, 5) });
+    assert_eq!(used(&mut kept), (0, false));
 }
 
 #[test]
 fn xdp_ipv6_of_several_64s_one_is_taken_that_is_open() {
     let mut world = world();
-    let mut allocation = Allocation6Value { count: 2, ..Default::default() };
-    (allocation.networks[0], allocation.networks[1]) =
-        (network_of(&raw6(NETWORK)), network_of(&raw6(NETWORK_2)));
-    world.plane.array("ALLOCATIONS6").unwrap().set(0, allocation, 0).unwrap();
+    set_allocation6(&mut world, &[NETWORK, NETWORK_2]);
     let value = [NETWORK, NETWORK_2].map(|it| network(&mut world, it));
     for (port, open) in [(1, [1, 0]), (2, [0, 1])] {
         for (at, network) in [NETWORK, NETWORK_2].into_iter().enumerate() {

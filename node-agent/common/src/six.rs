@@ -4,7 +4,7 @@
 //! tables are beside those of IPv4. A /64 has an index in the same numbering as IPv4 addresses, so that `SLOTS` says who holds
 //! which slice; classes and verdicts of the policy are the same too.
 
-use crate::map_type;
+use crate::{FIN, FRAGMENT_LIFE, RST, SYN, Timeouts, map_type};
 
 /// An IPv6 address.
 pub type Address6 = [u32; 4];
@@ -50,9 +50,11 @@ map_type!(PodRange6, 32);
 pub struct NetworkValue {
     /// Epoch of the `EgressAddress` this was made from.
     pub epoch: u64,
+    /// Which allocation it is dedicated to, see [`AllocationValue::identity`](crate::AllocationValue); 0 = none.
+    pub identity: u64,
     /// Index of the /64: who holds a slice is in `SLOTS[index << 8 | slice]`.
     pub index: u32,
-    /// This node's slice, 0 if it has none.
+    /// This node's slice for new flows, 0 if it has none.
     pub slice: u16,
     /// 1: this node may open new flows from its slice.
     pub open: u16,
@@ -61,7 +63,7 @@ pub struct NetworkValue {
     /// The same for any packet.
     pub hard: u32,
 }
-map_type!(NetworkValue, 24);
+map_type!(NetworkValue, 32);
 
 /// Key of `PODS6` (hash).
 #[repr(C)]
@@ -117,10 +119,14 @@ map_type!(Destination6Key, 20);
 pub struct Allocation6Value {
     /// Egress /64s from which this node may open flows; a pod starts at `suffix % count`.
     pub networks: [Network; NETWORKS_PER_ALLOCATION],
+    /// As in [`AllocationValue`](crate::AllocationValue). A /64 whose own says otherwise is not used.
+    pub identity: u64,
     /// How many of them are set.
     pub count: u32,
+    /// Zero.
+    pub pad: u32,
 }
-map_type!(Allocation6Value, 132);
+map_type!(Allocation6Value, 144);
 
 /// /64s one allocation can use on one node.
 pub const NETWORKS_PER_ALLOCATION: usize = 16;
@@ -144,18 +150,62 @@ map_type!(Flow6Key, 40);
 /// [`Flow6Key::protocol`] of a datagram in fragments: the fragment header's own number.
 pub const FRAGMENTED: u32 = 44;
 
-/// Value of `FLOWS6`: the /64 that the first packet chose. Later ones keep it, whatever the policy has become.
+/// Value of `FLOWS6`: what the first packet chose. Later ones keep it, whatever the policy has become, for as long as the /64 is
+/// the same allocation's and the slice this node's.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow6Value {
+    /// Incarnation of the pod (see [`incarnation`](crate::incarnation)): a later pod with its address has flows of its own.
+    ///
+    /// It is the first field, and read last: an entry that becomes another flow's while a program reads it is noticed by it.
+    pub incarnation: u32,
+    /// Second of the last packet from the pod.
+    pub last_seen: u32,
     /// The /64.
     pub network: Network,
-    /// Incarnation of the pod (see [`incarnation`](crate::incarnation)): a later pod with its address has flows of its own.
-    pub incarnation: u32,
-    /// Second of the last packet from the pod, or of one not long before.
-    pub last_seen: u32,
+    /// The allocation that it was dedicated to.
+    pub identity: u64,
+    /// The slice.
+    pub slice: u16,
+    /// What the pod's segments say of a TCP connection: `FLOW6_*`.
+    pub state: u16,
+    /// Zero.
+    pub pad: u32,
 }
-map_type!(Flow6Value, 16);
+map_type!(Flow6Value, 32);
+
+/// No more than its SYN has been sent. (Or it is no TCP.)
+pub const FLOW6_OPENING: u16 = 0;
+/// More has been sent.
+pub const FLOW6_OPEN: u16 = 1;
+/// The pod has sent a FIN or RST.
+pub const FLOW6_CLOSING: u16 = 2;
+
+/// What becomes of [`Flow6Value::state`] with a segment that has these flags.
+#[inline(always)]
+pub const fn flow6_state(state: u16, flags: u8) -> u16 {
+    if flags & (FIN | RST) != 0 {
+        FLOW6_CLOSING
+    } else if flags & SYN != 0 {
+        FLOW6_OPENING
+    } else if state == FLOW6_CLOSING {
+        state
+    } else {
+        FLOW6_OPEN
+    }
+}
+
+/// Seconds after its last packet for which a flow counts as live. Protocols without a time-out of their own have that of UDP.
+pub const fn flow6_timeout(protocol: u32, state: u16, timeouts: &Timeouts) -> u32 {
+    match (protocol, state) {
+        (6, FLOW6_OPEN) => timeouts.tcp_established,
+        (6, _) => timeouts.tcp_transitory,
+        (58, _) => timeouts.icmp,
+        // The first fragment was a packet of a flow, too.
+        (FRAGMENTED, _) => FRAGMENT_LIFE,
+        _ => timeouts.udp,
+    }
+}
 
 /// Largest IPv6 packet that can be sent through the tunnel is the same as of IPv4, but no link may be narrower than this
 /// (RFC 8200 section 5).

@@ -9,9 +9,9 @@ use crate::ops::Op;
 use crate::status::{NotReady, reason};
 use crate::sweep::Usage;
 use aegis_common::{LeaseValue, soonest};
+use aegis_core::egress::Egress;
 use aegis_core::model::Seconds;
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -79,7 +79,7 @@ impl Controller {
     /// Whether everything that was read is in force, and nothing of what was here before is left.
     fn has_followed(&self, read: &Read, usage: &Usage) -> bool {
         let observed = &self.pinned.observed;
-        let mut fenced = observed.holdings.iter().filter(|(_, holding)| holding.hard != 0).peekable();
+        let mut fenced = fenced(observed).peekable();
         if fenced.peek().is_none() {
             return true;
         }
@@ -87,9 +87,9 @@ impl Controller {
         let all_here = self.pinned.plane.as_ref().is_some_and(|plane| !plane.inherits());
         let scanned = all_here && usage.foreign == Some(0) && self.settled.slices(usage);
         scanned
-            && fenced.all(|(address, holding)| {
-                let programmed = i64::try_from(holding.epoch).unwrap_or(i64::MAX);
-                let follows = match read.epochs.get(address) {
+            && fenced.all(|(address, epoch)| {
+                let programmed = i64::try_from(epoch).unwrap_or(i64::MAX);
+                let follows = match read.epochs.get(&address) {
                     Some(epoch) => programmed >= *epoch,
                     None => !owns(observed, address),
                 };
@@ -101,12 +101,10 @@ impl Controller {
     pub(super) fn heed_lease(&mut self) {
         let hold = self.hold.borrow().clone().unwrap_or_default();
         let observed = &self.pinned.observed;
-        let lost: BTreeSet<Ipv4Addr> = match &hold.read {
-            Some(read) if hold.renewed == 0 => observed
-                .holdings
-                .iter()
-                .filter(|(address, holding)| holding.hard != 0 && !read.epochs.contains_key(*address))
-                .map(|(address, _)| *address)
+        let lost: BTreeSet<Egress> = match &hold.read {
+            Some(read) if hold.renewed == 0 => fenced(observed)
+                .map(|(address, _)| address)
+                .filter(|address| !read.epochs.contains_key(address))
                 .collect(),
             _ => BTreeSet::new(),
         };
@@ -119,9 +117,10 @@ impl Controller {
     /// Whether writes wait for the first Lease.
     pub(super) fn waits_for_lease(&mut self, wanted: &Desired) -> bool {
         let observed = &self.pinned.observed;
-        let first = wanted.addresses.values().any(|address| address.deadlines.is_some())
+        let mut all = wanted.addresses.values().chain(wanted.networks.values());
+        let first = all.any(|address| address.deadlines.is_some())
             && observed.lease.renewed == 0
-            && observed.holdings.values().all(|holding| holding.hard == 0);
+            && fenced(observed).next().is_none();
         if !first {
             self.lease_wanted = None;
             return false;
@@ -170,14 +169,28 @@ fn deadlines<'a>(
     observed: &'a Observed,
     wanted: Option<&'a Desired>,
 ) -> impl Iterator<Item = (u32, u32)> + 'a {
-    let now = observed.holdings.values().filter(|holding| holding.hard != 0);
-    let wanted = wanted.into_iter().flat_map(|wanted| wanted.addresses.values());
-    now.map(|holding| (holding.soft, holding.hard))
+    let v4 = observed.holdings.values().map(|holding| (holding.soft, holding.hard));
+    let v6 = observed.networks.values().map(|network| (network.soft, network.hard));
+    let wanted =
+        wanted.into_iter().flat_map(|wanted| wanted.addresses.values().chain(wanted.networks.values()));
+    v4.chain(v6)
+        .filter(|(_, hard)| *hard != 0)
         .chain(wanted.filter_map(|address| address.deadlines).map(|both| (both.soft, both.hard)))
 }
 
-fn owns(observed: &Observed, address: &Ipv4Addr) -> bool {
+/// Addresses and /64s that have deadlines, with the epoch that the data plane has.
+fn fenced(observed: &Observed) -> impl Iterator<Item = (Egress, u64)> + '_ {
+    let v4 = observed.holdings.iter().filter(|(_, holding)| holding.hard != 0);
+    let v6 = observed.networks.iter().filter(|(_, network)| network.hard != 0);
+    v4.map(|(address, holding)| ((*address).into(), holding.epoch))
+        .chain(v6.map(|(network, value)| (*network, value.epoch)))
+}
+
+fn owns(observed: &Observed, address: Egress) -> bool {
     let own = observed.config.own_peer;
-    let index = observed.addresses.get(address).map(|value| value.index);
+    let index = match address {
+        Egress::V4(address) => observed.addresses.get(&address).map(|value| value.index),
+        Egress::V6(_) => observed.networks.get(&address).map(|value| value.index),
+    };
     index.is_some_and(|index| observed.slots_of(index).any(|(_, slot)| slot.peer == own))
 }

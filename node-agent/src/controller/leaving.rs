@@ -28,7 +28,7 @@ impl Controller {
         let empty = up_to_date
             && leave::is_empty(
                 &self.args.node_name,
-                inputs.addresses.values().chain(&inputs.networks),
+                inputs.addresses.values().chain(inputs.networks.values()),
                 &answering,
             );
         self.empty = empty.then(|| self.empty.unwrap_or(now));

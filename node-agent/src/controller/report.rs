@@ -2,7 +2,7 @@
 
 use super::Controller;
 use crate::demand::Want;
-use crate::desired::{Desired, Inputs};
+use crate::desired::{self, Desired, Inputs};
 use crate::ethtool;
 use crate::metrics::Snapshot;
 use crate::observed::Generation;
@@ -13,31 +13,35 @@ use crate::uplink;
 use crate::watch::Cluster;
 use aegis_common::{CounterValue, MAX_ADDRESSES, MAX_ALLOCATIONS, MAX_PEERS, MAX_POD_RANGES};
 use aegis_core::egress::Egress;
-use aegis_core::holding::Rights;
-use aegis_core::model::{Address, AllocationName};
+use aegis_core::model::AllocationName;
 use aegis_core::slice::SliceSet;
 use aegis_crds::Uplink;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
 
 impl Controller {
-    fn drained(&self, wanted: &Desired, usage: &Usage) -> BTreeMap<Ipv4Addr, SliceSet> {
-        let programmed = |address: &Ipv4Addr| {
-            let holding = self.pinned.observed.holdings.get(address)?;
-            i64::try_from(holding.epoch).ok()
-        };
+    fn drained(&self, wanted: &Desired, usage: &Usage) -> BTreeMap<Egress, SliceSet> {
+        let observed = &self.pinned.observed;
+        let programmed = |address: &Ipv4Addr| i64::try_from(observed.holdings.get(address)?.epoch).ok();
         let busy = |address: &Ipv4Addr| {
-            let settled = self.settled.address(address, usage);
+            let settled = self.settled.address(*address, usage);
             settled.then(|| usage.slices.get(address).copied().unwrap_or(SliceSet::EMPTY))
         };
-        let objects = wanted.addresses.iter();
-        let drained = objects.map(|(address, object)| {
-            (*address, object.rights().drained(object.epoch, programmed(address), busy(address)))
+        let v4 = wanted.addresses.iter().map(|(address, object)| {
+            let drained = object.rights().drained(object.epoch, programmed(address), busy(address));
+            (Egress::from(*address), drained)
         });
-        drained.filter(|(_, slices)| !slices.is_empty()).collect()
+        let v6 = wanted.networks.iter().filter_map(|(network, object)| {
+            let value = observed.networks.get(network)?;
+            let settled = self.settled.address(*network, usage);
+            let busy = usage.networks.get(&(*network, value.identity)).copied().unwrap_or_default();
+            let programmed = i64::try_from(value.epoch).ok();
+            Some((*network, object.rights().drained(object.epoch, programmed, settled.then_some(busy))))
+        });
+        v4.chain(v6).filter(|(_, slices)| !slices.is_empty()).collect()
     }
 
     /// Reports to the API server and to whoever reads the metrics.
@@ -68,7 +72,6 @@ impl Controller {
             limited: &limited,
             pods: &inputs.pods,
             drained: &drained,
-            networks: draining_networks(inputs),
             policy_in_force: self.in_force.is_some(),
             ready: &ready,
             room: &self.room(&wanted),
@@ -162,7 +165,9 @@ impl Controller {
                 "the Node object has no podCIDRs: name the node's range with --pod-cidrs".into(),
             );
         }
-        let ranges = Ipv4Net::aggregate(&inputs.pod_ranges).len();
+        let v4 = Ipv4Net::aggregate(&desired::of_v4(&inputs.pod_ranges)).len();
+        let v6 = Ipv6Net::aggregate(&desired::of_v6(&inputs.pod_ranges)).len();
+        let ranges = v4.max(v6);
         if ranges > MAX_POD_RANGES {
             return not(
                 reason::NO_POD_RANGE,
@@ -190,6 +195,16 @@ impl Controller {
                 format!(
                     "{groupless} covered pods of the host network leave with the node's address, as their control groups are not \
                      known ({why}): name the folder with --cgroups"
+                ),
+            );
+        }
+        if let Err(error) = &self.table6.state
+            && desired::needs_six(inputs)
+        {
+            return not(
+                reason::NFT_MISSING,
+                format!(
+                    "IPv6 packets pass as if there were no binding until the table ip6 can be written: {error}"
                 ),
             );
         }
@@ -247,6 +262,8 @@ impl Controller {
                     "blocks" => usage.blocks,
                     "pods" => count(live.pods.len()),
                     "hosts" => count(live.hosts.len()),
+                    "pods6" => count(live.pods6.len()),
+                    "flows6" => usage.flows6,
                     "destinations" => count(live.destinations.len()),
                     "ports" => count(live.ports.len()),
                     _ => count(live.verdicts.len()),
@@ -258,7 +275,11 @@ impl Controller {
             counters,
             tables,
             ports: usage.ports.by_address.clone(),
-            slices: wanted.addresses.iter().map(|(a, o)| (*a, (o.allowed.len(), o.draining.len()))).collect(),
+            slices: {
+                let v4 = wanted.addresses.iter().map(|(own, it)| (Egress::from(*own), it));
+                let all = v4.chain(wanted.networks.iter().map(|(own, it)| (*own, it)));
+                all.map(|(own, it)| (own, (it.allowed.len(), it.draining.len()))).collect()
+            },
             fill: wants.iter().map(|(name, want)| (labels(name), want.fill_percent)).collect(),
             limited: self.growing.counted.iter().map(|(name, count)| (labels(name), count.limits)).collect(),
             taken: self
@@ -270,7 +291,7 @@ impl Controller {
             groupless: wanted.groupless.into(),
             pods: (
                 u64::from(wanted.covered_pods),
-                inputs.pods.iter().flat_map(|pod| &pod.addresses).filter(|it| it.is_ipv4()).count() as u64,
+                inputs.pods.iter().map(|pod| pod.addresses.len()).sum::<usize>() as u64,
             ),
             announced: self.keeper.routed().len(),
             sessions: (look.up(), look.sessions.len() - look.up()),
@@ -293,8 +314,11 @@ impl Controller {
             holding_unknown: self.pinned.observed.config.hold_unknown == 1,
             xdp_tx_errors: self.xdp_tx_errors(),
             early_fragments: self.pinned.early_fragments(),
-            nft_repairs: self.table.repairs,
-            nft_drops: self.table.drops().clone(),
+            nft_repairs: self.table.repairs + self.table6.repairs,
+            nft_drops: [("ip", &self.table), ("ip6", &self.table6)]
+                .into_iter()
+                .flat_map(|(family, table)| table.drops().iter().map(move |(why, n)| ((family, *why), *n)))
+                .collect(),
             writes: self.counts,
             scan_seconds: usage.scan.as_secs_f64(),
             lease_seconds_left: self.lease_seconds_left(),
@@ -308,12 +332,6 @@ impl Controller {
         // Drivers without such a counter, or devices that have just gone, are not worth a word.
         names.filter_map(|name| Some((name.clone(), ethtool::sum(name, "xdp_tx_errors").ok()?))).collect()
     }
-}
-
-/// IPv6 /64s of which slices of this node are to drain.
-fn draining_networks(inputs: &Inputs) -> Vec<(Egress, i64, SliceSet)> {
-    let rights = |object: &Address| (object.address, object.epoch, Rights::of(object, &inputs.node).draining);
-    inputs.networks.iter().map(rights).filter(|(.., draining)| !draining.is_empty()).collect()
 }
 
 /// Namespace and name.

@@ -4,8 +4,8 @@
 use crate::observed::Observed;
 use crate::ops::{Named, Op};
 use crate::sweep::Usage;
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use aegis_core::egress::Egress;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// No packet is under way in the programs for longer.
@@ -15,7 +15,7 @@ const SETTLED: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Settled {
     /// When the right to open flows from an address changed last.
-    held: BTreeMap<Ipv4Addr, Instant>,
+    held: BTreeMap<Egress, Instant>,
     /// When something ceased to be what new flows may name.
     ended: Instant,
     /// When a slice changed hands last.
@@ -30,18 +30,20 @@ impl Settled {
 
     /// These maps have been read.
     pub fn read(&mut self, observed: &Observed, now: Instant) {
-        let known = observed.holdings.keys().chain(observed.addresses.keys());
-        known.for_each(|address| _ = self.held.entry(*address).or_insert(now));
-        self.held.retain(|address, _| {
-            observed.holdings.contains_key(address) || observed.addresses.contains_key(address)
-        });
+        let v4 = observed.holdings.keys().chain(observed.addresses.keys());
+        let known: BTreeSet<Egress> =
+            v4.map(|own| Egress::from(*own)).chain(observed.networks.keys().copied()).collect();
+        known.iter().for_each(|own| _ = self.held.entry(*own).or_insert(now));
+        self.held.retain(|own, _| known.contains(own));
     }
 
     /// These writes have just been made, or tried.
     pub fn wrote(&mut self, ops: &[Op], now: Instant) {
         for op in ops {
-            if let Op::SetHolding { address, .. } = op {
-                self.held.insert(*address, now);
+            match op {
+                Op::SetHolding { address, .. } => _ = self.held.insert((*address).into(), now),
+                Op::SetNetwork { network, .. } => _ = self.held.insert(*network, now),
+                _ => {}
             }
             if let Op::SetSlot { .. } = op {
                 self.owned = now;
@@ -53,8 +55,8 @@ impl Settled {
     }
 
     /// Whether the scan shows every flow that an address has by its present holding.
-    pub fn address(&self, address: &Ipv4Addr, usage: &Usage) -> bool {
-        self.held.get(address).is_some_and(|since| after(usage, *since))
+    pub fn address(&self, address: impl Into<Egress>, usage: &Usage) -> bool {
+        self.held.get(&address.into()).is_some_and(|since| after(usage, *since))
     }
 
     /// Whether the scan judged by the slices that this node owns at present.
@@ -76,7 +78,8 @@ fn after(usage: &Usage, time: Instant) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aegis_common::{AddressValue, AllocationValue};
+    use aegis_common::{AddressValue, AllocationValue, NetworkValue};
+    use std::net::Ipv4Addr;
 
     const ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 
@@ -101,11 +104,16 @@ mod tests {
     fn an_address_without_holding_has_a_time_too() {
         let start = Instant::now();
         let mut settled = Settled::new(start);
-        assert!(!settled.address(&ADDRESS, &scan(start, 9)));
+        assert!(!settled.address(ADDRESS, &scan(start, 9)));
         let mut observed = Observed::default();
         observed.addresses.insert(ADDRESS, AddressValue::default());
         settled.read(&observed, start);
         settled.read(&observed, start + Duration::from_secs(9));
-        assert!(settled.address(&ADDRESS, &scan(start, 9)), "what a crash has left is not kept for ever");
+        assert!(settled.address(ADDRESS, &scan(start, 9)), "what a crash has left is not kept for ever");
+        // The same with a /64.
+        let network: Egress = "2001:db8:1:2::/64".parse().unwrap();
+        let op = Op::SetNetwork { network, value: NetworkValue::default() };
+        settled.wrote(std::slice::from_ref(&op), start + Duration::from_secs(9));
+        assert!(!settled.address(network, &scan(start, 9)) && settled.address(network, &scan(start, 10)));
     }
 }

@@ -1,7 +1,8 @@
-//! The keeper of the nftables table: writes what differs, and looks from time to time whether somebody else was there.
+//! The keepers of the nftables tables: each writes what differs in its own, and looks from time to time whether somebody else was
+//! there.
 
 use super::Signals;
-use crate::nft::{Firewall, Outcome, Rules};
+use crate::nft::{Firewall, Outcome, Ruleset};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -13,6 +14,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const WRITES_FIRST: Duration = Duration::from_millis(300);
 
 pub(super) struct TableKeeper {
+    /// Place of its flag in [`Signals::tables`].
+    number: usize,
     firewall: Firewall,
     seen: Instant,
     /// Whether the table is as it should be.
@@ -23,8 +26,9 @@ pub(super) struct TableKeeper {
 
 impl TableKeeper {
     /// With the program to call.
-    pub fn new(nft: PathBuf, now: Instant) -> TableKeeper {
+    pub fn new(number: usize, nft: PathBuf, now: Instant) -> TableKeeper {
         TableKeeper {
+            number,
             firewall: Firewall::new(nft),
             seen: now,
             state: Err("not written yet".to_owned()),
@@ -39,27 +43,28 @@ impl TableKeeper {
 
     /// Brings the table to these rules. A look at it takes longer than most writes: where writes wait, they go first,
     /// for a short while.
-    pub async fn keep(&mut self, rules: &Rules, writes_wait: bool, signals: &Signals) {
+    pub async fn keep(&mut self, rules: &impl Ruleset, writes_wait: bool, signals: &Signals) {
+        let (flag, family) = (&signals.tables[self.number], rules.table().family());
         let urgent = writes_wait && self.seen.elapsed() < WRITES_FIRST && self.state.is_ok();
-        let check = !urgent && (Signals::take(&signals.table) || self.seen.elapsed() >= LOOK_AGAIN);
+        let check = !urgent && (Signals::take(flag) || self.seen.elapsed() >= LOOK_AGAIN);
         if check {
             self.seen = Instant::now();
         }
-        if urgent && signals.table.load(Ordering::Acquire) {
+        if urgent && flag.load(Ordering::Acquire) {
             signals.wake.notify_one();
         }
         match self.firewall.ensure(rules, check || self.state.is_err()).await {
             Ok(outcome) => {
                 if outcome == Outcome::Repaired {
                     self.repairs += 1;
-                    tracing::warn!("the nftables table had been changed or removed; it is back");
+                    tracing::warn!(family, "the nftables table had been changed or removed; it is back");
                 }
                 self.state = Ok(());
             }
             Err(error) => {
                 let error = error.to_string();
                 if self.state != Err(error.clone()) {
-                    tracing::error!(error, "cannot write the nftables table");
+                    tracing::error!(family, error, "cannot write the nftables table");
                 }
                 self.state = Err(error);
             }

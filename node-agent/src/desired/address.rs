@@ -89,6 +89,30 @@ pub(super) fn egress_address(inputs: &Inputs, own: Ipv4Addr, object: &Address) -
         deadlines: object.fence.map(|fence| Deadlines::of(fence.after)),
         ..EgressAddress::default()
     };
+    address.owners = owners(inputs, object);
+    let homes = aegis_core::fragment_homes(object);
+    let resolved: Option<Vec<Ipv4Addr>> = homes.iter().map(|node| tunnel_of(inputs, node)).collect();
+    address.homes = resolved.unwrap_or_default();
+    address
+}
+
+/// A /64 as this node should know it. It has one slice of it, or none, and opens flows from it at once; there are no ports
+/// to run short of.
+pub(super) fn egress_network(inputs: &Inputs, object: &Address) -> EgressAddress {
+    let Rights { open, draining } = Rights::of(object, &inputs.node);
+    EgressAddress {
+        allocation: Some(object.allocation.clone()),
+        epoch: object.epoch,
+        owners: owners(inputs, object),
+        allowed: open,
+        draining,
+        deadlines: object.fence.map(|fence| Deadlines::of(fence.after)),
+        ..EgressAddress::default()
+    }
+}
+
+fn owners(inputs: &Inputs, object: &Address) -> BTreeMap<u8, Owner> {
+    let mut owners = BTreeMap::new();
     for holding in &object.holdings {
         if let State::Quarantined { .. } = holding.state {
             continue;
@@ -96,10 +120,7 @@ pub(super) fn egress_address(inputs: &Inputs, own: Ipv4Addr, object: &Address) -
         let slices = SliceSet::range(holding.first, holding.last);
         let peer = tunnel_of(inputs, &holding.node);
         let owner = Owner { peer, epoch: u32::try_from(holding.epoch).unwrap_or(u32::MAX) };
-        address.owners.extend(slices.iter().map(|slice| (slice, owner)));
+        owners.extend(slices.iter().map(|slice| (slice, owner)));
     }
-    let homes = aegis_core::fragment_homes(object);
-    let resolved: Option<Vec<Ipv4Addr>> = homes.iter().map(|node| tunnel_of(inputs, node)).collect();
-    address.homes = resolved.unwrap_or_default();
-    address
+    owners
 }

@@ -3,6 +3,7 @@
 use super::{EgressAddress, Inputs, tunnel_of};
 use crate::objects::Most;
 use aegis_common::{ADDRESSES_PER_ALLOCATION, ANY_NUMBER, Timeouts};
+use aegis_core::egress::{Egress, Family};
 use aegis_core::gateway::{self, Holder};
 use aegis_core::growth::MOST;
 use aegis_core::model::{Address, AllocationName, State};
@@ -20,8 +21,10 @@ pub struct Allocation {
     pub gateways: Vec<Ipv4Addr>,
     /// How many of the gateways are nearer than the rest.
     pub near: usize,
-    /// One of the allocation's addresses, by which gateways know it.
-    pub name: Ipv4Addr,
+    /// One of the allocation's addresses, by which gateways know it; it may have none but /64s.
+    pub name: Option<Ipv4Addr>,
+    /// /64s from which this node may open flows, sorted.
+    pub networks: Vec<Egress>,
     /// Time-outs.
     pub timeouts: Timeouts,
     /// Ports that may rest at a time.
@@ -33,9 +36,12 @@ pub struct Allocation {
 }
 
 impl Allocation {
-    /// Whether new flows have a way out.
-    pub fn is_usable(&self) -> bool {
-        !self.addresses.is_empty() || !self.gateways.is_empty()
+    /// Whether new flows have a way out, by family.
+    pub fn is_usable(&self, family: Family) -> bool {
+        match family {
+            Family::V4 => !self.addresses.is_empty() || !self.gateways.is_empty(),
+            Family::V6 => !self.networks.is_empty(),
+        }
     }
 }
 
@@ -43,10 +49,17 @@ impl Allocation {
 pub(super) fn allocations(
     inputs: &Inputs,
     addresses: &BTreeMap<Ipv4Addr, EgressAddress>,
+    networks: &BTreeMap<Egress, EgressAddress>,
 ) -> BTreeMap<AllocationName, Allocation> {
     let mut objects: BTreeMap<&AllocationName, Vec<(Ipv4Addr, &Address)>> = BTreeMap::new();
     for (address, object) in &inputs.addresses {
         objects.entry(&object.allocation).or_default().push((*address, object));
+    }
+    let mut open: BTreeMap<&AllocationName, Vec<Egress>> = BTreeMap::new();
+    for (network, wanted) in networks {
+        let Some(name) = &wanted.allocation else { continue };
+        objects.entry(name).or_default();
+        open.entry(name).or_default().extend(Some(*network).filter(|_| !wanted.allowed.is_empty()));
     }
     let allocation = |(name, objects): (&AllocationName, Vec<(Ipv4Addr, &Address)>)| {
         let may_open = |own: &Ipv4Addr| addresses.get(own).is_some_and(|own| !own.allowed.is_empty());
@@ -61,15 +74,16 @@ pub(super) fn allocations(
             addresses: own,
             gateways,
             near,
-            name: *all.first()?,
+            name: all.first().copied(),
+            networks: open.get(name).cloned().unwrap_or_default(),
             timeouts: limits.map(|limits| limits.timeouts).unwrap_or_default(),
             max_resting: limits.map_or(ANY_NUMBER, |limits| limits.max_resting),
             per_pod: limits.map(|limits| limits.per_pod).unwrap_or_default(),
             most: limits.map_or(MOST, |limits| limits.per_node_max),
         };
-        Some((name.clone(), allocation))
+        (name.clone(), allocation)
     };
-    objects.into_iter().filter_map(allocation).collect()
+    objects.into_iter().map(allocation).collect()
 }
 
 /// Tunnel addresses of the nodes to send through, and how many of them are near.

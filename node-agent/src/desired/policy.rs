@@ -5,11 +5,12 @@ use aegis_common::{
     ACTION_ALLOCATE, ACTION_DENY, ACTION_PASS, DESTINATION_INTERNAL, HOST_UNKNOWN, HostValue, POD_REFUSED,
     PodValue, incarnation, of_incarnation,
 };
+use aegis_core::egress::Family;
 use aegis_core::model::AllocationName;
 use aegis_core::policy::{self, Action, BindingName, Destination, NodePolicy, Pod, PolicyInputs};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The policy with allocations by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,8 +19,10 @@ pub struct Policy {
     pub pods: BTreeMap<Ipv4Addr, PodValue>,
     /// Local pods by control group, once the data plane looks at these: see `HostKey`.
     pub hosts: BTreeMap<u64, HostValue>,
+    /// The same by IPv6 address.
+    pub pods6: BTreeMap<Ipv6Addr, PodValue>,
     /// Class of destinations.
-    pub destinations: BTreeMap<(Ipv4Addr, u8), u32>,
+    pub destinations: BTreeMap<IpNet, u32>,
     /// Class of ports.
     pub ports: BTreeMap<(u8, u16, u8), u32>,
     /// What happens.
@@ -61,13 +64,16 @@ pub(super) fn compile(
     allocations: &BTreeMap<AllocationName, Allocation>,
     hold_unknown: bool,
 ) -> Compiled {
-    let usable = allocations.iter().filter(|(_, allocation)| allocation.is_usable());
+    let usable = |family| -> BTreeSet<AllocationName> {
+        let usable = allocations.iter().filter(|(_, allocation)| allocation.is_usable(family));
+        usable.map(|(name, _)| name.clone()).collect()
+    };
     let all = PolicyInputs {
         bindings: inputs.bindings.clone(),
         pods: inputs.pods.clone(),
-        internal: internal(inputs).into_iter().map(IpNet::from).collect(),
-        usable6: BTreeSet::new(),
-        usable: usable.map(|(name, _)| name.clone()).collect(),
+        internal: internal(inputs),
+        usable: usable(Family::V4),
+        usable6: usable(Family::V6),
     };
     let (mut rules, refused) = fitting(all, inputs);
     for pod in refused_pods(inputs, &refused) {
@@ -104,19 +110,26 @@ pub(super) fn compile(
             bindings.push(name.clone());
         }
     }
-    let destinations = rules.destinations.iter().filter_map(|(network, destination)| {
-        let IpNet::V4(network) = network else { return None };
+    let destinations = rules.destinations.iter().map(|(network, destination)| {
         let class = match destination {
             Destination::Internal => DESTINATION_INTERNAL,
             Destination::Class(class) => *class,
         };
-        Some(((network.network(), network.prefix_len()), class))
+        (*network, class)
     });
     let ports = rules.ports.iter();
     let ports = ports.map(|(prefix, class)| ((prefix.protocol, prefix.port, prefix.length), *class));
+    let (mut pods4, mut pods6) = (BTreeMap::new(), BTreeMap::new());
+    for (address, pod) in pods(&rules.pods, inputs) {
+        match address {
+            IpAddr::V4(address) => _ = pods4.insert(address, pod),
+            IpAddr::V6(address) => _ = pods6.insert(address, pod),
+        }
+    }
     Compiled {
         policy: Policy {
-            pods: pods(&rules.pods, inputs),
+            pods: pods4,
+            pods6,
             hosts,
             destinations: destinations.collect(),
             ports: ports.collect(),
@@ -207,8 +220,8 @@ fn hosts(
     (hosts, levels)
 }
 
-/// Class, incarnation and MAC of each IPv4 address; no two pods have the same one.
-fn pods(classes: &BTreeMap<IpAddr, u32>, inputs: &Inputs) -> BTreeMap<Ipv4Addr, PodValue> {
+/// Class, incarnation and MAC of each address; no two pods have the same one.
+fn pods(classes: &BTreeMap<IpAddr, u32>, inputs: &Inputs) -> Vec<(IpAddr, PodValue)> {
     let owners = inputs.pods.iter().filter(|pod| !pod.host_network).flat_map(|pod| {
         let incarnation = incarnation(&pod.uid);
         pod.addresses.iter().map(move |address| (*address, incarnation))
@@ -216,11 +229,10 @@ fn pods(classes: &BTreeMap<IpAddr, u32>, inputs: &Inputs) -> BTreeMap<Ipv4Addr, 
     let owners: BTreeMap<IpAddr, u32> = owners.collect();
     classes
         .iter()
-        .filter_map(|(address, class)| {
-            let IpAddr::V4(own) = *address else { return None };
+        .map(|(address, class)| {
             let incarnation = owners.get(address).copied().unwrap_or_default();
             let mac = inputs.macs.get(address).copied().unwrap_or_default();
-            Some((own, PodValue { class: *class, incarnation, mac, ..PodValue::default() }))
+            (*address, PodValue { class: *class, incarnation, mac, ..PodValue::default() })
         })
         .collect()
 }

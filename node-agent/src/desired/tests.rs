@@ -3,6 +3,7 @@ use aegis_common::{
     ACTION_ALLOCATE, ACTION_DENY, DESTINATION_INTERNAL, HOST_UNKNOWN, HostValue, POD_REFUSED, incarnation,
     of_incarnation,
 };
+use aegis_core::egress::Family;
 use aegis_core::gateway::Load;
 use aegis_core::model::{Fence, Holding, State};
 use aegis_core::policy::{PortRange, Workloads};
@@ -185,14 +186,14 @@ fn gateways_are_for_those_who_hold_nothing() {
         let usable = desired(&inputs(holdings)).allocations.remove(&name()).unwrap();
         (usable.addresses, usable.gateways, usable.near, usable.name)
     };
-    assert_eq!(through(&[(4, 4, "far", State::Held)]), (vec![], vec![FAR], 1, EGRESS));
+    assert_eq!(through(&[(4, 4, "far", State::Held)]), (vec![], vec![FAR], 1, Some(EGRESS)));
     assert_eq!(
         through(&[(4, 4, "far", State::Held), (5, 5, "own", State::Held)]),
-        (vec![EGRESS], vec![], 0, EGRESS)
+        (vec![EGRESS], vec![], 0, Some(EGRESS))
     );
     assert_eq!(
         through(&[(4, 4, "far", State::Held), (5, 5, "own", State::Draining)]),
-        (vec![], vec![FAR], 1, EGRESS),
+        (vec![], vec![FAR], 1, Some(EGRESS)),
         "what drains opens nothing any more"
     );
 }
@@ -239,22 +240,33 @@ fn the_cluster_itself_is_never_covered() {
     let mut inputs = inputs(&[]);
     let node = NodeRecord {
         addresses: vec![FAR],
+        addresses6: vec!["2001:db8:99::2".parse().unwrap()],
         pod_ranges: vec!["10.244.2.0/24".parse().unwrap()],
         ..NodeRecord::default()
     };
     inputs.nodes.insert("far".into(), node);
-    inputs.internal = vec!["10.96.0.0/16".parse().unwrap()];
+    inputs.internal = ["10.96.0.0/16", "fd00:10:96::/112"].map(|range| range.parse().unwrap()).into();
     let wanted = desired(&Inputs { bindings: vec![binding(true)], pods: vec![pod()], ..inputs });
     let internal: Vec<String> = wanted
         .policy
         .destinations
         .iter()
         .filter(|(_, class)| **class == DESTINATION_INTERNAL)
-        .map(|((address, length), _)| format!("{address}/{length}"))
+        .map(|(range, _)| range.to_string())
         .collect();
-    for range in
-        ["10.244.2.0/24", "192.0.2.2/32", "10.96.0.0/16", "169.254.0.0/16", "127.0.0.0/8", "224.0.0.0/4"]
-    {
+    for range in [
+        "10.244.2.0/24",
+        "192.0.2.2/32",
+        "2001:db8:99::2/128",
+        "10.96.0.0/16",
+        "fd00:10:96::/112",
+        "169.254.0.0/16",
+        "127.0.0.0/8",
+        "224.0.0.0/4",
+        "fe80::/10",
+        "ff00::/8",
+        "::1/128",
+    ] {
         assert!(internal.iter().any(|found| found == range), "{range} in {internal:?}");
     }
 }
@@ -263,8 +275,8 @@ fn the_cluster_itself_is_never_covered() {
 fn what_drains_everywhere_is_known_but_not_usable() {
     let wanted = desired(&inputs(&[(4, 4, "far", State::Draining), (5, 5, "own", State::Draining)]));
     let allocation = &wanted.allocations[&name()];
-    assert!(!allocation.is_usable());
-    assert_eq!(allocation.name, EGRESS);
+    assert!(!allocation.is_usable(Family::V4));
+    assert_eq!(allocation.name, Some(EGRESS));
 }
 
 #[test]
@@ -350,4 +362,52 @@ fn flows_wait_for_slices_while_some_can_come() {
     let address = &desired(&inputs).addresses[&EGRESS];
     assert!(address.growing, "one is about to be opened");
     assert_eq!((address.allowed, address.held()), (SliceSet::range(4, 4), 2));
+}
+
+const POD6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 2);
+
+/// A /64 of which these nodes hold slices, a pod with both addresses, and a binding for both families.
+fn dual(holdings: &[(u8, &str, State)]) -> Inputs {
+    let network: Egress = "2001:db8:1:2::/64".parse().unwrap();
+    let slices: Vec<_> =
+        holdings.iter().map(|(slice, node, state)| (*slice, *slice, *node, *state)).collect();
+    let mut inputs = inputs(&slices);
+    let address = inputs.addresses.remove(&EGRESS).unwrap();
+    inputs.networks = [(network, Address { address: network, ..address })].into();
+    let mut both = pod();
+    both.addresses.push(POD6.into());
+    let cidrs = ["0.0.0.0/0", "2000::/3"].map(|range| range.parse().unwrap()).into();
+    Inputs { pods: vec![both], bindings: vec![Binding { cidrs, ..binding(true) }], six: true, ..inputs }
+}
+
+#[test]
+fn a_node_opens_ipv6_flows_from_its_own_slice_only() {
+    let network: Egress = "2001:db8:1:2::/64".parse().unwrap();
+    let actions = |holdings: &[(u8, &str, State)]| {
+        let wanted = desired(&dual(holdings));
+        assert!(wanted.settings.six);
+        let of = |range: &str| {
+            let class = wanted.policy.destinations[&range.parse().unwrap()];
+            wanted.policy.verdicts[&(wanted.policy.pods6[&POD6].class, class, 0)].action
+        };
+        assert_eq!(wanted.networks[&network].owners.len(), holdings.len());
+        assert_eq!(of("0.0.0.0/0"), ACTION_DENY, "there is no IPv4 address");
+        of("2000::/3")
+    };
+    assert_eq!(actions(&[(4, "own", State::Held), (5, "far", State::Held)]), ACTION_ALLOCATE);
+    assert_eq!(actions(&[(4, "own", State::Draining)]), ACTION_DENY);
+    assert_eq!(actions(&[(5, "far", State::Held)]), ACTION_DENY, "nobody sends for another node");
+    let inputs = dual(&[(4, "own", State::Held), (5, "far", State::Held)]);
+    assert!(desired(&inputs).peers.contains_key(&FAR), "what is for it is sent there");
+    let allocation = &desired(&inputs).allocations[&name()];
+    assert_eq!((allocation.name, &allocation.networks), (None, &vec![network]));
+}
+
+#[test]
+fn ipv6_is_looked_at_when_there_is_something_to_look_at_and_the_table_stands() {
+    let six = |inputs: Inputs| desired(&inputs).settings.six;
+    assert!(!six(Inputs { six: true, pods: vec![pod()], bindings: vec![binding(true)], ..inputs(&[]) }));
+    assert!(six(dual(&[])) && !six(Inputs { six: false, ..dual(&[]) }));
+    let pod_ranges = vec!["fd00:10:244:1::/64".parse().unwrap()];
+    assert!(six(Inputs { six: true, pod_ranges, ..inputs(&[]) }), "pods are held before they are known");
 }

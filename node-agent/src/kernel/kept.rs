@@ -3,6 +3,7 @@
 use super::doubts::Doubts;
 use super::resting::Resting;
 use super::settle;
+use super::six::Six;
 use crate::ebpf::{Dataplane, EbpfError, SweepProgram};
 use crate::flows::Flows;
 use crate::load;
@@ -33,6 +34,7 @@ pub struct Kept {
     all_loads: OwnedFd,
     recounted_at: u32,
     doubts: Doubts,
+    six: Six,
     program: SweepProgram,
 }
 
@@ -52,6 +54,7 @@ impl Kept {
             all_loads: fd("ALL_LOADS")?,
             recounted_at: 0,
             doubts: Doubts::new(dataplane)?,
+            six: Six::new(dataplane)?,
             program: dataplane.sweeper()?,
         })
     }
@@ -155,6 +158,7 @@ impl Tables for Kept {
         drop(over);
         resting.end(&self.program)?;
         usage.foreign = self.doubts.end(&self.program, now)?;
+        self.six.sweep(allocations.values(), config.generation, now, &mut usage)?;
 
         let (mut empty, mut peaks) = (Vec::new(), Vec::new());
         sweep::for_each(self.blocks.as_fd(), |key: &BlockKey, value: &BlockValue| {

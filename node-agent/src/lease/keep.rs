@@ -115,7 +115,7 @@ fn epochs(items: &[EgressAddress]) -> Result<Epochs, Failure> {
     let mut epochs = Epochs::new();
     for object in items {
         let address = objects::address(object).map_err(|error| Failure::Other(error.to_string()))?;
-        epochs.extend(address.address.v4().map(|own| (own, address.epoch)));
+        epochs.insert(address.address, address.epoch);
     }
     Ok(epochs)
 }

@@ -1,4 +1,5 @@
 use super::*;
+use std::net::Ipv4Addr;
 
 const NODE: &str = "n1";
 
@@ -74,7 +75,7 @@ fn it_arms_only_after_acquiring_reading_and_following() {
     keeper.put(s(0), &need(0), Ok(held_by(NODE, "8")), s(1));
     assert_eq!(keeper.hold().renewed, 0, "acquired, not read");
     assert_eq!(keeper.act(&need(0), s(1), clock()), Act::List);
-    let epochs: Epochs = [(Ipv4Addr::new(203, 0, 113, 1), 9)].into();
+    let epochs: Epochs = [(Ipv4Addr::new(203, 0, 113, 1).into(), 9)].into();
     keeper.listed(s(1), &need(0), Ok(epochs.clone()), s(1));
     let hold = keeper.hold();
     assert_eq!((hold.renewed, hold.read.unwrap().epochs.as_ref()), (0, &epochs), "read, not followed");

@@ -3,7 +3,7 @@
 //! The program at the uplink's tcx ingress gives what was translated back the mark. conntrack knows whether somebody asked for
 //! it: if not, it goes no further. The mark goes too, since from there on it would say that a flow leaves.
 
-use super::{Firewall, NftError, Outcome, Table, arrival, decide, is_set, output};
+use super::{Ruleset, Table, arrival, decide, is_set, output};
 use ipnet::Ipv6Net;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,11 +47,17 @@ const CHAINS: [(&str, &str); 7] = [
     ("postrouting", "type nat hook postrouting priority srcnat - 10; policy accept;"),
 ];
 
-impl Firewall {
-    /// Writes what differs, as [`Firewall::ensure`] does for IPv4. One firewall keeps one table.
-    pub async fn ensure6(&mut self, rules: &Rules6, check: bool) -> Result<Outcome, NftError> {
-        self.name_devices(&rules.pod_devices, &rules.uplinks);
-        self.bring(table(rules), check).await
+impl Ruleset for Rules6 {
+    fn uplinks(&self) -> &BTreeMap<u32, String> {
+        &self.uplinks
+    }
+
+    fn pod_devices(&self) -> &BTreeMap<u32, String> {
+        &self.pod_devices
+    }
+
+    fn table(&self) -> Table {
+        table(self)
     }
 }
 

@@ -4,6 +4,7 @@ use super::{Builder, Op, free_numbers};
 use crate::desired::EgressAddress;
 use crate::observed::Homes;
 use aegis_common::{AddressValue, HoldingValue, MAX_ADDRESSES, SlotValue};
+use aegis_core::egress::Egress;
 use aegis_core::holding::may_follow;
 use aegis_core::slice::SliceSet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,15 +14,12 @@ impl Builder<'_> {
     /// Addresses whose desired state counts; the others (older than the data plane, or without room) stay as they are.
     pub(super) fn grow_addresses(&mut self, peers: &BTreeMap<Ipv4Addr, u32>) -> BTreeMap<Ipv4Addr, u32> {
         let observed = self.observed;
-        let used: BTreeSet<u32> = observed.addresses.values().map(|value| value.index).collect();
+        let used = self.used_indices();
         let mut free = free_numbers(0, MAX_ADDRESSES, |index| used.contains(&index));
         let mut numbers = BTreeMap::new();
         for (address, wanted) in &self.desired.addresses {
             let holding = observed.holdings.get(address).copied().unwrap_or_default();
-            let programmed = i64::try_from(holding.epoch).unwrap_or(i64::MAX);
-            let floor = self.known.floor.get(address).copied().unwrap_or(i64::MIN);
-            if !may_follow(wanted.epoch, programmed.max(floor)) {
-                self.plan.stale.insert(*address);
+            if self.is_stale((*address).into(), wanted, holding.epoch) {
                 continue;
             }
             let existing = observed.addresses.get(address).map(|value| value.index);
@@ -60,6 +58,23 @@ impl Builder<'_> {
         numbers
     }
 
+    /// Indices into `SLOTS` that are in use, by addresses of either family.
+    pub(super) fn used_indices(&self) -> BTreeSet<u32> {
+        let addresses = self.observed.addresses.values().map(|value| value.index);
+        addresses.chain(self.observed.networks.values().map(|value| value.index)).collect()
+    }
+
+    /// Whether an object is older than what the data plane has, which is noted.
+    pub(super) fn is_stale(&mut self, own: Egress, wanted: &EgressAddress, programmed: u64) -> bool {
+        let programmed = i64::try_from(programmed).unwrap_or(i64::MAX);
+        let floor = self.known.floor.get(&own).copied().unwrap_or(i64::MIN);
+        let stale = !may_follow(wanted.epoch, programmed.max(floor));
+        if stale {
+            self.plan.stale.insert(own);
+        }
+        stale
+    }
+
     fn grow_address(
         &mut self,
         address: Ipv4Addr,
@@ -76,7 +91,24 @@ impl Builder<'_> {
         if loses_owner {
             self.push(Op::SetHolding { address, value: HoldingValue { allowed: shrunk, ..holding } });
         }
-        let current: BTreeMap<u8, SlotValue> = observed.slots_of(index).collect();
+        self.write_slots(index, wanted, peers);
+        let mut homes = Homes::default();
+        for (home, node) in homes.iter_mut().zip(&wanted.homes) {
+            *home = peers.get(node).copied().unwrap_or(0);
+        }
+        if observed.homes.get(&index).copied().unwrap_or_default() != homes {
+            self.push(Op::SetHomes { index, homes });
+        }
+    }
+
+    /// Writes who owns which slice.
+    pub(super) fn write_slots(
+        &mut self,
+        index: u32,
+        wanted: &EgressAddress,
+        peers: &BTreeMap<Ipv4Addr, u32>,
+    ) {
+        let current: BTreeMap<u8, SlotValue> = self.observed.slots_of(index).collect();
         for slice in 0..=u8::MAX {
             let now = current.get(&slice).copied().unwrap_or_default();
             let value = match wanted.owners.get(&slice) {
@@ -92,13 +124,6 @@ impl Builder<'_> {
                 self.push(Op::SetSlot { index, slice, value });
             }
         }
-        let mut homes = Homes::default();
-        for (home, node) in homes.iter_mut().zip(&wanted.homes) {
-            *home = peers.get(node).copied().unwrap_or(0);
-        }
-        if observed.homes.get(&index).copied().unwrap_or_default() != homes {
-            self.push(Op::SetHomes { index, homes });
-        }
     }
 
     /// An address without object is taken out if the operator has deleted it, which it does only when nobody owns a slice any
@@ -107,7 +132,8 @@ impl Builder<'_> {
         let observed = self.observed;
         self.plan.ops.append(&mut self.drains);
         for (address, value) in &observed.addresses {
-            if kept.contains_key(address) || self.plan.stale.contains(address) {
+            let own = Egress::from(*address);
+            if kept.contains_key(address) || self.plan.stale.contains(&own) {
                 continue;
             }
             if self.desired.addresses.contains_key(address) {
@@ -123,12 +149,12 @@ impl Builder<'_> {
                     value: HoldingValue { allowed: [0; 4], ..holding },
                 });
             }
-            if self.known.lost.contains(address) {
+            if self.known.lost.contains(&own) {
                 self.disown(value.index);
             }
             let owned = observed.slots_of(value.index).next().is_some();
-            if owned || !self.known.idle.contains(address) || holding.allowed != [0; 4] {
-                self.plan.orphaned.insert(*address);
+            if owned || !self.known.idle.contains(&own) || holding.allowed != [0; 4] {
+                self.plan.orphaned.insert(own);
                 continue;
             }
             self.push(Op::RemoveHolding { address: *address });
@@ -140,7 +166,7 @@ impl Builder<'_> {
     }
 
     /// Takes this node's slices of an address from it: flows in them are ended then.
-    fn disown(&mut self, index: u32) {
+    pub(super) fn disown(&mut self, index: u32) {
         let own = self.observed.config.own_peer;
         for (slice, _) in self.observed.slots_of(index).filter(|(_, slot)| slot.peer == own) {
             self.push(Op::SetSlot { index, slice, value: SlotValue::default() });

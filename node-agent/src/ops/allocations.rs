@@ -73,6 +73,7 @@ impl Builder<'_> {
         let unused = free_numbers(0, MAX_ALLOCATIONS, |index| observed.allocations.contains_key(&index));
         let ended = observed.allocations.iter().filter(|(index, entry)| {
             (entry.count, entry.gateway_count) == (0, 0)
+                && !observed.allocations6.contains_key(index)
                 && !in_use.contains(index)
                 && flows.is_some_and(|flows| !flows.allocations.contains(index))
         });
@@ -109,18 +110,20 @@ impl Builder<'_> {
     ) -> AllocationValue {
         // An address with a stale object stays where it is.
         let current = self.observed.allocations.get(&index).map(addresses).unwrap_or_default();
-        let stale = current.iter().filter(|address| self.plan.stale.contains(&from_map(**address)));
+        let stale = current.iter().filter(|address| self.is_left(**address));
         let own = wanted.addresses.iter().filter(|address| kept.contains_key(address));
         let own: BTreeSet<Ipv4Addr> = own.copied().chain(stale.map(|address| from_map(*address))).collect();
         let own: Vec<u32> = own.into_iter().map(to_map).collect();
         // The other nodes may not know a new address yet: the name stays for as long as it is right.
-        let former = self.observed.allocations.get(&index).map_or(wanted.name, |entry| from_map(entry.name));
-        let object = self.desired.addresses.get(&former);
-        let right = object.is_some_and(|object| object.allocation.as_ref() == Some(name));
+        let named = self.observed.allocations.get(&index).filter(|entry| entry.name != 0);
+        let former = named.map(|entry| from_map(entry.name)).filter(|former| {
+            let object = self.desired.addresses.get(former);
+            object.is_some_and(|object| object.allocation.as_ref() == Some(name))
+        });
         let mut value = AllocationValue {
             timeouts: wanted.timeouts,
             max_resting: wanted.max_resting,
-            name: to_map(if right { former } else { wanted.name }),
+            name: former.or(wanted.name).map_or(0, to_map),
             identity: identity(name, self.observed.config.seed),
             account: digest(name.account.bytes(), self.observed.config.seed),
             pod_flows: wanted.per_pod.flows,
@@ -140,6 +143,11 @@ impl Builder<'_> {
             value.near_count += u16::from(near);
         }
         with_addresses(value, &own)
+    }
+
+    /// Whether an address has a stale object.
+    fn is_left(&self, address: u32) -> bool {
+        self.plan.stale.contains(&from_map(address).into())
     }
 
     /// Addresses must not name an entry that is about to become another allocation's.
@@ -186,7 +194,7 @@ impl Builder<'_> {
         let used: BTreeSet<u32> = numbers.values().copied().collect();
         for (index, entry) in &self.observed.allocations {
             // Entries whose address has a stale object are left alone, as the address is.
-            let stale = addresses(entry).iter().any(|address| self.plan.stale.contains(&from_map(*address)));
+            let stale = addresses(entry).iter().any(|address| self.is_left(*address));
             let value = match self.ending.get(index) {
                 Some(value) => *value,
                 None if used.contains(index) || stale => continue,
@@ -225,7 +233,7 @@ fn retired(entry: &AllocationValue) -> AllocationValue {
 }
 
 /// What tells an allocation from all others, the same after a restart.
-fn identity(name: &AllocationName, seed: u32) -> u64 {
+pub(super) fn identity(name: &AllocationName, seed: u32) -> u64 {
     digest(name.account.bytes().chain([b'/']).chain(name.name.bytes()), seed)
 }
 

@@ -2,11 +2,15 @@
 
 use super::{Builder, Op};
 use crate::desired::Policy;
-use crate::observed::Generation;
-use aegis_common::{ACTION_DENY, HOST_UNKNOWN, HostValue, MAC_LEAVING, PodValue, VerdictValue};
+use crate::observed::{Generation, to_map6};
+use crate::suffix;
+use aegis_common::{
+    ACTION_DENY, Config6, HOST_UNKNOWN, HostValue, MAC_LEAVING, MAX_POD_RANGES6, Pod6Value, PodRange6,
+    PodValue, VerdictValue,
+};
 use aegis_core::model::AllocationName;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 impl Builder<'_> {
     pub(super) fn write_policy(
@@ -17,7 +21,9 @@ impl Builder<'_> {
         let observed = self.observed;
         let number = observed.config.generation;
         let mut live = observed.live();
-        let wanted = number_policy(&self.desired.policy, numbers);
+        let pods6 = self.desired.policy.pods6.keys().copied().collect();
+        let suffixes = suffix::assign(&pods6, &observed.suffixes);
+        let wanted = number_policy(&self.desired.policy, numbers, &suffixes);
         let same_rules = live.destinations == wanted.destinations
             && live.ports == wanted.ports
             && live.verdicts == wanted.verdicts;
@@ -38,9 +44,21 @@ impl Builder<'_> {
             if pod != value {
                 self.push(Op::SetPod { generation: number, address, value });
             }
-            self.push(Op::ForgetConnections { address });
+            self.push(Op::ForgetConnections { address: address.into() });
             self.push(Op::RemovePod { generation: number, address });
         }
+        let stays = |address: &Ipv6Addr, pod: &Pod6Value| {
+            wanted.pods6.get(address).is_some_and(|next| next.incarnation == pod.incarnation)
+        };
+        for (address, pod) in live.pods6.extract_if(.., |address, pod| !stays(address, pod)) {
+            let value = Pod6Value { incarnation: 0, mac: MAC_LEAVING, ..pod };
+            if pod != value {
+                self.push(Op::SetPod6 { generation: number, address, value });
+            }
+            self.push(Op::ForgetConnections { address: address.into() });
+            self.push(Op::RemovePod6 { generation: number, address });
+        }
+        self.write_suffixes(&suffixes);
         if same_rules {
             for (address, pod) in
                 wanted.pods.iter().filter(|(address, pod)| live.pods.get(address) != Some(pod))
@@ -48,6 +66,11 @@ impl Builder<'_> {
                 self.push(Op::SetPod { generation: number, address: *address, value: *pod });
             }
             self.change_hosts(number, &live.hosts, &wanted.hosts);
+            for (address, pod) in
+                wanted.pods6.iter().filter(|(address, pod)| live.pods6.get(address) != Some(pod))
+            {
+                self.push(Op::SetPod6 { generation: number, address: *address, value: *pod });
+            }
         } else {
             self.write_generation(next, &wanted);
         }
@@ -58,6 +81,11 @@ impl Builder<'_> {
         let config = self.config(peers, next);
         if before.unwrap_or(observed.config) != config {
             self.push(Op::SetConfig(config));
+        }
+        // What IPv6 packets are judged by is in force before they are looked at.
+        let config6 = self.config6();
+        if observed.config6 != config6 {
+            self.push(Op::SetConfig6(config6));
         }
         if !same_rules {
             self.push(Op::Settle);
@@ -85,6 +113,38 @@ impl Builder<'_> {
         }
     }
 
+    /// A suffix is free when connections of the pod that had it are forgotten, and is there before a pod bears it.
+    fn write_suffixes(&mut self, suffixes: &BTreeMap<Ipv6Addr, u32>) {
+        let observed = self.observed;
+        let former = observed.suffixes.iter();
+        for (suffix, _) in former.filter(|(suffix, address)| suffixes.get(address) != Some(suffix)) {
+            self.push(Op::RemoveSuffix { suffix: *suffix });
+        }
+        for (address, suffix) in suffixes {
+            if observed.suffixes.get(suffix) != Some(address) {
+                self.push(Op::SetSuffix { suffix: *suffix, address: *address });
+            }
+        }
+    }
+
+    /// Once IPv6 packets are looked at, they always are.
+    fn config6(&self) -> Config6 {
+        let settings = &self.desired.settings;
+        let mut config = self.observed.config6;
+        if !settings.six {
+            return config;
+        }
+        config.active = 1;
+        if !settings.pod_ranges6.is_empty() {
+            config.pod_ranges = [PodRange6::default(); MAX_POD_RANGES6];
+            for (slot, range) in config.pod_ranges.iter_mut().zip(&settings.pod_ranges6) {
+                *slot = PodRange6 { network: to_map6(range.network()), mask: to_map6(range.netmask()) };
+            }
+            config.pod_range_count = settings.pod_ranges6.len().min(MAX_POD_RANGES6) as u32;
+        }
+        config
+    }
+
     fn write_generation(&mut self, generation: u32, contents: &Generation) {
         for (verdict, value) in &contents.verdicts {
             self.push(Op::SetVerdict { generation, verdict: *verdict, value: *value });
@@ -99,6 +159,9 @@ impl Builder<'_> {
             self.push(Op::SetPod { generation, address: *address, value: *pod });
         }
         self.change_hosts(generation, &BTreeMap::new(), &contents.hosts);
+        for (address, pod) in &contents.pods6 {
+            self.push(Op::SetPod6 { generation, address: *address, value: *pod });
+        }
     }
 
     fn remove_generation(&mut self, generation: u32, contents: &Generation) {
@@ -106,6 +169,9 @@ impl Builder<'_> {
             self.push(Op::RemovePod { generation, address: *address });
         }
         self.change_hosts(generation, &contents.hosts, &BTreeMap::new());
+        for address in contents.pods6.keys() {
+            self.push(Op::RemovePod6 { generation, address: *address });
+        }
         for destination in contents.destinations.keys() {
             self.push(Op::RemoveDestination { generation, destination: *destination });
         }
@@ -119,7 +185,11 @@ impl Builder<'_> {
 }
 
 /// The policy in numbers. An allocation without number (its table is full) becomes a refusal.
-fn number_policy(policy: &Policy, numbers: &BTreeMap<AllocationName, u32>) -> Generation {
+fn number_policy(
+    policy: &Policy,
+    numbers: &BTreeMap<AllocationName, u32>,
+    suffixes: &BTreeMap<Ipv6Addr, u32>,
+) -> Generation {
     let verdicts = policy.verdicts.iter().map(|(key, verdict)| {
         let number =
             verdict.allocation.as_ref().map(|name| numbers.get(name).and_then(|n| u16::try_from(*n).ok()));
@@ -132,7 +202,13 @@ fn number_policy(policy: &Policy, numbers: &BTreeMap<AllocationName, u32>) -> Ge
         };
         (*key, value)
     });
+    let pods6 = policy.pods6.iter().map(|(address, pod)| {
+        let PodValue { class, incarnation, mac, .. } = *pod;
+        let suffix = suffixes.get(address).copied().unwrap_or_default().to_be();
+        (*address, Pod6Value { class, incarnation, suffix, mac, pad: 0 })
+    });
     Generation {
+        pods6: pods6.collect(),
         pods: policy.pods.clone(),
         hosts: policy.hosts.clone(),
         destinations: policy.destinations.clone(),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test a failure is what unwrap is for")]
 
 mod limits;
+mod six;
 mod world;
 
 use aegis_common::{MAC_LEAVING, PodValue};
@@ -32,7 +33,7 @@ proptest! {
         for (epoch, world) in worlds.into_iter().enumerate() {
             // Nothing flows from addresses of this node, so whatever has left the world may go.
             known = Known {
-                idle: (0..4).map(egress).collect(),
+                idle: (0..4).map(|number| egress(number).into()).collect(),
                 flows: known.flows.filter(|_| !restart),
                 ..Known::default()
             };
@@ -89,7 +90,7 @@ fn an_address_changes_hands_by_way_of_nobody() {
         change.ops,
         [
             Op::SetPod { generation, address, value: leaving },
-            Op::ForgetConnections { address },
+            Op::ForgetConnections { address: address.into() },
             Op::RemovePod { generation, address },
             Op::SetPod { generation, address, value }
         ]
@@ -106,7 +107,7 @@ fn an_address_changes_hands_by_way_of_nobody() {
     let ops = transition(&desired(&inputs), &maps, &known).ops;
     let at = |wanted: Op| ops.iter().position(|op| *op == wanted).unwrap();
     let gone = at(Op::RemovePod { generation, address });
-    let forgotten = at(Op::ForgetConnections { address });
+    let forgotten = at(Op::ForgetConnections { address: address.into() });
     let named = at(Op::SetPod { generation: generation + 1, address, value });
     assert!(forgotten < gone && gone < named, "{ops:?}");
 }
@@ -205,7 +206,7 @@ fn an_older_object_changes_nothing_and_is_reported() {
     let mut world = simple();
     world.addresses[0] = Some((0, vec![(1, 3), (0, 3)]));
     let change = transition(&desired(&world.inputs(6)), &maps, &known);
-    assert_eq!(change.stale, [egress(0)].into());
+    assert_eq!(change.stale, [egress(0).into()].into());
     assert!(
         !change.ops.iter().any(|op| matches!(op, Op::SetSlot { .. } | Op::SetHolding { .. })),
         "{:?}",
@@ -220,15 +221,15 @@ fn an_address_without_object_keeps_its_flows_and_goes_when_they_have_ended() {
     let wanted = desired(&world.inputs(1));
     let change = transition(&wanted, &maps, &known);
     change.ops.iter().for_each(|op| maps.apply(op));
-    assert_eq!(change.orphaned, [egress(0)].into());
+    assert_eq!(change.orphaned, [egress(0).into()].into());
     assert_eq!(maps.holdings[&egress(0)].allowed, [0; 4], "no new flow");
     assert!(maps.addresses.contains_key(&egress(0)), "live flows go on");
     assert!(!maps.slots.is_empty());
 
     // Nothing flows here, but replies for the other owner still enter here.
-    known = Known { idle: [egress(0)].into(), ..known };
+    known = Known { idle: [egress(0).into()].into(), ..known };
     let change = transition(&wanted, &maps, &known);
-    assert_eq!((change.orphaned, change.ops), ([egress(0)].into(), vec![]));
+    assert_eq!((change.orphaned, change.ops), ([egress(0).into()].into(), vec![]));
 }
 
 #[test]
@@ -242,7 +243,7 @@ fn an_address_goes_with_its_object_once_nobody_owns_a_slice() {
         change.ops.iter().for_each(|op| maps.apply(op));
     }
     assert!(maps.addresses.contains_key(&egress(0)), "a scan must show first that nothing flows");
-    let known = Known { idle: [egress(0)].into(), ..known };
+    let known = Known { idle: [egress(0).into()].into(), ..known };
     let wanted = desired(&World { addresses: vec![None; 4], ..simple() }.inputs(2));
     transition(&wanted, &maps, &known).ops.iter().for_each(|op| maps.apply(op));
     assert!(maps.addresses.is_empty() && maps.slots.is_empty() && maps.holdings.is_empty());
@@ -278,7 +279,7 @@ fn leftovers_of_a_crash_between_two_generations_are_removed() {
         address: Ipv4Addr::new(10, 244, 0, 9),
         value: PodValue { class: 3, incarnation: 1, ..PodValue::default() },
     });
-    maps.apply(&Op::SetDestination { generation, destination: (Ipv4Addr::UNSPECIFIED, 0), class: 9 });
+    maps.apply(&Op::SetDestination { generation, destination: "0.0.0.0/0".parse().unwrap(), class: 9 });
     transition(&desired(&simple().inputs(1)), &maps, &known).ops.iter().for_each(|op| maps.apply(op));
     assert_eq!(maps, clean);
 }
@@ -486,11 +487,11 @@ fn a_deadline_is_there_before_the_epoch_that_vouches_for_it() {
 
 #[test]
 fn nothing_older_is_followed_than_what_was_read_since_the_lease_was_acquired() {
-    let known = Known { floor: Arc::new([(egress(0), 3)].into()), ..Known::default() };
+    let known = Known { floor: Arc::new([(egress(0).into(), 3)].into()), ..Known::default() };
     let mut maps = Observed::default();
     let change = transition(&desired(&simple().inputs(2)), &maps, &known);
     change.ops.iter().for_each(|op| maps.apply(op));
-    assert!(change.stale.contains(&egress(0)) && maps.holdings.is_empty() && maps.slots.is_empty());
+    assert!(change.stale.contains(&egress(0).into()) && maps.holdings.is_empty() && maps.slots.is_empty());
     let change = transition(&desired(&simple().inputs(3)), &maps, &known);
     change.ops.iter().for_each(|op| maps.apply(op));
     assert!(change.stale.is_empty() && !maps.holdings.is_empty());
@@ -507,7 +508,7 @@ fn of_an_address_that_went_while_the_lease_was_lost_nothing_is_owned_any_more() 
         owners.filter(|own| *own).count()
     };
     assert_eq!((own(&maps), maps.slots.len()), (8, 16), "live flows live");
-    let known = Known { lost: [egress(0)].into(), ..known };
+    let known = Known { lost: [egress(0).into()].into(), ..known };
     transition(&desired(&gone), &maps, &known).ops.iter().for_each(|op| maps.apply(op));
     assert_eq!((own(&maps), maps.slots.len()), (0, 8), "what other nodes own is steered to them");
 }

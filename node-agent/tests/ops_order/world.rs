@@ -9,7 +9,7 @@ use aegis_node_agent::observed::{Observed, from_map, to_map};
 use aegis_node_agent::ops::{Known, Named, Op, transition};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
@@ -161,10 +161,8 @@ pub fn fate(maps: &Observed, pod: Ipv4Addr, destination: Ipv4Addr) -> Fate {
     let best = live
         .destinations
         .iter()
-        .filter(|((network, length), _)| {
-            ipnet::Ipv4Net::new(*network, *length).unwrap().contains(&destination)
-        })
-        .max_by_key(|((_, length), _)| *length)
+        .filter(|(range, _)| range.contains(&IpAddr::V4(destination)))
+        .max_by_key(|(range, _)| range.prefix_len())
         .map(|(_, class)| *class);
     if best == Some(DESTINATION_INTERNAL) {
         return Fate::Pass;
@@ -234,10 +232,8 @@ fn policy_of(wanted: &Desired, pod: Ipv4Addr, destination: Ipv4Addr) -> Option<A
         .policy
         .destinations
         .iter()
-        .filter(|((network, length), _)| {
-            ipnet::Ipv4Net::new(*network, *length).unwrap().contains(&destination)
-        })
-        .max_by_key(|((_, length), _)| *length)?;
+        .filter(|(range, _)| range.contains(&IpAddr::V4(destination)))
+        .max_by_key(|(range, _)| range.prefix_len())?;
     wanted.policy.verdicts.get(&(class, *best.1, 0))?.allocation.clone()
 }
 

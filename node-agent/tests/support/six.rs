@@ -28,6 +28,9 @@ pub const NETWORK_2: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 3, 0, 0, 0, 0);
 /// Suffix that was chosen for [`FAR_POD6`].
 pub const FAR_SUFFIX: u32 = 0x77;
 
+/// What tells the allocation from others.
+pub const IDENTITY: u64 = 0x1dea;
+
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ICMP6: u8 = 58;
@@ -231,15 +234,30 @@ pub fn six(world: &mut World) {
         set_network(
             world,
             network,
-            NetworkValue { epoch: 1, index, slice: SLICE, open: 1, soft: 0, hard: 0 },
+            NetworkValue {
+                epoch: 1,
+                identity: IDENTITY,
+                index,
+                slice: SLICE,
+                open: 1,
+                ..NetworkValue::default()
+            },
         );
         world.own(index, SLICE, 1);
         world.own(index, SLICE_2, 2);
     }
-    let mut allocation = Allocation6Value { count: 1, ..Default::default() };
-    allocation.networks[0] = network_of(&raw6(NETWORK));
-    world.plane.array("ALLOCATIONS6").unwrap().set(0, allocation, 0).unwrap();
+    set_allocation6(world, &[NETWORK]);
     policy6(world, 1);
+}
+
+/// The /64s of the allocation.
+pub fn set_allocation6(world: &mut World, networks: &[Ipv6Addr]) {
+    let mut allocation =
+        Allocation6Value { identity: IDENTITY, count: networks.len() as u32, ..Default::default() };
+    for (place, network) in allocation.networks.iter_mut().zip(networks) {
+        *place = network_of(&raw6(*network));
+    }
+    world.plane.array("ALLOCATIONS6").unwrap().set(0, allocation, 0).unwrap();
 }
 
 pub fn set_config6(world: &mut World, config: Config6) {

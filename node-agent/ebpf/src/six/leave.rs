@@ -7,7 +7,7 @@ use super::{
     turned,
 };
 use crate::headers::{self, ETH_LEN, SYN, TCP, UDP};
-use crate::maps;
+use crate::maps::{self, SLOTS};
 use crate::snat::{self, Stop};
 use aegis_common::*;
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
@@ -103,45 +103,43 @@ fn translate(ctx: &TcContext, config: &Config, config6: &Config6, ip: &Ipv6) -> 
             }
         }
     }
-    let mut network = [0; 2];
-    match recall(&flow, pod.incarnation) {
-        Some(known) => network = known,
-        None if layers.fragment == LATER => return Err(Stop::Drop(Counter::DropFragmentOut)),
-        None => match choose_network(generation, &raw const flow, &raw const pod, &raw mut network) {
-            0 => {
-                remember(&flow, network, pod.incarnation);
-                maps::count(Counter::NewFlow, 0);
-            }
+    let flags = if layers.protocol == u32::from(TCP) && layers.fragment == WHOLE {
+        u32::from(ctx.load::<u8>(layers.offset as usize + 13).map_err(|_| MALFORMED)?)
+    } else {
+        NO_FLAGS
+    };
+    let mut way = Flow6Value { incarnation: pod.incarnation, ..NO_WAY };
+    let mut standing =
+        if recall6(&raw const flow, &raw mut way, flags) == 0 { GONE } else { standing6(&raw const way) };
+    if standing == GONE {
+        if layers.fragment == LATER {
+            return Err(Stop::Drop(Counter::DropFragmentOut));
+        }
+        match choose_network(generation, &raw const flow, &raw const pod, &raw mut way) {
+            0 => {}
             FENCED => return Err(Stop::Refuse(Counter::RefuseFenced)),
             _ => return Err(Stop::Refuse(Counter::RefuseUnavailable)),
-        },
+        }
+        standing = standing6(&raw const way);
+        if standing == GONE {
+            return Err(Stop::Refuse(Counter::RefuseUnavailable));
+        }
+        remember6(&raw const flow, &raw const way, flags);
+        maps::count(Counter::NewFlow, 0);
     }
-    // SAFETY: copied at once.
-    let value = unsafe { NETWORKS.get(&network) }.copied();
-    let Some(value) = value.filter(|value| value.slice != 0) else {
-        return Err(Stop::Refuse(Counter::RefuseUnavailable));
-    };
-    if lookup::deadline(&value) == Deadline::Hard {
+    if standing == LAPSED {
         return Err(Stop::Drop(Counter::DropFenced));
     }
     if layers.fragment == FIRST {
         let datagram =
             Flow6Key { ports: layers.id, protocol: FRAGMENTED, local: ip.source, remote: ip.destination };
-        remember(&datagram, network, pod.incarnation);
+        remember6(&raw const datagram, &raw const way, NO_FLAGS);
     }
-    if layers.protocol == u32::from(TCP) && layers.fragment == WHOLE && config.mss > LONGER {
-        let flags: u8 = ctx.load(layers.offset as usize + 13).map_err(|_| MALFORMED)?;
-        if flags & SYN != 0 {
-            let end = (ETH_LEN + size_of::<Ipv6>()) as u32 + u32::from(u16::from_be(ip.payload_length));
-            snat::clamp_mss(
-                ctx.skb.skb,
-                layers.offset,
-                end.saturating_sub(layers.offset),
-                config.mss - LONGER,
-            );
-        }
+    if flags != NO_FLAGS && flags & u32::from(SYN) != 0 && config.mss > LONGER {
+        let end = (ETH_LEN + size_of::<Ipv6>()) as u32 + u32::from(u16::from_be(ip.payload_length));
+        snat::clamp_mss(ctx.skb.skb, layers.offset, end.saturating_sub(layers.offset), config.mss - LONGER);
     }
-    let egress = egress_address(&ip.source, network, value.slice, pod.suffix);
+    let egress = egress_address(&ip.source, way.network, way.slice, pod.suffix);
     if quoted != 0 {
         ctx.store(quoted as usize + DESTINATION, &egress, 0).map_err(|_| MALFORMED)?;
     }
@@ -182,46 +180,92 @@ extern "C" fn flow_of_quoted(skb: *mut __sk_buff, offset: u32, flow: *mut Flow6K
     1
 }
 
-/// The /64 that a flow has chosen, noting that it lives.
-#[inline(always)]
-fn recall(flow: &Flow6Key, incarnation: u32) -> Option<Network> {
-    let known = FLOWS6.get_ptr_mut(flow)?;
+/// In place of TCP flags: the packet shows none.
+const NO_FLAGS: u32 = u32::MAX;
+const NO_WAY: Flow6Value =
+    Flow6Value { incarnation: 0, last_seen: 0, network: [0; 2], identity: 0, slice: 0, state: 0, pad: 0 };
+
+/// What a flow has chosen, noting that it lives; 0 if nothing is known. `way` names the pod's incarnation.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn recall6(flow: *const Flow6Key, way: *mut Flow6Value, flags: u32) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let (Some(flow), Some(way)) = (unsafe { (flow.as_ref(), way.as_mut()) }) else { return 0 };
+    let Some(known) = FLOWS6.get_ptr_mut(flow) else { return 0 };
     // SAFETY: a value of the map, readable until the program ends; its words are written whole.
     let known = unsafe { &mut *known };
-    if known.incarnation != incarnation {
-        return None;
+    (way.network, way.identity, way.slice) = (known.network, known.identity, known.slice);
+    // SAFETY: as above; the compiler must read it after the rest.
+    if unsafe { (&raw const known.incarnation).read_volatile() } != way.incarnation {
+        return 0;
     }
     let now = maps::now();
     if known.last_seen != now {
         known.last_seen = now;
     }
-    Some(known.network)
+    let state = if flags == NO_FLAGS { known.state } else { flow6_state(known.state, flags as u8) };
+    if known.state != state {
+        known.state = state;
+    }
+    1
 }
 
-#[inline(always)]
-fn remember(flow: &Flow6Key, network: Network, incarnation: u32) {
-    let value = Flow6Value { network, incarnation, last_seen: maps::now() };
-    let _ = FLOWS6.insert(flow, &value, u64::from(BPF_ANY));
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn remember6(flow: *const Flow6Key, way: *const Flow6Value, flags: u32) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let (Some(flow), Some(way)) = (unsafe { (flow.as_ref(), way.as_ref()) }) else { return 0 };
+    let state = if flags == NO_FLAGS { 0 } else { flow6_state(0, flags as u8) };
+    let value = Flow6Value { last_seen: maps::now(), state, ..*way };
+    u32::from(FLOWS6.insert(flow, &value, u64::from(BPF_ANY)).is_ok())
+}
+
+/// The /64 is another allocation's by now, or the slice not this node's.
+const GONE: u32 = 0;
+const GOOD: u32 = 1;
+/// Nothing is to be sent from it any more.
+const LAPSED: u32 = 2;
+
+/// How what a flow has chosen stands now.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn standing6(way: *const Flow6Value) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let (Some(way), Some(config)) = (unsafe { way.as_ref() }, maps::config()) else { return GONE };
+    // SAFETY: read at once.
+    let Some(network) = (unsafe { NETWORKS.get(&way.network) }) else { return GONE };
+    if network.identity != way.identity {
+        return GONE;
+    }
+    let slice = u32::from(way.slice);
+    if !(FIRST_SLICE..SLOTS_PER_ADDRESS).contains(&slice) {
+        return GONE;
+    }
+    let owner = SLOTS.get(network.index * SLOTS_PER_ADDRESS + slice).map_or(0, |slot| slot.peer);
+    if owner == 0 || owner != config.own_peer {
+        return GONE;
+    }
+    if lookup::deadline(network) == Deadline::Hard { LAPSED } else { GOOD }
 }
 
 const NOTHING: u32 = 1;
 /// [`NOTHING`] and a bit more, so that outcomes are put together by "or".
 const FENCED: u32 = 3;
 
-/// The /64 of a new flow, as the policy says; 0 if there is one.
+/// The way of a new flow, as the policy says; 0 if there is one.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn choose_network(
     generation: u32,
     flow: *const Flow6Key,
     pod: *const Pod6Value,
-    network: *mut Network,
+    way: *mut Flow6Value,
 ) -> u32 {
     // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
     let (Some(key), Some(pod)) = (unsafe { (flow.as_ref(), pod.as_ref()) }) else {
         return NOTHING;
     };
-    if network.is_null() {
+    if way.is_null() {
         return NOTHING;
     }
     let any_port = u32::from(key.protocol != u32::from(TCP) && key.protocol != u32::from(UDP));
@@ -237,7 +281,7 @@ extern "C" fn choose_network(
     }
     let (index, mut step, mut outcome) = ((verdict >> 16) as u32 & 0xffff, 0, NOTHING);
     while step < NETWORKS_PER_ALLOCATION as u32 {
-        let tried = try_network(index, pod.suffix, step, network);
+        let tried = try_network(index, pod.suffix, step, way);
         if tried == 0 {
             return 0;
         }
@@ -250,9 +294,9 @@ extern "C" fn choose_network(
 /// Gives a /64 of an allocation, the one so many steps from where the pod begins, if new flows may leave from it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn try_network(allocation: u32, suffix: u32, step: u32, network: *mut Network) -> u32 {
+extern "C" fn try_network(allocation: u32, suffix: u32, step: u32, way: *mut Flow6Value) -> u32 {
     // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
-    let Some(network) = (unsafe { network.as_mut() }) else { return NOTHING };
+    let Some(way) = (unsafe { way.as_mut() }) else { return NOTHING };
     let Some(allocation) = ALLOCATIONS6.get(allocation) else { return NOTHING };
     let count = allocation.count.min(NETWORKS_PER_ALLOCATION as u32);
     if step >= count {
@@ -263,12 +307,13 @@ extern "C" fn try_network(allocation: u32, suffix: u32, step: u32, network: *mut
     let candidate = allocation.networks[at as usize & (NETWORKS_PER_ALLOCATION - 1)];
     // SAFETY: read at once.
     let Some(value) = (unsafe { NETWORKS.get(&candidate) }) else { return NOTHING };
-    if value.slice == 0 || value.open == 0 {
+    // One that has just become another allocation's is not this one's any more, whatever the list says.
+    if value.slice == 0 || value.open == 0 || value.identity != allocation.identity {
         return NOTHING;
     }
     if lookup::deadline(value) != Deadline::Ahead {
         return FENCED;
     }
-    *network = candidate;
+    (way.network, way.identity, way.slice) = (candidate, value.identity, value.slice);
     0
 }

@@ -1,0 +1,67 @@
+//! Flows over IPv6: programs only remember them. What has had no packet for as long as its time-out is forgotten here; what is left
+//! says which slices of /64s are in use.
+
+use crate::ebpf::{Dataplane, EbpfError};
+use crate::observed::from_network;
+use crate::raw;
+use crate::sweep::{self, Usage};
+use aegis_common::{
+    AllocationValue, Config6, FRAGMENTED, Flow6Key, Flow6Value, Pod6Key, Pod6Value, flow6_timeout,
+};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// The maps.
+pub struct Six {
+    config: OwnedFd,
+    pods: OwnedFd,
+    flows: OwnedFd,
+}
+
+impl Six {
+    pub fn new(dataplane: &Dataplane) -> Result<Six, EbpfError> {
+        let fd = |name| dataplane.map_fd(name)?.try_clone_to_owned().map_err(EbpfError::Sweep);
+        Ok(Six { config: fd("CONFIG6")?, pods: fd("PODS6")?, flows: fd("FLOWS6")? })
+    }
+
+    /// Forgets what is over, and counts the rest. `allocations` are all entries.
+    pub fn sweep<'a>(
+        &self,
+        allocations: impl Iterator<Item = &'a AllocationValue>,
+        generation: u32,
+        now: u32,
+        usage: &mut Usage,
+    ) -> io::Result<()> {
+        let mut active = false;
+        sweep::for_each(self.config.as_fd(), |_: &u32, config: &Config6| active = config.active != 0)?;
+        if !active {
+            return Ok(());
+        }
+        let timeouts: BTreeMap<u64, _> = allocations.map(|entry| (entry.identity, entry.timeouts)).collect();
+        let mut pods = BTreeMap::new();
+        sweep::for_each(self.pods.as_fd(), |key: &Pod6Key, value: &Pod6Value| {
+            if key.generation == generation {
+                pods.insert(key.address, value.incarnation);
+            }
+        })?;
+        let mut over = Vec::new();
+        sweep::for_each(self.flows.as_fd(), |key: &Flow6Key, flow: &Flow6Value| {
+            let timeouts = timeouts.get(&flow.identity).copied().unwrap_or_default();
+            let idle = now.saturating_sub(flow.last_seen);
+            let abandoned = pods.get(&key.local) != Some(&flow.incarnation);
+            if abandoned || idle > flow6_timeout(key.protocol, flow.state, &timeouts) {
+                over.push(*key);
+                return;
+            }
+            usage.flows6 += 1;
+            // A datagram is a part of a flow.
+            if key.protocol != FRAGMENTED {
+                let slices = usage.networks.entry((from_network(flow.network), flow.identity)).or_default();
+                slices.insert(flow.slice as u8);
+            }
+        })?;
+        let flows = raw::Map::of(self.flows.as_fd())?;
+        over.iter().try_for_each(|key| flows.delete(raw::bytes(key)))
+    }
+}
