@@ -106,10 +106,8 @@ fn egress_text() -> Schema {
 /// Longest text of an IPv6 range.
 const CIDR: u32 = 43;
 
-const IS_CIDR: (&str, &str) = (
-    "isCIDR(self) && cidr(self).ip().family() == 4",
-    "must be an IPv4 range in CIDR notation such as 203.0.113.0/28",
-);
+const IS_CIDR: (&str, &str) =
+    ("isCIDR(self)", "must be a range in CIDR notation such as 203.0.113.0/28 or 2001:db8:1::/48");
 const NO_HOST_BITS: (&str, &str) = (
     "!isCIDR(self) || cidr(self) == cidr(self).masked()",
     "has host bits set: begin with the first address of the range, for example 203.0.113.0/28 and not 203.0.113.5/28",
@@ -120,7 +118,7 @@ pub fn prefix_cidr(_: &mut SchemaGenerator) -> Schema {
     text(
         CIDR,
         &[
-            ("isCIDR(self)", "must be a range in CIDR notation such as 203.0.113.0/28 or 2001:db8:1::/48"),
+            IS_CIDR,
             NO_HOST_BITS,
             (
                 "!isCIDR(self) || cidr(self).ip().family() == 6 || cidr(self).prefixLength() >= 16",
@@ -165,11 +163,12 @@ pub fn reserved(_: &mut SchemaGenerator) -> Schema {
 /// `ZoneBinding.spec.zone.cidrs`.
 pub fn zone_cidrs(_: &mut SchemaGenerator) -> Schema {
     let outside = (
-        "!isCIDR(self) || !['127.0.0.0/8', '169.254.0.0/16', '224.0.0.0/4'].exists(range, cidr(range).containsCIDR(self))",
-        "is never covered: 127.0.0.0/8 (loopback), 169.254.0.0/16 (link-local) and 224.0.0.0/4 (multicast) do not leave \
-         the node's network",
+        "!isCIDR(self) || !['127.0.0.0/8', '169.254.0.0/16', '224.0.0.0/4', '::1/128', 'fe80::/10', 'ff00::/8']\
+         .exists(range, cidr(range).containsCIDR(self))",
+        "is never covered: 127.0.0.0/8 and ::1/128 (loopback), 169.254.0.0/16 and fe80::/10 (link-local) and 224.0.0.0/4 \
+         and ff00::/8 (multicast) do not leave the node's network",
     );
-    set(text(18, &[IS_CIDR, NO_HOST_BITS, outside]), 1, 64)
+    set(text(CIDR, &[IS_CIDR, NO_HOST_BITS, outside]), 1, 64)
 }
 
 /// `EgressAllocation.spec.prefixes`: an order of preference, so not a set.

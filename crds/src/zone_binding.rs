@@ -80,8 +80,10 @@ pub struct Workloads {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Zone {
-    /// IPv4 ranges in CIDR notation without host bits; `0.0.0.0/0` is everything outside the cluster. One to
-    /// 64, none twice. Loopback, link-local and multicast ranges are refused, since they are never covered.
+    /// Ranges in CIDR notation without host bits, of IPv4 or IPv6; `0.0.0.0/0` is everything outside the cluster over
+    /// IPv4, `::/0` over IPv6: name both to cover both. What a range of one family covers leaves from the allocation's
+    /// addresses of that family, so an allocation without any refuses it (or see `whenUnavailable`). One to 64, none
+    /// twice. Loopback, link-local and multicast ranges are refused, since they are never covered.
     #[schemars(schema_with = "schema::zone_cidrs")]
     pub cidrs: Vec<String>,
     /// Ports, all if none is given, at most 32. With ports, only TCP and UDP are covered: ping then leaves with the
