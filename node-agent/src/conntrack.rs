@@ -5,8 +5,8 @@
 //! it, or be refused though none does. And a pod's datagrams that were refused would be refused for as long as it goes on
 //! sending, though the binding is gone.
 
-use crate::observed::to_map;
-use aegis_common::FlowKey;
+use crate::observed::{to_map, to_map6};
+use aegis_common::{Flow6Key, FlowKey};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -37,11 +37,13 @@ const CTA_TUPLE_IP: u16 = 1;
 const CTA_IP_V4_SRC: u16 = 1;
 const CTA_IP_V4_DST: u16 = 2;
 const CTA_IP_V6_SRC: u16 = 3;
+const CTA_IP_V6_DST: u16 = 4;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_PROTO_ICMP_ID: u16 = 4;
+const CTA_PROTO_ICMPV6_ID: u16 = 7;
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 const CTA_FILTER_REPLY_FLAGS: u16 = 2;
 /// Only the source address of the tuple counts.
@@ -66,6 +68,8 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Connection {
     /// As `FORWARD` would know it: what the uplink sees of its packets. Only of IPv4.
     pub flow: FlowKey,
+    /// As `FLOWS6` would, of IPv6.
+    pub flow6: Option<Flow6Key>,
     /// `AF_INET` or `AF_INET6`.
     family: u8,
     /// Who opened it, over IPv6.
@@ -116,8 +120,11 @@ fn with_address(address: Ipv4Addr, field: u16, flag: u32) -> Vec<u8> {
 /// Connections whose mark has this bit, but for those that have ended: the next SYN of such a one makes a new connection, which
 /// is judged anew. It often gets the memory of the old one, and with it the number: to remove that would end the new one.
 pub fn marked(mark: u32) -> io::Result<Vec<Connection>> {
-    let filter = [attribute(CTA_MARK, &mark.to_be_bytes()), attribute(CTA_MARK_MASK, &mark.to_be_bytes())];
-    let mut found = list(&connect()?, IPV4, &filter.concat())?;
+    let filter =
+        [attribute(CTA_MARK, &mark.to_be_bytes()), attribute(CTA_MARK_MASK, &mark.to_be_bytes())].concat();
+    let socket = connect()?;
+    let mut found = list(&socket, IPV4, &filter)?;
+    found.extend(list(&socket, IPV6, &filter)?);
     found.retain(|connection| !connection.ended);
     Ok(found)
 }
@@ -181,7 +188,7 @@ fn connection(body: &[u8]) -> Connection {
             connection.source6 = source6(payload(whole));
         }
         if kind == CTA_TUPLE_REPLY {
-            connection.flow = flow(payload(whole));
+            (connection.flow, connection.flow6) = flow(payload(whole));
         }
         if kind == CTA_PROTOINFO {
             connection.ended = has_ended(payload(whole));
@@ -191,9 +198,13 @@ fn connection(body: &[u8]) -> Connection {
 }
 
 fn source6(original: &[u8]) -> Option<Ipv6Addr> {
-    let addresses = attributes(original).filter(|(kind, _)| *kind == CTA_TUPLE_IP);
+    address6(original, CTA_IP_V6_SRC)
+}
+
+fn address6(tuple: &[u8], field: u16) -> Option<Ipv6Addr> {
+    let addresses = attributes(tuple).filter(|(kind, _)| *kind == CTA_TUPLE_IP);
     let mut fields = addresses.flat_map(|(_, whole)| attributes(payload(whole)));
-    let (_, whole) = fields.find(|(kind, _)| *kind == CTA_IP_V6_SRC)?;
+    let (_, whole) = fields.find(|(kind, _)| *kind == field)?;
     payload(whole).first_chunk().map(|octets: &[u8; 16]| Ipv6Addr::from(*octets))
 }
 
@@ -206,7 +217,7 @@ fn has_ended(protocol: &[u8]) -> bool {
 }
 
 /// The flow whose replies have this tuple: after all translation of the host's, before that of the uplink.
-fn flow(reply: &[u8]) -> FlowKey {
+fn flow(reply: &[u8]) -> (FlowKey, Option<Flow6Key>) {
     let mut flow = FlowKey::default();
     for (kind, part) in attributes(reply) {
         for (inner, whole) in attributes(payload(part)) {
@@ -219,12 +230,21 @@ fn flow(reply: &[u8]) -> FlowKey {
                 (CTA_TUPLE_IP, CTA_IP_V4_DST) => flow.local = address(),
                 (CTA_TUPLE_PROTO, CTA_PROTO_NUM) => flow.protocol = value.first().copied().unwrap_or(0),
                 (CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT) => flow.remote_port = port(),
-                (CTA_TUPLE_PROTO, CTA_PROTO_DST_PORT | CTA_PROTO_ICMP_ID) => flow.local_port = port(),
+                (CTA_TUPLE_PROTO, CTA_PROTO_DST_PORT | CTA_PROTO_ICMP_ID | CTA_PROTO_ICMPV6_ID) => {
+                    flow.local_port = port();
+                }
                 _ => {}
             }
         }
     }
-    flow
+    let six = address6(reply, CTA_IP_V6_DST).zip(address6(reply, CTA_IP_V6_SRC));
+    let six = six.map(|(local, remote)| Flow6Key {
+        local: to_map6(local),
+        remote: to_map6(remote),
+        ports: u32::from(flow.local_port) << 16 | u32::from(flow.remote_port),
+        protocol: flow.protocol.into(),
+    });
+    (flow, six)
 }
 
 fn acknowledged(socket: &Socket) -> io::Result<()> {

@@ -41,6 +41,7 @@ use kept::Kept;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// The programs of one node, with what is attached where.
@@ -624,7 +625,9 @@ impl Plane for Kernel {
         let failed =
             |error: &dyn std::error::Error| PlaneError::Read { map: "FORWARD", reason: chain(error) };
         let forward = self.dataplane.forward().map_err(|error| failed(&error))?;
-        Ok(Box::new(move || refused::forget(&forward, mark)))
+        let flows6 = self.dataplane.map_fd("FLOWS6").map_err(|error| failed(&error))?;
+        let flows6 = flows6.try_clone_to_owned().map_err(|error| failed(&error))?;
+        Ok(Box::new(move || refused::forget(&forward, flows6.as_fd(), mark)))
     }
 
     fn sizes(&self) -> Vec<(&'static str, u64)> {

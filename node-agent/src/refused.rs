@@ -7,9 +7,11 @@
 use crate::conntrack;
 use crate::desired::Policy;
 use crate::flows::Flows;
-use aegis_common::{FlowKey, ForwardValue};
+use crate::sweep;
+use aegis_common::{Flow6Key, Flow6Value, FlowKey, ForwardValue, PodValue};
 use std::collections::HashSet;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 /// Shortest time between two looks, which go through all of conntrack.
@@ -20,24 +22,31 @@ pub fn may_uncover(before: &Policy, after: &Policy) -> bool {
     let same_rules = before.verdicts == after.verdicts
         && before.destinations == after.destinations
         && before.ports == after.ports;
-    let class_changed = before.pods.iter().any(|(address, pod)| {
-        after
-            .pods
-            .get(address)
-            .is_some_and(|now| now.incarnation == pod.incarnation && now.class != pod.class)
-    });
+    let changed = |pod: &PodValue, now: Option<&PodValue>| {
+        now.is_some_and(|now| now.incarnation == pod.incarnation && now.class != pod.class)
+    };
+    let class_changed = before.pods.iter().any(|(address, pod)| changed(pod, after.pods.get(address)))
+        || before.pods6.iter().any(|(address, pod)| changed(pod, after.pods6.get(address)));
     !same_rules || class_changed
 }
 
-/// Forgets connections with this mark of which `FORWARD` has no flow. Gives how many there were.
-pub fn forget(forward: &Flows<ForwardValue>, mark: u32) -> io::Result<usize> {
+/// Forgets connections with this mark of which `FORWARD` has no flow, or `FLOWS6` (`flows6`). Gives how many there were.
+pub fn forget(forward: &Flows<ForwardValue>, flows6: BorrowedFd<'_>, mark: u32) -> io::Result<usize> {
     // In this order: a flow is entered a moment after conntrack has its first packet.
     let mut connections = conntrack::marked(mark)?;
-    let mut without: HashSet<FlowKey> = connections.iter().map(|connection| connection.flow).collect();
+    let v4 = connections.iter().filter(|connection| connection.flow6.is_none());
+    let mut without: HashSet<FlowKey> = v4.map(|connection| connection.flow).collect();
     if !without.is_empty() {
         forward.for_each(|key, _| _ = without.remove(key));
     }
-    connections.retain(|connection| without.contains(&connection.flow));
+    let mut without6: HashSet<Flow6Key> = connections.iter().filter_map(|it| it.flow6).collect();
+    if !without6.is_empty() {
+        sweep::for_each(flows6, |key: &Flow6Key, _: &Flow6Value| _ = without6.remove(key))?;
+    }
+    connections.retain(|connection| match &connection.flow6 {
+        Some(flow) => without6.contains(flow),
+        None => without.contains(&connection.flow),
+    });
     conntrack::remove(&connections)
 }
 
@@ -68,7 +77,6 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aegis_common::PodValue;
     use std::net::Ipv4Addr;
 
     #[test]

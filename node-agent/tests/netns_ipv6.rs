@@ -8,6 +8,7 @@ mod support;
 use aegis_node_agent::conntrack;
 use aegis_node_agent::nft::six::Rules6;
 use aegis_node_agent::nft::{Firewall, Outcome};
+use aegis_node_agent::refused;
 use netns_support::{Namespace, need_root};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -105,17 +106,22 @@ fn sender(to: &UdpSocket) -> SocketAddr {
 /// Runs with programs and tables of a node. In a thread of its own: its mounts are nobody else's, and namespaces must go where they
 /// came from.
 fn with_programs(lab: &mut Lab, body: impl FnOnce(&mut Lab) + Send) {
+    with_world(lab, |lab, _| body(lab));
+}
+
+/// The same, with what the programs know.
+fn with_world(lab: &mut Lab, body: impl FnOnce(&mut Lab, &mut World) + Send) {
     assert_eq!(lab.ensure(&rules(), false), Outcome::Written);
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let mut world = World::new();
             six(&mut world);
-            let world = &mut world;
+            let known = &mut world;
             lab.node.enter(move || {
-                world.plane.attach_uplink("eth0", UPLINK).unwrap();
-                world.plane.attach_pod_device("pod0", POD_DEVICE).unwrap();
+                known.plane.attach_uplink("eth0", UPLINK).unwrap();
+                known.plane.attach_pod_device("pod0", POD_DEVICE).unwrap();
             });
-            body(lab);
+            body(lab, &mut world);
         });
         thread.join().unwrap();
     });
@@ -217,6 +223,22 @@ fn of_a_pod_that_is_gone_nothing_is_asked_for_any_more() {
         // What asks anew is answered.
         origin.send_to(b"answer", ask()).unwrap();
         assert_eq!(sender(&pod), origin.local_addr().unwrap());
+    });
+}
+
+#[test]
+fn what_was_refused_is_forgotten_and_what_lives_is_not() {
+    let mut lab = Lab::new();
+    with_world(&mut lab, |lab, world| {
+        let (live, refused, origin) = (udp(&lab.pod, POD6), udp(&lab.pod, POD6), udp(&lab.origin, ORIGIN6));
+        live.send_to(b"question", origin.local_addr().unwrap()).unwrap();
+        let seen = sender(&origin);
+        refused.send_to(b"question", SocketAddr::from((DENIED6, 53))).unwrap();
+        let (forward, flows) = (world.plane.forward().unwrap(), world.plane.map_fd("FLOWS6").unwrap());
+        let forget = || lab.node.enter(|| refused::forget(&forward, flows, MARK).unwrap());
+        assert_eq!((forget(), forget()), (1, 0));
+        origin.send_to(b"answer", seen).unwrap();
+        assert_eq!(sender(&live), origin.local_addr().unwrap());
     });
 }
 
