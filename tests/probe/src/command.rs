@@ -9,7 +9,7 @@
 //! the beginning of an HTTP request, which is answered with the source. UDP ports answer each datagram by its first
 //! byte: [`WHO`], [`REPLY`], [`SINK`], anything else is echoed.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use serde::Deserialize;
 
@@ -37,7 +37,7 @@ pub enum Command {
         /// Name of the group; opening again adds to it.
         name: String,
         /// Server.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// How many.
         count: usize,
         /// How many at a time.
@@ -68,7 +68,7 @@ pub enum Command {
     /// Opens one TCP connection, asks for the source seen, closes: `{ok, ms, source, local}` or `{ok: false, ms, failure}`.
     Connect {
         /// Server.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// For the whole.
         #[serde(default = "timeout")]
         timeout_ms: u64,
@@ -76,7 +76,7 @@ pub enum Command {
     /// Sends one datagram and awaits the answer: `{ok, ms, received, source}` or `{ok: false, ms, failure}`.
     Udp {
         /// Server.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// A connected socket learns of ICMP errors; an unconnected one does not.
         #[serde(default = "yes")]
         connected: bool,
@@ -111,7 +111,7 @@ pub enum Command {
     /// Receives so many bytes and checks their digest: `{ok, bytes, ms, failure}`.
     Download {
         /// Server.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// How many.
         bytes: u64,
         /// For the whole.
@@ -121,7 +121,7 @@ pub enum Command {
     /// Sends so many bytes and checks the digest that comes back: `{ok, bytes, ms, failure}`.
     Upload {
         /// Server.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// How many.
         bytes: u64,
         /// For the whole.
@@ -145,7 +145,7 @@ pub enum Command {
         /// Name of the job.
         name: String,
         /// Server.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// Tasks at a time.
         #[serde(default = "one_task")]
         parallel: usize,
@@ -161,7 +161,7 @@ pub enum Command {
         /// Name of the job.
         name: String,
         /// Server.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// Between two datagrams.
         interval_ms: u64,
         /// Payload, at least 9.
@@ -188,7 +188,7 @@ pub enum Command {
     /// Every connection and UDP source since the last `reset`, oldest first.
     Records {
         /// Only of this source address.
-        source: Option<Ipv4Addr>,
+        source: Option<IpAddr>,
     },
     /// Forgets what came in.
     Reset,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::proxy;
 
 /// Opens connections to a server's echo, so many at a time.
 pub async fn open(
-    to: SocketAddrV4,
+    to: SocketAddr,
     wanted: usize,
     parallel: usize,
     limit: Duration,
@@ -48,7 +48,7 @@ pub async fn open(
 }
 
 /// Connects, and lets one byte go around: only then is the connection known to work both ways.
-async fn connect_echo(to: SocketAddrV4) -> io::Result<TcpStream> {
+async fn connect_echo(to: SocketAddr) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(to).await?;
     stream.set_nodelay(true)?;
     stream.write_all(&[ECHO]).await?;
@@ -99,7 +99,7 @@ pub fn close(streams: Vec<TcpStream>, reset: bool) -> Value {
 }
 
 /// One connection that asks for the source the server sees.
-pub async fn connect(to: SocketAddrV4, limit: Duration) -> Value {
+pub async fn connect(to: SocketAddr, limit: Duration) -> Value {
     let begin = Instant::now();
     let result = within(limit, ask(to)).await;
     let ms = milliseconds(begin.elapsed());
@@ -109,7 +109,7 @@ pub async fn connect(to: SocketAddrV4, limit: Duration) -> Value {
     }
 }
 
-async fn ask(to: SocketAddrV4) -> io::Result<(String, SocketAddr)> {
+async fn ask(to: SocketAddr) -> io::Result<(String, SocketAddr)> {
     let mut stream = TcpStream::connect(to).await?;
     let local = stream.local_addr()?;
     stream.write_all(&[WHO]).await?;
@@ -144,7 +144,7 @@ impl Churn {
 }
 
 /// Connects, asks, closes, without end. The caller ends it by aborting the task.
-pub async fn churn(to: SocketAddrV4, pause: Duration, limit: Duration, statistics: Arc<Mutex<Churn>>) {
+pub async fn churn(to: SocketAddr, pause: Duration, limit: Duration, statistics: Arc<Mutex<Churn>>) {
     loop {
         let begin = Instant::now();
         let result = within(limit, ask(to)).await;

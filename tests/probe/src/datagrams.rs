@@ -1,7 +1,7 @@
 //! UDP: one question, or a stream without end.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::failure::{Tally, count, kind, within};
 /// One datagram to send.
 pub struct Question {
     /// Server.
-    pub to: SocketAddrV4,
+    pub to: SocketAddr,
     /// A connected socket learns of ICMP errors.
     pub connected: bool,
     /// Payload.
@@ -39,8 +39,16 @@ pub async fn ask(question: &Question) -> Value {
     }
 }
 
+/// Any address of the family of the other side.
+fn any(to: SocketAddr, port: u16) -> SocketAddr {
+    match to {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, port).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, port).into(),
+    }
+}
+
 async fn exchange(question: &Question) -> io::Result<(usize, Option<String>)> {
-    let socket = UdpSocket::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, question.port))).await?;
+    let socket = UdpSocket::bind(any(question.to, question.port)).await?;
     let mut payload = match question.reply_bytes {
         Some(size) => [&[REPLY][..], &size.to_be_bytes()].concat(),
         None => vec![WHO],
@@ -109,14 +117,14 @@ impl Stream {
 
 /// Sends numbered datagrams from one socket until aborted, and counts the echoes.
 pub async fn stream(
-    to: SocketAddrV4,
+    to: SocketAddr,
     interval: Duration,
     bytes: usize,
     echo: bool,
     statistics: Arc<Mutex<Stream>>,
 ) {
     let lock = || statistics.lock().unwrap_or_else(PoisonError::into_inner);
-    let socket = match UdpSocket::bind("0.0.0.0:0").await {
+    let socket = match UdpSocket::bind(any(to, 0)).await {
         Ok(socket) => socket,
         Err(error) => return count(&mut lock().failed, &error),
     };

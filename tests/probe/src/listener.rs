@@ -1,7 +1,7 @@
 //! The server's side: TCP and UDP ports that answer and record.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -22,18 +22,34 @@ pub fn lock(records: &Shared) -> MutexGuard<'_, Records> {
     records.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Serves TCP and UDP on a port until the process ends.
+/// Serves TCP and UDP on a port until the process ends, over both families where there are both.
 pub fn start(port: u16, records: &Shared) -> anyhow::Result<()> {
-    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-    let listener = tcp(address).with_context(|| format!("listen on TCP port {port}"))?;
-    let socket = udp(address).with_context(|| format!("listen on UDP port {port}"))?;
-    tokio::spawn(accept(listener, port, records.clone()));
-    tokio::spawn(answer(socket, port, records.clone()));
+    serve((Ipv4Addr::UNSPECIFIED, port).into(), records)?;
+    if std::path::Path::new("/proc/net/if_inet6").exists() {
+        serve((Ipv6Addr::UNSPECIFIED, port).into(), records)?;
+    }
     Ok(())
 }
 
+fn serve(address: SocketAddr, records: &Shared) -> anyhow::Result<()> {
+    let listener = tcp(address).with_context(|| format!("listen on TCP {address}"))?;
+    let socket = udp(address).with_context(|| format!("listen on UDP {address}"))?;
+    tokio::spawn(accept(listener, address.port(), records.clone()));
+    tokio::spawn(answer(socket, address.port(), records.clone()));
+    Ok(())
+}
+
+/// A socket for one family only.
+fn socket(address: SocketAddr, kind: Type) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), kind, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
+}
+
 fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    let socket = socket(address, Type::STREAM)?;
     socket.set_reuse_address(true)?;
     // Several processes may serve a port together: one has descriptors for so many connections.
     socket.set_reuse_port(true)?;
@@ -45,7 +61,7 @@ fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    let socket = socket(address, Type::DGRAM)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
     socket.set_recv_buffer_size(4 << 20)?;
@@ -56,7 +72,7 @@ fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
 async fn accept(listener: TcpListener, port: u16, records: Shared) {
     loop {
         match listener.accept().await {
-            Ok((stream, SocketAddr::V4(source))) => {
+            Ok((stream, source)) => {
                 let index = lock(&records).opened(Tuple { source, port }, now_ms());
                 let records = records.clone();
                 tokio::spawn(async move {
@@ -65,7 +81,6 @@ async fn accept(listener: TcpListener, port: u16, records: Shared) {
                     lock(&records).closed(index, now_ms());
                 });
             }
-            Ok(_) => {}
             Err(error) => {
                 eprintln!("accept on port {port}: {error}");
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -74,7 +89,7 @@ async fn accept(listener: TcpListener, port: u16, records: Shared) {
     }
 }
 
-async fn converse(mut stream: TcpStream, source: SocketAddrV4) -> io::Result<()> {
+async fn converse(mut stream: TcpStream, source: SocketAddr) -> io::Result<()> {
     stream.set_nodelay(true)?;
     match stream.read_u8().await? {
         ECHO => {
@@ -103,9 +118,9 @@ async fn answer(socket: UdpSocket, port: u16, records: Shared) {
     let mut buffer = vec![0; 65_536];
     loop {
         let (length, source) = match socket.recv_from(&mut buffer).await {
-            Ok((length, SocketAddr::V4(source))) => (length, source),
+            Ok(received) => received,
             // An ICMP error of an earlier answer shows up here; the next datagram is none the worse.
-            _ => continue,
+            Err(_) => continue,
         };
         lock(&records).datagram(Tuple { source, port }, now_ms());
         let received = &buffer[..length];

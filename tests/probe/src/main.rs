@@ -18,7 +18,7 @@ mod records;
 mod serve;
 mod transfer;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -79,7 +79,7 @@ enum Command {
         #[arg(long)]
         through: Option<SocketAddr>,
         /// Address of the server.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// Its port.
         port: u16,
     },

@@ -1,7 +1,7 @@
 //! Who came in: every TCP connection and every UDP source, as the server saw them.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Tuple {
     /// The other side.
-    pub source: SocketAddrV4,
+    pub source: SocketAddr,
     /// Port it came to.
     pub port: u16,
 }
@@ -57,7 +57,7 @@ pub struct Summary {
     /// Connections that are open (TCP).
     pub open: u64,
     /// Connections or datagrams by source address.
-    pub sources: BTreeMap<Ipv4Addr, u64>,
+    pub sources: BTreeMap<IpAddr, u64>,
     /// Distinct tuples.
     pub tuples: usize,
     /// Tuples that came with more than one connection, however much later.
@@ -95,7 +95,7 @@ impl Records {
     }
 
     /// Connections of a source, or all.
-    pub fn connections(&self, source: Option<Ipv4Addr>) -> Vec<&Connection> {
+    pub fn connections(&self, source: Option<IpAddr>) -> Vec<&Connection> {
         self.connections
             .iter()
             .filter(|c| source.is_none_or(|source| c.tuple.source.ip() == &source))
@@ -103,7 +103,7 @@ impl Records {
     }
 
     /// Datagrams of a source, or all.
-    pub fn datagrams(&self, source: Option<Ipv4Addr>) -> Vec<&Datagrams> {
+    pub fn datagrams(&self, source: Option<IpAddr>) -> Vec<&Datagrams> {
         self.datagrams
             .values()
             .filter(|d| source.is_none_or(|source| d.tuple.source.ip() == &source))

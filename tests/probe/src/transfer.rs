@@ -1,7 +1,7 @@
 //! Bulk data with a digest: both sides compute it, so a byte that a wrong checksum let through is noticed.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -73,20 +73,20 @@ pub async fn serve_upload(stream: &mut TcpStream) -> io::Result<()> {
 }
 
 /// Downloads and checks.
-pub async fn download(to: SocketAddrV4, bytes: u64) -> io::Result<()> {
+pub async fn download(to: SocketAddr, bytes: u64) -> io::Result<()> {
     let mut stream = begin(to, DOWNLOAD, bytes).await?;
     let digest = receive(&mut stream, bytes).await?;
     compare(&mut stream, digest).await
 }
 
 /// Uploads and checks.
-pub async fn upload(to: SocketAddrV4, bytes: u64) -> io::Result<()> {
+pub async fn upload(to: SocketAddr, bytes: u64) -> io::Result<()> {
     let mut stream = begin(to, UPLOAD, bytes).await?;
     let digest = send(&mut stream, bytes).await?;
     compare(&mut stream, digest).await
 }
 
-async fn begin(to: SocketAddrV4, purpose: u8, bytes: u64) -> io::Result<TcpStream> {
+async fn begin(to: SocketAddr, purpose: u8, bytes: u64) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(to).await?;
     stream.write_u8(purpose).await?;
     stream.write_u64(bytes).await?;
@@ -113,7 +113,7 @@ mod tests {
     #[tokio::test]
     async fn a_wrong_digest_is_noticed() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let std::net::SocketAddr::V4(to) = listener.local_addr().unwrap() else { panic!() };
+        let to = listener.local_addr().unwrap();
         let server = tokio::spawn(async move {
             for right in [true, false] {
                 let (mut stream, _) = listener.accept().await.unwrap();

@@ -1,7 +1,7 @@
 //! Talks to a pod of the lab from within its node: at once, and also while the API server is away. Elsewhere through the
 //! API server, like everybody.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
@@ -70,7 +70,8 @@ impl Inside {
     }
 
     /// As [`Pod::open`].
-    pub async fn open(&self, name: &str, to: SocketAddrV4, count: usize) -> anyhow::Result<()> {
+    pub async fn open(&self, name: &str, to: impl Into<SocketAddr>, count: usize) -> anyhow::Result<()> {
+        let to: SocketAddr = to.into();
         let answer = self.call(json!({"do": "open", "name": name, "to": to, "count": count})).await?;
         ensure!(answer["opened"] == count, "{}: opened of {count}: {answer}", self.pod.name());
         Ok(())
@@ -90,6 +91,26 @@ impl Inside {
             Some(source) => Ok(*source.parse::<SocketAddrV4>()?.ip()),
             None => Err(answer["failure"].as_str().unwrap_or("no failure named").to_owned()),
         })
+    }
+
+    /// The same over IPv6.
+    pub async fn source6(&self, to: SocketAddrV6) -> anyhow::Result<Result<Ipv6Addr, String>> {
+        let answer = self.call(json!({"do": "connect", "to": to})).await?;
+        Ok(match answer["source"].as_str() {
+            Some(source) => Ok(*source.parse::<SocketAddrV6>()?.ip()),
+            None => Err(answer["failure"].as_str().unwrap_or("no failure named").to_owned()),
+        })
+    }
+
+    /// Runs a program of this machine in the pod's network, and returns whether it succeeded and what it printed. Only in
+    /// the lab.
+    pub async fn program(&self, program: &str, arguments: &[&str]) -> anyhow::Result<(bool, String)> {
+        let door = self.door.as_ref().context("needs the lab")?;
+        let mut command = door.command(program)?;
+        command.args(arguments);
+        let output = tokio::task::spawn_blocking(move || command.output()).await??;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
     }
 
     /// Starts to make connections without end, a few at a time.

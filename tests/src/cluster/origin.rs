@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, SocketAddrV6, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use crate::lab::Lab;
@@ -37,7 +37,8 @@ pub struct Summary {
     pub total: u64,
     /// Connections that are open (TCP).
     pub open: u64,
-    /// By source address.
+    /// By source address, of IPv4.
+    #[serde(deserialize_with = "of_v4")]
     pub sources: BTreeMap<Ipv4Addr, u64>,
     /// Distinct source addresses and ports, with the port they came to.
     pub tuples: u64,
@@ -90,6 +91,13 @@ impl Origin {
         SocketAddrV4::new(self.address, PORT + index % 10)
     }
 
+    /// One of its ten ports over IPv6. Only in the lab.
+    pub fn port6(&self, index: u16) -> anyhow::Result<SocketAddrV6> {
+        let origin = ORIGINS.into_iter().find(|origin| origin.address == self.address);
+        let address = origin.context("needs the lab")?.address6();
+        Ok(SocketAddrV6::new(address, PORT + index % 10, 0, 0))
+    }
+
     /// Has the origin carry out a command (`tests/probe/src/command.rs` lists them).
     pub async fn call(&self, command: Value) -> anyhow::Result<Value> {
         let origin = self.clone();
@@ -115,6 +123,16 @@ impl Origin {
     pub async fn reset(&self) -> anyhow::Result<()> {
         self.call(json!({"do": "reset"})).await.map(drop)
     }
+}
+
+/// An origin serves both families, and tells of both.
+fn of_v4<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<Ipv4Addr, u64>, D::Error> {
+    let all = BTreeMap::<IpAddr, u64>::deserialize(from)?;
+    let v4 = all.into_iter().filter_map(|(source, count)| match source {
+        IpAddr::V4(source) => Some((source, count)),
+        IpAddr::V6(_) => None,
+    });
+    Ok(v4.collect())
 }
 
 fn ask(mut stream: impl Read + Write, line: &str) -> anyhow::Result<Value> {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::plan::{API_PORT, CONTROL_PLANE, Plan, SERVICES};
+use super::plan::{API_PORT, CONTROL_PLANE, Plan, SERVICES, SERVICES6};
 use super::process::{Daemon, Process};
 use super::topology::namespace_path;
 
@@ -47,7 +47,7 @@ fn arguments(pki: &str, state: &str, component: &str) -> Vec<String> {
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
             format!("--service-account-key-file={pki}/sa.pub"),
             format!("--service-account-signing-key-file={pki}/sa.key"),
-            format!("--service-cluster-ip-range={SERVICES}"),
+            format!("--service-cluster-ip-range={SERVICES},{SERVICES6}"),
             format!("--tls-cert-file={pki}/apiserver.crt"),
             format!("--tls-private-key-file={pki}/apiserver.key"),
             format!("--client-ca-file={pki}/ca.crt"),

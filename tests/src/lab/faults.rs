@@ -154,6 +154,11 @@ impl Lab {
         topology::pin(self.plan(), address, nodes)
     }
 
+    /// Sends one /64 of the egress range to these nodes; with none, it follows the range again.
+    pub fn pin6(&self, network: ipnet::Ipv6Net, nodes: &[Node]) -> anyhow::Result<()> {
+        topology::pin6(self.plan(), network, nodes)
+    }
+
     /// Spreads the egress range over these nodes.
     pub fn spread(&self, nodes: &[Node]) -> anyhow::Result<()> {
         topology::spread(self.plan(), nodes)

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::Context;
 
-use super::plan::{Node, PODS, Plan};
+use super::plan::{Node, PODS, PODS6, Plan};
 use super::process::{Daemon, Process, finish};
 use super::state::State;
 use super::{cgroup, pki, topology};
@@ -59,7 +59,7 @@ pub fn start(plan: &Plan, state: &State, node: Node) -> anyhow::Result<Process> 
             node.name(),
             data.display().to_string(),
             state.tools.display().to_string(),
-            node.address().to_string(),
+            format!("{},{}", node.address(), node.address6()),
         ]
         .into(),
         network: &topology::namespace_path(&plan.namespace(&node.name())),
@@ -137,11 +137,12 @@ state = "/run/containerd"
 }
 
 fn network(node: Node) -> String {
-    let range = node.pods();
+    let (v4, v6) = (node.pods(), node.pods6());
     format!(
         r#"{{"cniVersion": "1.0.0", "name": "aegis", "plugins": [
   {{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
-    "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "{range}"}}]], "routes": [{{"dst": "0.0.0.0/0"}}]}}}},
+    "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "{v4}"}}], [{{"subnet": "{v6}"}}]],
+              "routes": [{{"dst": "0.0.0.0/0"}}, {{"dst": "::/0"}}]}}}},
   {{"type": "portmap", "capabilities": {{"portMappings": true}}}}
 ]}}
 "#
@@ -180,7 +181,7 @@ kind: KubeProxyConfiguration
 clientConnection: {{kubeconfig: {FILES}/kube-proxy.kubeconfig}}
 hostnameOverride: {}
 mode: nftables
-clusterCIDR: {PODS}
+clusterCIDR: {PODS},{PODS6}
 conntrack: {{maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}}
 oomScoreAdj: 0
 "#,

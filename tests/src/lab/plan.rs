@@ -3,11 +3,11 @@
 //! Everything inside the lab's network namespaces is the same for every instance (nothing of it is visible outside);
 //! what lies outside carries the instance's name, and the one link to the root namespace has a subnet of its own.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use anyhow::ensure;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 /// Instance used when neither `--instance` nor `AEGIS_LAB` names one.
 pub const DEFAULT_INSTANCE: &str = "aegis";
@@ -15,14 +15,24 @@ pub const DEFAULT_INSTANCE: &str = "aegis";
 pub const MAX_INSTANCE: usize = 12;
 /// The network of nodes, control plane and router.
 pub const LAN: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 99, 0, 0), 24);
+/// The same over IPv6.
+pub const LAN6: Ipv6Net = v6([0x2001, 0xdb8, 0x99, 0], 64);
 /// The range that the router spreads over the nodes; egress addresses are taken from it.
 pub const EGRESS: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(203, 0, 113, 0), 24);
+/// The same over IPv6: egress /64s are taken from it.
+pub const EGRESS6: Ipv6Net = v6([0x2001, 0xdb8, 0x203, 0], 48);
 /// All pod ranges together.
 pub const PODS: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);
+/// The same over IPv6.
+pub const PODS6: Ipv6Net = v6([0xfd00, 0x10, 0x244, 0], 48);
 /// Addresses of services.
 pub const SERVICES: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16);
+/// The same over IPv6.
+pub const SERVICES6: Ipv6Net = v6([0xfd00, 0x10, 0x96, 0], 112);
 /// The router on the LAN: default gateway of nodes and control plane.
 pub const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 254);
+/// The same over IPv6, for nodes.
+pub const ROUTER6: Ipv6Addr = host(LAN6, 0xfe);
 /// The control plane on the LAN.
 pub const CONTROL_PLANE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 250);
 /// Port of the API server.
@@ -31,8 +41,18 @@ pub const API_PORT: u16 = 6443;
 pub const NODES: [Node; 3] = [Node { index: 1 }, Node { index: 2 }, Node { index: 3 }];
 /// The origins, in order.
 pub const ORIGINS: [Origin; 2] = [
-    Origin { name: "o1", address: Ipv4Addr::new(198, 51, 100, 10), gateway: Ipv4Addr::new(198, 51, 100, 1) },
-    Origin { name: "o2", address: Ipv4Addr::new(192, 0, 2, 10), gateway: Ipv4Addr::new(192, 0, 2, 1) },
+    Origin {
+        name: "o1",
+        address: Ipv4Addr::new(198, 51, 100, 10),
+        gateway: Ipv4Addr::new(198, 51, 100, 1),
+        range6: v6([0x2001, 0xdb8, 0x51, 0], 64),
+    },
+    Origin {
+        name: "o2",
+        address: Ipv4Addr::new(192, 0, 2, 10),
+        gateway: Ipv4Addr::new(192, 0, 2, 1),
+        range6: v6([0x2001, 0xdb8, 0x52, 0], 64),
+    },
 ];
 /// TCP and UDP ports on which the origins serve.
 pub const ORIGIN_PORTS: &str = "7000-7009";
@@ -43,6 +63,15 @@ pub const STATES: &str = "/run/aegis-lab";
 const LINKS: Ipv4Addr = Ipv4Addr::new(10, 213, 0, 0);
 /// Number of /30 in the range of [`LINKS`] (a /16).
 pub const LINK_COUNT: u16 = 1 << 14;
+
+const fn v6([a, b, c, d]: [u16; 4], length: u8) -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0), length)
+}
+
+/// An address of a /64.
+const fn host(range: Ipv6Net, last: u16) -> Ipv6Addr {
+    Ipv6Addr::from_bits(range.addr().to_bits() | last as u128)
+}
 
 /// One node of the lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +99,16 @@ impl Node {
         Ipv4Addr::new(10, 99, 0, self.index)
     }
 
+    /// The same over IPv6.
+    pub fn address6(self) -> Ipv6Addr {
+        host(LAN6, self.index.into())
+    }
+
+    /// Range of the node's pods over IPv6.
+    pub fn pods6(self) -> Ipv6Net {
+        v6([0xfd00, 0x10, 0x244, self.index.into()], 64)
+    }
+
     /// Range of the node's pods.
     pub fn pods(self) -> Ipv4Net {
         Ipv4Net::new_assert(Ipv4Addr::new(10, 244, self.index, 0), 24)
@@ -90,9 +129,21 @@ pub struct Origin {
     pub address: Ipv4Addr,
     /// The router on that /24.
     pub gateway: Ipv4Addr,
+    /// Its /64, of which it and the router have an address.
+    pub range6: Ipv6Net,
 }
 
 impl Origin {
+    /// Its IPv6 address.
+    pub fn address6(self) -> Ipv6Addr {
+        host(self.range6, 0x10)
+    }
+
+    /// The router's, on the same link.
+    pub fn gateway6(self) -> Ipv6Addr {
+        host(self.range6, 1)
+    }
+
     /// The origin with this name.
     pub fn named(name: &str) -> anyhow::Result<Self> {
         ORIGINS
@@ -241,8 +292,15 @@ mod tests {
                 assert!(!a.contains(b) && !b.contains(a), "{a} overlaps {b}");
             }
         }
+        let ranges = [LAN6, EGRESS6, PODS6, SERVICES6, ORIGINS[0].range6, ORIGINS[1].range6];
+        for (i, a) in ranges.iter().enumerate() {
+            for b in &ranges[i + 1..] {
+                assert!(!a.contains(b) && !b.contains(a), "{a} overlaps {b}");
+            }
+        }
         for node in NODES {
             assert!(PODS.contains(&node.pods()) && LAN.contains(&node.address()));
+            assert!(PODS6.contains(&node.pods6()) && LAN6.contains(&node.address6()));
             assert_eq!(Node::named(&node.name()).unwrap(), node);
         }
         assert!(Node::named("n4").is_err());

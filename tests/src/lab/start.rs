@@ -269,12 +269,12 @@ pub async fn wait_api(client: &kube::Client, limit: Duration) -> anyhow::Result<
 
 /// Declares a node with its pod range and zone; kubelet adopts it, or has been first.
 pub async fn declare(client: &kube::Client, node: Node) -> anyhow::Result<()> {
-    let range = node.pods().to_string();
+    let (v4, v6) = (node.pods().to_string(), node.pods6().to_string());
     let object = json!({
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": node.name(), "labels": {"topology.kubernetes.io/zone": node.zone()}},
-        "spec": {"podCIDR": range, "podCIDRs": [range]},
+        "spec": {"podCIDR": v4, "podCIDRs": [v4, v6]},
     });
     let parameters = PatchParams::apply("aegis-lab").force();
     Api::<NodeObject>::all(client.clone())

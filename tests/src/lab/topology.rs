@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
-use super::plan::{CONTROL_PLANE, EGRESS, LAN, Link, NODES, Node, ORIGINS, Plan, ROUTER};
+use super::plan::{
+    CONTROL_PLANE, EGRESS, EGRESS6, LAN, LAN6, Link, NODES, Node, ORIGINS, Plan, ROUTER, ROUTER6,
+};
 use super::process::{in_network, run};
 
 /// Path of a network namespace made by `ip netns add`.
@@ -24,6 +26,7 @@ pub fn build(plan: &Plan, link: Link) -> anyhow::Result<()> {
         // nodes would then send to a gateway that is nobody.
         "link add lan address 02:00:0a:63:00:fe type bridge".to_owned(),
         format!("addr add {ROUTER}/{} dev lan", LAN.prefix_len()),
+        format!("addr add {ROUTER6}/{} dev lan nodad", LAN6.prefix_len()),
         "link set lan up".to_owned(),
         format!("link add cp type veth peer name eth0 netns {cp}"),
         "link set cp master lan up".to_owned(),
@@ -33,6 +36,7 @@ pub fn build(plan: &Plan, link: Link) -> anyhow::Result<()> {
         root.push(format!("netns add {namespace}"));
         lines.push(format!("link add {} type veth peer name eth0 netns {namespace}", origin.name));
         lines.push(format!("addr add {}/24 dev {}", origin.gateway, origin.name));
+        lines.push(format!("addr add {}/64 dev {} nodad", origin.gateway6(), origin.name));
         lines.push(format!("link set {} up", origin.name));
     }
     root.push(format!("link add {} type veth peer name root netns {cp}", plan.root_device()));
@@ -55,8 +59,10 @@ pub fn build(plan: &Plan, link: Link) -> anyhow::Result<()> {
         let lines = [
             "link set lo up".to_owned(),
             format!("addr add {}/24 dev eth0", origin.address),
+            format!("addr add {}/64 dev eth0 nodad", origin.address6()),
             "link set eth0 up".to_owned(),
             format!("route add default via {}", origin.gateway),
+            format!("route add default via {}", origin.gateway6()),
         ];
         batch(Some(&plan.namespace(origin.name)), &lines)?;
     }
@@ -70,6 +76,8 @@ pub fn build(plan: &Plan, link: Link) -> anyhow::Result<()> {
             ("net/ipv4/conf/default/rp_filter", "0"),
             ("net/ipv4/conf/all/send_redirects", "0"),
             ("net/ipv4/conf/lan/send_redirects", "0"),
+            ("net/ipv6/conf/all/forwarding", "1"),
+            ("net/ipv6/fib_multipath_hash_policy", "1"),
         ],
     )
 }
@@ -85,6 +93,7 @@ pub fn build_node(plan: &Plan, node: Node) -> anyhow::Result<()> {
             format!("link add {name} type veth peer name eth0 netns {namespace}"),
             format!("link set {name} master lan up"),
             format!("route replace {} via {}", node.pods(), node.address()),
+            format!("route replace {} via {}", node.pods6(), node.address6()),
         ],
     )?;
     batch(Some(&namespace), &node_lines(node))?;
@@ -99,6 +108,7 @@ pub fn build_node(plan: &Plan, node: Node) -> anyhow::Result<()> {
             ("net/ipv4/conf/all/send_redirects", "0"),
             ("net/ipv4/conf/default/send_redirects", "0"),
             ("net/ipv4/conf/eth0/send_redirects", "0"),
+            ("net/ipv6/conf/all/forwarding", "1"),
         ],
     )?;
     like_a_wire(&namespace_path(&plan.namespace("router")), &name)
@@ -116,17 +126,30 @@ fn node_lines(node: Node) -> Vec<String> {
     let mut lines = vec![
         "link set lo up".to_owned(),
         format!("addr add {}/{} dev eth0", node.address(), LAN.prefix_len()),
+        format!("addr add {}/{} dev eth0 nodad", node.address6(), LAN6.prefix_len()),
         "link set eth0 up".to_owned(),
         format!("route add default via {ROUTER}"),
+        format!("route add default via {ROUTER6}"),
     ];
     let others = NODES.into_iter().filter(|other| *other != node);
-    lines.extend(others.map(|other| format!("route add {} via {}", other.pods(), other.address())));
+    lines.extend(others.flat_map(|other| {
+        [
+            format!("route add {} via {}", other.pods(), other.address()),
+            format!("route add {} via {}", other.pods6(), other.address6()),
+        ]
+    }));
     lines
 }
 
-/// Spreads the egress range over these nodes by ECMP; with none, the router has no route to it.
+/// Spreads the egress ranges over these nodes by ECMP; with none, the router has no route to them.
 pub fn spread(plan: &Plan, nodes: &[Node]) -> anyhow::Result<()> {
-    route(plan, &EGRESS.to_string(), nodes)
+    route(plan, &EGRESS.to_string(), nodes)?;
+    route6(plan, &EGRESS6.to_string(), nodes)
+}
+
+/// Sends one /64 to these nodes; with none, it follows the range again.
+pub fn pin6(plan: &Plan, network: ipnet::Ipv6Net, nodes: &[Node]) -> anyhow::Result<()> {
+    route6(plan, &network.to_string(), nodes)
 }
 
 /// Sends one address (`203.0.113.7`) to these nodes; with none, the address follows the range again.
@@ -147,20 +170,35 @@ pub fn mac(plan: &Plan, node: Node) -> anyhow::Result<String> {
 }
 
 fn route(plan: &Plan, destination: &str, nodes: &[Node]) -> anyhow::Result<()> {
-    let router = plan.namespace("router");
-    if nodes.is_empty() {
-        let present = run("ip", &["-n", &router, "route", "show", "exact", destination])?;
-        return if present.is_empty() {
-            Ok(())
-        } else {
-            batch(Some(&router), &[format!("route del {destination}")])
-        };
-    }
-    batch(Some(&router), &[route_line(destination, nodes)])
+    let hops: Vec<String> = nodes.iter().map(|node| node.address().to_string()).collect();
+    route_by(plan, "-4", destination, &hops)
 }
 
-fn route_line(destination: &str, nodes: &[Node]) -> String {
-    let hops: String = nodes.iter().map(|node| format!(" nexthop via {}", node.address())).collect();
+fn route6(plan: &Plan, destination: &str, nodes: &[Node]) -> anyhow::Result<()> {
+    let hops: Vec<String> = nodes.iter().map(|node| node.address6().to_string()).collect();
+    route_by(plan, "-6", destination, &hops)
+}
+
+fn route_by(plan: &Plan, family: &str, destination: &str, hops: &[String]) -> anyhow::Result<()> {
+    let router = plan.namespace("router");
+    let present = || run("ip", &["-n", &router, family, "route", "show", "exact", destination]);
+    if !hops.is_empty() {
+        // Replacing would add to the next hops of IPv6.
+        let replaced = match family == "-6" && !present()?.is_empty() {
+            true => vec![format!("route del {destination}")],
+            false => Vec::new(),
+        };
+        let lines = [replaced, vec![route_line(destination, hops)]].concat();
+        return batch(Some(&router), &lines);
+    }
+    if present()?.is_empty() {
+        return Ok(());
+    }
+    batch(Some(&router), &[format!("route del {destination}")])
+}
+
+fn route_line(destination: &str, hops: &[String]) -> String {
+    let hops: String = hops.iter().map(|hop| format!(" nexthop via {hop}")).collect();
     format!("route replace {destination}{hops}")
 }
 
@@ -241,8 +279,8 @@ mod tests {
     #[test]
     fn ecmp_names_every_hop_once() {
         assert_eq!(
-            route_line("203.0.113.0/24", &NODES),
-            "route replace 203.0.113.0/24 nexthop via 10.99.0.1 nexthop via 10.99.0.2 nexthop via 10.99.0.3"
+            route_line("203.0.113.0/24", &["10.99.0.1", "10.99.0.2"].map(str::to_owned)),
+            "route replace 203.0.113.0/24 nexthop via 10.99.0.1 nexthop via 10.99.0.2"
         );
     }
 }

@@ -17,6 +17,7 @@ mod gone_agents;
 mod growth;
 mod hosts;
 mod inside;
+mod ipv6;
 mod l2;
 mod latency;
 mod leaving;

@@ -1,0 +1,266 @@
+//! IPv6: pods with addresses of both families, an allocation with a /64.
+
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, HoldingState, ZoneBinding, type_};
+use aegis_tests::cluster::{Cluster, Namespace, PATIENCE, wait_for};
+use aegis_tests::lab::Lab;
+use aegis_tests::lab::plan::{NODES, Node};
+use anyhow::{Context, ensure};
+use ipnet::Ipv6Net;
+use kube::api::{Api, DeleteParams, ListParams};
+use serde_json::json;
+
+use crate::account::{BOUND, allocation, holds, prefix};
+use crate::inside::Inside;
+
+/// Longest time for which something is waited for that must not come.
+const SILENCE_MS: u64 = 700;
+
+/// A namespace with a /64, and a binding of the first origin's range.
+struct Account {
+    namespace: Namespace,
+    network: Ipv6Net,
+}
+
+impl Account {
+    async fn new(cluster: &Cluster, name: &str) -> anyhow::Result<Account> {
+        let namespace = cluster.namespace(name).await?;
+        let network = free_network(cluster).await?;
+        let name = namespace.name();
+        namespace.apply(&prefix(name, &format!("'{network}'"), name)).await?;
+        let spec = format!(
+            "{{prefixes: [{name}], addresses: {{ipv6: 1}}, timeouts: {{tcpEstablishedSeconds: 600, \
+             tcpTransitorySeconds: 20, tcpClosedSeconds: 2, udpSeconds: 20, icmpSeconds: 10}}}}"
+        );
+        namespace.apply(&allocation("partners", &spec)).await?;
+        let zone = cluster.origin(0)?.port6(0)?;
+        let binding = format!(
+            "apiVersion: aegis.dev/v1alpha1\nkind: ZoneBinding\nmetadata: {{name: partners}}\nspec:\n  \
+             allocationRef: {{name: partners}}\n  workloads: {{podSelector: {{matchLabels: {{{}: {}}}}}}}\n  \
+             zone: {{cidrs: ['{}/128']}}\n",
+            BOUND.0,
+            BOUND.1,
+            zone.ip()
+        );
+        namespace.apply(&binding).await?;
+        let account = Account { namespace, network };
+        let (allocations, bindings) = (account.allocations(), account.bindings());
+        wait_for("the /64 and the binding to be programmed", PATIENCE, async || {
+            let (allocation, binding) = (allocations.get("partners").await?, bindings.get("partners").await?);
+            let generation = allocation.metadata.generation;
+            let conditions = allocation.status.map(|status| status.conditions).unwrap_or_default();
+            let all = [type_::ALLOCATED, type_::PROGRAMMED];
+            let allocated = all.iter().all(|type_| holds(&conditions, type_, generation));
+            let generation = binding.metadata.generation;
+            let conditions = binding.status.map(|status| status.conditions).unwrap_or_default();
+            Ok((allocated && holds(&conditions, type_::PROGRAMMED, generation)).then_some(()))
+        })
+        .await?;
+        Ok(account)
+    }
+
+    fn allocations(&self) -> Api<EgressAllocation> {
+        self.namespace.api()
+    }
+
+    fn bindings(&self) -> Api<ZoneBinding> {
+        self.namespace.api()
+    }
+
+    async fn object(&self) -> anyhow::Result<Option<EgressAddress>> {
+        let addresses: Api<EgressAddress> = Api::all(self.namespace.cluster().client());
+        let all = addresses.list(&ListParams::default()).await?.items;
+        Ok(all.into_iter().find(|object| object.spec.address == self.network.to_string()))
+    }
+
+    async fn pod(&self, name: &str, node: Node, bound: bool) -> anyhow::Result<Inside> {
+        let builder = self.namespace.pod(name).on(&node.name());
+        let builder = if bound { builder.label(BOUND.0, BOUND.1) } else { builder };
+        Inside::of(self.namespace.cluster(), builder.start().await?)
+    }
+}
+
+/// A /64 of the lab's range that no prefix has: what failed before may still drain.
+async fn free_network(cluster: &Cluster) -> anyhow::Result<Ipv6Net> {
+    let prefixes: Api<AegisPrefix> = Api::all(cluster.client());
+    let taken: Vec<String> =
+        prefixes.list(&ListParams::default()).await?.items.into_iter().map(|it| it.spec.cidr).collect();
+    let mut pool = (1..64u16).map(|last| Ipv6Addr::new(0x2001, 0xdb8, 0x203, last, 0, 0, 0, 0));
+    let free = pool.find(|address| !taken.contains(&format!("{address}/64")));
+    Ok(Ipv6Net::new(free.context("no /64 is free")?, 64)?)
+}
+
+/// Counts on the router what nodes send to an origin, from a /64 and from elsewhere, until it is dropped.
+struct Watch<'a> {
+    lab: &'a Lab,
+    table: String,
+}
+
+impl<'a> Watch<'a> {
+    fn new(lab: &'a Lab, network: Ipv6Net, to: Ipv6Addr) -> anyhow::Result<Watch<'a>> {
+        let table = format!("w{}", network.addr().segments()[3]);
+        let rules = format!(
+            "table ip6 {table} {{ counter right {{}}; counter wrong {{}}; \
+             chain pre {{ type filter hook prerouting priority raw; \
+             iif lan ip6 daddr {to} ip6 saddr {network} counter name right accept; \
+             iif lan ip6 daddr {to} counter name wrong; }}; }}"
+        );
+        let watch = Watch { lab, table };
+        let output = watch.lab.command_in("router", "nft").arg(&rules).output()?;
+        ensure!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(watch)
+    }
+
+    /// Packets from the /64, and others.
+    fn counts(&self) -> anyhow::Result<(u64, u64)> {
+        let mut nft = self.lab.command_in("router", "nft");
+        let output = nft.args(["-j", "list", "counters", "table", "ip6", &self.table]).output()?;
+        let listing: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let all = listing["nftables"].as_array().context("no counters")?;
+        let count = |name: &str| {
+            let found = all.iter().find(|it| it["counter"]["name"] == name);
+            found.and_then(|it| it["counter"]["packets"].as_u64()).context("no counter")
+        };
+        Ok((count("right")?, count("wrong")?))
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        let _ = self.lab.command_in("router", "nft").args(["delete", "table", "ip6", &self.table]).output();
+    }
+}
+
+/// A route of one /64 that goes with the value.
+struct Pinned<'a>(&'a Lab, Ipv6Net);
+
+impl Pinned<'_> {
+    fn to(&self, nodes: &[Node]) -> anyhow::Result<()> {
+        self.0.pin6(self.1, nodes)
+    }
+}
+
+impl Drop for Pinned<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.pin6(self.1, &[]);
+    }
+}
+
+#[tokio::test]
+async fn pods_leave_from_their_64_and_answers_find_them_wherever_they_enter() -> anyhow::Result<()> {
+    let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
+    let Some(lab) = cluster.lab() else { return Ok(()) };
+    let account = Account::new(&cluster, "six").await?;
+    let (origin, elsewhere) = (cluster.origin(0)?.port6(0)?, cluster.origin(1)?.port6(0)?);
+    let pods = futures::future::try_join_all(
+        NODES.map(async |node| account.pod(&format!("bound-{}", node.name()), node, true).await),
+    )
+    .await?;
+    let free = account.pod("free", NODES[0], false).await?;
+    let watch = Watch::new(lab, account.network, *origin.ip())?;
+    let entry = Pinned(lab, account.network);
+    let mut sources = std::collections::BTreeSet::new();
+    for node in NODES {
+        entry.to(&[node])?;
+        for pod in &pods {
+            let context = || format!("{} entering at {}", pod.node(), node.name());
+            let source = pod.source6(origin).await?.map_err(anyhow::Error::msg).with_context(context)?;
+            assert!(account.network.contains(&source), "{}: {source}", context());
+            sources.insert(source);
+            let udp = pod.call(json!({"do": "udp", "to": origin})).await?;
+            let seen = udp["source"].as_str().with_context(|| format!("{}: {udp}", context()))?;
+            assert_eq!(seen.parse::<std::net::SocketAddrV6>()?.ip(), &source, "one address for each pod");
+            // More than one packet each way, of full size.
+            let bytes = 2_000_000;
+            for way in ["download", "upload"] {
+                let transfer = pod.call(json!({"do": way, "to": origin, "bytes": bytes})).await?;
+                assert_eq!(transfer["ok"], true, "{}: {way}: {transfer}", context());
+            }
+            let (answered, text) =
+                pod.program("ping", &["-6", "-c", "2", "-W", "2", &origin.ip().to_string()]).await?;
+            assert!(answered, "{}: {text}", context());
+            // In fragments, which is nothing to the programs.
+            let big = ["-6", "-c", "1", "-W", "2", "-s", "4000", &origin.ip().to_string()];
+            let (answered, text) = pod.program("ping", &big).await?;
+            assert!(answered, "{}: {text}", context());
+        }
+    }
+    assert_eq!(sources.len(), pods.len(), "each pod has the same address throughout: {sources:?}");
+    let url = format!("http://[{}]:{}/", origin.ip(), origin.port());
+    let (got, body) = pods[0].program("curl", &["-6", "-sS", "-m", "5", &url]).await?;
+    assert!(got && sources.iter().any(|source| body.contains(&source.to_string())), "{body}");
+    let (right, wrong) = watch.counts()?;
+    assert!(right > 0 && wrong == 0, "{right} packets from the /64, {wrong} from elsewhere");
+    // What is not covered keeps the node's address.
+    let node = NODES[0].address6();
+    assert_eq!(free.source6(origin).await?, Ok(node), "a pod without the label");
+    assert_eq!(pods[0].source6(elsewhere).await?, Ok(node), "outside the zone");
+    Ok(())
+}
+
+#[tokio::test]
+async fn nobody_gets_in_through_a_64_who_was_not_asked() -> anyhow::Result<()> {
+    let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
+    let Some(_) = cluster.lab() else { return Ok(()) };
+    let account = Account::new(&cluster, "unasked-six").await?;
+    let (asked, stranger) = (cluster.origin(0)?, cluster.origin(1)?);
+    let pod = account.pod("bound", NODES[0], true).await?;
+    pod.call(json!({"do": "reset"})).await?;
+    let source = pod.source6(asked.port6(0)?).await?.map_err(anyhow::Error::msg)?;
+    // The port on which the pod itself serves, and the address that it was asked from a moment ago.
+    for from in [&asked, &stranger] {
+        let to = format!("[{source}]:8080");
+        for question in ["connect", "udp"] {
+            let answer = from.call(json!({"do": question, "to": to, "timeout_ms": SILENCE_MS})).await?;
+            assert_eq!(answer["failure"], "timeout", "{question}: {answer}");
+        }
+    }
+    let summary = pod.call(json!({"do": "summary"})).await?;
+    assert_eq!((&summary["tcp"]["total"], &summary["udp"]["total"]), (&json!(0), &json!(0)), "{summary}");
+    // What it asks for still comes.
+    assert_eq!(pod.source6(asked.port6(1)?).await?, Ok(source));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_64_drains_with_its_last_flow_and_nothing_new_leaves() -> anyhow::Result<()> {
+    let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
+    let Some(lab) = cluster.lab() else { return Ok(()) };
+    let account = Account::new(&cluster, "drained-six").await?;
+    let origin = cluster.origin(0)?.port6(0)?;
+    let pod = account.pod("bound", NODES[1], true).await?;
+    let watch = Watch::new(lab, account.network, *origin.ip())?;
+    pod.open("held", origin, 20).await?;
+    account.allocations().delete("partners", &DeleteParams::default()).await?;
+    let failure =
+        wait_for("new connections to be refused", PATIENCE, async || Ok(pod.source6(origin).await?.err()))
+            .await?;
+    assert_eq!(failure, "refused", "at once, not by a time-out");
+    // What is idle elsewhere rests; the node with the connections keeps its slice for as long as these live.
+    let states = async || -> anyhow::Result<Vec<(String, HoldingState)>> {
+        let object = account.object().await?.context("the /64 is gone")?;
+        Ok(object.spec.holdings.iter().map(|it| (it.node.clone(), it.state)).collect())
+    };
+    wait_for("the other nodes' slices to rest", PATIENCE, async || {
+        let rest = states().await?;
+        let rest = rest.iter().filter(|(_, state)| *state == HoldingState::Quarantined).count();
+        Ok((rest == NODES.len() - 1).then_some(()))
+    })
+    .await?;
+    assert!(
+        states().await?.contains(&(pod.node().to_owned(), HoldingState::Draining)),
+        "{:?}",
+        states().await?
+    );
+    pod.exchange("held", 20).await?;
+    pod.call(json!({"do": "close", "name": "held"})).await?;
+    wait_for("the last slice to rest", Duration::from_secs(120), async || {
+        Ok(states().await?.iter().all(|(_, state)| *state == HoldingState::Quarantined).then_some(()))
+    })
+    .await?;
+    assert_eq!(pod.source6(origin).await?, Err("refused".to_owned()), "no leak");
+    assert_eq!(watch.counts()?.1, 0, "from elsewhere");
+    Ok(())
+}
