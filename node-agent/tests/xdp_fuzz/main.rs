@@ -8,6 +8,7 @@
 mod frames;
 mod judge;
 mod random;
+mod six;
 mod state;
 #[path = "../support/mod.rs"]
 mod support;

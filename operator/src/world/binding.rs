@@ -2,14 +2,13 @@
 
 use super::prefix::cidr;
 use aegis_crds::ZoneBinding;
-use ipnet::IpNet;
 
 /// Says what is wrong.
 pub fn check(object: &ZoneBinding) -> Result<(), String> {
     let spec = &object.spec;
     for (index, range) in spec.zone.cidrs.iter().enumerate() {
-        if !matches!(cidr(range), Some(IpNet::V4(_))) {
-            return Err(format!("spec.zone.cidrs[{index}]: {range:?} is no IPv4 range without host bits"));
+        if cidr(range).is_none() {
+            return Err(format!("spec.zone.cidrs[{index}]: {range:?} is no range without host bits"));
         }
     }
     for (index, port) in spec.zone.ports.iter().enumerate() {

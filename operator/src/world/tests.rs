@@ -133,6 +133,7 @@ fn wrong_bindings_become_problems() {
     let all = json!({"allPods": true});
     let cases = [
         (all.clone(), json!({"cidrs": ["0.0.0.0/0", "203.0.113.1/24"]}), "spec.zone.cidrs[1]"),
+        (all.clone(), json!({"cidrs": ["::/0", "2001:db8::/32", "2001:db8::1/64"]}), "spec.zone.cidrs[2]"),
         (
             all,
             json!({"cidrs": ["0.0.0.0/0"], "ports": [{"port": 9, "endPort": 8}]}),
