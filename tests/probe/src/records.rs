@@ -98,7 +98,7 @@ impl Records {
     pub fn connections(&self, source: Option<IpAddr>) -> Vec<&Connection> {
         self.connections
             .iter()
-            .filter(|c| source.is_none_or(|source| c.tuple.source.ip() == &source))
+            .filter(|c| source.is_none_or(|source| c.tuple.source.ip() == source))
             .collect()
     }
 
@@ -106,7 +106,7 @@ impl Records {
     pub fn datagrams(&self, source: Option<IpAddr>) -> Vec<&Datagrams> {
         self.datagrams
             .values()
-            .filter(|d| source.is_none_or(|source| d.tuple.source.ip() == &source))
+            .filter(|d| source.is_none_or(|source| d.tuple.source.ip() == source))
             .collect()
     }
 
@@ -116,7 +116,7 @@ impl Records {
         let mut sources = BTreeMap::new();
         for connection in &self.connections {
             *tuples.entry(connection.tuple).or_default() += 1;
-            *sources.entry(*connection.tuple.source.ip()).or_default() += 1;
+            *sources.entry(connection.tuple.source.ip()).or_default() += 1;
         }
         Summary {
             total: self.connections.len() as u64,
@@ -131,7 +131,7 @@ impl Records {
     pub fn udp(&self) -> Summary {
         let mut sources = BTreeMap::new();
         for datagrams in self.datagrams.values() {
-            *sources.entry(*datagrams.tuple.source.ip()).or_default() += datagrams.count;
+            *sources.entry(datagrams.tuple.source.ip()).or_default() += datagrams.count;
         }
         Summary { total: sources.values().sum(), open: 0, sources, tuples: self.datagrams.len(), twice: 0 }
     }

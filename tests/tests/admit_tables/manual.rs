@@ -10,7 +10,7 @@ use std::fs;
 fn every_example_can_be_applied() {
     let server = server();
     let folder = repository().join("examples");
-    let mut ranges: Vec<ipnet::Ipv4Net> = Vec::new();
+    let mut ranges: Vec<ipnet::IpNet> = Vec::new();
     for entry in fs::read_dir(&folder).expect("list the examples") {
         let path = entry.expect("list the examples").path();
         let file = path.to_str().expect("the path is UTF-8");
