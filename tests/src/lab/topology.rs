@@ -97,6 +97,9 @@ pub fn build_node(plan: &Plan, node: Node) -> anyhow::Result<()> {
         ],
     )?;
     batch(Some(&namespace), &node_lines(node))?;
+    // One that comes back has another hardware address, and tells nobody by itself.
+    let (router, address) = (plan.namespace("router"), node.address6().to_string());
+    run("ip", &["-n", &router, "-6", "neigh", "flush", "dev", "lan", "to", &address])?;
     sysctl(
         plan,
         &name,
