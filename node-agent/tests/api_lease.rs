@@ -48,7 +48,7 @@ async fn a_lease_is_acquired_renewed_lost_and_acquired_anew() {
     let access = Access { client, namespace: NAMESPACE.into(), node: "n1".into() };
     tokio::spawn(keep(access, needed, holds, Metrics::default(), || {}));
     let read = told(&mut hold, "a read", |hold| hold.read.is_some()).await.read.unwrap();
-    assert_eq!(read.epochs.get(&Ipv4Addr::new(203, 0, 113, 1)), Some(&7));
+    assert_eq!(read.epochs.get(&Ipv4Addr::new(203, 0, 113, 1).into()), Some(&7));
     let lease = leases.get("aegis-node-n1").await.unwrap();
     assert_eq!(lease.spec.unwrap().holder_identity.as_deref(), Some("n1"));
     assert_eq!(lease.metadata.owner_references.unwrap()[0].name, "n1");
