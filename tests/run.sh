@@ -53,8 +53,11 @@ else
   absent+=("licences and advisories (cargo-deny is not installed)")
 fi
 suite unit cargo test --no-fail-fast --workspace --lib --bins
-# Those of the rules need nothing but a processor.
+# What needs nothing but a processor.
 behind "planner properties" cargo test --no-fail-fast --package aegis-core --test '*'
+# As the lab compiles them for the images: with other packages beside them they would have other features, and be compiled anew.
+limit=1800 behind "operator and agent are compiled" cargo build --quiet --release --target x86_64-unknown-linux-musl \
+  --package aegis-operator --package aegis-node-agent
 integration "resource types" aegis-crds ""
 suite chart helm lint --quiet charts/aegis
 integration packet aegis-node-agent "" --test-threads=1
@@ -70,7 +73,6 @@ lab_is_up=maybe
 if suite "lab starts" "${lab[@]}" up; then
   integration lab aegis-tests lab --test-threads=1
   # Ports rest two minutes between two nodes, and slices that are not needed stay ten: tests would have to wait for both.
-  # The first time it compiles for release.
   if limit=1800 suite "Aegis is installed" "${lab[@]}" install --set operator.quarantineSeconds=5 --set agent.demandWindowSeconds=30; then
     limit=1500 integration "traffic end to end" aegis-tests e2e_traffic --test-threads=1
     limit=1500 integration "life end to end" aegis-tests e2e_life --test-threads=1

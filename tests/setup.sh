@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=${AEGIS_TOOLS:-$HOME/.cache/aegis/tools}
 packages=(containernetworking-plugins nftables iptables iproute2 openssl ethtool tcpdump conntrack kmod procps
-  iputils-ping iputils-tracepath traceroute iperf3 curl util-linux frr bird2 gcc g++ musl-tools libc6-dev llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev)
+  iputils-ping iputils-tracepath traceroute iperf3 curl dnsmasq-base bind9-dnsutils util-linux frr bird2 gcc g++ musl-tools libc6-dev llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev)
 # Docker's packages bring a runc of their own, which Debian's would push out.
 command -v runc >/dev/null || packages+=(runc)
 linker=0.13.0

@@ -1,7 +1,9 @@
 # Runs suites and counts what they say. Sourced by run.sh, and by the test of it (tests/tests/scripts.rs).
 # shellcheck shell=bash
-passed=0 failed=0 broken=() absent=() reasons=() running= aside=
-log=$(mktemp) aside_log=$(mktemp)
+passed=0 failed=0 broken=() absent=() reasons=() running=
+# Suites that run beside the others: process, log and name of each.
+aside=() aside_log=() aside_name=()
+log=$(mktemp)
 # Longest time of one suite in seconds, unless a call says otherwise: one that hangs must not eat the time of the others.
 limit=900
 # A test's message says what is wrong; a backtrace only pushes it out of sight.
@@ -36,20 +38,23 @@ suite() {
 }
 
 # behind NAME COMMAND...: begins a suite at the lowest priority, beside those that follow: it takes what these leave of the processors.
-# `meet` counts it; there is one at a time.
+# `meet` counts it.
 behind() {
-  aside_name=$1
+  aside_name+=("$1") aside_log+=("$(mktemp)")
   shift
-  timeout --kill-after=20 "$limit" nice -n 19 "$@" >"$aside_log" 2>&1 </dev/null &
-  aside=$!
+  timeout --kill-after=20 "$limit" nice -n 19 "$@" >"${aside_log[-1]}" 2>&1 </dev/null &
+  aside+=($!)
 }
 
-# meet: waits for the suite that was begun by `behind`, and counts it.
+# meet: waits for the suites that were begun by `behind`, and counts them.
 meet() {
-  local status=0
-  { wait "$aside" || status=$?; } 2>/dev/null
-  aside=
-  suite "$aside_name" sh -c 'cat "$1"; exit "$2"' sh "$aside_log" "$status"
+  local at status
+  for at in "${!aside[@]}"; do
+    status=0
+    { wait "${aside[at]}" || status=$?; } 2>/dev/null
+    suite "${aside_name[at]}" sh -c 'cat "$1"; exit "$2"' sh "${aside_log[at]}" "$status"
+    unset "aside[at]"
+  done
 }
 
 # why: what the log says of a suite that failed: of each test that did its name and its message, at most 15 lines; where no test
@@ -88,12 +93,12 @@ fail() {
 # conclude: what failed and why, and the closing line. For the EXIT trap: sets the exit code.
 conclude() {
   trap - EXIT INT TERM HUP
-  for process in $running $aside; do
+  for process in $running "${aside[@]}"; do
     kill "$process" 2>/dev/null
     wait "$process"
   done
   cleanup
-  rm -f "$log" "$aside_log"
+  rm -f "$log" "${aside_log[@]}"
   printf '\n'
   [ ${#reasons[@]} -eq 0 ] || printf '%s\n\n' "${reasons[@]}"
   [ ${#absent[@]} -eq 0 ] || printf 'not run: %s\n' "${absent[@]}"

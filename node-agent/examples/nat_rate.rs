@@ -6,14 +6,20 @@
 //! device.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "a tool for developers")]
 
+#[path = "nat_rate/gateway.rs"]
+mod gateway;
 #[path = "nat_rate/measure.rs"]
 mod measure;
 #[path = "../tests/netns_support/mod.rs"]
 mod netns_support;
-#[path = "nat_rate/pass.rs"]
-mod pass;
+#[path = "../tests/support/packet.rs"]
+#[allow(dead_code, reason = "shared with tests, which use all of it")]
+mod packet;
+#[path = "nat_rate/tiny.rs"]
+mod tiny;
 
 use aegis_common::Timeouts;
+use gateway::Through;
 use measure::{Fill, Rates};
 use netns_support::path::{Aegis, EGRESS, Row};
 use std::collections::BTreeMap;
@@ -43,6 +49,7 @@ fn main() {
     let (results, table) = (arguments.next(), arguments.next());
     netns_support::traffic::many_files();
     let mut figures = rates();
+    figures.extend(through_gateways());
     figures.extend(last_port());
     for figure in &figures {
         println!("{}", line(figure));
@@ -87,8 +94,8 @@ fn rates() -> Vec<Figure> {
     let _aegis = (Aegis::on(&ours, 255, Timeouts::default()), Aegis::fast_on(&fast, 255));
     masquerade.translate_by("masquerade to :1024-65535");
     snat.translate_by(&format!("snat to {EGRESS}:1024-65535"));
-    let _pass: Vec<pass::Attached> =
-        [&masquerade, &snat].map(|row| row.node.enter(|| pass::on("eth0"))).into();
+    let _pass: Vec<tiny::Attached> =
+        [&masquerade, &snat].map(|row| row.node.enter(|| tiny::on("eth0", tiny::PASS))).into();
     let rows = [&ours, &fast, &masquerade, &snat];
     let mut all: [Vec<Rates>; 4] = Default::default();
     for turn in 0..TURNS {
@@ -124,13 +131,35 @@ fn rates() -> Vec<Figure> {
         .collect()
 }
 
+/// What a node forwards for others.
+fn through_gateways() -> Vec<Figure> {
+    let (mut ours, mut kernels) = (Vec::new(), Vec::new());
+    for _ in 0..TURNS {
+        ours.push(gateway::ours());
+        kernels.push(gateway::masquerade());
+        eprintln!("gateway: {:?}, masquerade: {:?}", ours.last(), kernels.last());
+    }
+    let kinds: [Kind<Through>; 2] = [
+        ("small UDP packets through a gateway", "packets/s", |through| through.packets),
+        ("CPU time for one, sender included", "ns", |through| through.packet_ns),
+    ];
+    let of = |all: &[Through], figure: fn(&Through) -> f64| median(all.iter().map(figure).collect());
+    let figure = |(name, unit, figure): &Kind<Through>| Figure {
+        name: format!("{name}, to a gateway that masquerades"),
+        ours: of(&ours, *figure),
+        reference: of(&kernels, *figure),
+        unit,
+    };
+    kinds.iter().map(figure).collect()
+}
+
 /// 4,096 connections with 4,096 ports: what connecting costs when few are left, and what fails.
 fn last_port() -> Vec<Figure> {
     let timeouts = Timeouts { tcp_closed: 1, ..Timeouts::default() };
     let fill = |translate: &dyn Fn(&Row) -> Option<Aegis>| {
         let row = Row::new();
         let _aegis = translate(&row);
-        let _pass = _aegis.is_none().then(|| row.node.enter(|| pass::on("eth0")));
+        let _pass = _aegis.is_none().then(|| row.node.enter(|| tiny::on("eth0", tiny::PASS)));
         measure::fill(&row)
     };
     let ours = fill(&|row| Some(Aegis::on(row, 4 + 15, timeouts)));

@@ -87,15 +87,16 @@ fn the_end_of_the_output_says_what_failed_and_why() {
 #[test]
 fn a_suite_that_runs_beside_others_is_counted_when_it_is_met() {
     for (command, last, fine) in [
-        ("sh -c 'sleep 1; echo \"test result: ok. 3 passed; 0 failed\"'", "4 passed, 0 failed", true),
+        ("sh -c 'sleep 1; echo \"test result: ok. 3 passed; 0 failed\"'", "5 passed, 0 failed", true),
         (
             "sh -c 'sleep 1; echo \"test result: FAILED. 2 passed; 1 failed\"; exit 101'",
-            "3 passed, 1 failed",
+            "4 passed, 1 failed",
             false,
         ),
-        ("sh -c 'sleep 1; exit 1'", "1 passed, 1 failed", false),
+        ("sh -c 'sleep 1; exit 1'", "2 passed, 1 failed", false),
     ] {
-        let script = format!(". tests/suite.sh; behind slow {command}; suite quick true; meet");
+        let script =
+            format!(". tests/suite.sh; behind slow {command}; behind other true; suite quick true; meet");
         let (lines, well) = run(&mut bash(&script));
         assert_eq!((lines.last().map(String::as_str), well), (Some(last), fine), "{lines:#?}");
         let at = |line: &str| lines.iter().position(|other| other == line).expect("a heading");

@@ -27,7 +27,7 @@ pub struct Rates {
 }
 
 /// CPU time of the machine so far, in seconds.
-fn busy() -> f64 {
+pub fn busy() -> f64 {
     let text = std::fs::read_to_string("/proc/stat").unwrap();
     let fields = text.lines().next().unwrap().split_whitespace().skip(1);
     let ticks: Vec<f64> = fields.map(|field| field.parse().unwrap()).collect();

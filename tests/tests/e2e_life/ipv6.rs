@@ -1,7 +1,6 @@
 //! IPv6: pods with addresses of both families, an allocation with a /64.
 
 use std::net::Ipv6Addr;
-use std::process::Stdio;
 use std::time::Duration;
 
 use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, HoldingState, ZoneBinding, type_};
@@ -15,6 +14,7 @@ use serde_json::json;
 
 use crate::account::{BOUND, allocation, holds, prefix};
 use crate::inside::Inside;
+use crate::programs::Way;
 
 /// Longest time for which something is waited for that must not come.
 const SILENCE_MS: u64 = 700;
@@ -274,8 +274,6 @@ async fn programs_that_everybody_uses_work_over_ipv6() -> anyhow::Result<()> {
     let Some(lab) = cluster.lab() else { return Ok(()) };
     let account = Account::new(&cluster, "programs-six").await?;
     let origin = cluster.origin(0)?.port6(0)?;
-    let address = origin.ip().to_string();
-    let to = address.as_str();
     let pod = account.pod("bound", NODES[0], true).await?;
     let source = pod.source6(origin).await?.map_err(anyhow::Error::msg)?;
     let watch = Watch::new(lab, account.network, *origin.ip())?;
@@ -283,45 +281,15 @@ async fn programs_that_everybody_uses_work_over_ipv6() -> anyhow::Result<()> {
     // What comes back enters at the pod's own node, and at another.
     for node in [NODES[0], NODES[2]] {
         entry.to(&[node])?;
-        let works = async |program: &str, arguments: &[&str]| -> anyhow::Result<String> {
-            let (good, text) = pod.program(program, arguments).await?;
-            ensure!(good, "{program} {arguments:?}, entering at {}: {text}", node.name());
-            Ok(text)
+        let way = Way {
+            lab,
+            pod: &pod,
+            to: (*origin.ip()).into(),
+            source: source.into(),
+            router: ROUTER6.into(),
+            place: format!("entering at {}", node.name()),
         };
-        let body = works("curl", &["-6", "-sS", "-m", "5", &format!("http://[{to}]:7000/")]).await?;
-        assert!(body.contains(&source.to_string()), "{body}");
-        works("ping", &["-6", "-c", "3", "-W", "2", to]).await?;
-        // What a router says about packets of the pod comes back to it. (One at a time, and again if need be: routers send few
-        // errors a second.)
-        let router = ROUTER6.to_string();
-        let trace = ["-6", "-n", "-m", "4", "-w", "2", "-q", "1", "-N", "1"];
-        for (program, more) in [
-            ("traceroute", &[to][..]),
-            ("traceroute", &["-T", "-p", "7000", to]),
-            ("traceroute", &["-I", to]),
-            ("tracepath", &[to]),
-        ] {
-            let arguments = [if program == "tracepath" { &trace[..4] } else { &trace[..] }, more].concat();
-            wait_for("a trace of the way", PATIENCE, async || {
-                let text = works(program, &arguments).await?;
-                let arrives = text.lines().skip(1).any(|line| line.contains(to) || line.contains("reached"));
-                Ok((text.contains(&router) && arrives).then_some(()))
-            })
-            .await
-            .with_context(|| format!("{program} {arguments:?}, entering at {}", node.name()))?;
-        }
-        for more in
-            [&[][..], &["-R"], &["-u", "-b", "20M", "-l", "1200"], &["-u", "-b", "20M", "-l", "1200", "-R"]]
-        {
-            let mut server = lab.command_in("o1", "iperf3");
-            let mut server = server.args(["-s", "-6", "-1", "-p", "5210"]).stdout(Stdio::null()).spawn()?;
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            let arguments = [&["-6", "-c", to, "-p", "5210", "-t", "2", "--connect-timeout", "3000"], more];
-            let result = works("iperf3", &arguments.concat()).await;
-            let _ = server.kill();
-            server.wait()?;
-            result?;
-        }
+        way.all().await?;
     }
     let (right, wrong) = watch.counts()?;
     assert!(right > 0 && wrong == 0, "{right} packets from the /64, {wrong} from elsewhere");

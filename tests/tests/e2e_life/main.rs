@@ -22,6 +22,7 @@ mod l2;
 mod latency;
 mod leaving;
 mod lost_nodes;
+mod programs;
 mod restart;
 mod sites;
 mod unusable;
