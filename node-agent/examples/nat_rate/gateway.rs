@@ -123,7 +123,7 @@ pub fn ours() -> Through {
 pub fn masquerade() -> Through {
     let link = Link::new();
     link.gateway.run(
-        "nft \"table ip reference { chain post { type nat hook postrouting priority srcnat; oifname eth0 ip saddr 10.244.0.0/16 masquerade to :1024-65535; }; }\"",
+        "nft \"table ip reference { chain post { type nat hook postrouting priority srcnat; oifname eth0 ip saddr 10.244.0.0/16 meta l4proto udp masquerade to :1024-65535; }; }\"",
     );
     let _pass = link.gateway.enter(|| tiny::on("eth0", tiny::PASS));
     let (to, from) = (mac(&link.gateway), mac(&link.rest));
