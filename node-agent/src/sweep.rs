@@ -21,8 +21,9 @@ use tokio::sync::watch;
 
 /// Shortest time between the beginnings of two scans.
 const PERIOD: Duration = Duration::from_secs(1);
-/// A scan is followed by a pause of this many times the CPU time that it took.
-const REST: u32 = 50;
+/// A scan is followed by a pause of this many times the CPU time that it took: ports that are free again wait for the next one, and the
+/// first of large tables, whose memory is mapped by then, takes several times as long as those that follow.
+const REST: u32 = 20;
 
 /// What a scan found.
 #[derive(Clone, Debug, Default)]
