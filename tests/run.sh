@@ -54,7 +54,7 @@ else
 fi
 suite unit cargo test --no-fail-fast --workspace --lib --bins
 # What needs nothing but a processor.
-behind "planner properties" cargo test --no-fail-fast --package aegis-core --test '*'
+limit=1800 behind "planner properties" cargo test --no-fail-fast --package aegis-core --test '*'
 # As the lab compiles them for the images: with other packages beside them they would have other features, and be compiled anew.
 limit=1800 behind "operator and agent are compiled" cargo build --quiet --release --target x86_64-unknown-linux-musl \
   --package aegis-operator --package aegis-node-agent
