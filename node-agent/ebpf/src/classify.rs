@@ -9,7 +9,7 @@ use crate::flow;
 use crate::headers::{self, ETH_P_IP, Ethernet, Packet};
 use crate::maps::{self, ADDRESSES, PEER_INDEX};
 use crate::six;
-use aegis_common::{Config, Counter, DESTINATION_INTERNAL, FlowKey, PodValue, VerdictValue};
+use aegis_common::{Config, Counter, DESTINATION_INTERNAL, FlowKey, PodValue, TO_UPLINK, VerdictValue};
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
 use aya_ebpf::programs::TcContext;
 
@@ -57,7 +57,7 @@ pub fn run(ctx: &TcContext) -> i32 {
     let mark = headers::mark(ctx) & !config.mark;
     ctx.skb.set_mark(if matches!(covered, Covered::No) { mark } else { mark | config.mark });
     match covered {
-        Covered::Fast => match fast::leave(ctx.skb.skb) {
+        Covered::Fast => match fast::pass_on(ctx.skb.skb, TO_UPLINK) {
             0 => TCX_NEXT,
             verdict => verdict as i32,
         },

@@ -45,14 +45,14 @@ pub fn may(found: &Found, key: &FlowKey, ip: &Ipv4, flags: u8) -> bool {
     if flow.peer != 0 || !is_plain(ip) || !goes_on(flow.seen, flags) {
         return false;
     }
-    flow.seen & SEEN_FAST != 0 || is_established(found, key) && learn(found, key)
+    flow.seen & SEEN_FAST != 0 || learn(found, key)
 }
 
-/// Whether conntrack has seen packets of both sides, and over TCP the whole handshake.
+/// Whether conntrack has seen packets of both sides, and over TCP the whole handshake; then it is noted.
 #[inline(always)]
-fn is_established(found: &Found, key: &FlowKey) -> bool {
+fn learn(found: &Found, key: &FlowKey) -> bool {
     let back = flow::find_back(&flow::reverse_key(key, &found.value));
-    match key.protocol {
+    let established = match key.protocol {
         // An acknowledgement, so that nothing more changes what the way back has seen until the connection ends.
         TCP => {
             back.value.seen & SEEN_ACK != 0
@@ -60,25 +60,14 @@ fn is_established(found: &Found, key: &FlowKey) -> bool {
         }
         UDP => back.value.last_seen != 0,
         _ => false,
-    }
-}
-
-#[inline(always)]
-fn learn(found: &Found, key: &FlowKey) -> bool {
-    let back = flow::find_back(&flow::reverse_key(key, &found.value));
-    if !back.exists() {
+    };
+    if !back.exists() || !established {
         return false;
     }
     // Answers first: while the flow itself lacks it, it is set again.
     atomics::fetch_or_u32(back.seen_cell(), u32::from(SEEN_FAST));
     atomics::fetch_or_u32(found.seen_cell(), u32::from(SEEN_FAST));
     true
-}
-
-/// Sends a packet of a pod on to the uplink. Gives the verdict; 0 = the host stack has to have it.
-#[inline(always)]
-pub fn leave(skb: *mut __sk_buff) -> u32 {
-    pass_on(skb, TO_UPLINK)
 }
 
 /// Does what the host stack does when it forwards, towards a device of this kind. Gives the verdict; 0 = the host stack has to have
