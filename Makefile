@@ -40,7 +40,7 @@ test: ## set up, then every suite; the last line is "N passed, N failed"
 figures: setup ## what Aegis costs on this machine: packets, latency, memory
 	@tests/figures.sh
 
-bench: setup ## NAT beside the kernel's own (docs/benchmarks.md), the control plane at 5,000 nodes; PARTS=nat does only that
+bench: setup ## NAT beside the kernel's own (docs/benchmarks.md), 500 policies on a node, the control plane at 5,000 nodes; PARTS=nat does only that
 	@tests/bench.sh $(PARTS)
 
 kind-test: ## the end-to-end tests on a kind cluster (needs Docker, kind, helm)

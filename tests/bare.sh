@@ -5,10 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # A bpf-linker may be installed beside the cargo on PATH; beside the toolchain's own there is none.
 toolchain=$(rustc --print sysroot)/bin
-packages=(--package aegis-core --package aegis-crds --package aegis-node-agent)
 # In a user namespace of its own nobody is root.
 output=$(unshare --user env PATH="$toolchain:/usr/bin:/bin" AEGIS_TOOLS=/nonexistent \
-  cargo check "${packages[@]}" --lib --bins 2>&1) || { echo "$output"; exit 1; }
+  cargo check --workspace --lib --bins 2>&1) || { echo "$output"; exit 1; }
 echo "$output"
 # shellcheck disable=SC2016 # backquotes as they are printed
 if ! grep -q 'bpf-linker is missing.*run `make setup`' <<<"$output"; then

@@ -11,30 +11,38 @@ export AEGIS_LAB=aegis-test
 # Without it, tests that find no lab say "skipped" and pass.
 export AEGIS_REQUIRE_LAB=1
 unset KUBECONFIG AEGIS_ORIGINS AEGIS_PROBE_IMAGE
-lab=(cargo run --quiet --package aegis-tests --bin aegis-lab --)
+lab=("${CARGO_TARGET_DIR:-target}/debug/aegis-lab")
 lab_is_up=
 
 cleanup() {
   [ -z "$lab_is_up" ] || "${lab[@]}" down
 }
 
-# integration NAME PACKAGE PREFIX [ARGUMENTS OF THE TEST PROGRAM...]: the integration tests of a package that begin so.
+# integration NAME PACKAGE PREFIX [ARGUMENTS OF THE TEST PROGRAM...]: the integration tests of a package that begin so. Of the whole
+# workspace they are asked for, whose names are unique: of a package alone, dependencies would have other features, and be compiled anew.
 integration() {
-  local name=$1 package=$2 prefix=$3 folder
+  local name=$1 package=$2 prefix=$3 folder path tests=()
   shift 3
   case $package in
     aegis-node-agent) folder=node-agent/tests ;;
     aegis-operator) folder=operator/tests ;;
     aegis-core) folder=operator/core/tests ;;
     aegis-crds) folder=crds/tests ;;
+    aegis-cli) folder=cli/tests ;;
+    aegis-usage) folder=operator/usage/tests ;;
     *) folder=tests/tests ;;
   esac
-  if ! compgen -G "$folder/$prefix*" >/dev/null; then
+  for path in "$folder/$prefix"*; do
+    if [[ $path == *.rs || -f $path/main.rs ]]; then
+      tests+=(--test "$(basename "$path" .rs)")
+    fi
+  done
+  if ((${#tests[@]} == 0)); then
     printf '\n=== %s: there is no %s/%s*\n' "$name" "$folder" "$prefix"
     fail "$name"
     return 1
   fi
-  suite "$name" cargo test --no-fail-fast --package "$package" --test "$prefix*" -- "$@"
+  suite "$name" cargo test --no-fail-fast --workspace "${tests[@]}" -- "$@"
 }
 
 if ! tests/setup.sh; then
@@ -45,13 +53,14 @@ fi
 tests/left.sh || true
 
 suite format cargo fmt --all --check
-suite clippy cargo clippy --workspace --all-targets -- -D warnings
-suite "neither root nor BPF linker" tests/bare.sh
 if command -v cargo-deny >/dev/null; then
   suite "licences and advisories" cargo deny --log-level error check
 else
   absent+=("licences and advisories (cargo-deny is not installed)")
 fi
+# All tests at once: who compiles holds the folder, and nobody else gets at it meanwhile.
+suite "tests are compiled" cargo test --no-run --workspace --lib --bins --tests
+suite "programs are compiled" cargo build --workspace --bins
 suite unit cargo test --no-fail-fast --workspace --lib --bins
 # What needs nothing but a processor.
 limit=1800 behind "planner properties" cargo test --no-fail-fast --package aegis-core --test '*'
@@ -60,13 +69,23 @@ limit=1800 behind "operator and agent are compiled" cargo build --quiet --releas
   --package aegis-operator --package aegis-node-agent
 integration "resource types" aegis-crds ""
 suite chart helm lint --quiet charts/aegis
+# They hold the folder for minutes: so not before the tests of packets, which take longer, have begun.
+limit=1800 behind clippy sh -c 'sleep 30; exec cargo clippy --workspace --all-targets -- -D warnings'
+limit=1800 behind "neither root nor BPF linker" sh -c 'sleep 60; exec tests/bare.sh'
 integration packet aegis-node-agent "" --test-threads=1
 integration API aegis-operator ""
+integration "command line" aegis-cli ""
+integration collector aegis-usage collector
+if command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then
+  integration "collector on PostgreSQL" aegis-usage postgres
+else
+  absent+=("collector on PostgreSQL (PostgreSQL is not installed)")
+fi
 integration documentation aegis-tests docs
 integration scripts aegis-tests scripts
 integration admission aegis-tests admit
 
-meet
+meet "operator and agent are compiled"
 
 suite "no earlier lab" "${lab[@]}" down
 lab_is_up=maybe
@@ -74,6 +93,8 @@ if suite "lab starts" "${lab[@]}" up; then
   integration lab aegis-tests lab --test-threads=1
   # Ports rest two minutes between two nodes, and slices that are not needed stay ten: tests would have to wait for both.
   if limit=1800 suite "Aegis is installed" "${lab[@]}" install --set operator.quarantineSeconds=5 --set agent.demandWindowSeconds=30; then
+    # What is compiled or measured from here on has no rival but the lab.
+    meet
     limit=1500 integration "traffic end to end" aegis-tests e2e_traffic --test-threads=1
     limit=1500 integration "life end to end" aegis-tests e2e_life --test-threads=1
     limit=600 integration "chaos" aegis-tests e2e_chaos --test-threads=1

@@ -46,10 +46,11 @@ behind() {
   aside+=($!)
 }
 
-# meet: waits for the suites that were begun by `behind`, and counts them.
+# meet [NAME]: waits for the suites that were begun by `behind`, or for one of them, and counts them.
 meet() {
   local at status
   for at in "${!aside[@]}"; do
+    [ "${1:-${aside_name[at]}}" = "${aside_name[at]}" ] || continue
     status=0
     { wait "${aside[at]}" || status=$?; } 2>/dev/null
     suite "${aside_name[at]}" sh -c 'cat "$1"; exit "$2"' sh "${aside_log[at]}" "$status"

@@ -11,6 +11,12 @@ pub mod type_ {
     pub const ALLOCATED: &str = "Allocated";
     /// The nodes enforce what the object says; the message has "n of m nodes".
     pub const PROGRAMMED: &str = "Programmed";
+    /// A policy can decide about something.
+    pub const EFFECTIVE: &str = "Effective";
+    /// There is a database of countries for the policies that name some.
+    pub const COUNTRIES_KNOWN: &str = "CountriesKnown";
+    /// Nodes find addresses of the host names.
+    pub const RESOLVED: &str = "Resolved";
     /// Some origin uses more of the ports than planned.
     pub const CAPACITY_LOW: &str = "CapacityLow";
     /// A node agent is ready to forward.
@@ -19,8 +25,12 @@ pub mod type_ {
     pub const LEASE_HELD: &str = "LeaseHeld";
     /// Packets of established flows pass by the node's host stack.
     pub const FAST_PATH: &str = "FastPath";
+    /// Containers of a node's pods start once the data plane knows the pod.
+    pub const PODS_WAIT: &str = "PodsWait";
     /// A node has room for all that is asked of it; of an allocation, no limit refuses flows.
     pub const WITHIN_LIMITS: &str = "WithinLimits";
+    /// No account has addresses of a prefix without a right to so many; of an allocation, its account.
+    pub const DELEGATED: &str = "Delegated";
     /// The network has been told of the addresses that a node takes packets for; the message has "n of m addresses".
     pub const ANNOUNCED: &str = "Announced";
 }
@@ -33,8 +43,14 @@ pub mod reason {
     pub const OVERLAP: &str = "OverlapsPrefix";
     /// An object that is referred to does not exist.
     pub const NOT_FOUND: &str = "NotFound";
-    /// The prefix belongs to another account.
+    /// The prefix belongs to another account, and is not delegated to this one.
     pub const NOT_PERMITTED: &str = "NotPermitted";
+    /// Every account has addresses by right.
+    pub const DELEGATED: &str = "Delegated";
+    /// An account has addresses of a prefix that is not, or not to this number, delegated to it any more.
+    pub const DELEGATION_WITHDRAWN: &str = "DelegationWithdrawn";
+    /// The account has as many addresses of the prefix as are delegated to it.
+    pub const DELEGATION_LIMIT: &str = "DelegationLimit";
     /// A value is wrong in a way that only the whole could tell.
     pub const INVALID: &str = "Invalid";
     /// All that was asked for is set aside.
@@ -55,6 +71,24 @@ pub mod reason {
     pub const NOT_WRITTEN: &str = "NotWritten";
     /// The allocation that a binding names has nothing to leave from.
     pub const UNAVAILABLE: &str = "Unavailable";
+    /// No policy before this one decides about everything that it matches.
+    pub const EFFECTIVE: &str = "Effective";
+    /// The policy only counts what it would decide about.
+    pub const OBSERVING: &str = "Observing";
+    /// A database of countries is in use.
+    pub const DATABASE_READ: &str = "DatabaseRead";
+    /// Policies name countries, and no database of them is given.
+    pub const NO_DATABASE: &str = "NoDatabase";
+    /// The database of countries cannot be read; one that was read before stays in use.
+    pub const DATABASE_UNREADABLE: &str = "DatabaseUnreadable";
+    /// A policy before this one decides about everything that it matches.
+    pub const SHADOWED: &str = "Shadowed";
+    /// Nodes find addresses of every host name that they look up.
+    pub const RESOLVED: &str = "Resolved";
+    /// A host name has no address.
+    pub const HOST_NOT_FOUND: &str = "HostNotFound";
+    /// No resolver tells addresses of a host name.
+    pub const RESOLVER_FAILED: &str = "ResolverFailed";
     /// No node matches the sites.
     pub const NO_NODE: &str = "NoNode";
     /// All nodes concerned have it.

@@ -31,7 +31,7 @@ use std::collections::BTreeMap;
 #[serde(rename_all = "camelCase")]
 pub struct EgressAllocationSpec {
     /// Names of the `AegisPrefix` objects to take addresses from, in order of preference: one to eight,
-    /// each of which must belong to this namespace. Addresses of prefixes that are no longer named stay in use, since
+    /// each of which must belong to this namespace or be delegated to it. Addresses of prefixes that are no longer named stay in use, since
     /// partners know them, until `addresses` asks for fewer.
     #[schemars(schema_with = "schema::prefix_names")]
     pub prefixes: Vec<String>,
@@ -384,7 +384,7 @@ pub struct EgressAllocationStatus {
     #[schemars(length(max = 4), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sites: Vec<SiteStatus>,
-    /// `Accepted`, `Allocated`, `Programmed`, `CapacityLow`, `WithinLimits`.
+    /// `Accepted`, `Delegated`, `Allocated`, `Programmed`, `CapacityLow`, `WithinLimits`.
     #[schemars(schema_with = "schema::conditions")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

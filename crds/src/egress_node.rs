@@ -1,6 +1,6 @@
 //! `EgressNode`: what one node reports. Written by that node's agent only.
 
-use crate::{AllocationRef, Condition, schema};
+use crate::{AllocationRef, Condition, Observed, schema};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +46,7 @@ pub struct EgressNodeStatus {
     /// The agent is being taken off the node: it is given no new slices, those that it has drain, and it ends when none is left.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leaving: bool,
-    /// Local pods that some binding covers.
+    /// Local pods that some binding or policy covers.
     #[serde(default)]
     pub covered_pods: u32,
     /// Slices wanted, for each allocation that pods of this node use.
@@ -65,9 +65,19 @@ pub struct EgressNodeStatus {
     #[schemars(length(max = 4096), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bindings: Vec<ProgrammedBinding>,
+    /// Policies that this node enforces, with the generation it has.
+    #[schemars(length(max = 1024), extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<ProgrammedPolicy>,
+    /// Host names of rules with pods here that have no address, though they were looked up.
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unresolved: Vec<UnresolvedHost>,
     /// `Ready`, `WithinLimits`: whether there is room for everything that is asked of this node, and, if it holds slices of a
     /// prefix that is announced by BGP or L2, `Announced`: whether the network has been told. With `agent.fastPath`, `FastPath`:
-    /// whether established flows pass by the host stack here, or why not.
+    /// whether established flows pass by the host stack here, or why not. Where policies name countries or a database of them is
+    /// given, `CountriesKnown`: whether there is one, and from when. With `agent.nri.enabled`, `PodsWait`: whether the container
+    /// runtime starts a pod only once the data plane knows it, or how pods are named otherwise.
     #[schemars(schema_with = "schema::conditions")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
@@ -181,4 +191,37 @@ pub struct ProgrammedBinding {
     /// Local pods that it covers.
     #[serde(default)]
     pub pods: u32,
+}
+
+/// A host name without an address.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UnresolvedHost {
+    /// The name.
+    #[schemars(length(max = 253))]
+    pub host: String,
+    /// There is none, by what the resolver says; otherwise nobody can tell.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub absent: bool,
+    /// Why, in a few words.
+    #[schemars(length(max = 256))]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// A policy as one node enforces it.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgrammedPolicy {
+    /// Name of the policy.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// `metadata.generation` that is enforced.
+    pub generation: i64,
+    /// Local pods that match.
+    #[serde(default)]
+    pub pods: u32,
+    /// With `mode: Observe`, what would have happened since the agent started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed: Option<Observed>,
 }

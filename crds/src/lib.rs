@@ -6,15 +6,21 @@
 mod condition;
 mod egress_address;
 mod egress_allocation;
+mod egress_application;
 mod egress_node;
+mod egress_policy;
 mod prefix;
+pub mod rules;
 mod schema;
+pub mod services;
 mod zone_binding;
 
 pub use condition::{Condition, reason, type_};
 pub use egress_address::*;
 pub use egress_allocation::*;
+pub use egress_application::*;
 pub use egress_node::*;
+pub use egress_policy::*;
 pub use prefix::*;
 pub use zone_binding::*;
 

@@ -162,13 +162,59 @@ pub fn reserved(_: &mut SchemaGenerator) -> Schema {
 
 /// `ZoneBinding.spec.zone.cidrs`.
 pub fn zone_cidrs(_: &mut SchemaGenerator) -> Schema {
+    set(outside_cidr(), 1, 64)
+}
+
+/// `EgressPolicy.spec.match.destination.cidrs`, and those of applications.
+pub fn policy_cidrs(_: &mut SchemaGenerator) -> Schema {
+    set(outside_cidr(), 1, 256)
+}
+
+/// Host names. Written in one form, so that each is named once.
+pub fn hosts(_: &mut SchemaGenerator) -> Schema {
+    let item = text(
+        253,
+        &[
+            (
+                r"self.matches('^(\\*\\.)?[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*$')",
+                "must be a host name such as api.example.com, or *.example.com for all names below example.com: labels of letters, \
+                 digits, '-' and '_' with dots between, without a dot at the end, and '*' only as the whole first label",
+            ),
+            ("self == self.lowerAscii()", "must be in lower case: api.example.com, not API.Example.com"),
+            (
+                // Cheaper than to split it, to the API server's estimate.
+                "!self.matches('[^.]{64}')",
+                "has a label of more than 63 characters: no such name exists",
+            ),
+            ("!isIP(self)", "is an address: give it in cidrs, as 203.0.113.7/32"),
+        ],
+    );
+    set(item, 1, 64)
+}
+
+fn outside_cidr() -> Schema {
     let outside = (
         "!isCIDR(self) || !['127.0.0.0/8', '169.254.0.0/16', '224.0.0.0/4', '::1/128', 'fe80::/10', 'ff00::/8']\
          .exists(range, cidr(range).containsCIDR(self))",
         "is never covered: 127.0.0.0/8 and ::1/128 (loopback), 169.254.0.0/16 and fe80::/10 (link-local) and 224.0.0.0/4 \
          and ff00::/8 (multicast) do not leave the node's network",
     );
-    set(text(CIDR, &[IS_CIDR, NO_HOST_BITS, outside]), 1, 64)
+    text(CIDR, &[IS_CIDR, NO_HOST_BITS, outside])
+}
+
+/// `EgressPolicy.spec.match.destination.applications`.
+pub fn applications(_: &mut SchemaGenerator) -> Schema {
+    set(subdomain(63), 1, 32)
+}
+
+/// `EgressPolicy.spec.match.sources`.
+pub fn source_cidrs(_: &mut SchemaGenerator) -> Schema {
+    set(text(CIDR, &[IS_CIDR, NO_HOST_BITS]), 1, 64)
+}
+
+/// `EgressPolicy.spec.match.identity.namespaces`.
+pub fn namespaces(generator: &mut SchemaGenerator) -> Schema {
+    set(dns_label(generator), 1, 64)
 }
 
 /// `EgressAllocation.spec.prefixes`: an order of preference, so not a set.
@@ -184,6 +230,11 @@ pub fn prefix_names(_: &mut SchemaGenerator) -> Schema {
 /// `EgressAllocation.spec.addresses.explicit`.
 pub fn explicit_addresses(_: &mut SchemaGenerator) -> Schema {
     set(egress_text(), 1, 16)
+}
+
+/// Addresses in a status.
+pub fn used_addresses(_: &mut SchemaGenerator) -> Schema {
+    atomic(json_schema!({"type": "string", "maxLength": CIDR}), 0, 1024, &[])
 }
 
 /// `ZoneBinding.spec.workloads.serviceAccounts`.
@@ -217,10 +268,80 @@ fn labels() -> Schema {
     })
 }
 
-/// A `LabelSelector` that selects something in particular.
+/// `ZoneBinding.spec.workloads.podSelector`.
 pub fn pod_selector(_: &mut SchemaGenerator) -> Schema {
+    label_selector(
+        "pod",
+        16,
+        "podSelector is empty: give matchLabels or matchExpressions, or say allPods: true to cover every pod",
+    )
+}
+
+/// `EgressPolicy.spec.match.identity.podSelector`.
+pub fn policy_selector(_: &mut SchemaGenerator) -> Schema {
+    label_selector(
+        "pod",
+        16,
+        "podSelector is empty: give matchLabels or matchExpressions, or leave it out to match every pod",
+    )
+}
+
+/// `EgressPolicy.spec.match.identity.namespaceSelector`.
+pub fn policy_namespace_selector(_: &mut SchemaGenerator) -> Schema {
+    label_selector(
+        "namespace",
+        16,
+        "namespaceSelector is empty: give matchLabels or matchExpressions, or leave it out to match every namespace",
+    )
+}
+
+/// `EgressPolicy.spec.match.posture.nodeSelector`.
+pub fn policy_node_selector(_: &mut SchemaGenerator) -> Schema {
+    label_selector(
+        "node",
+        16,
+        "nodeSelector is empty: give matchLabels or matchExpressions, or leave it out to match every node",
+    )
+}
+
+/// Codes of ISO 3166-1, and XK, by which the databases know Kosovo.
+const COUNTRIES: &str = "AD AE AF AG AI AL AM AO AQ AR AS AT AU AW AX AZ BA BB BD BE BF BG BH BI BJ BL BM BN BO BQ BR BS BT BV BW BY \
+    BZ CA CC CD CF CG CH CI CK CL CM CN CO CR CU CV CW CX CY CZ DE DJ DK DM DO DZ EC EE EG EH ER ES ET FI FJ FK FM FO FR GA GB GD \
+    GE GF GG GH GI GL GM GN GP GQ GR GS GT GU GW GY HK HM HN HR HT HU ID IE IL IM IN IO IQ IR IS IT JE JM JO JP KE KG KH KI KM KN \
+    KP KR KW KY KZ LA LB LC LI LK LR LS LT LU LV LY MA MC MD ME MF MG MH MK ML MM MN MO MP MQ MR MS MT MU MV MW MX MY MZ NA NC NE \
+    NF NG NI NL NO NP NR NU NZ OM PA PE PF PG PH PK PL PM PN PR PS PT PW PY QA RE RO RS RU RW SA SB SC SD SE SG SH SI SJ SK SL SM \
+    SN SO SR SS ST SV SX SY SZ TC TD TF TG TH TJ TK TL TM TN TO TR TT TV TW TZ UA UG UM US UY UZ VA VC VE VG VI VN VU WF WS YE YT \
+    ZA ZM ZW XK";
+
+/// `EgressPolicy.spec.match.destination.countries`.
+pub fn countries(_: &mut SchemaGenerator) -> Schema {
+    let known = format!("size(self) == 2 && '{COUNTRIES}'.contains(self) && !self.contains(' ')");
+    let item = text(
+        2,
+        &[(
+            known.as_str(),
+            "must be an ISO 3166-1 alpha-2 code in capitals, such as NZ or DE; the United Kingdom is GB, Greece GR",
+        )],
+    );
+    set(item, 1, 64)
+}
+
+/// `AegisPrefix.spec.delegations[].namespaceSelector`.
+pub fn namespace_selector(_: &mut SchemaGenerator) -> Schema {
+    label_selector(
+        "namespace",
+        // There are many delegations, and the API server counts what all of their rules may cost.
+        8,
+        "namespaceSelector is empty: give matchLabels or matchExpressions, or name one namespace by account",
+    )
+}
+
+/// A `LabelSelector` of objects that are called `what`, with at most so many requirements, that selects something in particular;
+/// or else `empty` is said.
+fn label_selector(what: &str, requirements: u32, empty: &str) -> Schema {
     let mut match_labels = labels();
-    match_labels.insert("description".into(), "Labels that a pod must carry, all of them.".into());
+    match_labels
+        .insert("description".into(), format!("Labels that a {what} must carry, all of them.").into());
     let value = json!({"type": "string", "maxLength": 63});
     json_schema!({
         "type": "object",
@@ -228,9 +349,9 @@ pub fn pod_selector(_: &mut SchemaGenerator) -> Schema {
         "properties": {
             "matchLabels": match_labels,
             "matchExpressions": {
-                "description": "Requirements on labels that a pod must meet, all of them.",
+                "description": format!("Requirements on labels that a {what} must meet, all of them."),
                 "type": "array",
-                "maxItems": 16,
+                "maxItems": requirements,
                 "x-kubernetes-list-type": "atomic",
                 "items": {
                     "type": "object",
@@ -247,8 +368,10 @@ pub fn pod_selector(_: &mut SchemaGenerator) -> Schema {
                             )]),
                         },
                         "operator": {
-                            "description": "`In` and `NotIn` compare the label with `values`; `Exists` and \
-                                            `DoesNotExist` ask only whether the pod has the label.",
+                            "description": format!(
+                                "`In` and `NotIn` compare the label with `values`; `Exists` and `DoesNotExist` ask only \
+                                 whether the {what} has the label."
+                            ),
                             "type": "string",
                             "maxLength": 12,
                             "enum": ["In", "NotIn", "Exists", "DoesNotExist"],
@@ -277,7 +400,7 @@ pub fn pod_selector(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-validations": validations(&[(
             "(has(self.matchLabels) && size(self.matchLabels) > 0) \
              || (has(self.matchExpressions) && size(self.matchExpressions) > 0)",
-            "podSelector is empty: give matchLabels or matchExpressions, or say allPods: true to cover every pod",
+            empty,
         )]),
     })
 }

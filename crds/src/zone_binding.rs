@@ -44,6 +44,13 @@ pub struct ZoneBindingSpec {
     /// `Drop` refuses them. `UseNodeAddress` lets them leave with the node's address.
     #[serde(default)]
     pub when_unavailable: WhenUnavailable,
+    /// `Nat` translates all that is covered. With `Bind`, TCP connections of pods in the host network are not translated: their sockets
+    /// get the egress address and a port of it when they connect, so that they know both, and no packet is rewritten. For that the
+    /// node sets slices apart, one at first; while it has none, and for everything else that is covered (other protocols, other
+    /// pods, sockets that the application has bound itself), it translates as ever. If no port of these slices is free
+    /// towards a destination, `connect` fails at once with `EADDRNOTAVAIL`. Established connections stay as they are when this changes.
+    #[serde(default, skip_serializing_if = "BindingMode::is_nat")]
+    pub mode: BindingMode,
 }
 
 /// Names an `EgressAllocation` in the same namespace.
@@ -79,13 +86,24 @@ pub struct Workloads {
 /// A set of destinations.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.cidrs) || has(self.hosts)", "is empty: give cidrs or hosts, or both"))]
 pub struct Zone {
     /// Ranges in CIDR notation without host bits, of IPv4 or IPv6; `0.0.0.0/0` is everything outside the cluster over
     /// IPv4, `::/0` over IPv6: name both to cover both. What a range of one family covers leaves from the allocation's
-    /// addresses of that family, so an allocation without any refuses it (or see `whenUnavailable`). One to 64, none
-    /// twice. Loopback, link-local and multicast ranges are refused, since they are never covered.
+    /// addresses of that family, so an allocation without any refuses it (or see `whenUnavailable`). At most 64, none
+    /// twice; they may be left out where `hosts` are given. Loopback, link-local and multicast ranges are refused, since they are
+    /// never covered.
     #[schemars(schema_with = "schema::zone_cidrs")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cidrs: Vec<String>,
+    /// Host names, at most 64: whatever addresses they have, of IPv4 or IPv6, are destinations too. `api.example.com` is that name;
+    /// `*.example.com` is every name below `example.com`, with any number of labels, but not `example.com` itself. An address
+    /// counts from when a pod of the node has been told it by the cluster's DNS (which the pod is told only then), or, of a name
+    /// without `*`, has been found by the node itself. So names are for pods that ask the cluster's DNS: one that asks another
+    /// resolver, or over TLS or HTTPS, goes where no name leads. Of pods in the host network only names without `*` count.
+    #[schemars(schema_with = "schema::hosts")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
     /// Ports, all if none is given, at most 32. With ports, only TCP and UDP are covered: ping then leaves with the
     /// node's address.
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
@@ -121,6 +139,22 @@ pub enum Protocol {
     UDP,
 }
 
+/// How connections get their source.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BindingMode {
+    /// Packets are translated.
+    #[default]
+    Nat,
+    /// Sockets of pods in the host network have the egress address themselves.
+    Bind,
+}
+
+impl BindingMode {
+    fn is_nat(&self) -> bool {
+        *self == BindingMode::Nat
+    }
+}
+
 /// What happens to new flows while there is nothing to leave from.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WhenUnavailable {
@@ -142,7 +176,7 @@ pub struct ZoneBindingStatus {
     /// Pods covered, over all nodes.
     #[serde(default)]
     pub pods: u32,
-    /// `Accepted`, `Programmed`.
+    /// `Accepted`, `Programmed`; with `hosts` also `Resolved`: whether nodes with pods that are covered find addresses of each name.
     #[schemars(schema_with = "schema::conditions")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

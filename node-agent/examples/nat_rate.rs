@@ -91,19 +91,20 @@ fn line(figure: &Figure) -> String {
 /// Packets, connections and bytes per second, by turns.
 fn rates() -> Vec<Figure> {
     let [ours, fast, masquerade, snat] = [(); 4].map(|()| Row::new());
+    let ends = Row::of_ends();
     let _aegis = (Aegis::on(&ours, 255, Timeouts::default()), Aegis::fast_on(&fast, 255));
     masquerade.translate_by("masquerade to :1024-65535");
     snat.translate_by(&format!("snat to {EGRESS}:1024-65535"));
     let _pass: Vec<tiny::Attached> =
         [&masquerade, &snat].map(|row| row.node.enter(|| tiny::on("eth0", tiny::PASS))).into();
-    let rows = [&ours, &fast, &masquerade, &snat];
-    let mut all: [Vec<Rates>; 4] = Default::default();
+    let rows = [&ours, &fast, &masquerade, &snat, &ends];
+    let mut all: [Vec<Rates>; 5] = Default::default();
     for turn in 0..TURNS {
         // Nobody is always the first.
         for place in 0..rows.len() {
             let which = (turn + place) % rows.len();
             let rates = measure::rates(rows[which]);
-            eprintln!("{}: {rates:?}", ["aegis", "fast", "masquerade", "snat"][which]);
+            eprintln!("{}: {rates:?}", ["aegis", "fast", "masquerade", "snat", "ends"][which]);
             all[which].push(rates);
         }
     }
@@ -118,6 +119,14 @@ fn rates() -> Vec<Figure> {
         ("bulk TCP to the pod", "Gbit/s", |rates| rates.bulk_in),
     ];
     let references = [(0, 2, "to masquerade"), (0, 3, "to SNAT"), (1, 2, "fast path, to masquerade")];
+    // What is left is the node's.
+    let ends_ns = of(4, |rates| rates.packet_ns);
+    let of_node = references.map(|(which, other, reference)| Figure {
+        name: format!("CPU time for a small UDP packet on the node alone, {reference}"),
+        ours: of(which, |rates| rates.packet_ns) - ends_ns,
+        reference: of(other, |rates| rates.packet_ns) - ends_ns,
+        unit: "ns",
+    });
     kinds
         .iter()
         .flat_map(|(name, unit, figure)| {
@@ -128,6 +137,7 @@ fn rates() -> Vec<Figure> {
                 unit,
             })
         })
+        .chain(of_node)
         .collect()
 }
 

@@ -7,9 +7,11 @@ use crate::observed::Observed;
 use crate::ops::Op;
 use crate::sweep::Sweeper;
 use crate::uplink::Devices;
-use aegis_common::{CounterValue, PressureValue};
+use aegis_common::{CounterValue, PressureValue, RuleValue};
+use aegis_core::egress::Egress;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::path::Path;
 
 /// Why the data plane did not do what it was told.
 #[derive(Debug, thiserror::Error)]
@@ -47,12 +49,22 @@ pub trait Plane: Send {
     fn read(&mut self) -> Result<Observed, PlaneError>;
     /// Does one write.
     fn write(&mut self, op: &Op) -> Result<(), PlaneError>;
+    /// Does the first of these writes, or more of them that follow it, in order. Gives how many have been done, and why not one more.
+    fn write_some(&mut self, ops: &[Op]) -> (usize, Result<(), PlaneError>) {
+        match ops.first().map(|op| self.write(op)) {
+            None => (0, Ok(())),
+            Some(Ok(())) => (1, Ok(())),
+            Some(Err(error)) => (0, Err(error)),
+        }
+    }
     /// `COUNTERS`, summed over the CPUs.
     fn counters(&self) -> Result<Vec<CounterValue>, PlaneError>;
     /// `PRESSURE` of these allocations, summed over the CPUs.
     fn pressure(&self, numbers: &BTreeSet<u32>) -> Result<BTreeMap<u32, PressureValue>, PlaneError>;
     /// What limits of these allocations have refused.
     fn limited(&self, numbers: &BTreeSet<u32>) -> Result<BTreeMap<u32, Counted>, PlaneError>;
+    /// `RULES` of the first so many rules, summed over the CPUs, of even and of odd generations.
+    fn rules(&self, count: usize) -> Result<[Vec<RuleValue>; 2], PlaneError>;
     /// Says that the agent lives. Gives a number that rises while ports run short somewhere.
     fn beat(&mut self) -> Result<u64, PlaneError>;
     /// Ports in use at this moment.
@@ -62,6 +74,8 @@ pub trait Plane: Send {
     /// Attaches programs to devices that lack them, uplinks first, and forgets devices that are not among `existing`
     /// interface indices. Gives what failed, by device.
     fn attach(&mut self, devices: &Devices, existing: &BTreeSet<u32>) -> BTreeMap<String, String>;
+    /// Lets sockets be given addresses when they connect, of all processes that have a group below a mount of the control groups.
+    fn attach_sockets(&mut self, cgroups: &Path) -> Result<(), PlaneError>;
     /// Uplinks and pod-facing devices that have their programs.
     fn attached(&self) -> Attached;
     /// Whether programs of another version may still run, whose flows are not in the maps.
@@ -72,8 +86,8 @@ pub trait Plane: Send {
     fn sweeper(&mut self) -> Result<Sweeper, PlaneError>;
     /// Starts the thread that fragments wait for.
     fn fragments(&self) -> Result<Fragments, PlaneError>;
-    /// For which egress addresses the data plane answers ARP.
-    fn arp(&self) -> Result<Box<dyn ArpTable>, PlaneError>;
+    /// For which egress addresses the data plane answers ARP or neighbour solicitations.
+    fn answers(&self) -> Result<Box<dyn AnswerTable>, PlaneError>;
     /// What forgets connections that were refused, whenever and wherever it is called.
     fn forget_refused(&self, mark: u32) -> Result<Forget, PlaneError>;
     /// Room in the maps that are sized by the user or hold the policy (`flows`, `blocks`, `pods`, `destinations`, `ports`,
@@ -81,12 +95,21 @@ pub trait Plane: Send {
     fn sizes(&self) -> Vec<(&'static str, u64)>;
 }
 
-/// For which egress addresses the data plane answers ARP, and on which uplinks (by interface index) with which MAC.
-pub trait ArpTable: Send {
+/// For which egress addresses the data plane answers ARP or neighbour solicitations, and on which uplinks (by interface index).
+pub trait AnswerTable: Send {
     /// All entries.
-    fn read(&self) -> std::io::Result<BTreeMap<(Ipv4Addr, u32), [u8; 6]>>;
-    /// Answers from now on with this MAC; with none, not at all.
-    fn set(&mut self, address: Ipv4Addr, ifindex: u32, mac: Option<[u8; 6]>) -> std::io::Result<()>;
+    fn read(&self) -> std::io::Result<BTreeMap<(Egress, u32), Answering>>;
+    /// Answers so from now on; with `None`, not at all.
+    fn set(&mut self, address: Egress, ifindex: u32, value: Option<Answering>) -> std::io::Result<()>;
+}
+
+/// An answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answering {
+    /// MAC that is told.
+    pub mac: [u8; 6],
+    /// Of a /64: it is for this that the uplink takes in all multicast frames.
+    pub multicast: bool,
 }
 
 /// Forgets connections; gives how many there were.
@@ -109,10 +132,18 @@ pub fn apply(
     observed: &mut Observed,
     counts: &mut (u64, u64),
 ) -> Result<(), PlaneError> {
-    for op in ops {
-        counts.0 += 1;
-        plane.write(op).inspect_err(|_| counts.1 += 1)?;
-        observed.apply(op);
+    let mut rest = ops;
+    while !rest.is_empty() {
+        let (done, result) = plane.write_some(rest);
+        let (written, left) = rest.split_at(done);
+        written.iter().for_each(|op| observed.apply(op));
+        counts.0 += done as u64;
+        if let Err(error) = result {
+            counts.0 += 1;
+            counts.1 += 1;
+            return Err(error);
+        }
+        rest = left;
     }
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! Command line and environment.
 
+use aegis_core::policy::names::Limits;
 use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 /// Programs the data plane of one Aegis node: decides which pods leave from which egress address, steers replies to
@@ -70,6 +71,15 @@ pub struct Args {
     #[arg(long, env = "AEGIS_MAX_BLOCKS", default_value_t = 1 << 16)]
     pub max_blocks: u32,
 
+    /// Ranges of IPv4 and of IPv6 that fit into the tables of destinations, of which one policy while it follows another one has half:
+    /// policies that name large countries need more than the default.
+    #[arg(long, env = "AEGIS_MAX_DESTINATIONS", default_value_t = 1 << 16)]
+    pub max_destinations: u32,
+
+    /// Database by which policies know countries, in MaxMind's format (`.mmdb`). It is read again when it changes.
+    #[arg(long, env = "AEGIS_COUNTRIES")]
+    pub countries: Option<PathBuf>,
+
     /// Flows that one account (a namespace) may have at a time on this node, over all of its allocations and including those of
     /// other nodes' pods that leave through this one. 0: no limit.
     #[arg(long, env = "AEGIS_ACCOUNT_FLOWS", default_value_t = 0)]
@@ -106,6 +116,33 @@ pub struct Args {
     #[arg(long, env = "AEGIS_ROUTING_SOCKETS", default_value = "/run/frr")]
     pub routing_sockets: PathBuf,
 
+    /// Resolvers that pods ask, at most three, comma-separated: names in rules have the addresses that pods are told by these. Default:
+    /// the nameservers of /etc/resolv.conf, which are those of the cluster's pods where the agent's own pod has dnsPolicy
+    /// ClusterFirstWithHostNet.
+    #[arg(long, env = "AEGIS_DNS_SERVERS", value_delimiter = ',', action = clap::ArgAction::Set)]
+    pub dns_servers: Vec<IpAddr>,
+
+    /// Port of the node at which DNS queries of pods that rules with host names cover are answered (UDP and TCP); those above it are
+    /// for the second resolver and the third.
+    #[arg(long, env = "AEGIS_DNS_PORT", default_value_t = 9412)]
+    pub dns_port: u16,
+
+    /// Addresses that are remembered of all host names of rules together. What pods ask for beyond is not told them.
+    #[arg(long, env = "AEGIS_DNS_ADDRESSES", default_value_t = 8192)]
+    pub dns_addresses: u32,
+
+    /// Those of one name.
+    #[arg(long, env = "AEGIS_DNS_ADDRESSES_PER_NAME", default_value_t = 1024)]
+    pub dns_addresses_per_name: u32,
+
+    /// Seconds for which an address is kept beyond its time to live, for applications that keep it for longer than they should.
+    #[arg(long, env = "AEGIS_DNS_GRACE", default_value_t = 300)]
+    pub dns_grace: u32,
+
+    /// Folder that outlives the agent, but not the node's boot, for what is known of host names. Default: the next agent knows nothing.
+    #[arg(long, env = "AEGIS_STATE")]
+    pub state: Option<PathBuf>,
+
     /// Seconds without need after which this node gives back half of the slices that it wanted beyond the least.
     #[arg(long, env = "AEGIS_DEMAND_WINDOW", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
     pub demand_window: u32,
@@ -114,6 +151,16 @@ pub struct Args {
     /// the API server knows them.
     #[arg(long, env = "AEGIS_CNI_CACHE", default_value = "/var/lib/cni/results")]
     pub cni_cache: PathBuf,
+
+    /// Socket on which the container runtime takes plugins (NRI: containerd 2, CRI-O). Pods then start once the data plane knows
+    /// them. Where it is not there, they are named by the CNI results alone. Not given: it is not asked for.
+    #[arg(long, env = "AEGIS_NRI_SOCKET")]
+    pub nri_socket: Option<PathBuf>,
+
+    /// Milliseconds for which a pod waits at most, in case the data plane does not come to know it. At most three quarters of what the
+    /// runtime itself waits for a plugin (containerd: 2 seconds), which would close the connection then.
+    #[arg(long, env = "AEGIS_NRI_WAIT", default_value_t = 1500, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub nri_wait: u64,
 
     /// Folder where the node's control group hierarchies are mounted: sockets of pods with the host network are known by their
     /// pod's group.
@@ -142,6 +189,16 @@ pub struct Args {
 }
 
 impl Args {
+    /// How much of host names is remembered.
+    pub fn dns_limits(&self) -> Limits {
+        let count = |limit: u32| usize::try_from(limit).unwrap_or(usize::MAX);
+        Limits {
+            per_name: count(self.dns_addresses_per_name),
+            total: count(self.dns_addresses),
+            grace: self.dns_grace.into(),
+        }
+    }
+
     /// Number of the schema under which maps and links are pinned.
     pub fn schema(&self) -> u32 {
         aegis_common::SCHEMA + self.pin_series * crate::carry::SERIES

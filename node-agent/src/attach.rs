@@ -2,15 +2,16 @@
 
 use crate::carry::{self, Carried, Source};
 use crate::ebpf::{
-    Dataplane, EbpfError, POD_INGRESS, UPLINK_EGRESS, UPLINK_INGRESS, UPLINK_MARK, chain, classifier, xdp,
+    Dataplane, EbpfError, POD_INGRESS, SOCKET_CONNECT, UPLINK_EGRESS, UPLINK_INGRESS, UPLINK_MARK, chain,
+    classifier, sock_addr, xdp,
 };
 use crate::kernel;
 use crate::links::Pin;
 use crate::tcx;
-use aya::programs::links::{FdLink, LinkOrder};
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
-use aya::programs::{TcAttachType, XdpMode};
+use aya::programs::{CgroupAttachMode, TcAttachType, XdpMode};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
@@ -138,6 +139,31 @@ impl Dataplane {
             self.count_carried(Carried { flows: 0, lost })?;
         }
         Ok(())
+    }
+
+    /// Lets sockets of all processes be asked for when they connect. The group is the root of the hierarchy, in which all are.
+    pub fn attach_sockets(&mut self, group: &Path) -> Result<(), EbpfError> {
+        let failed = |reason: String| EbpfError::Attach {
+            program: SOCKET_CONNECT,
+            device: group.display().to_string(),
+            reason,
+        };
+        let path = self.links.folder().join(SOCKET_CONNECT);
+        let program = sock_addr(&mut self.object, SOCKET_CONNECT)?;
+        let own = program.info().map_err(|error| failed(chain(&error)))?.id();
+        let old = PinnedLink::from_pin(&path).ok().map(FdLink::from);
+        if old.and_then(|link| link.info().ok()).is_some_and(|info| info.program_id() == own) {
+            return Ok(());
+        }
+        // Links are always beside others. While there are two, the second finds what the first has bound.
+        let file = fs::File::open(group).map_err(|error| failed(error.to_string()))?;
+        let id = program.attach(file, CgroupAttachMode::Single).map_err(|error| failed(chain(&error)))?;
+        let link = program.take_link(id).map_err(|error| failed(chain(&error)))?;
+        let link = FdLink::try_from(link).map_err(|error| failed(error.to_string()))?;
+        let beside = self.links.folder().join("socket_connect-new");
+        unpin(&beside)?;
+        link.pin(&beside).map_err(|error| failed(chain(&error)))?;
+        fs::rename(&beside, &path).map_err(|source| EbpfError::Link { path, source })
     }
 
     fn replace_programs(&mut self, existing: &BTreeSet<u32>) -> Result<(), EbpfError> {

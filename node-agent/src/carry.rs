@@ -34,6 +34,7 @@ const WRITTEN: &[&str] = &[
     "HOMES",
     "LEASE",
     "HOLDINGS",
+    "BINDS",
     "ALLOCATIONS",
     "PODS",
     "HOSTS",

@@ -5,9 +5,10 @@
 //! it, or be refused though none does. And a pod's datagrams that were refused would be refused for as long as it goes on
 //! sending, though the binding is gone.
 
-use crate::observed::{to_map, to_map6};
+use crate::observed::{from_map, from_map6, to_map, to_map6};
 use aegis_common::{Flow6Key, FlowKey};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -18,11 +19,11 @@ const GET: u16 = 0x101;
 const DELETE: u16 = 0x102;
 const IPV4: u8 = libc::AF_INET as u8;
 const IPV6: u8 = libc::AF_INET6 as u8;
-const REQUEST: u16 = 0x1;
+pub(crate) const REQUEST: u16 = 0x1;
 const ACKNOWLEDGE: u16 = 0x4;
-const DUMP: u16 = 0x300;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
+pub(crate) const DUMP: u16 = 0x300;
+pub(crate) const NLMSG_ERROR: u16 = 2;
+pub(crate) const NLMSG_DONE: u16 = 3;
 
 /// Attributes (`linux/netfilter/nfnetlink_conntrack.h`).
 const CTA_TUPLE_ORIG: u16 = 1;
@@ -74,6 +75,8 @@ pub struct Connection {
     family: u8,
     /// Who opened it, over IPv6.
     source6: Option<Ipv6Addr>,
+    /// Who opened it, to where, and to which port there.
+    opened: Option<(IpAddr, IpAddr, u16)>,
     /// What names it: its original tuple, its number and its zone, as the kernel wrote them.
     identity: Vec<u8>,
     /// A TCP connection of which nothing goes on.
@@ -87,7 +90,7 @@ pub struct Connection {
 /// takes "equal" for "different"), so these are filtered here. Since it cannot remove by such a filter before 6.11, each is removed
 /// by itself.
 pub fn forget(address: impl Into<IpAddr>) -> io::Result<usize> {
-    let socket = connect()?;
+    let socket = connect(NETLINK_NETFILTER)?;
     let found = match address.into() {
         IpAddr::V4(address) => {
             let mut found = Vec::new();
@@ -102,6 +105,20 @@ pub fn forget(address: impl Into<IpAddr>) -> io::Result<usize> {
             all
         }
     };
+    remove_from(&socket, &found)
+}
+
+/// Removes connections that pods have with a resolver at port 53, but for those from these addresses. Gives how many there were.
+pub fn forget_queries(resolver: IpAddr, but_for: &BTreeSet<IpAddr>) -> io::Result<usize> {
+    let socket = connect(NETLINK_NETFILTER)?;
+    let mut found = match resolver {
+        IpAddr::V4(address) => list(&socket, IPV4, &with_address(address, CTA_IP_V4_DST, FLAG_IP_DST))?,
+        IpAddr::V6(_) => list(&socket, IPV6, &[])?,
+    };
+    found.retain(|connection| {
+        let Some((from, to, port)) = connection.opened else { return false };
+        port == 53 && to == resolver && !but_for.contains(&from)
+    });
     remove_from(&socket, &found)
 }
 
@@ -122,7 +139,7 @@ fn with_address(address: Ipv4Addr, field: u16, flag: u32) -> Vec<u8> {
 pub fn marked(mark: u32) -> io::Result<Vec<Connection>> {
     let filter =
         [attribute(CTA_MARK, &mark.to_be_bytes()), attribute(CTA_MARK_MASK, &mark.to_be_bytes())].concat();
-    let socket = connect()?;
+    let socket = connect(NETLINK_NETFILTER)?;
     let mut found = list(&socket, IPV4, &filter)?;
     found.extend(list(&socket, IPV6, &filter)?);
     found.retain(|connection| !connection.ended);
@@ -131,7 +148,7 @@ pub fn marked(mark: u32) -> io::Result<Vec<Connection>> {
 
 /// Removes connections. Gives how many there still were.
 pub fn remove(connections: &[Connection]) -> io::Result<usize> {
-    remove_from(&connect()?, connections)
+    remove_from(&connect(NETLINK_NETFILTER)?, connections)
 }
 
 fn remove_from(socket: &Socket, connections: &[Connection]) -> io::Result<usize> {
@@ -148,8 +165,9 @@ fn remove_from(socket: &Socket, connections: &[Connection]) -> io::Result<usize>
     Ok(removed)
 }
 
-fn connect() -> io::Result<Socket> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+/// A socket to the kernel, which must answer in time.
+pub(crate) fn connect(protocol: isize) -> io::Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     // SAFETY: the descriptor is the socket's, which outlives the call.
@@ -186,6 +204,7 @@ fn connection(body: &[u8]) -> Connection {
         }
         if kind == CTA_TUPLE_ORIG {
             connection.source6 = source6(payload(whole));
+            connection.opened = Some(opened(payload(whole)));
         }
         if kind == CTA_TUPLE_REPLY {
             (connection.flow, connection.flow6) = flow(payload(whole));
@@ -195,6 +214,15 @@ fn connection(body: &[u8]) -> Connection {
         }
     }
     connection
+}
+
+fn opened(original: &[u8]) -> (IpAddr, IpAddr, u16) {
+    // Read as that of a reply: the far end is where it comes from.
+    let (tuple, six) = flow(original);
+    match six {
+        Some(six) => (from_map6(six.remote).into(), from_map6(six.local).into(), tuple.local_port),
+        None => (from_map(tuple.remote).into(), from_map(tuple.local).into(), tuple.local_port),
+    }
 }
 
 fn source6(original: &[u8]) -> Option<Ipv6Addr> {
@@ -280,21 +308,22 @@ fn payload(attribute: &[u8]) -> &[u8] {
     attribute.get(4..).unwrap_or_default()
 }
 
-struct Message<'a> {
-    kind: u16,
-    body: &'a [u8],
+/// A message of the kernel's.
+pub(crate) struct Message<'a> {
+    pub kind: u16,
+    pub body: &'a [u8],
 }
 
 impl Message<'_> {
     /// What an `NLMSG_ERROR` says; 0 is an acknowledgement.
-    fn error(&self) -> io::Result<()> {
+    pub fn error(&self) -> io::Result<()> {
         let code = self.body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
         if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) }
     }
 }
 
 /// The messages of a datagram.
-fn messages(mut rest: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub(crate) fn messages(mut rest: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(*rest.first_chunk()?) as usize;
         let kind = u16::from_ne_bytes(rest.get(4..6)?.try_into().ok()?);

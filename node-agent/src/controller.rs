@@ -4,10 +4,14 @@ mod announcing;
 mod growing;
 mod lease;
 mod leaving;
+mod naming;
 mod plane;
 mod report;
+mod sandboxes;
 mod settled;
+mod sockets;
 mod table;
+mod tallying;
 
 pub use plane::Open;
 
@@ -17,32 +21,39 @@ use crate::announce::l2::L2;
 use crate::apply::{self, Attached};
 use crate::args::Args;
 use crate::cni::{self, CniResult};
+use crate::countries;
 use crate::desired::{self, Desired, Inputs};
 use crate::fast;
 use crate::groups::{self, Groups};
 use crate::lease::{Hold, Need};
 use crate::metrics::Metrics;
+use crate::names::Names;
 use crate::neighbour::{self, Resolver};
 use crate::network::{self, Network};
 use crate::nft::Rules;
 use crate::nft::six::Rules6;
+use crate::nri::{Sandboxes, Told};
 use crate::observed::{Observed, from_map, from_map6};
-use crate::ops::{self, Known};
+use crate::ops::{self, Known, Op};
 use crate::probe::Prober;
 use crate::refused;
+use crate::rule;
 use crate::snapshot::{self, Local, Memory};
 use crate::status::{NotReady, Pending};
 use crate::sweep::Usage;
+use crate::tally::Tally;
 use crate::uplink::{self, Devices};
 use crate::watch::Shared;
 use aegis_common::DESTINATION_INTERNAL;
 use aegis_core::egress::Egress;
 use aegis_core::model::AllocationName;
-use aegis_core::policy::Binding;
+use aegis_core::policy::{Binding, EgressPolicy};
 use growing::{Growing, POLL};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use naming::Naming;
 use plane::Pinned;
 use settled::Settled;
+use sockets::Sockets;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -69,6 +80,8 @@ pub struct Signals {
     pub network: AtomicBool,
     /// CNI results.
     pub cni: AtomicBool,
+    /// What the container runtime says. It waits for an answer.
+    pub runtime: AtomicBool,
     /// Control groups of pods.
     pub groups: AtomicBool,
     /// The nftables tables, of IPv4 and IPv6: each keeper takes its own.
@@ -77,6 +90,8 @@ pub struct Signals {
     pub gateways: AtomicBool,
     /// The node's Lease was renewed, or lost.
     pub lease: AtomicBool,
+    /// Host names have addresses that they did not have: somebody waits for it.
+    pub names: AtomicBool,
     /// The agent is being taken off this node. Stays so.
     pub leaving: AtomicBool,
     /// Nothing depends on the agent any more. Stays so.
@@ -89,6 +104,12 @@ impl Signals {
     pub fn set(&self, flag: impl Fn(&Signals) -> &AtomicBool) {
         flag(self).store(true, Ordering::Release);
         self.wake.notify_one();
+    }
+
+    /// The container runtime has started or stopped a pod. The CNI library has written before, whether or not that has been noticed.
+    pub fn runtime_said(&self) {
+        self.cni.store(true, Ordering::Release);
+        self.set(|signals| &signals.runtime);
     }
 
     /// Somebody has changed nftables.
@@ -107,6 +128,14 @@ impl Signals {
     }
 }
 
+/// What the data plane was last brought to, with the rules it was made from.
+#[derive(Default)]
+struct InForce {
+    wanted: Arc<Desired>,
+    bindings: Vec<Binding>,
+    policies: Vec<EgressPolicy>,
+}
+
 /// The controller of one node.
 pub struct Controller {
     args: Args,
@@ -121,6 +150,7 @@ pub struct Controller {
     l2: L2,
     need: watch::Sender<Option<Need>>,
     hold: watch::Receiver<Option<Hold>>,
+    naming: Naming,
     /// Whether the fast path may be used, if it is wanted.
     fast: Option<Result<(), NotReady>>,
     born: Instant,
@@ -128,6 +158,8 @@ pub struct Controller {
     network: Result<Network, String>,
     network_read: Option<Instant>,
     cni: Vec<CniResult>,
+    sandboxes: Sandboxes,
+    told: Told,
     groups: Groups,
     /// Why the control groups are not known.
     no_groups: Option<String>,
@@ -137,6 +169,12 @@ pub struct Controller {
     table6: TableKeeper,
     resolver: Resolver,
     growing: Growing,
+    sockets: Sockets,
+    /// Reads the database of countries.
+    atlas: countries::Keeper,
+    /// What is known of countries.
+    countries: countries::State,
+    tally: Tally,
     memory: Memory,
     settled: Settled,
     /// Numbers of the allocations.
@@ -151,8 +189,8 @@ pub struct Controller {
     stale: BTreeSet<Egress>,
     orphaned: BTreeSet<Egress>,
     full: BTreeSet<&'static str>,
-    /// What the data plane was last brought to, with the bindings it was made from.
-    in_force: Option<(Arc<Desired>, Vec<Binding>)>,
+    /// What the data plane was last brought to.
+    in_force: Option<Arc<InForce>>,
     /// Inputs of the last turn, good for as long as nothing is dirty.
     inputs: Option<Arc<Inputs>>,
     /// Whether they were made when everything had been listed: what is missing in others says nothing.
@@ -180,6 +218,7 @@ impl Controller {
         netlink: rtnetlink::Handle,
         report: watch::Sender<Pending>,
         hold: watch::Receiver<Option<Hold>>,
+        names: Names,
     ) -> Controller {
         let now = Instant::now();
         let prober = Prober::default();
@@ -190,6 +229,7 @@ impl Controller {
             table6: TableKeeper::new(1, args.nft.clone(), now),
             pinned: Pinned::new(open, now),
             growing: Growing::new(Duration::from_secs(args.demand_window.into()), now),
+            sockets: Sockets::new(Duration::from_secs(args.demand_window.into()), now),
             args,
             shared,
             signals,
@@ -202,15 +242,21 @@ impl Controller {
             l2,
             need: watch::Sender::new(None),
             hold,
+            naming: Naming::new(names, now),
             fast: None,
             born: now,
             network: Err("not read yet".to_owned()),
             network_read: None,
             cni: Vec::new(),
+            sandboxes: Sandboxes::default(),
+            told: Told::default(),
             groups: Groups::default(),
             no_groups: None,
             known: Known::default(),
             resolver: Resolver::default(),
+            atlas: countries::Keeper::default(),
+            countries: countries::State::default(),
+            tally: Tally::default(),
             memory: Memory::default(),
             settled: Settled::new(now),
             numbers: BTreeMap::new(),
@@ -239,6 +285,11 @@ impl Controller {
         self.prober.clone()
     }
 
+    /// What is to be run beside the controller for policies to know countries.
+    pub fn atlas(&self) -> countries::Keeper {
+        self.atlas.clone()
+    }
+
     /// What is to be run beside the controller for somebody to answer ARP.
     pub fn l2(&self) -> L2 {
         self.l2.clone()
@@ -247,6 +298,11 @@ impl Controller {
     /// What is to be run beside the controller for it to know how the routing daemon is.
     pub fn health(&self) -> Health {
         self.health.clone()
+    }
+
+    /// What the container runtime and the controller know of pods' sandboxes, for a plugin of the runtime to be run beside it.
+    pub fn sandboxes(&self) -> Sandboxes {
+        self.sandboxes.clone()
     }
 
     /// What is needed of the node's Lease; nothing is known of that before the data plane has been read.
@@ -261,9 +317,12 @@ impl Controller {
         }
         loop {
             self.turn().await;
-            if self.event().await {
+            // The runtime tells of one pod after the other: nothing is gained by waiting for the next.
+            if self.event().await && !self.signals.runtime.load(Ordering::Acquire) {
                 self.follow_gateways();
-                tokio::time::sleep(DEBOUNCE).await;
+                if !self.signals.names.load(Ordering::Acquire) {
+                    tokio::time::sleep(DEBOUNCE).await;
+                }
             }
         }
     }
@@ -292,9 +351,12 @@ impl Controller {
         let started = Instant::now();
         self.look_at_network().await;
         self.look_at_cni();
+        self.look_at_sandboxes();
         self.look_at_groups();
+        self.look_at_countries();
         self.follow_gateways();
         Signals::take(&self.signals.lease);
+        self.dirty |= Signals::take(&self.signals.names);
         self.look_whether_to_leave();
         self.open(started);
         self.heed_lease();
@@ -302,6 +364,8 @@ impl Controller {
         self.poll();
         let usage = self.pinned.usage();
         self.look_at_demand(&usage);
+        self.look_at_names(&usage, started);
+        self.look_at_sockets(&usage);
 
         let mut inputs = match (&self.inputs, self.dirty) {
             (Some(inputs), false) => Arc::clone(inputs),
@@ -316,7 +380,7 @@ impl Controller {
         let synced = self.synced;
         let mut wanted = match (&self.in_force, self.dirty, synced) {
             (_, _, false) => None,
-            (Some((wanted, _)), false, _) => Some(Arc::clone(wanted)),
+            (Some(force), false, _) => Some(Arc::clone(&force.wanted)),
             _ => Some(Arc::new(desired::desired(&inputs))),
         };
         self.keep_tables(wanted.as_deref(), &inputs).await;
@@ -326,10 +390,12 @@ impl Controller {
             wanted = wanted.map(|_| Arc::new(desired::desired(&inputs)));
             self.dirty = true;
         }
+        self.stand_for_sockets(wanted.as_deref()).await;
         if self.write_lease(wanted.as_deref()) {
             self.write(wanted.as_ref(), &inputs, &usage, started);
             self.write_lease(None);
         }
+        self.publish_known();
         self.ask_for_lease(wanted.as_deref(), &usage);
         if self.pinned.plane.as_ref().is_some_and(|plane| plane.inherits()) {
             // Programs of another version wait for the first policy.
@@ -426,7 +492,8 @@ impl Controller {
     fn inputs(&mut self) -> Inputs {
         let cluster = self.shared.lock();
         // Under the same lock: lists that come in a moment later are not in these inputs.
-        self.synced = cluster.listed();
+        // Nor does anybody know what is meant by countries before the first attempt to read them.
+        self.synced = cluster.listed() && self.countries.tried;
         let config = self.pinned.observed.config;
         let own = cluster.nodes.objects.get(&(String::new(), self.args.node_name.clone()));
         let tunnel_address = own.and_then(|node| node.addresses.first().copied());
@@ -441,6 +508,7 @@ impl Controller {
             tunnel_address,
             pod_ranges: pod_ranges.unwrap_or_else(|| remembered_ranges(&self.pinned.observed)),
             cni: &self.cni,
+            told: self.told.clone(),
             groups: self.groups.clone(),
             host_levels: config.host_levels,
             network: self.network.as_ref().ok(),
@@ -451,9 +519,11 @@ impl Controller {
             shared: self.pinned.shared(),
             leaving: self.leaving,
             six: self.six(),
+            countries: self.countries.database.as_ref().map(|it| Arc::clone(&it.countries)),
         };
         let mut inputs = snapshot::inputs(&self.args, &cluster, &local, &mut self.memory);
         drop(cluster);
+        self.name(&mut inputs);
         self.time(&mut inputs);
         inputs
     }
@@ -492,6 +562,24 @@ impl Controller {
         self.table6.state.is_ok() || self.pinned.observed.config6.active == 1
     }
 
+    /// Drops what comes from these uplinks and has not been looked at, from when the table looks on. What there is stays when it is
+    /// in doubt.
+    async fn keep_rules(&mut self, uplinks: &BTreeMap<u32, String>, mark: u32) {
+        let Ok(network) = &self.network else { return };
+        if self.table6.state.is_err() {
+            return;
+        }
+        let wanted = uplinks.values().map(|name| (name.clone(), mark)).collect();
+        if wanted == network.rules {
+            return;
+        }
+        for ((device, _), error) in rule::bring(&self.netlink, &wanted, &network.rules).await {
+            tracing::error!(device, error, "cannot drop what the table ip6 aegis would not have looked at");
+        }
+        // Read back before the next comparison.
+        self.signals.network.store(true, Ordering::Release);
+    }
+
     async fn keep_tables(&mut self, wanted: Option<&Desired>, inputs: &Inputs) {
         let (hold, internal) = match wanted {
             Some(wanted) => (wanted.settings.hold_unknown, desired::internal(inputs)),
@@ -519,6 +607,7 @@ impl Controller {
         };
         let uplinks: BTreeMap<u32, String> =
             uplinks.into_iter().map(|(index, (name, _))| (index, name)).collect();
+        let queries = self.queries(wanted, inputs);
         if self.pinned.observed.config6.active == 1 || desired::needs_six(inputs) {
             let rules = Rules6 {
                 mark,
@@ -528,8 +617,10 @@ impl Controller {
                 hold,
                 internal: desired::of_v6(&internal),
                 uncovered: uncovered6,
+                queries: queries.clone(),
             };
             self.table6.keep(&rules, self.dirty, &self.signals).await;
+            self.keep_rules(&uplinks, mark).await;
         }
         let rules = Rules {
             mark,
@@ -543,8 +634,10 @@ impl Controller {
             hosts: self.pinned.observed.config.host_levels != 0,
             tunnel_port: self.args.tunnel_port,
             nodes: self.tunnel_ends(inputs),
+            queries: queries.clone(),
         };
         self.table.keep(&rules, self.dirty, &self.signals).await;
+        self.direct(queries);
     }
 
     /// Where a tunnel ends or may end: addresses of nodes, as they are known and as the data plane remembers them.
@@ -578,6 +671,15 @@ impl Controller {
             tracing::warn!(%address, "its object is older than what the data plane has; it is not followed");
         }
         let host_levels = self.pinned.observed.config.host_levels;
+        let switches = change.ops.iter().any(|op| matches!(op, Op::SetConfig(_)));
+        if switches || self.known.rules.as_deref() != Some(&change.rules) {
+            // Numbers may get other names.
+            let highest = change.rules.last_key_value().map_or(0, |(number, _)| *number as usize + 1);
+            self.tally.take(plane.as_ref(), highest);
+        }
+        // Until all of it is written.
+        let rules = Arc::new(change.rules);
+        self.known.rules = None;
         let result = tokio::task::block_in_place(|| {
             apply::apply(plane.as_mut(), &change.ops, &mut self.pinned.observed, &mut self.counts)
         });
@@ -597,19 +699,30 @@ impl Controller {
                     self.metrics.reconciled(started.elapsed().as_secs_f64());
                 }
                 self.numbers = change.numbers;
+                self.tally.name(
+                    self.pinned.observed.config.generation,
+                    &rules,
+                    &wanted.covered.keys().collect(),
+                );
+                self.known.rules = Some(rules);
                 self.write_error = None;
+                self.naming.in_force(inputs, wanted);
                 // Now that the programs look at the node's own sockets, the table and the policy follow.
                 self.dirty = self.pinned.observed.config.host_levels != host_levels;
                 if self.dirty {
                     self.signals.wake();
                 }
-                let before = self.in_force.as_ref().map(|(before, _)| &before.policy);
+                let before = self.in_force.as_ref().map(|before| &before.wanted.policy);
                 if before.is_none_or(|before| refused::may_uncover(before, &wanted.policy)) {
                     self.refused.request();
                 }
                 // Those without allocation stand for bindings that cannot be read: there is nothing to report of them.
                 let readable = inputs.bindings.iter().filter(|binding| !binding.allocation.name.is_empty());
-                self.in_force = Some((Arc::clone(wanted), readable.cloned().collect()));
+                self.in_force = Some(Arc::new(InForce {
+                    wanted: Arc::clone(wanted),
+                    bindings: readable.cloned().collect(),
+                    policies: inputs.policies.clone(),
+                }));
             }
             Err(error) => {
                 tracing::error!(%error, "cannot write to the data plane; reading it anew");

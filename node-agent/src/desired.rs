@@ -12,15 +12,21 @@ use crate::args::UnknownPods;
 use crate::groups::Group;
 use crate::objects::{self, Most, NodeRecord};
 use crate::probe::Answer;
+use crate::uses::Uses;
 use aegis_common::TUNNEL_OVERHEAD;
 use aegis_core::egress::Egress;
 use aegis_core::gateway::FullNodes;
 use aegis_core::model::{Address, AllocationName};
-use aegis_core::policy::{Binding, BindingName, Pod, Room};
+use aegis_core::policy::names::{HostPattern, Resolved};
+use aegis_core::policy::{
+    Applications, Binding, Countries, EgressPolicy, NodeFacts, Pod, Room, RuleName, ServicePort,
+    never_covered,
+};
 use aegis_core::slice::SliceSet;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 /// Everything that the desired state is made from.
 #[derive(Clone, Debug, Default)]
@@ -31,12 +37,22 @@ pub struct Inputs {
     pub pods: Vec<Pod>,
     /// MAC that belongs to each pod's address, where the CNI has told it.
     pub macs: BTreeMap<IpAddr, [u8; 6]>,
+    /// Ports of Services without selector, with their endpoints.
+    pub services: Vec<ServicePort>,
     /// Control group of each pod, where there is one yet, by UID.
     pub groups: BTreeMap<String, Group>,
     /// Groups in which the pods' are.
     pub group_roots: Vec<Group>,
     /// Levels of the hierarchy at which the data plane looks for groups already.
     pub host_levels: u32,
+    /// What policies may ask of this node.
+    pub facts: NodeFacts,
+    /// Ranges of countries, once there is a database of them.
+    pub countries: Option<Arc<Countries>>,
+    /// All policies.
+    pub policies: Vec<EgressPolicy>,
+    /// The applications that they name, as far as they are known.
+    pub applications: Applications,
     /// All bindings.
     pub bindings: Vec<Binding>,
     /// All allocations.
@@ -83,8 +99,12 @@ pub struct Inputs {
     pub shared: Option<Shared>,
     /// Slices that this node does not open yet, since others have not heard of them.
     pub unsettled: BTreeMap<Ipv4Addr, SliceSet>,
+    /// What slices of this node's are used for, where not all are for translation.
+    pub uses: BTreeMap<Ipv4Addr, Uses>,
     /// Addresses of which this node has asked for more in vain.
     pub in_vain: BTreeSet<Ipv4Addr>,
+    /// Addresses that host names are known to have, and the number of this knowledge.
+    pub resolved: (u64, Arc<Resolved>),
 }
 
 /// What all accounts share on a node.
@@ -126,16 +146,26 @@ pub struct Desired {
     pub shared: Option<Shared>,
     /// The policy.
     pub policy: Policy,
-    /// Bindings that cover local pods, in the order of their numbers.
-    pub bindings: Vec<BindingName>,
-    /// Local pods that each enforced binding covers.
-    pub covered: BTreeMap<BindingName, u32>,
-    /// Local pods that some binding covers.
+    /// Rules that cover local pods, in the order of their numbers.
+    pub rules: Vec<RuleName>,
+    /// Local pods that each enforced rule covers.
+    pub covered: BTreeMap<RuleName, u32>,
+    /// Allocations from which local pods are to leave.
+    pub named: BTreeSet<AllocationName>,
+    /// Local pods that some rule covers.
     pub covered_pods: u32,
     /// Covered pods of the host network whose control group is not known: they leave with the node's address.
     pub groupless: u32,
+    /// Allocations of which sockets of local pods have addresses.
+    pub bound: BTreeSet<AllocationName>,
     /// Accounts whose rules find no room: their covered pods are refused.
     pub refused: BTreeSet<String>,
+    /// Policies that only observe find no room, and count nothing.
+    pub unobserved: bool,
+    /// Addresses of local pods that no rule with host names covers.
+    pub nameless: BTreeSet<IpAddr>,
+    /// Host names of rules that cover local pods.
+    pub looked_up: BTreeSet<HostPattern>,
 }
 
 /// Settings that the agent derives. Fields that are `None` keep the value that the data plane has.
@@ -166,15 +196,24 @@ pub struct Settings {
     pub six: bool,
 }
 
-/// Whether the cluster has to do with IPv6 on this node: pods with such an address or a range for them, a /64, or a binding that
+/// Whether the cluster has to do with IPv6 on this node: pods with such an address or a range for them, a /64, or a rule that
 /// names IPv6 destinations.
 pub fn needs_six(inputs: &Inputs) -> bool {
     let mut addresses = inputs.pods.iter().flat_map(|pod| &pod.addresses);
-    let mut zones = inputs.bindings.iter().filter(|binding| binding.enabled).flat_map(|it| &it.cidrs);
+    let bindings = inputs.bindings.iter().filter(|binding| binding.enabled).flat_map(|it| &it.cidrs);
+    // What only observes changes nothing, this neither.
+    let mut policies = inputs.policies.iter().filter(|policy| !policy.observes);
+    let endpoints = |name: &String| inputs.applications.get(name).into_iter().flatten();
+    let parts = policies.clone().flat_map(|policy| &policy.applications).flat_map(endpoints);
+    let mut zones = bindings
+        .chain(policies.clone().flat_map(|policy| &policy.cidrs))
+        .chain(parts.flat_map(|endpoint| &endpoint.cidrs));
+    let missing = |name: &String| !inputs.applications.contains_key(name);
     !inputs.networks.is_empty()
         || addresses.any(IpAddr::is_ipv6)
         || inputs.pod_ranges.iter().chain(&inputs.internal).any(|range| matches!(range, IpNet::V6(_)))
         || zones.any(|range| matches!(range, IpNet::V6(_)))
+        || policies.any(|policy| !policy.countries.is_empty() || policy.applications.iter().any(missing))
 }
 
 /// The ranges of one family.
@@ -185,25 +224,6 @@ pub fn of_v4(ranges: &[IpNet]) -> Vec<Ipv4Net> {
 /// The ranges of the other.
 pub fn of_v6(ranges: &[IpNet]) -> Vec<Ipv6Net> {
     ranges.iter().filter_map(|range| if let IpNet::V6(range) = range { Some(*range) } else { None }).collect()
-}
-
-/// Destinations that never leave the cluster or the link, whatever a binding says.
-fn never_covered() -> impl Iterator<Item = IpNet> {
-    let v4 = [
-        (Ipv4Addr::new(127, 0, 0, 0), 8),
-        (Ipv4Addr::new(169, 254, 0, 0), 16),
-        (Ipv4Addr::new(224, 0, 0, 0), 4),
-        (Ipv4Addr::BROADCAST, 32),
-    ];
-    let v6 = [
-        (Ipv6Addr::UNSPECIFIED, 128),
-        (Ipv6Addr::LOCALHOST, 128),
-        (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10),
-        (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8),
-    ];
-    v4.into_iter()
-        .map(|(address, length)| Ipv4Net::new_assert(address, length).into())
-        .chain(v6.into_iter().map(|(address, length)| Ipv6Net::new_assert(address, length).into()))
 }
 
 /// Everything inside the cluster: pods and addresses of all nodes, services, and what never leaves the link.
@@ -259,8 +279,9 @@ pub fn desired(inputs: &Inputs) -> Desired {
         .map(|(network, object)| (*network, address::egress_network(inputs, object)))
         .collect();
     let allocations = allocation::allocations(inputs, &addresses, &networks);
-    let hold_unknown =
-        inputs.unknown_pods == UnknownPods::Hold && inputs.bindings.iter().any(|binding| binding.enabled);
+    let any_rule = inputs.policies.iter().any(|policy| !policy.observes)
+        || inputs.bindings.iter().any(|binding| binding.enabled);
+    let hold_unknown = inputs.unknown_pods == UnknownPods::Hold && any_rule;
     let compiled = policy::compile(inputs, &allocations, hold_unknown);
     // One alone may have everything.
     let accounts: BTreeSet<&String> = allocations.keys().map(|name| &name.account).collect();
@@ -287,11 +308,16 @@ pub fn desired(inputs: &Inputs) -> Desired {
         per_account: inputs.per_account,
         shared,
         policy: compiled.policy,
-        bindings: compiled.bindings,
+        rules: compiled.rules,
         covered: compiled.covered,
+        named: compiled.named,
         covered_pods: compiled.covered_pods,
         groupless: compiled.groupless,
+        bound: compiled.bound,
         refused: compiled.refused,
+        unobserved: compiled.unobserved,
+        nameless: compiled.nameless,
+        looked_up: compiled.looked_up,
     }
 }
 

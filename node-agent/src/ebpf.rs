@@ -10,7 +10,7 @@ use aegis_common::{
     SWEEP_RESTING, SWEEP_REVERSE, SWEEP_REVOKED, TableValue,
 };
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
-use aya::programs::{ProgramError, ProgramFd, SchedClassifier, Xdp};
+use aya::programs::{CgroupSockAddr, ProgramError, ProgramFd, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -31,6 +31,7 @@ const PINNED: &[&str] = &[
     "PEER_INDEX",
     "HOMES",
     "HOLDINGS",
+    "BINDS",
     "LEASE",
     "PODS",
     "HOSTS",
@@ -63,6 +64,7 @@ const PINNED: &[&str] = &[
     "DESTINATIONS6",
     "ALLOCATIONS6",
     "FLOWS6",
+    "NDP_ANSWERS",
 ];
 
 /// Why the data plane can't be used.
@@ -121,7 +123,7 @@ pub enum EbpfError {
     Attach {
         /// Name of the program.
         program: &'static str,
-        /// Device.
+        /// Device, or control group.
         device: String,
         /// The kernel's reason.
         reason: String,
@@ -162,15 +164,24 @@ pub struct MapSizes {
     pub blocks: u32,
     /// `PODS`, two generations.
     pub pods: u32,
-    /// `DESTINATIONS` and `PORTS`, two generations.
+    /// `DESTINATIONS` and `DESTINATIONS6`, two generations.
     pub destinations: u32,
+    /// `PORTS`, two generations.
+    pub ports: u32,
     /// `VERDICTS`, two generations.
     pub verdicts: u32,
 }
 
 impl Default for MapSizes {
     fn default() -> Self {
-        MapSizes { flows: 1 << 20, blocks: 1 << 16, pods: 1 << 12, destinations: 1 << 16, verdicts: 1 << 17 }
+        MapSizes {
+            flows: 1 << 20,
+            blocks: 1 << 16,
+            pods: 1 << 12,
+            destinations: 1 << 16,
+            ports: 1 << 16,
+            verdicts: 1 << 18,
+        }
     }
 }
 
@@ -215,7 +226,7 @@ impl Dataplane {
             ("SUFFIXES", sizes.pods),
             ("DESTINATIONS", sizes.destinations),
             ("DESTINATIONS6", sizes.destinations),
-            ("PORTS", sizes.destinations),
+            ("PORTS", sizes.ports),
             ("VERDICTS", sizes.verdicts),
         ]);
         check_layout(&maps)?;
@@ -235,6 +246,9 @@ impl Dataplane {
         for program in [UPLINK_INGRESS, SWEEP, ENTER] {
             xdp(&mut object, program)?.load().map_err(|source| EbpfError::Program { program, source })?;
         }
+        sock_addr(&mut object, SOCKET_CONNECT)?
+            .load()
+            .map_err(|source| EbpfError::Program { program: SOCKET_CONNECT, source })?;
         let mut dataplane = Dataplane { object, links, source: None };
         dataplane.set_up_tables(flows)?;
         dataplane.source = dataplane.carry_from(known)?;
@@ -393,6 +407,7 @@ pub(crate) const POD_INGRESS: &str = "pod_ingress";
 pub(crate) const UPLINK_EGRESS: &str = "uplink_egress";
 pub(crate) const UPLINK_INGRESS: &str = "uplink_ingress";
 pub(crate) const UPLINK_MARK: &str = "uplink_mark";
+pub(crate) const SOCKET_CONNECT: &str = "socket_connect";
 const SWEEP: &str = "sweep";
 const ENTER: &str = "enter";
 
@@ -465,6 +480,13 @@ pub(crate) fn classifier<'a>(
 }
 
 pub(crate) fn xdp<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, EbpfError> {
+    object.program_mut(name).and_then(|program| program.try_into().ok()).ok_or(EbpfError::Missing(name))
+}
+
+pub(crate) fn sock_addr<'a>(
+    object: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut CgroupSockAddr, EbpfError> {
     object.program_mut(name).and_then(|program| program.try_into().ok()).ok_or(EbpfError::Missing(name))
 }
 

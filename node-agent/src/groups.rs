@@ -50,7 +50,7 @@ fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> GroupsError {
 }
 
 /// The cgroup2 hierarchy below a mount of all of them.
-fn hierarchy(mount: &Path) -> PathBuf {
+pub fn hierarchy(mount: &Path) -> PathBuf {
     let hybrid = mount.join("unified");
     if hybrid.is_dir() { hybrid } else { mount.to_owned() }
 }

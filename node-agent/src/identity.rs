@@ -1,11 +1,12 @@
 //! Which pod an address of this node belongs to.
 //!
-//! Two sources name addresses: the pod's status, which is late, and the results that the CNI library leaves on disk
-//! before a container of the pod runs. Labels and service account come from the watched pod in both cases. Pods of the host network
-//! have no address of their own, but a control group as every pod.
+//! Three sources name addresses: the container runtime, which waits until they are in force, the results that the CNI library leaves
+//! on disk before a container of the pod runs, and the pod's status, which is late. Labels and service account come from the watched
+//! pod in all cases. Pods of the host network have no address of their own, but a control group as every pod.
 
 use crate::cni::CniResult;
 use crate::groups::Group;
+use crate::nri::Told;
 use crate::objects::PodRecord;
 use aegis_core::model::Seconds;
 use aegis_core::policy::Pod;
@@ -24,8 +25,14 @@ pub struct Identities {
 }
 
 /// Gives every watched pod that still runs the addresses that are its own now. Of several claims to an address the
-/// newest counts; an address that was given to a sandbox whose pod is not watched yet belongs to nobody.
-pub fn resolve(pods: &[PodRecord], cache: &[CniResult], groups: &BTreeMap<String, Group>) -> Identities {
+/// newest counts; an address that was given to a sandbox whose pod is not watched yet belongs to nobody, and so does one of a
+/// sandbox that the runtime has stopped.
+pub fn resolve(
+    pods: &[PodRecord],
+    cache: &[CniResult],
+    told: &Told,
+    groups: &BTreeMap<String, Group>,
+) -> Identities {
     let running = || pods.iter().filter(|pod| !pod.finished);
     let groups =
         running().filter_map(|pod| Some((pod.uid.clone(), *groups.get(&pod.kubelet_uid)?))).collect();
@@ -35,18 +42,24 @@ pub fn resolve(pods: &[PodRecord], cache: &[CniResult], groups: &BTreeMap<String
         let best = claims.entry(address).or_insert((time, uid, mac));
         *best = (*best).max((time, uid, mac));
     };
+    let is_over = |address: &IpAddr, uid: &String| told.ended.contains(&(*address, uid.clone()));
     for pod in running().filter(|pod| !pod.host_network) {
-        pod.addresses.iter().for_each(|address| claim(*address, pod.created, &pod.uid, [0; 6]));
+        let own =
+            pod.addresses.iter().filter(|own| !is_over(own, &pod.uid) && !is_over(own, &pod.kubelet_uid));
+        own.for_each(|address| claim(*address, pod.created, &pod.uid, [0; 6]));
     }
-    for result in cache {
+    for result in cache.iter().chain(&told.sandboxes) {
         let owner = owner(pods, result);
         if owner.is_some_and(|pod| pod.finished) {
             continue;
         }
         // A sandbox may be made anew long after its pod was created: the file's own time counts.
-        result.addresses.iter().for_each(|(address, mac)| {
-            claim(*address, result.written, owner.map_or(result.uid.as_str(), |pod| &pod.uid), *mac);
-        });
+        for (address, mac) in result.addresses.iter().filter(|(address, _)| !is_over(address, &result.uid)) {
+            let uid = owner.map_or(result.uid.as_str(), |pod| &pod.uid);
+            // The runtime's word is a little younger than that of the CNI library, and has no MAC.
+            let mac = if *mac == [0; 6] { mac_in(cache, address, &result.uid) } else { *mac };
+            claim(*address, result.written, uid, mac);
+        }
     }
     let pods = running()
         .map(|pod| {
@@ -59,6 +72,8 @@ pub fn resolve(pods: &[PodRecord], cache: &[CniResult], groups: &BTreeMap<String
                 service_account: pod.service_account.clone(),
                 addresses: won.map(|(address, _)| *address).collect(),
                 host_network: pod.host_network,
+                conditions: pod.conditions.clone(),
+                ..Pod::default()
             }
         })
         .collect();
@@ -66,9 +81,18 @@ pub fn resolve(pods: &[PodRecord], cache: &[CniResult], groups: &BTreeMap<String
     Identities { pods, macs: macs.collect(), groups }
 }
 
-/// The watched pod of a CNI result: by UID, or by name where the runtime passes none.
+/// MAC that the CNI library's result for the same pod has.
+fn mac_in(cache: &[CniResult], address: &IpAddr, uid: &str) -> [u8; 6] {
+    let same = cache.iter().filter(|result| !uid.is_empty() && result.uid == uid);
+    same.filter_map(|result| Some((result.written, *result.addresses.get(address)?)))
+        .max()
+        .map_or([0; 6], |(_, mac)| mac)
+}
+
+/// The watched pod of a sandbox: by UID, or by name where the runtime passes none.
 fn owner<'a>(pods: &'a [PodRecord], result: &CniResult) -> Option<&'a PodRecord> {
-    let by_uid = pods.iter().find(|pod| !result.uid.is_empty() && pod.uid == result.uid);
+    let is = |pod: &&PodRecord| pod.uid == result.uid || pod.kubelet_uid == result.uid;
+    let by_uid = pods.iter().find(|pod| !result.uid.is_empty() && is(pod));
     let by_name = || {
         pods.iter().find(|pod| {
             result.uid.is_empty()
@@ -85,7 +109,7 @@ mod tests {
     use super::*;
 
     fn resolve(pods: &[PodRecord], cache: &[CniResult]) -> Identities {
-        super::resolve(pods, cache, &BTreeMap::new())
+        super::resolve(pods, cache, &Told::default(), &BTreeMap::new())
     }
 
     fn record(name: &str, uid: &str, created: Seconds, addresses: &[[u8; 4]]) -> PodRecord {
@@ -162,6 +186,44 @@ mod tests {
     }
 
     #[test]
+    fn the_runtime_names_a_pod_with_the_mac_that_the_cni_has_told() {
+        let runtime = CniResult { addresses: [(A.into(), [0; 6])].into(), ..result("cart-0", "u1", 3, A) };
+        let told = Told { sandboxes: vec![runtime.clone()], ..Told::default() };
+        let pods = [record("cart-0", "u1", 1, &[])];
+        for (cache, macs) in
+            [(vec![], [].into()), (vec![result("cart-0", "u1", 2, A)], [(A.into(), MAC)].into())]
+        {
+            let known = super::resolve(&pods, &cache, &told, &BTreeMap::new());
+            assert_eq!((addresses_of(&known.pods, "u1"), known.macs), ([IpAddr::from(A)].as_slice(), macs));
+        }
+        // Alone it names nobody: labels and service account are the API server's.
+        let known = super::resolve(&[record("old", "u0", 1, &[A])], &[], &told, &BTreeMap::new());
+        assert!(addresses_of(&known.pods, "u0").is_empty());
+    }
+
+    #[test]
+    fn a_stopped_pod_has_no_claim_by_whatever_source() {
+        let pods = [record("old", "u1", 1, &[A]), record("new", "u2", 0, &[])];
+        let cache = [result("old", "u1", 9, A)];
+        let ended: crate::nri::Ended = [(A.into(), "u1".to_owned())].into();
+        let resolve = |told: &Told| super::resolve(&pods, &cache, told, &BTreeMap::new()).pods;
+        let over = resolve(&Told { ended: ended.clone(), ..Told::default() });
+        assert!(addresses_of(&over, "u1").is_empty());
+        // Even in the same second the next one has it.
+        let told = Told { sandboxes: vec![result("new", "u2", 9, A)], ended };
+        assert_eq!(addresses_of(&resolve(&told), "u2"), [IpAddr::from(A)]);
+    }
+
+    #[test]
+    fn a_pod_of_kubelets_own_is_known_by_the_uid_that_kubelet_gave_it() {
+        let pods = [PodRecord { kubelet_uid: "hash".into(), ..record("static", "u1", 1, &[]) }];
+        assert_eq!(
+            addresses_of(&resolve(&pods, &[result("static", "hash", 2, A)]).pods, "u1"),
+            [IpAddr::from(A)]
+        );
+    }
+
+    #[test]
     fn a_finished_pod_frees_its_address() {
         let finished = PodRecord { finished: true, ..record("job", "u1", 9, &[A]) };
         let pods = resolve(&[finished, record("new", "u2", 5, &[A])], &[result("job", "u1", 9, A)]).pods;
@@ -185,7 +247,7 @@ mod tests {
             host_network: true,
             ..record(uid, uid, 1, &[])
         });
-        let known = super::resolve(&pods, &[], &groups.into());
+        let known = super::resolve(&pods, &[], &Told::default(), &groups.into());
         assert_eq!(known.groups, [("u1".into(), group(11)), ("u2".into(), group(12))].into());
     }
 }

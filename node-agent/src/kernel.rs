@@ -4,9 +4,10 @@ mod answers;
 mod doubts;
 pub mod kept;
 mod resting;
+mod runs;
 mod six;
 
-use crate::apply::{ArpTable, Attached, Forget, Plane, PlaneError};
+use crate::apply::{AnswerTable, Attached, Forget, Plane, PlaneError};
 use crate::args::Args;
 use crate::attach::Mode;
 use crate::carry;
@@ -26,11 +27,12 @@ use crate::refused;
 use crate::sweep::{self, Sweeper, Usage};
 use crate::uplink::Devices;
 use aegis_common::{
-    AddressValue, Allocation6Value, AllocationValue, BlockKey, BlockValue, Config, Config6, Counter,
-    CounterValue, Destination6Key, DestinationKey, DestinationValue, FORWARD_TABLE, HOMES_PER_ADDRESS,
-    HoldingValue, HostKey, HostValue, LeaseValue, LimitedValue, LoadKey, LoadValue, Network as Net6,
-    NetworkValue, PeerValue, Pod6Key, Pod6Value, PodKey, PodValue, PortKey, PressureValue, SLOTS_PER_ADDRESS,
-    SlotValue, SuffixValue, TO_POD, TO_UPLINK, VerdictKey, VerdictValue, incarnation,
+    AddressValue, Allocation6Value, AllocationValue, BindValue, BlockKey, BlockValue, Config, Config6,
+    Counter, CounterValue, Destination6Key, DestinationKey, DestinationValue, FORWARD_TABLE,
+    HOMES_PER_ADDRESS, HoldingValue, HostKey, HostValue, LeaseValue, LimitedValue, LoadKey, LoadValue,
+    Network as Net6, NetworkValue, PeerValue, Pod6Key, Pod6Value, PodKey, PodValue, PortKey, PressureValue,
+    RULES_COUNTED, RuleValue, SLOTS_PER_ADDRESS, SlotValue, SuffixValue, TO_POD, TO_UPLINK, VerdictKey,
+    VerdictValue, incarnation,
 };
 use aegis_core::egress::Egress;
 use answers::Answers;
@@ -42,6 +44,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::Duration;
 
 /// The programs of one node, with what is attached where.
@@ -61,14 +64,22 @@ pub struct Kernel {
 
 /// Loads the programs and makes the maps, or takes over what is pinned.
 pub fn open(args: &Args) -> Result<Box<dyn Plane>, PlaneError> {
-    let sizes = MapSizes { flows: args.max_flows, blocks: args.max_blocks, ..MapSizes::default() };
+    let sizes = MapSizes {
+        flows: args.max_flows,
+        blocks: args.max_blocks,
+        destinations: args.max_destinations,
+        ..MapSizes::default()
+    };
     let mut dataplane =
         Dataplane::load_as(&args.pin_root, args.schema(), &sizes, carry::STEPS).map_err(load)?;
     let flows = dataplane.table(FORWARD_TABLE).map_err(load)?.limit;
     let blocks = dataplane.max_entries("BLOCKS").map_err(load)?;
-    for (map, flag, size, wanted) in
-        [("FORWARD", "--max-flows", flows, sizes.flows), ("BLOCKS", "--max-blocks", blocks, sizes.blocks)]
-    {
+    let destinations = dataplane.max_entries("DESTINATIONS").map_err(load)?;
+    for (map, flag, size, wanted) in [
+        ("FORWARD", "--max-flows", flows, sizes.flows),
+        ("BLOCKS", "--max-blocks", blocks, sizes.blocks),
+        ("DESTINATIONS", "--max-destinations", destinations, sizes.destinations),
+    ] {
         if size != wanted {
             tracing::warn!(
                 "{map} is pinned and keeps its size of {size}, though {flag} says {wanted}: to change it, drain the node, stop \
@@ -281,6 +292,8 @@ impl Kernel {
             Op::RemoveHolding { address } => {
                 self.hash::<u32, HoldingValue>("HOLDINGS", to_map(address), None)
             }
+            Op::SetBinds { address, value } => self.hash("BINDS", to_map(address), Some(value)),
+            Op::RemoveBinds { address } => self.hash::<u32, BindValue>("BINDS", to_map(address), None),
             Op::SetGrowing { address } => self.hash("GROWING", to_map(address), Some(1u32)),
             Op::RemoveGrowing { address } => self.hash::<u32, u32>("GROWING", to_map(address), None),
             Op::SetLease(lease) => self.array("LEASE", 0, lease),
@@ -404,6 +417,9 @@ impl Plane for Kernel {
         self.for_each("HOLDINGS", |address: &u32, value: &HoldingValue| {
             observed.holdings.insert(from_map(*address), *value);
         })?;
+        self.for_each("BINDS", |address: &u32, value: &BindValue| {
+            observed.binds.insert(from_map(*address), *value);
+        })?;
         self.for_each("GROWING", |address: &u32, _: &u32| {
             observed.growing.insert(from_map(*address));
         })?;
@@ -427,6 +443,17 @@ impl Plane for Kernel {
         })?;
         self.read_policy(&mut observed)?;
         Ok(observed)
+    }
+
+    fn write_some(&mut self, ops: &[Op]) -> (usize, Result<(), PlaneError>) {
+        let Some(first) = ops.first() else { return (0, Ok(())) };
+        if let Some((map, run)) = runs::of(ops) {
+            return runs::write(&self.dataplane, map, run);
+        }
+        match self.write(first) {
+            Ok(()) => (1, Ok(())),
+            Err(error) => (0, Err(error)),
+        }
     }
 
     fn write(&mut self, op: &Op) -> Result<(), PlaneError> {
@@ -488,6 +515,18 @@ impl Plane for Kernel {
         Ok(counted)
     }
 
+    fn rules(&self, count: usize) -> Result<[Vec<RuleValue>; 2], PlaneError> {
+        let failed = |error: &dyn std::error::Error| PlaneError::Read { map: "RULES", reason: chain(error) };
+        let map = self.dataplane.per_cpu::<RuleValue>("RULES").map_err(|error| failed(&error))?;
+        let count = u32::try_from(count).unwrap_or(RULES_COUNTED).min(RULES_COUNTED);
+        let sum = |index: u32| {
+            let values = map.get(&index, 0).map_err(|error| failed(&error))?;
+            Ok(values.iter().fold(RuleValue::default(), |sum, value| sum.plus(value)))
+        };
+        let half = |first: u32| (first..first + count).map(sum).collect::<Result<Vec<_>, PlaneError>>();
+        Ok([half(0)?, half(RULES_COUNTED)?])
+    }
+
     fn beat(&mut self) -> Result<u64, PlaneError> {
         let failed =
             |error: &dyn std::error::Error| PlaneError::Read { map: "COUNTERS", reason: chain(error) };
@@ -499,7 +538,7 @@ impl Plane for Kernel {
             let values = map.get(&(counter as u32), 0).map_err(|error| failed(&error))?;
             Ok::<u64, PlaneError>(values.iter().map(|value| value.packets).sum())
         };
-        Ok(sum(Counter::PastHighWater)? + sum(Counter::DropWaiting)?)
+        Ok(sum(Counter::PastHighWater)? + sum(Counter::DropWaiting)? + sum(Counter::RefuseNoSocketPort)?)
     }
 
     fn ports(&self) -> Result<Ports, PlaneError> {
@@ -576,6 +615,10 @@ impl Plane for Kernel {
         errors
     }
 
+    fn attach_sockets(&mut self, cgroups: &Path) -> Result<(), PlaneError> {
+        self.dataplane.attach_sockets(&groups::hierarchy(cgroups)).map_err(load)
+    }
+
     fn attached(&self) -> Attached {
         let mode = |mode: &Mode| match mode {
             Mode::Native => "Native".to_owned(),
@@ -615,7 +658,7 @@ impl Plane for Kernel {
         Fragments::start(tables().map_err(|error| failed(&error))?).map_err(|error| failed(&error))
     }
 
-    fn arp(&self) -> Result<Box<dyn ArpTable>, PlaneError> {
+    fn answers(&self) -> Result<Box<dyn AnswerTable>, PlaneError> {
         let failed =
             |error: &dyn std::error::Error| PlaneError::Read { map: "ARP_ANSWERS", reason: chain(error) };
         Ok(Box::new(Answers::new(&self.dataplane).map_err(|error| failed(&error))?))

@@ -10,6 +10,7 @@ use crate::announce::holders;
 use crate::controller::Signals;
 use crate::metrics::Metrics;
 use crate::server::STUCK;
+use aegis_core::egress::Egress;
 use aegis_core::model::Address;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -17,7 +18,6 @@ use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use kube::api::{Api, ListParams};
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -118,16 +118,15 @@ impl Place {
 }
 
 /// Whether nothing depends on the agent of a node any more: no address names the node as one that sends, and of those for which
-/// it answers ARP nobody else could.
+/// it answers on the link nobody else could.
 pub fn is_empty<'a>(
     node: &str,
     addresses: impl IntoIterator<Item = &'a Address>,
-    answering: &BTreeSet<Ipv4Addr>,
+    answering: &BTreeSet<Egress>,
 ) -> bool {
     addresses.into_iter().all(|address| {
         let holders = holders(address);
-        let answers = || address.address.v4().is_some_and(|own| answering.contains(&own));
-        !holders.contains(node) && (holders.is_empty() || !answers())
+        !holders.contains(node) && (holders.is_empty() || !answering.contains(&address.address))
     })
 }
 
@@ -254,7 +253,7 @@ mod tests {
 
     #[test]
     fn what_rests_needs_no_agent_and_what_it_sends_or_answers_for_does() {
-        const A: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+        const A: Egress = Egress::V4(std::net::Ipv4Addr::new(203, 0, 113, 1));
         let address = |holdings: &[(&str, State)]| {
             let holding = |(node, state): &(&str, State)| Holding {
                 first: 4,
@@ -264,7 +263,7 @@ mod tests {
                 state: *state,
             };
             [Address {
-                address: A.into(),
+                address: A,
                 prefix: "p".into(),
                 allocation: AllocationName { account: "shop".into(), name: "main".into() },
                 epoch: 1,

@@ -4,11 +4,13 @@
 //! | to change | look in |
 //! |---|---|
 //! | what is watched | [`watch`], [`objects`] |
-//! | which pod an address belongs to | [`identity`], [`cni`] |
+//! | which pod an address belongs to | [`identity`], [`cni`], [`nri`] |
+//! | what is behind Services | [`services`] |
 //! | which control group a pod's sockets are in | [`groups`] |
 //! | what the data plane should hold | [`desired`] (rules of policy: `aegis_core::policy`) |
 //! | in which order it is written | [`ops`] |
-//! | devices, next hops, nftables, conntrack | [`network`], [`uplink`], [`neighbour`], [`nft`], [`conntrack`], [`refused`] |
+//! | devices, next hops, nftables, conntrack | [`network`], [`uplink`], [`neighbour`], [`nft`], [`rule`], [`conntrack`], [`refused`] |
+//! | which addresses host names have | [`names`] (rules: `aegis_core::policy::names`) |
 //! | whether gateways answer | [`probe`] |
 //! | fragments that come before the first of their datagram | [`fragments`] |
 //! | what the agent itself sends through the tunnel | [`geneve`] |
@@ -18,7 +20,9 @@
 //! | how maps are read and written | [`apply`], [`kernel`], [`ebpf`] (programs: `node-agent/ebpf`) |
 //! | how programs are attached, and outlive the agent | [`attach`], [`links`] |
 //! | how the flow tables are read and written | [`flows`] |
+//! | what the command line is told of live flows | [`live`] |
 //! | how flows outlive a change of the maps' layout | [`carry`] |
+//! | sockets that have an egress address themselves | [`uses`], [`sockets`], [`local`] |
 //! | how flows end, how ports are counted | [`sweep`], [`demand`] |
 //! | what is reported | [`status`], [`metrics`], [`server`] |
 //! | when all of this happens | [`controller`] |
@@ -31,6 +35,7 @@ pub mod carry;
 pub mod cni;
 pub mod conntrack;
 pub mod controller;
+pub mod countries;
 pub mod demand;
 pub mod desired;
 pub mod ebpf;
@@ -46,23 +51,31 @@ pub mod lease;
 pub mod leave;
 pub mod limited;
 pub mod links;
+pub mod live;
 pub mod load;
+pub mod local;
 pub mod metrics;
+pub mod names;
 pub mod neighbour;
 pub mod network;
 pub mod nft;
+pub mod nri;
 pub mod objects;
 pub mod observed;
 pub mod ops;
 pub mod probe;
 pub mod raw;
 pub mod refused;
+pub mod rule;
 pub mod server;
 pub mod snapshot;
+pub mod sockets;
 pub mod status;
 pub mod suffix;
 pub mod sweep;
+pub mod tally;
 pub mod tcx;
 pub mod test_run;
 pub mod uplink;
+pub mod uses;
 pub mod watch;

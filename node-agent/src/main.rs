@@ -4,11 +4,13 @@ use aegis_node_agent::args::{Args, LogFormat};
 use aegis_node_agent::controller::{Controller, Signals};
 use aegis_node_agent::lease::{self, Access};
 use aegis_node_agent::metrics::Metrics;
+use aegis_node_agent::names::Names;
 use aegis_node_agent::watch::Shared;
-use aegis_node_agent::{cni, groups, leave, network, nft, server, status, watch};
+use aegis_node_agent::{cni, groups, leave, live, names, network, nft, nri, server, status, watch};
 use anyhow::Context;
 use clap::Parser;
 use futures::StreamExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,6 +20,9 @@ use tracing_subscriber::EnvFilter;
 const END: Duration = Duration::from_secs(2);
 
 fn main() -> anyhow::Result<()> {
+    if std::env::args_os().nth(1).is_some_and(|first| first == live::COMMAND) {
+        return live::answer();
+    }
     let args = Args::parse();
     let filter = EnvFilter::try_new(&args.log).context("--log")?;
     let log = tracing_subscriber::fmt().with_env_filter(filter);
@@ -46,6 +51,19 @@ async fn run(args: Args) -> anyhow::Result<()> {
             tokio::time::sleep(Duration::from_secs(5)).await;
         }
     });
+
+    let mut args = args;
+    if args.dns_servers.is_empty() {
+        let file = Path::new("/etc/resolv.conf");
+        let found = names::resolvers(file);
+        args.dns_servers =
+            found.inspect_err(|error| tracing::warn!(%error, "no resolver is known")).unwrap_or_default();
+    }
+    let learned = Arc::clone(&signals);
+    let names = Names::new(args.state.clone(), &args.node_name, args.dns_limits(), move || {
+        learned.set(|it| &it.names)
+    });
+    let resolvers = args.dns_servers.clone();
 
     let mut config = kube::Config::infer().await.context("no way to the API server")?;
     config.connect_timeout = Some(Duration::from_secs(5));
@@ -87,6 +105,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     tracing::info!(node = args.node_name, version = env!("CARGO_PKG_VERSION"), "started");
     let open = Box::new(aegis_node_agent::kernel::open);
     let (daemon, sockets) = (args.routing_daemon, args.routing_sockets.clone());
+    let (countries, read) = (args.countries.clone(), Arc::clone(&signals));
     let (probed, heard) = (Arc::clone(&signals), Arc::clone(&signals));
     let (access, renewed) = (
         Access { client, namespace: args.namespace.clone(), node: args.node_name.clone() },
@@ -94,11 +113,25 @@ async fn run(args: Args) -> anyhow::Result<()> {
     );
     let (hold, held) = tokio::sync::watch::channel(None);
     let counted = metrics.clone();
-    let controller = Controller::new(args, open, shared, signals, metrics, netlink, report, held);
+    let (socket, wait) = (args.nri_socket.clone(), Duration::from_millis(args.nri_wait));
+    let (said, waited) = (Arc::clone(&signals), metrics.clone());
+    let controller =
+        Controller::new(args, open, shared, signals, metrics, netlink, report, held, names.clone());
+    let listening = controller.listening();
+    let answered = names.clone();
+    tokio::spawn(async move { names::serve(answered, listening).await });
+    tokio::spawn(async move { names::keep(names, resolvers).await });
+    if let Some(socket) = socket {
+        let sandboxes = controller.sandboxes();
+        let plugin = nri::Plugin::new(sandboxes.clone(), waited, wait, move || said.runtime_said());
+        tokio::spawn(async move { nri::keep(&socket, &plugin, &sandboxes).await });
+    }
     let need = controller.need();
     tokio::spawn(async move {
         lease::keep(access, need, hold, counted, || renewed.set(|signals| &signals.lease)).await;
     });
+    let atlas = controller.atlas();
+    tokio::spawn(atlas.watch(countries, move || read.wake()));
     let (prober, l2) = (controller.prober(), controller.l2());
     let announcer = l2.clone();
     std::thread::Builder::new()

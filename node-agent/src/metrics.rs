@@ -1,8 +1,11 @@
 //! Prometheus metrics: a snapshot that the controller renews, encoded when somebody asks.
 
 use crate::load::Taken;
+use crate::names::Tally;
 use crate::status::NotReady;
-use aegis_common::{Counter as Reason, CounterValue, LimitedValue};
+use aegis_common::{
+    Counter as Reason, CounterValue, LimitedValue, RuleValue, WOULD_DENY, WOULD_LACK, WOULD_LEAVE, WOULD_PASS,
+};
 use aegis_core::egress::Egress;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -17,15 +20,38 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+/// New flows about which a rule has decided, or would have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleCount {
+    /// `policy` or `binding`.
+    pub kind: &'static str,
+    /// Namespace of a binding.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// It only observes.
+    pub observes: bool,
+    /// The counts.
+    pub value: RuleValue,
+}
+
 /// What the metrics say.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// `COUNTERS`, by index, summed over the CPUs.
     pub counters: Vec<CounterValue>,
+    /// Flows by rule, since the agent started.
+    pub rules: Vec<RuleCount>,
+    /// When the database of countries was built, and how many ranges it has.
+    pub countries: Option<(u64, u64)>,
+    /// How often a file with one could not be read.
+    pub country_failures: u64,
     /// Entries and room, by table.
     pub tables: BTreeMap<&'static str, (u64, u64)>,
     /// Ports in use by egress address, over all origins.
     pub ports: BTreeMap<Ipv4Addr, u32>,
+    /// Connections of sockets that have an egress address themselves, by address.
+    pub sockets: BTreeMap<Ipv4Addr, u32>,
     /// Slices held (for new flows) and draining by egress address.
     pub slices: BTreeMap<Egress, (u32, u32)>,
     /// Share of the ports towards the busiest origin by allocation, in percent.
@@ -48,10 +74,10 @@ pub struct Snapshot {
     pub routing_daemon: bool,
     /// Times a route of an announced address was put back.
     pub route_repairs: u64,
-    /// Egress addresses that one node is to answer ARP for, and whether this one does.
-    pub arp: BTreeMap<Ipv4Addr, bool>,
+    /// Egress addresses that one node is to answer for on the link, and whether this one does.
+    pub answers: BTreeMap<Egress, bool>,
     /// Those for which nobody is known to answer.
-    pub arp_vacant: usize,
+    pub vacant: usize,
     /// Gateways that do not answer.
     pub silent_gateways: usize,
     /// Watches that do not work.
@@ -64,6 +90,8 @@ pub struct Snapshot {
     pub orphaned_addresses: u64,
     /// Unknown addresses are held.
     pub holding_unknown: bool,
+    /// The container runtime waits for this agent before it starts a pod; `None` where that is not wanted.
+    pub runtime_hook: Option<bool>,
     /// Frames that a driver could not send back from XDP, by device.
     pub xdp_tx_errors: BTreeMap<String, u64>,
     /// Fragments that came before the first of their datagram: sent after it, and lost.
@@ -78,6 +106,8 @@ pub struct Snapshot {
     pub scan_seconds: f64,
     /// Seconds until nothing is sent from some address unless the Lease is renewed; `None` while no address has a deadline.
     pub lease_seconds_left: Option<f64>,
+    /// Host names.
+    pub names: Tally,
     /// Whether the node is ready.
     pub ready: Result<(), NotReady>,
     /// Last turn of the event loop.
@@ -88,8 +118,12 @@ impl Default for Snapshot {
     fn default() -> Self {
         Snapshot {
             counters: Vec::new(),
+            rules: Vec::new(),
+            countries: None,
+            country_failures: 0,
             tables: BTreeMap::new(),
             ports: BTreeMap::new(),
+            sockets: BTreeMap::new(),
             slices: BTreeMap::new(),
             fill: BTreeMap::new(),
             limited: BTreeMap::new(),
@@ -101,14 +135,15 @@ impl Default for Snapshot {
             sessions: (0, 0),
             routing_daemon: true,
             route_repairs: 0,
-            arp: BTreeMap::new(),
-            arp_vacant: 0,
+            answers: BTreeMap::new(),
+            vacant: 0,
             silent_gateways: 0,
             watch_errors: 0,
             invalid_objects: 0,
             stale_addresses: 0,
             orphaned_addresses: 0,
             holding_unknown: false,
+            runtime_hook: None,
             xdp_tx_errors: BTreeMap::new(),
             early_fragments: (0, 0),
             nft_repairs: 0,
@@ -116,6 +151,7 @@ impl Default for Snapshot {
             writes: (0, 0),
             scan_seconds: 0.0,
             lease_seconds_left: None,
+            names: Tally::default(),
             ready: Err(NotReady {
                 reason: crate::status::reason::WAITING,
                 message: "the agent has just started".into(),
@@ -132,6 +168,7 @@ pub struct Metrics {
     reconcile: Histogram,
     report_failures: Counter,
     lease_renewals: Family<[(&'static str, &'static str); 1], Counter>,
+    runtime_waits: Family<[(&'static str, &'static str); 2], Histogram>,
     registry: Arc<Registry>,
 }
 
@@ -157,8 +194,22 @@ impl Default for Metrics {
             "Attempts to acquire or renew the node's Lease, by result",
             lease_renewals.clone(),
         );
+        let runtime_waits = Family::new_with_constructor(waits as fn() -> Histogram);
+        registry.register(
+            "runtime_hook_seconds",
+            "Time for which the container runtime waited for the data plane, by event (run: before a pod's containers start, stop: \
+             before its address is given back) and outcome",
+            runtime_waits.clone(),
+        );
         registry.register_collector(Box::new(Encoder(Arc::clone(&snapshot))));
-        Metrics { snapshot, reconcile, report_failures, lease_renewals, registry: Arc::new(registry) }
+        Metrics {
+            snapshot,
+            reconcile,
+            report_failures,
+            lease_renewals,
+            runtime_waits,
+            registry: Arc::new(registry),
+        }
     }
 }
 
@@ -183,12 +234,21 @@ impl Metrics {
         self.lease_renewals.get_or_create(&[("result", result)]).inc();
     }
 
+    /// Counts a wait of the container runtime.
+    pub fn runtime_waited(&self, event: &'static str, outcome: &'static str, seconds: f64) {
+        self.runtime_waits.get_or_create(&[("event", event), ("outcome", outcome)]).observe(seconds);
+    }
+
     /// The metrics in the OpenMetrics text format.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)
     }
+}
+
+fn waits() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 1.5, 20))
 }
 
 #[derive(Debug)]
@@ -239,6 +299,44 @@ impl Collector for Encoder {
             ("bytes", "Bytes of IP packets by what happened to them", MetricType::Counter),
             reasons().map(|(c, value)| (by_reason(c), value.bytes)),
         )?;
+        let decided = now.rules.iter().filter(|rule| !rule.observes).flat_map(|rule| {
+            let RuleValue { left, lacked, denied, .. } = rule.value;
+            [("left", left), ("unavailable", lacked), ("denied", denied)].map(|(result, count)| {
+                let labels = [
+                    ("kind", rule.kind.to_owned()),
+                    ("namespace", rule.namespace.clone()),
+                    ("name", rule.name.clone()),
+                    ("result", result.to_owned()),
+                ];
+                (labels, count)
+            })
+        });
+        family(
+            e,
+            ("rule_flows", "New flows about which a policy or a binding has decided", MetricType::Counter),
+            decided,
+        )?;
+        let observed = now.rules.iter().filter(|rule| rule.observes).flat_map(|rule| {
+            let results = [
+                ("left", WOULD_LEAVE),
+                ("unavailable", WOULD_LACK),
+                ("default", WOULD_PASS),
+                ("denied", WOULD_DENY),
+            ];
+            results.map(|(result, at)| {
+                let labels = [("policy", rule.name.clone()), ("result", result.to_owned())];
+                (labels, rule.value.would[at as usize])
+            })
+        });
+        family(
+            e,
+            (
+                "policy_observed_flows",
+                "New flows about which a policy with mode Observe would have decided, by what would have become of them",
+                MetricType::Counter,
+            ),
+            observed,
+        )?;
         let table = |name: &str| [("table", name.to_owned())];
         family(
             e,
@@ -250,6 +348,39 @@ impl Collector for Encoder {
             ("table_size", "Entries that fit into a table of the data plane", MetricType::Gauge),
             now.tables.iter().map(|(name, (_, size))| (table(name), *size)),
         )?;
+        let names = &now.names;
+        gauge(e, "names_addresses", "Addresses of host names of rules, pairs of both", names.known.0 as f64)?;
+        gauge(e, "names_addresses_size", "Such pairs that may be known", names.known.1 as f64)?;
+        gauge(
+            e,
+            "names_unresolved",
+            "Host names of rules with pods here that have no address",
+            names.unresolved as f64,
+        )?;
+        family(
+            e,
+            ("names_refused", "DNS answers that pods were not told, by why", MetricType::Counter),
+            names.refused.iter().map(|(why, count)| ([("reason", (*why).to_owned())], *count)),
+        )?;
+        counter(
+            e,
+            "names_forgotten_early",
+            "Addresses of host names that were given up before their grace was over, to make room",
+            names.hurried,
+        )?;
+        counter(
+            e,
+            "names_unheard",
+            "DNS queries that were not heard: too many of one pod at a time, or of no pod",
+            names.unheard,
+        )?;
+        counter(
+            e,
+            "names_held",
+            "DNS answers that waited until the data plane knew their addresses",
+            names.held.0,
+        )?;
+        gauge(e, "names_held_seconds_sum", "Seconds that these have waited, together", names.held.1)?;
         let address = |address: &Ipv4Addr| ("address", address.to_string());
         family(
             e,
@@ -259,6 +390,15 @@ impl Collector for Encoder {
                 MetricType::Gauge,
             ),
             now.ports.iter().map(|(a, used)| ([address(a)], u64::from(*used))),
+        )?;
+        family(
+            e,
+            (
+                "sockets",
+                "Connections on this node by egress address, of sockets that have it themselves",
+                MetricType::Gauge,
+            ),
+            now.sockets.iter().map(|(a, count)| ([address(a)], u64::from(*count))),
         )?;
         let egress = |own: &Egress| ("address", own.to_string());
         let slices = now.slices.iter().flat_map(|(a, (held, draining))| {
@@ -360,10 +500,11 @@ impl Collector for Encoder {
             e,
             (
                 "answers_arp",
-                "1: this node answers ARP for the egress address, 0: it may, and leaves it to another one",
+                "1: this node answers for the egress address on the link (ARP, or neighbour solicitations), 0: it may, and leaves it to another \
+                 one",
                 MetricType::Gauge,
             ),
-            now.arp.iter().map(|(a, own)| ([address(a)], u64::from(*own))),
+            now.answers.iter().map(|(a, own)| ([("address", a.to_string())], u64::from(*own))),
         )?;
 
         let flag = |value: bool| f64::from(u8::from(value));
@@ -375,8 +516,16 @@ impl Collector for Encoder {
             "1: packets of unknown pod addresses are held",
             flag(now.holding_unknown),
         )?;
+        if let Some(connected) = now.runtime_hook {
+            gauge(
+                e,
+                "runtime_hook",
+                "1: the container runtime waits for the agent before it starts a pod, 0: it has no socket for plugins, or no connection",
+                flag(connected),
+            )?;
+        }
         gauge(e, "policy_generation", "Generation of the policy in force", f64::from(now.generation))?;
-        gauge(e, "covered_pods", "Pods of this node that a binding covers", now.pods.0 as f64)?;
+        gauge(e, "covered_pods", "Pods of this node that a binding or policy covers", now.pods.0 as f64)?;
         gauge(
             e,
             "groupless_pods",
@@ -400,8 +549,8 @@ impl Collector for Encoder {
         gauge(
             e,
             "vacant_addresses",
-            "Egress addresses for which nobody is known to answer ARP",
-            now.arp_vacant as f64,
+            "Egress addresses for which nobody is known to answer on the link",
+            now.vacant as f64,
         )?;
         gauge(
             e,
@@ -436,6 +585,26 @@ impl Collector for Encoder {
                 left,
             )?;
         }
+        if let Some((built, ranges)) = now.countries {
+            gauge(
+                e,
+                "countries_built_seconds",
+                "When the database of countries that is in use was built, in seconds since 1970",
+                built as f64,
+            )?;
+            gauge(
+                e,
+                "countries_ranges",
+                "Ranges in the database of countries that is in use",
+                ranges as f64,
+            )?;
+        }
+        counter(
+            e,
+            "countries_failures",
+            "Attempts to read the database of countries that failed",
+            now.country_failures,
+        )?;
         counter(e, "nft_repairs", "Times the nftables table was put back", now.nft_repairs)?;
         counter(e, "map_writes", "Writes to the data plane's maps", now.writes.0)?;
         counter(e, "map_write_failures", "Writes that the kernel refused", now.writes.1)
@@ -455,6 +624,11 @@ mod tests {
         metrics.lock().taken.insert(name(), Taken { flows: 12, busiest_pod: 7 });
         metrics.lock().limited.insert(name(), LimitedValue { account_rate: 3, ..LimitedValue::default() });
         metrics.lock().ports.insert(Ipv4Addr::new(203, 0, 113, 1), 17);
+        let value = RuleValue { left: 4, denied: 5, would: [0, 0, 0, 6], ..RuleValue::default() };
+        for (kind, namespace, observes) in [("policy", "", true), ("binding", "shop", false)] {
+            let (namespace, name) = (namespace.to_owned(), format!("a {kind}"));
+            metrics.lock().rules.push(RuleCount { kind, namespace, name, observes, value });
+        }
         let text = metrics.encode().unwrap();
         for (index, counter) in Reason::ALL.iter().enumerate() {
             assert!(
@@ -464,6 +638,9 @@ mod tests {
         }
         assert!(text.contains("aegis_ports_in_use{address=\"203.0.113.1\"} 17\n"), "{text}");
         for line in [
+            "aegis_rule_flows_total{kind=\"binding\",namespace=\"shop\",name=\"a binding\",result=\"left\"} 4\n",
+            "aegis_rule_flows_total{kind=\"binding\",namespace=\"shop\",name=\"a binding\",result=\"denied\"} 5\n",
+            "aegis_policy_observed_flows_total{policy=\"a policy\",result=\"denied\"} 6\n",
             "aegis_allocation_flows{namespace=\"shop\",allocation=\"main\"} 12\n",
             "aegis_busiest_pod_flows{namespace=\"shop\",allocation=\"main\"} 7\n",
             "aegis_limited_flows_total{namespace=\"shop\",allocation=\"main\",limit=\"account_rate\"} 3\n",
@@ -471,6 +648,7 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} {text}");
         }
+        assert!(!text.contains("rule_flows_total{kind=\"policy\""), "it decides nothing: {text}");
         assert!(text.contains("aegis_ready 0") && text.ends_with("# EOF\n"), "{text}");
     }
 }

@@ -1,17 +1,18 @@
-//! What the kernel knows of this node's IPv4 network: devices, addresses, routes, neighbours. Read as a whole, by
-//! rtnetlink, whenever a notification says that something changed.
+//! What the kernel knows of this node's IPv4 network: devices, addresses, routes, neighbours; and of IPv6 the agent's own routes.
+//! Read as a whole, by rtnetlink, whenever a notification says that something changed.
 
 use crate::announce::routes;
+use crate::{local, rule};
 use futures::TryStreamExt;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Why the network could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +73,10 @@ pub struct Network {
     pub neighbours: BTreeMap<(u32, Ipv4Addr), [u8; 6]>,
     /// Routes of the agent itself, of any table.
     pub announced: BTreeSet<routes::Key>,
+    /// The agent's own IPv6 rules.
+    pub rules: BTreeSet<rule::Key>,
+    /// Addresses that the agent has made local.
+    pub local: BTreeSet<Ipv4Addr>,
 }
 
 impl Network {
@@ -88,8 +93,14 @@ impl Network {
 }
 
 /// Groups whose notifications mean that the network is to be read again.
-pub const GROUPS: [MulticastGroup; 4] =
-    [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route, MulticastGroup::Neigh];
+pub const GROUPS: [MulticastGroup; 6] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv6Rule,
+    MulticastGroup::Neigh,
+];
 
 /// Reads the network.
 pub async fn read(handle: &Handle) -> Result<Network, NetworkError> {
@@ -127,11 +138,26 @@ pub async fn read(handle: &Handle) -> Result<Network, NetworkError> {
 
     let mut routes = handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
     while let Some(route) = routes.try_next().await.map_err(failed("routes"))? {
-        network.announced.extend(own_route(&route));
+        if let Some((table, to)) = destination(&route) {
+            network.announced.extend(routes::key(table, &route.header, to));
+            network.local.extend(local::key(table, &route.header, to));
+        }
         if route.header.table != RouteHeader::RT_TABLE_MAIN || route.header.kind != RouteType::Unicast {
             continue;
         }
         add_routes(&mut network.routes, route.header.destination_prefix_length, &route.attributes);
+    }
+
+    let mut routes = handle.route().get(RouteMessageBuilder::<Ipv6Addr>::new().build()).execute();
+    while let Some(route) = routes.try_next().await.map_err(failed("IPv6 routes"))? {
+        network
+            .announced
+            .extend(destination(&route).and_then(|(table, to)| routes::key(table, &route.header, to)));
+    }
+
+    let mut rules = handle.rule().get(IpVersion::V6).execute();
+    while let Some(rule) = rules.try_next().await.map_err(failed("IPv6 rules"))? {
+        network.rules.extend(rule::key(&rule));
     }
 
     let neighbours = handle.neighbours().get().set_address_family(AddressFamily::Inet);
@@ -160,17 +186,19 @@ pub async fn read(handle: &Handle) -> Result<Network, NetworkError> {
     Ok(network)
 }
 
-fn own_route(route: &RouteMessage) -> Option<routes::Key> {
+/// Table and destination of a route.
+fn destination(route: &RouteMessage) -> Option<(u32, IpNet)> {
     let (mut table, mut address) = (u32::from(route.header.table), None);
     for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(destination)) => address = Some(*destination),
+            RouteAttribute::Destination(RouteAddress::Inet(to)) => address = Some(IpAddr::V4(*to)),
+            RouteAttribute::Destination(RouteAddress::Inet6(to)) => address = Some(IpAddr::V6(*to)),
             // The header has room for 255 only.
             RouteAttribute::Table(number) => table = *number,
             _ => {}
         }
     }
-    routes::key(table, &route.header, address?)
+    Some((table, IpNet::new(address?, route.header.destination_prefix_length).ok()?))
 }
 
 fn add_routes(routes: &mut Vec<Route>, length: u8, attributes: &[RouteAttribute]) {

@@ -13,8 +13,8 @@
 //! the "judged" bit that every flow's first packet gets here. What is covered and belongs to such a flow keeps its mark, and
 //! the uplink goes on dropping it until conntrack forgets.
 //!
-//! The guard is for what the programs cannot see: marked packets that leave through a device without program, and
-//! packets of new flows from a device to which `pod_ingress` is not attached yet. Devices are named by index: one that
+//! Two things are dropped there, since the programs cannot see them: marked packets that leave through a device without program
+//! (`outside`), and packets of new flows from a device to which `pod_ingress` is not attached yet (`unmarked`). Devices are named by index: one that
 //! was made anew under an old name has no program yet.
 //!
 //! Nor must anything that is forwarded get to the tunnel port of a node: to that node it would look as if another one
@@ -23,6 +23,9 @@
 //!
 //! What comes back is marked, too (XDP has translated it): a connection that it opens in conntrack is a flow's. And what the
 //! node itself says about a packet of a flow is covered as what the pod says.
+//!
+//! DNS queries of pods that rules with host names may cover go to the agent instead of to the resolver: before kube-proxy translates
+//! them, by a translation of our own. Those of connections from before are dropped, and conntrack forgets them.
 //!
 //! What the node's own sockets send passes the output hook. Whether it is covered is known only at the uplink, by its control
 //! group; here it is only told apart what opens a flow and what answers one from outside or began before anything was looked at.
@@ -35,6 +38,7 @@ pub use four::{DROPS, Rules};
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket, protocols::NETLINK_NETFILTER};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -45,6 +49,8 @@ use tokio::process::Command;
 pub const TABLE: &str = "aegis";
 /// Longest time that one call of `nft` may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Chains that tables of earlier versions have.
+const FORMER: [&str; 1] = ["guard"];
 /// `NFNLGRP_NFTABLES`.
 const GROUP: u32 = 7;
 
@@ -91,7 +97,11 @@ impl Table {
     /// Everything, whatever a table of this name holds. Its chains stay hooked: a packet meets the old rules or the new.
     fn whole(&self) -> String {
         let family = self.family;
-        let mut script = format!("table {family} {TABLE} {{\n");
+        let mut script = String::new();
+        for name in FORMER {
+            let _ = writeln!(script, "table {family} {TABLE} {{ chain {name} {{ }}; }}");
+        }
+        let _ = writeln!(script, "table {family} {TABLE} {{");
         for name in self.drops {
             let _ = writeln!(script, "  counter {name} {{ }}");
         }
@@ -102,6 +112,9 @@ impl Table {
             let _ = writeln!(script, "  chain {name} {{ {hook} }}");
         }
         let _ = writeln!(script, "}}\nflush table {family} {TABLE}");
+        for name in FORMER {
+            let _ = writeln!(script, "delete chain {family} {TABLE} {name}");
+        }
         for ((name, _), elements) in self.forms.iter().zip(&self.sets) {
             let _ = writeln!(script, "flush set {family} {TABLE} {name}");
             self.change_elements(&mut script, "add", name, elements.iter());
@@ -149,20 +162,20 @@ impl Table {
     }
 }
 
-/// Rules for what arrives marked from an uplink: it was translated back. Afterwards the mark would say that a flow leaves. (Marked
-/// packets from elsewhere are pods' own.)
-fn arrival<const N: usize>(
-    mark: u32,
-    uplinks: &BTreeMap<u32, String>,
-    rules: impl Fn(&str) -> [String; N],
-) -> Vec<String> {
-    let is_set = is_set(mark);
-    let of = |index: &u32| {
-        let translated = format!("iif {index} meta mark {is_set}");
-        let over = format!("{translated} meta mark set meta mark & {:#x}", !mark);
-        rules(&translated).into_iter().chain([over])
-    };
-    uplinks.keys().flat_map(of).collect()
+/// Rules that send what comes from an uplink to `arrived`.
+fn arrival(uplinks: &BTreeMap<u32, String>) -> Vec<String> {
+    uplinks.keys().map(|index| format!("iif {index} goto arrived")).collect()
+}
+
+/// Rules for what arrives marked: it was translated back. Afterwards the mark would say that a flow leaves. (Marked packets
+/// from elsewhere are pods' own.) `unusual` is for those that belong to no connection.
+fn arrived(mark: u32, unusual: impl IntoIterator<Item = String>) -> Vec<String> {
+    let clear = format!("meta mark set meta mark & {:#x}", !mark);
+    [format!("meta mark {} return", is_clear(mark)), format!("ct state established,related {clear} return")]
+        .into_iter()
+        .chain(unusual)
+        .chain([clear])
+        .collect()
 }
 
 /// Rules by which an error that the node itself sends about a packet of a covered flow (the pod is gone, or its link is
@@ -181,20 +194,122 @@ fn is_set(mark: u32) -> String {
     format!("& {mark:#x} == {mark:#x}")
 }
 
-/// Rules by which a flow's first packet decides for all that follow.
+/// A rule's words for "the mark is clear".
+fn is_clear(mark: u32) -> String {
+    format!("& {mark:#x} == 0")
+}
+
+/// Rules by which packets of a pod take the mark of their flow. Those that most packets meet come first.
 fn decide(mark: u32) -> Vec<String> {
     let judged = judged(mark);
     let is_set = is_set(mark);
-    let is_clear = format!("& {mark:#x} == 0");
-    let (judge_covered, judge_other) =
-        (format!("| {:#x}", mark | judged), format!("& {:#x} | {judged:#x}", !mark));
     vec![
-        format!("ct status & confirmed == 0 meta mark {is_set} ct mark set ct mark {judge_covered} return"),
-        format!("ct status & confirmed == 0 ct mark set ct mark {judge_other} return"),
-        format!("ct mark {is_set} meta mark set meta mark | {mark:#x} return"),
-        format!("meta mark {is_set} ct mark & {judged:#x} == 0 ct status & seen-reply == 0 return"),
-        format!("ct mark {is_clear} meta mark set meta mark & {:#x}", !mark),
+        "ct status & confirmed == 0 goto first".to_owned(),
+        format!("ct mark {is_set} meta mark set meta mark | {mark:#x} goto outside"),
+        format!("meta mark {is_set} ct mark & {judged:#x} == 0 ct status & seen-reply == 0 goto outside"),
+        format!("meta mark set meta mark & {:#x}", !mark),
+        "ct state new goto unmarked".to_owned(),
     ]
+}
+
+/// Rules by which a flow's first packet decides for all that follow.
+fn first(mark: u32) -> Vec<String> {
+    let judged = judged(mark);
+    vec![
+        format!("meta mark {} ct mark set ct mark | {:#x} goto outside", is_set(mark), mark | judged),
+        format!("ct mark set ct mark & {:#x} | {judged:#x}", !mark),
+        "ct state new goto unmarked".to_owned(),
+    ]
+}
+
+/// Rules for new flows that no program has marked, in the words of a family: a device may have none yet.
+fn unmarked(family: &str, drop: &str) -> Vec<String> {
+    vec![
+        format!("{family} saddr @uncovered return"),
+        format!("{family} saddr @held iif != @pod_devices {family} daddr != @internal {drop}"),
+    ]
+}
+
+/// Rules by which marked packets leave through devices with a program only.
+fn outside<'a>(programmed: impl Iterator<Item = &'a u32>, drop: String) -> Vec<String> {
+    programmed.map(|index| format!("oif {index} return")).chain([drop]).collect()
+}
+
+/// Rules that send what comes from pods to `decide`.
+fn from_pods(family: &str, pods: &BTreeSet<String>, uplinks: &BTreeMap<u32, String>) -> Vec<String> {
+    let ranges = pods.iter().map(|range| format!("{family} saddr {range} goto decide"));
+    // A look-up in a set is dear, and behind an uplink there is no pod.
+    let uplinks = uplinks.keys().map(|index| format!("iif {index} return"));
+    // Pods whose address is in none of the ranges.
+    ranges.chain(uplinks).chain(["iif @pod_devices goto decide".to_owned()]).collect()
+}
+
+/// DNS queries that the agent answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Queries {
+    /// Where those to each resolver go. None: none do.
+    pub listening: BTreeMap<IpAddr, SocketAddr>,
+    /// Pods whose queries go where they ask. Others are pods that rules with host names cover, or such as nobody knows yet.
+    pub nameless: BTreeSet<IpAddr>,
+}
+
+/// The chain by which they get there.
+const QUERIES: &str = "type nat hook prerouting priority dstnat - 1; policy accept;";
+
+impl Queries {
+    fn of(&self, family: &str) -> impl Iterator<Item = (&IpAddr, &SocketAddr)> {
+        let v4 = family == "ip";
+        self.listening.iter().filter(move |(resolver, own)| resolver.is_ipv4() == v4 && own.is_ipv4() == v4)
+    }
+
+    fn returns(&self, family: &str) -> impl Iterator<Item = String> {
+        let v4 = family == "ip";
+        // Not a set, in which nothing may be found while something else is being committed.
+        let pods = self.nameless.iter().filter(move |pod| pod.is_ipv4() == v4);
+        pods.map(move |pod| format!("{} saddr {pod} return", if v4 { "ip" } else { "ip6" }))
+    }
+
+    /// Rules of the chains `queries`, `asked` and `undirected`.
+    fn chains(&self, family: &str, pods: &BTreeSet<String>, undirected: &str) -> [Vec<String>; 3] {
+        if self.of(family).next().is_none() {
+            return Default::default();
+        }
+        let redirected = self.of(family).flat_map(|(resolver, own)| {
+            let to = move |(range, protocol): (&String, &str)| {
+                format!("{family} saddr {range} {family} daddr {resolver} {protocol} dport 53 dnat to {own}")
+            };
+            pods.iter().flat_map(|range| [(range, "udp"), (range, "tcp")]).map(to)
+        });
+        let dropped = pods.iter().map(|range| format!("{family} saddr {range} {undirected}"));
+        [
+            ["udp", "tcp"].map(|protocol| format!("{protocol} dport 53 goto asked")).into(),
+            self.returns(family).chain(redirected).collect(),
+            self.returns(family).chain(dropped).collect(),
+        ]
+    }
+
+    /// Rules for queries that are forwarded, which none that was redirected is.
+    fn forwarded(&self, family: &str) -> Vec<String> {
+        let of = |(resolver, _): (&IpAddr, _)| {
+            ["udp", "tcp"].map(|protocol| {
+                format!(
+                    "meta l4proto {protocol} ct original proto-dst 53 ct direction original ct original {family} daddr {resolver} \
+                     jump undirected"
+                )
+            })
+        };
+        self.of(family).flat_map(of).collect()
+    }
+
+    /// Rules for queries that nothing can translate, since somebody keeps them from conntrack.
+    fn untracked(&self, family: &str) -> Vec<String> {
+        let of = |(resolver, _): (&IpAddr, _)| {
+            ["udp", "tcp"].map(|protocol| {
+                format!("ct state untracked {protocol} dport 53 {family} daddr {resolver} jump undirected")
+            })
+        };
+        self.of(family).flat_map(of).collect()
+    }
 }
 
 /// Rules of one of the tables.

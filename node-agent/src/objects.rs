@@ -3,15 +3,12 @@
 use aegis_common::{ANY_NUMBER, Timeouts};
 use aegis_core::gateway::{self, Load, Place};
 use aegis_core::model::{Address, AllocationName, Fence, Holding, Seconds, State};
-use aegis_core::policy::{Binding, BindingName, Expression, Operator, PortRange, Workloads};
+use aegis_core::policy::{self, Conditions, NodeFacts};
 use aegis_core::slice::{self, SliceSet};
-use aegis_crds::{
-    AllocationRef, EgressAddress, EgressAllocation, EgressNode, HoldingState, Protocol, WhenUnavailable,
-    ZoneBinding,
-};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use aegis_crds::rules::{self, FieldError, wrong};
+use aegis_crds::{AllocationRef, EgressAddress, EgressAllocation, EgressNode, HoldingState};
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -22,25 +19,6 @@ const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
 /// Annotation of the pod that stands for a static one: the UID that kubelet has given that.
 const STATIC_UID: &str = "kubernetes.io/config.mirror";
-
-/// Why an object cannot be used. The API server checks all of this, so it happens only if its schema was changed.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum ObjectError {
-    /// A field holds what it must not.
-    #[error("{field}: \"{value}\" is not {expected}")]
-    Field {
-        /// Path of the field.
-        field: &'static str,
-        /// What it holds.
-        value: String,
-        /// What it should hold.
-        expected: &'static str,
-    },
-}
-
-fn wrong(field: &'static str, value: &str, expected: &'static str) -> ObjectError {
-    ObjectError::Field { field, value: value.to_owned(), expected }
-}
 
 /// A pod of this node, with the addresses that its status names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,6 +43,8 @@ pub struct PodRecord {
     pub created: Seconds,
     /// Has ended: its address may already be another's.
     pub finished: bool,
+    /// Its conditions.
+    pub conditions: Conditions,
 }
 
 /// What the agent needs of a Node.
@@ -87,6 +67,8 @@ pub struct NodeRecord {
     pub draining: bool,
     /// Its kubelet does not say that it is ready.
     pub lost: bool,
+    /// What policies may ask of it; of this node alone.
+    pub facts: Option<Arc<NodeFacts>>,
 }
 
 /// What the agent needs of another node's report.
@@ -140,35 +122,30 @@ fn created(metadata: &ObjectMeta) -> Seconds {
 
 /// Reads a Pod.
 pub fn pod(pod: &Pod) -> PodRecord {
-    let spec = pod.spec.as_ref();
-    let status = pod.status.as_ref();
-    let addresses = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten();
+    // Labels of the namespace come with the watch of namespaces.
+    let policy::Pod {
+        account, name, uid, labels, service_account, addresses, host_network, conditions, ..
+    } = rules::pod(pod);
     let annotation = pod.metadata.annotations.as_ref().and_then(|all| all.get(STATIC_UID));
-    let phase = status.and_then(|status| status.phase.as_deref());
     PodRecord {
-        account: text(pod.metadata.namespace.as_ref()),
-        name: text(pod.metadata.name.as_ref()),
-        uid: text(pod.metadata.uid.as_ref()),
-        labels: pod.metadata.labels.clone().unwrap_or_default(),
-        service_account: text(spec.and_then(|spec| spec.service_account_name.as_ref())),
-        addresses: addresses.filter_map(|address| address.ip.parse().ok()).collect(),
-        host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
-        kubelet_uid: text(annotation.or(pod.metadata.uid.as_ref())),
+        kubelet_uid: annotation.cloned().unwrap_or_else(|| uid.clone()),
+        account,
+        name,
+        uid,
+        labels,
+        service_account,
+        addresses,
+        host_network,
         created: created(&pod.metadata),
-        finished: matches!(phase, Some("Succeeded" | "Failed")),
+        finished: rules::is_finished(pod),
+        conditions,
     }
 }
 
 /// Reads a Node.
 pub fn node(node: &Node) -> NodeRecord {
-    let spec = node.spec.as_ref();
-    let ranges = spec.and_then(|spec| spec.pod_cidrs.clone());
-    let ranges = ranges.or_else(|| Some(vec![spec?.pod_cidr.clone()?])).unwrap_or_default();
-    let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref()).into_iter().flatten();
-    let internal = addresses.filter(|address| address.type_ == "InternalIP");
-    let internal = internal.filter_map(|address| address.address.parse::<IpAddr>().ok());
     let (mut v4, mut v6) = (Vec::new(), Vec::new());
-    for address in internal {
+    for address in rules::node_addresses(node) {
         match address {
             IpAddr::V4(address) => v4.push(address),
             IpAddr::V6(address) => v6.push(address),
@@ -176,13 +153,14 @@ pub fn node(node: &Node) -> NodeRecord {
     }
     NodeRecord {
         uid: text(node.metadata.uid.as_ref()),
-        pod_ranges: ranges.iter().filter_map(|range| range.parse().ok()).collect(),
+        pod_ranges: rules::pod_ranges(node),
         addresses: v4,
         addresses6: v6,
-        place: place(node),
+        place: rules::place(node),
         labels: labels(node.metadata.labels.iter().flatten()).collect(),
         draining: is_draining(node),
         lost: is_lost(node),
+        facts: None,
     }
 }
 
@@ -199,17 +177,6 @@ fn is_draining(node: &Node) -> bool {
 fn is_lost(node: &Node) -> bool {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status != "True")
-}
-
-fn place(node: &Node) -> Place {
-    let label = |name: &str| text(node.metadata.labels.as_ref().and_then(|labels| labels.get(name)));
-    Place { zone: label("topology.kubernetes.io/zone"), region: label("topology.kubernetes.io/region") }
-}
-
-/// Reads a ServiceCIDR.
-pub fn service_ranges(object: &ServiceCIDR) -> Vec<IpNet> {
-    let ranges = object.spec.as_ref().and_then(|spec| spec.cidrs.as_ref()).into_iter().flatten();
-    ranges.filter_map(|range| range.parse().ok()).collect()
 }
 
 /// Reads an EgressNode.
@@ -237,84 +204,6 @@ impl Allocation {
         let belongs = |site: &Vec<u64>| site.iter().all(|label| node.labels.contains(label));
         self.sites.iter().position(belongs).unwrap_or(self.sites.len())
     }
-}
-
-/// Stands for a ZoneBinding that cannot be read: since nobody knows what it covers, pods of its account are refused whatever no
-/// other binding covers. Its allocation has no name, and so never an address.
-pub fn unreadable_binding(account: &str, name: &str) -> Binding {
-    Binding {
-        name: BindingName { account: account.to_owned(), name: name.to_owned() },
-        allocation: AllocationName { account: account.to_owned(), name: String::new() },
-        enabled: true,
-        workloads: Workloads { all: true, ..Workloads::default() },
-        cidrs: vec![Ipv4Net::default().into(), Ipv6Net::default().into()],
-        ports: Vec::new(),
-        use_node_address: false,
-        generation: 0,
-    }
-}
-
-/// A requirement of a label selector; nothing if the operator is none of those that all selectors have.
-pub fn expression(key: &str, operator: &str, values: Vec<String>) -> Option<Expression> {
-    let operator = match operator {
-        "In" => Operator::In,
-        "NotIn" => Operator::NotIn,
-        "Exists" => Operator::Exists,
-        "DoesNotExist" => Operator::DoesNotExist,
-        _ => return None,
-    };
-    Some(Expression { key: key.to_owned(), operator, values })
-}
-
-/// Reads a ZoneBinding. One that is being deleted counts as switched off.
-pub fn binding(object: &ZoneBinding) -> Result<Binding, ObjectError> {
-    let account = text(object.metadata.namespace.as_ref());
-    let name = BindingName { account: account.clone(), name: text(object.metadata.name.as_ref()) };
-    let spec = &object.spec;
-    let cidrs: Result<Vec<IpNet>, ObjectError> = spec
-        .zone
-        .cidrs
-        .iter()
-        .map(|cidr| cidr.parse().map_err(|_| wrong("spec.zone.cidrs", cidr, "a CIDR")))
-        .collect();
-    let selector = spec.workloads.pod_selector.clone().unwrap_or_default();
-    let expressions: Result<Vec<Expression>, ObjectError> = selector
-        .match_expressions
-        .into_iter()
-        .flatten()
-        .map(|it| {
-            let field = "spec.workloads.podSelector.matchExpressions.operator";
-            expression(&it.key, &it.operator, it.values.unwrap_or_default())
-                .ok_or_else(|| wrong(field, &it.operator, "In, NotIn, Exists or DoesNotExist"))
-        })
-        .collect();
-    Ok(Binding {
-        name,
-        allocation: AllocationName { account, name: spec.allocation_ref.name.clone() },
-        enabled: spec.enabled && object.metadata.deletion_timestamp.is_none(),
-        workloads: Workloads {
-            labels: selector.match_labels.unwrap_or_default(),
-            expressions: expressions?,
-            service_accounts: spec.workloads.service_accounts.clone(),
-            all: spec.workloads.all_pods,
-        },
-        cidrs: cidrs?,
-        ports: spec
-            .zone
-            .ports
-            .iter()
-            .map(|port| PortRange {
-                protocol: match port.protocol {
-                    Protocol::TCP => 6,
-                    Protocol::UDP => 17,
-                },
-                first: port.port,
-                last: port.end_port.unwrap_or(port.port),
-            })
-            .collect(),
-        use_node_address: spec.when_unavailable == WhenUnavailable::UseNodeAddress,
-        generation: object.metadata.generation.unwrap_or(0),
-    })
 }
 
 /// Reads an EgressAllocation.
@@ -348,11 +237,11 @@ pub fn allocation(object: &EgressAllocation) -> (AllocationName, Allocation) {
 }
 
 /// Reads an EgressAddress.
-pub fn address(object: &EgressAddress) -> Result<Address, ObjectError> {
+pub fn address(object: &EgressAddress) -> Result<Address, FieldError> {
     let spec = &object.spec;
     let slice =
         |field, value: u32| u8::try_from(value).map_err(|_| wrong(field, &value.to_string(), "at most 255"));
-    let holdings: Result<Vec<Holding>, ObjectError> = spec
+    let holdings: Result<Vec<Holding>, FieldError> = spec
         .holdings
         .iter()
         .map(|holding| {
@@ -385,4 +274,40 @@ pub fn address(object: &EgressAddress) -> Result<Address, ObjectError> {
         holdings: holdings?,
         fence: spec.fence.map(|fence| Fence { after: fence.after_seconds.into(), epoch: fence.epoch }),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn node_with(heartbeat: &str, ready: &str) -> Node {
+        let conditions: Value =
+            json!([{"type": "Ready", "status": ready, "lastHeartbeatTime": heartbeat, "reason": "x"}]);
+        let object = json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": "n", "labels": {"attested": "yes"}, "resourceVersion": heartbeat},
+            "status": {"conditions": conditions},
+        });
+        serde_json::from_value(object).unwrap()
+    }
+
+    #[test]
+    fn a_heartbeat_changes_nothing_that_policies_ask_for() {
+        let before = rules::node_facts(&node_with("2026-11-01T00:00:00Z", "True"));
+        assert_eq!(before.labels["attested"], "yes");
+        assert_eq!(before.conditions["Ready"], "True");
+        assert_eq!(before, rules::node_facts(&node_with("2026-11-01T00:05:00Z", "True")));
+        assert_ne!(before, rules::node_facts(&node_with("2026-11-01T00:05:00Z", "Unknown")));
+    }
+
+    #[test]
+    fn a_pod_is_read_with_its_conditions() {
+        let object = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "shop"},
+            "status": {"conditions": [{"type": "Ready", "status": "False"}]},
+        });
+        let pod = pod(&serde_json::from_value(object).unwrap());
+        assert_eq!(pod.conditions, [("Ready".to_owned(), "False".to_owned())].into());
+    }
 }

@@ -5,7 +5,7 @@
 
 use crate::ops::Op;
 use aegis_common::{
-    Address6, AddressValue, Allocation6Value, AllocationValue, Config, Config6, HOMES_PER_ADDRESS,
+    Address6, AddressValue, Allocation6Value, AllocationValue, BindValue, Config, Config6, HOMES_PER_ADDRESS,
     HoldingValue, HostValue, LeaseValue, Network, NetworkValue, PeerValue, Pod6Value, PodValue,
     SLOTS_PER_ADDRESS, SlotValue, VerdictValue,
 };
@@ -101,6 +101,8 @@ pub struct Observed {
     pub homes: BTreeMap<u32, Homes>,
     /// `HOLDINGS`.
     pub holdings: BTreeMap<Ipv4Addr, HoldingValue>,
+    /// `BINDS`.
+    pub binds: BTreeMap<Ipv4Addr, BindValue>,
     /// `GROWING`.
     pub growing: BTreeSet<Ipv4Addr>,
     /// `LEASE`.
@@ -179,6 +181,8 @@ impl Observed {
             Op::RemoveAddress { address } => _ = self.addresses.remove(&address),
             Op::SetHolding { address, value } => _ = self.holdings.insert(address, value),
             Op::RemoveHolding { address } => _ = self.holdings.remove(&address),
+            Op::SetBinds { address, value } => _ = self.binds.insert(address, value),
+            Op::RemoveBinds { address } => _ = self.binds.remove(&address),
             Op::SetGrowing { address } => _ = self.growing.insert(address),
             Op::RemoveGrowing { address } => _ = self.growing.remove(&address),
             Op::SetLease(lease) => self.lease = lease,

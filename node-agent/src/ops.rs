@@ -1,27 +1,31 @@
 //! From the observed to the desired state, one map write at a time, in an order in which no moment leaks.
 //!
 //! 1. What policy stands on grows: peers, slots, addresses, holdings, allocations.
-//! 2. The policy: a whole new generation is written beside the live one, then one store of `CONFIG` makes it live.
-//!    If nothing but pods differs, single writes to the live generation do. The old generation goes when every packet
-//!    that was being judged by it is through.
+//! 2. The policy: a whole new generation is written beside the live one, then one store of `CONFIG` makes it live. The old generation
+//!    goes when every packet that was being judged by it is through. Where single writes to the live generation can be put in a safe
+//!    order ([`edit`]), these do.
 //! 3. What policy no longer stands on shrinks, in the reverse order.
 //!
 //! Within a step a slot is owned before it may be used for new flows, and loses that right before it loses its owner.
 
 mod addresses;
 mod allocations;
+mod edit;
 mod networks;
+mod numbering;
 mod peers;
 mod policy;
 
+pub use numbering::Rules;
 pub use peers::refresh_peers;
 
 use crate::desired::Desired;
 use crate::lease::Epochs;
 use crate::observed::{DestinationEntry, Homes, Observed, PortEntry, VerdictEntry, to_map};
 use aegis_common::{
-    AddressValue, Allocation6Value, AllocationValue, Config, Config6, HoldingValue, HostValue, LeaseValue,
-    MAX_POD_RANGES, NetworkValue, PeerValue, Pod6Value, PodRange, PodValue, SlotValue, VerdictValue,
+    AddressValue, Allocation6Value, AllocationValue, BindValue, Config, Config6, HoldingValue, HostValue,
+    LeaseValue, MAX_POD_RANGES, NetworkValue, PeerValue, Pod6Value, PodRange, PodValue, SlotValue,
+    VerdictValue,
 };
 use aegis_core::egress::Egress;
 use aegis_core::model::AllocationName;
@@ -55,6 +59,10 @@ pub enum Op {
     SetHolding { address: Ipv4Addr, value: HoldingValue },
     /// Removes from `HOLDINGS`.
     RemoveHolding { address: Ipv4Addr },
+    /// Writes `BINDS`.
+    SetBinds { address: Ipv4Addr, value: BindValue },
+    /// Removes from `BINDS`.
+    RemoveBinds { address: Ipv4Addr },
     /// Writes `GROWING`.
     SetGrowing { address: Ipv4Addr },
     /// Removes from `GROWING`.
@@ -116,6 +124,8 @@ pub struct Transition {
     pub lingering: BTreeSet<u32>,
     /// Numbers of the allocations afterwards.
     pub numbers: BTreeMap<AllocationName, u32>,
+    /// Numbers of the rules that cover local pods, afterwards.
+    pub rules: Rules,
     /// What found no room, by table.
     pub full: BTreeSet<&'static str>,
 }
@@ -131,6 +141,8 @@ pub struct Known {
     pub floor: Arc<Epochs>,
     /// Egress addresses with deadlines that were deleted while this node did not hold its Lease: it owns nothing of them.
     pub lost: BTreeSet<Egress>,
+    /// Numbers of the rules in the live generation; `None`: nobody knows, since another agent has written it, or a write has failed.
+    pub rules: Option<Arc<Rules>>,
 }
 
 /// Indices that flow entries hold. What is in here must not become somebody else's.

@@ -12,6 +12,8 @@ const UPDATE: libc::c_long = 2;
 const DELETE: libc::c_long = 3;
 const INFO: libc::c_long = 15;
 const LOOKUP_BATCH: libc::c_long = 24;
+const UPDATE_BATCH: libc::c_long = 26;
+const DELETE_BATCH: libc::c_long = 27;
 /// `BPF_NOEXIST`.
 const NOEXIST: u64 = 1;
 
@@ -184,6 +186,68 @@ impl<'m> Map<'m> {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other,
         }
+    }
+
+    /// Writes entries, in order, of which keys and values follow each other. Gives how many, and why no more.
+    pub fn update_many(&self, keys: &[u8], values: &[u8]) -> (usize, io::Result<()>) {
+        let Sizes { key, value } = self.sizes;
+        if !keys.len().is_multiple_of(key) || keys.len() / key * value != values.len() {
+            return (0, Err(io::ErrorKind::InvalidInput.into()));
+        }
+        let mut done = 0;
+        for (keys, values) in keys.chunks(BATCH * key).zip(values.chunks(BATCH * value)) {
+            let (written, result) = self.batch(UPDATE_BATCH, keys, values);
+            done += written;
+            if result.is_err() {
+                return (done, result);
+            }
+        }
+        (done, Ok(()))
+    }
+
+    /// Removes entries, in order, of which the keys follow each other; what is not there is no failure. Gives how many, and why no more.
+    pub fn delete_many(&self, keys: &[u8]) -> (usize, io::Result<()>) {
+        let size = self.sizes.key;
+        if !keys.len().is_multiple_of(size) {
+            return (0, Err(io::ErrorKind::InvalidInput.into()));
+        }
+        let mut done = 0;
+        while done * size < keys.len() {
+            let end = keys.len().min((done + BATCH) * size);
+            let (removed, result) = self.batch(DELETE_BATCH, &keys[done * size..end], &[]);
+            done += removed;
+            match result {
+                // The next one is not there.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => done += 1,
+                Err(error) => return (done, Err(error)),
+                Ok(()) => {}
+            }
+        }
+        (done, Ok(()))
+    }
+
+    /// One call for as many entries as there are keys; gives how many it has dealt with.
+    fn batch(&self, command: libc::c_long, keys: &[u8], values: &[u8]) -> (usize, io::Result<()>) {
+        let mut attr = BatchAttr {
+            in_batch: 0,
+            out_batch: 0,
+            keys: keys.as_ptr() as u64,
+            values: if values.is_empty() { 0 } else { values.as_ptr() as u64 },
+            count: (keys.len() / self.sizes.key) as u32,
+            map_fd: self.fd.as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        };
+        let all = attr.count;
+        // SAFETY: the kernel reads `count` keys, and values where it writes, of the map's sizes: the callers have checked each.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<BatchAttr>()) };
+        if result < 0 {
+            let error = io::Error::last_os_error();
+            // It fails before it looks at anything, and then does not say how many.
+            let told = !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPERM | libc::EFAULT));
+            return (if told { attr.count.min(all) as usize } else { 0 }, Err(error));
+        }
+        (attr.count as usize, Ok(()))
     }
 
     fn command(&self, command: libc::c_long, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {

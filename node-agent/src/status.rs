@@ -5,15 +5,17 @@ use crate::demand::Want;
 use crate::desired::Desired;
 use crate::limited::{PodId, Refusals};
 use crate::metrics::Metrics;
+use crate::nri::Hook;
 use crate::observed::Observed;
+use aegis_common::{RuleValue, WOULD_DENY, WOULD_LACK};
 use aegis_core::egress::Egress;
 use aegis_core::gateway::Load;
 use aegis_core::model::AllocationName;
-use aegis_core::policy::{Binding, Pod};
+use aegis_core::policy::{Binding, EgressPolicy, Pod, RuleName};
 use aegis_core::slice::SliceSet;
 use aegis_crds::{
-    AllocationRef, Condition, Demand, EgressNode, EgressNodeStatus, Limited, ProgrammedAddress,
-    ProgrammedBinding, SliceRange, Uplink, type_,
+    AllocationRef, Condition, Demand, EgressNode, EgressNodeStatus, Limited, Observed as ObservedFlows,
+    ProgrammedAddress, ProgrammedBinding, ProgrammedPolicy, SliceRange, UnresolvedHost, Uplink, type_,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -40,7 +42,12 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// What the schema takes of each list, and of a message.
 const MAX_DEMAND: usize = 1024;
 const MAX_BINDINGS: usize = 4096;
+/// Entries of `status.policies`.
+const MAX_POLICIES: usize = 1024;
 const MAX_MESSAGE: usize = 4096;
+/// Entries of `status.unresolved`, and bytes of why.
+const MAX_UNRESOLVED: usize = 64;
+const MAX_REASON: usize = 256;
 
 /// Why the node is not ready, in the words of the condition.
 pub mod reason {
@@ -64,6 +71,10 @@ pub mod reason {
     pub const EVERYTHING_FITS: &str = "EverythingFits";
     /// A table has no room for what is wanted.
     pub const TABLE_FULL: &str = "TableFull";
+    /// A policy cannot be read, and never could be.
+    pub const POLICY_UNREADABLE: &str = "PolicyUnreadable";
+    /// An application that a policy names cannot be read, and never could be.
+    pub const APPLICATION_UNREADABLE: &str = "ApplicationUnreadable";
     /// A binding cannot be read, and never could be.
     pub const BINDING_UNREADABLE: &str = "BindingUnreadable";
     /// Flows that have ended cannot be removed.
@@ -80,8 +91,16 @@ pub mod reason {
     pub const FAST: &str = "EstablishedFlows";
     /// conntrack would take the end of a connection that it has not followed for invalid.
     pub const CONNTRACK_STRICT: &str = "ConntrackStrict";
+    /// The container runtime waits for the data plane to know a pod.
+    pub const RUNTIME_HOOK: &str = "RuntimeHook";
+    /// The container runtime takes no plugins.
+    pub const NO_RUNTIME_SOCKET: &str = "NoRuntimeSocket";
+    /// There is no connection to the container runtime.
+    pub const RUNTIME_LOST: &str = "RuntimeLost";
     /// Control groups of covered pods of the host network cannot be found.
     pub const GROUPS_UNKNOWN: &str = "GroupsUnknown";
+    /// DNS queries of pods cannot be answered, or what is learned from answers cannot be kept.
+    pub const NAMES_FAILED: &str = "NamesFailed";
     /// The kernel's network cannot be read.
     pub const NETWORK_UNKNOWN: &str = "NetworkUnknown";
 }
@@ -108,6 +127,8 @@ pub struct Facts<'a> {
     pub observed: &'a Observed,
     /// All bindings.
     pub bindings: &'a [Binding],
+    /// All policies.
+    pub policies: &'a [EgressPolicy],
     /// Demand.
     pub wants: &'a BTreeMap<AllocationName, Want>,
     /// What limits have refused during the last minute.
@@ -116,7 +137,7 @@ pub struct Facts<'a> {
     pub pods: &'a [Pod],
     /// Draining slices without flow.
     pub drained: &'a BTreeMap<Egress, SliceSet>,
-    /// Policy in the data plane is that of `bindings`.
+    /// Policy in the data plane is that of `bindings` and `policies`.
     pub policy_in_force: bool,
     /// Readiness.
     pub ready: &'a Result<(), NotReady>,
@@ -130,8 +151,16 @@ pub struct Facts<'a> {
     pub lease: Option<Result<(), NotReady>>,
     /// Whether the fast path is taken, if it is wanted.
     pub fast: Option<&'a Result<(), NotReady>>,
+    /// Whether the container runtime waits for this agent, if it is to.
+    pub hook: &'a Hook,
     /// The agent is being taken off the node.
     pub leaving: bool,
+    /// Whether countries are known, if anybody asks: message and reason.
+    pub countries: Option<&'a Result<(String, &'static str), NotReady>>,
+    /// New flows by rule.
+    pub tally: &'a BTreeMap<RuleName, RuleValue>,
+    /// Host names without an address.
+    pub unresolved: Vec<UnresolvedHost>,
 }
 
 /// The report, with a condition whose time is not set yet.
@@ -181,11 +210,15 @@ pub fn report(facts: &Facts<'_>) -> EgressNodeStatus {
         limited: limited.collect(),
         addresses,
         bindings: if facts.policy_in_force { bindings(facts) } else { Vec::new() },
+        policies: if facts.policy_in_force { policies(facts) } else { Vec::new() },
+        unresolved: unresolved(facts),
         conditions: [condition(type_::READY, status, reason, message), room(facts)]
             .into_iter()
             .chain(facts.announced.map(announced))
             .chain(facts.lease.as_ref().map(lease))
             .chain(facts.fast.map(fast))
+            .chain(facts.countries.map(countries))
+            .chain(hook(facts.hook))
             .collect(),
     }
 }
@@ -197,7 +230,7 @@ fn bindings(facts: &Facts<'_>) -> Vec<ProgrammedBinding> {
         namespace: binding.name.account.clone(),
         name: binding.name.name.clone(),
         generation: binding.generation,
-        pods: facts.desired.covered.get(&binding.name).copied().unwrap_or(0),
+        pods: pods(facts, &binding.name.clone().into()),
     });
     let mut bindings: Vec<ProgrammedBinding> = programmed.collect();
     if bindings.len() > MAX_BINDINGS {
@@ -205,6 +238,44 @@ fn bindings(facts: &Facts<'_>) -> Vec<ProgrammedBinding> {
         bindings.truncate(MAX_BINDINGS);
     }
     bindings
+}
+
+/// Policies that this node enforces.
+fn policies(facts: &Facts<'_>) -> Vec<ProgrammedPolicy> {
+    let programmed = facts.policies.iter().map(|policy| ProgrammedPolicy {
+        name: policy.name.clone(),
+        generation: policy.generation,
+        pods: pods(facts, &RuleName::Policy(policy.name.clone())),
+        observed: policy.observes.then(|| observed(facts, policy)),
+    });
+    let mut policies: Vec<ProgrammedPolicy> = programmed.collect();
+    if policies.len() > MAX_POLICIES {
+        policies.sort_by_key(|policy| policy.pods == 0);
+        policies.truncate(MAX_POLICIES);
+    }
+    policies
+}
+
+/// What a policy that only observes would have done.
+fn observed(facts: &Facts<'_>, policy: &EgressPolicy) -> ObservedFlows {
+    let value = facts.tally.get(&RuleName::Policy(policy.name.clone())).copied().unwrap_or_default();
+    let of = |what: u32| value.would[what as usize];
+    ObservedFlows { flows: value.would.iter().sum(), refused: of(WOULD_LACK) + of(WOULD_DENY) }
+}
+
+/// Host names without an address; a report that is too long would be refused as a whole.
+fn unresolved(facts: &Facts<'_>) -> Vec<UnresolvedHost> {
+    let entry = |it: &UnresolvedHost| {
+        let mut it = it.clone();
+        it.message.truncate(it.message.floor_char_boundary(MAX_REASON));
+        it
+    };
+    facts.unresolved.iter().take(MAX_UNRESOLVED).map(entry).collect()
+}
+
+/// Local pods that a rule covers.
+fn pods(facts: &Facts<'_>, rule: &RuleName) -> u32 {
+    facts.desired.covered.get(rule).copied().unwrap_or(0)
 }
 
 fn room(facts: &Facts<'_>) -> Condition {
@@ -238,6 +309,40 @@ fn fast(taken: &Result<(), NotReady>) -> Condition {
         }
         Err(why) => condition(type_::FAST_PATH, "False", why.reason, why.message.clone()),
     }
+}
+
+fn countries(known: &Result<(String, &'static str), NotReady>) -> Condition {
+    match known {
+        Ok((message, reason)) => condition(type_::COUNTRIES_KNOWN, "True", reason, message.clone()),
+        Err(why) => condition(type_::COUNTRIES_KNOWN, "False", why.reason, why.message.clone()),
+    }
+}
+
+fn hook(hook: &Hook) -> Option<Condition> {
+    let until = "until the data plane knows a pod, what it sends out of the cluster is held (unknownPods)";
+    let (status, reason, message) = match hook {
+        Hook::Off => return None,
+        Hook::Connected(runtime) => {
+            ("True", reason::RUNTIME_HOOK, format!("{runtime} starts a pod once the data plane knows it"))
+        }
+        Hook::NoSocket => (
+            "False",
+            reason::NO_RUNTIME_SOCKET,
+            format!(
+                "the container runtime has no socket for plugins (NRI; agent.nri.socketPath): pods are named by the results of the CNI \
+                 library, and do not wait; {until}"
+            ),
+        ),
+        Hook::Lost(why) => (
+            "False",
+            reason::RUNTIME_LOST,
+            format!(
+                "no connection to the container runtime, trying again ({why}): pods are named by the results of the CNI library, and do \
+                 not wait; {until}"
+            ),
+        ),
+    };
+    Some(condition(type_::PODS_WAIT, status, reason, message))
 }
 
 fn condition(type_: &str, status: &str, reason: &str, mut message: String) -> Condition {
@@ -285,7 +390,22 @@ fn settle(mut status: EgressNodeStatus, former: &EgressNodeStatus) -> EgressNode
             *limited = (*told).clone();
         }
     }
+    let told: HashMap<_, _> = former.policies.iter().map(|it| (&it.name, it.observed)).collect();
+    for policy in &mut status.policies {
+        if let Some(Some(told)) = told.get(&policy.name)
+            && let Some(now) = policy.observed
+            && is_near_count(now.flows, told.flows)
+            && is_near_count(now.refused, told.refused)
+        {
+            policy.observed = Some(*told);
+        }
+    }
     status
+}
+
+/// Whether a count that only rises is near enough to the one that was told: the larger, the coarser.
+fn is_near_count(now: u64, told: u64) -> bool {
+    now >= told && now - told <= told / 4
 }
 
 /// Whether a number of refusals is near enough to the one that was told.
@@ -317,7 +437,10 @@ fn can_wait(a: &EgressNodeStatus, b: &EgressNodeStatus) -> bool {
     let demand = |it: &Demand| (it.allocation.clone(), it.slices, it.reason.clone(), it.refused > 0);
     let limited = |it: &Limited| (it.allocation.clone(), counts(it).map(|count| count > 0));
     let address = |it: &ProgrammedAddress| (it.address.clone(), it.fenced, it.drained.clone());
+    let policy =
+        |it: &ProgrammedPolicy| (it.name.clone(), it.generation, it.pods, it.observed.map(|it| it.flows > 0));
     let rest = |it: &EgressNodeStatus| EgressNodeStatus {
+        policies: Vec::new(),
         demand: Vec::new(),
         limited: Vec::new(),
         addresses: Vec::new(),
@@ -325,6 +448,7 @@ fn can_wait(a: &EgressNodeStatus, b: &EgressNodeStatus) -> bool {
     };
     a.limited.iter().map(limited).eq(b.limited.iter().map(limited))
         && a.demand.iter().map(demand).eq(b.demand.iter().map(demand))
+        && a.policies.iter().map(policy).eq(b.policies.iter().map(policy))
         && a.addresses.iter().map(address).eq(b.addresses.iter().map(address))
         && rest(a) == rest(b)
 }
@@ -477,6 +601,7 @@ mod tests {
             BTreeMap<AllocationName, Want>,
             BTreeMap<Egress, SliceSet>,
             BTreeMap<AllocationName, Refusals>,
+            BTreeMap<RuleName, RuleValue>,
         );
         static NOTHING: LazyLock<Nothing> = LazyLock::new(Default::default);
         Facts {
@@ -485,6 +610,7 @@ mod tests {
             desired: &NOTHING.0,
             observed: &NOTHING.1,
             bindings: &[],
+            policies: &[],
             wants: &NOTHING.2,
             limited: &NOTHING.4,
             pods: &[],
@@ -496,8 +622,62 @@ mod tests {
             keeps_deadlines: true,
             lease: None,
             fast: None,
+            hook: &Hook::Off,
             leaving: false,
+            countries: None,
+            tally: &NOTHING.5,
+            unresolved: Vec::new(),
         }
+    }
+
+    #[test]
+    fn what_is_observed_is_told_in_coarse_steps() {
+        let policy = |observes| EgressPolicy {
+            name: "p".into(),
+            precedence: 1,
+            identity: Default::default(),
+            posture: Default::default(),
+            sources: Vec::new(),
+            cidrs: Vec::new(),
+            countries: Vec::new(),
+            applications: Vec::new(),
+            hosts: Vec::new(),
+            ports: Vec::new(),
+            exit: aegis_core::policy::Exit::Deny,
+            observes,
+            generation: 3,
+        };
+        let told = |observes, would| {
+            let value = RuleValue { would, ..RuleValue::default() };
+            let tally = [(RuleName::Policy("p".into()), value)].into();
+            report(&Facts { policies: &[policy(observes)], tally: &tally, ..facts(&Ok(())) })
+        };
+        assert_eq!(told(false, [1, 2, 3, 4]).policies[0].observed, None, "it decides");
+        let before = told(true, [10, 20, 30, 40]);
+        let observed =
+            |status: &EgressNodeStatus| status.policies[0].observed.map(|it| (it.flows, it.refused));
+        assert_eq!(observed(&before), Some((100, 60)));
+        for (would, expected) in
+            [([10, 20, 30, 50], (100, 60)), ([10, 20, 30, 70], (130, 90)), ([0, 0, 0, 1], (1, 1))]
+        {
+            assert_eq!(observed(&settle(told(true, would), &before)), Some(expected));
+        }
+        assert!(can_wait(&before, &told(true, [10, 20, 30, 70])));
+    }
+
+    #[test]
+    fn countries_have_a_condition_where_somebody_asks() {
+        let of = |countries| {
+            let conditions = report(&Facts { countries, ..facts(&Ok(())) }).conditions;
+            let found = conditions.into_iter().find(|it| it.type_ == type_::COUNTRIES_KNOWN);
+            found.map(|it| (it.status, it.reason, it.message))
+        };
+        assert_eq!(of(None), None);
+        let text = |texts: [&str; 3]| Some((texts[0].into(), texts[1].into(), texts[2].into()));
+        let read = Ok(("built".to_owned(), aegis_crds::reason::DATABASE_READ));
+        assert_eq!(of(Some(&read)), text(["True", "DatabaseRead", "built"]));
+        let not = NotReady { reason: aegis_crds::reason::NO_DATABASE, message: "why".into() };
+        assert_eq!(of(Some(&Err(not))), text(["False", "NoDatabase", "why"]));
     }
 
     fn binding(account: &str, name: String) -> Binding {
@@ -508,7 +688,9 @@ mod tests {
             workloads: Default::default(),
             cidrs: Vec::new(),
             ports: Vec::new(),
+            hosts: Vec::new(),
             use_node_address: false,
+            binds: false,
             generation: 3,
         }
     }
@@ -517,7 +699,7 @@ mod tests {
     fn a_report_is_never_longer_than_the_schema_takes() {
         let bindings: Vec<Binding> =
             (0..5000).map(|number| binding("shop", format!("b{number:04}"))).collect();
-        let covered = [(bindings[4999].name.clone(), 2)].into();
+        let covered = [(bindings[4999].name.clone().into(), 2)].into();
         let desired = Desired { covered, ..Desired::default() };
         let message = Err("ä".repeat(5000));
         let status =

@@ -9,10 +9,10 @@ use crate::raw;
 use aegis_common::{BLOCK_DEAD, BlockKey, BlockValue, FlowKey, ForwardValue, WORDS_PER_BLOCK};
 use aegis_core::egress::Egress;
 use aegis_core::slice::SliceSet;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::mem::size_of;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -52,12 +52,15 @@ pub struct Usage {
     pub taken: BTreeMap<u32, Taken>,
     /// Flows in slices that are not this node's, if the scan looked.
     pub foreign: Option<u64>,
+    /// Where flows lead.
+    pub remotes: Arc<HashSet<IpAddr>>,
 }
 
 impl Usage {
     /// Counts one flow.
     pub fn add_flow(&mut self, key: &FlowKey, value: &ForwardValue) {
         self.flows += 1;
+        self.add_remote(from_map(key.remote).into());
         self.named.allocations.insert(u32::from(value.allocation));
         if value.peer != 0 {
             self.named.peers.insert(u32::from(value.peer));
@@ -65,6 +68,12 @@ impl Usage {
                 self.gateways.insert(u32::from(value.peer));
             }
         }
+    }
+
+    /// Notes where a flow leads.
+    pub fn add_remote(&mut self, remote: IpAddr) {
+        // Nobody else has it yet.
+        Arc::make_mut(&mut self.remotes).insert(remote);
     }
 
     /// Counts one bitmap.

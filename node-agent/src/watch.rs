@@ -5,14 +5,21 @@
 
 use crate::objects::{self, Allocation, NodeRecord, PodRecord, Report};
 use aegis_core::model::{Address, AllocationName};
-use aegis_core::policy::Binding;
-use aegis_crds::{AegisPrefix, AnnouncementMode, EgressAddress, EgressAllocation, EgressNode, ZoneBinding};
-use futures::StreamExt;
+use aegis_core::policy::{Binding, EgressPolicy as Policy, Endpoint};
+use aegis_core::selector::Labels;
+use aegis_crds::rules;
+use aegis_crds::services::{self, EndpointRecord, ServiceRecord};
+use aegis_crds::{
+    AegisPrefix, AnnouncementMode, EgressAddress, EgressAllocation, EgressApplication, EgressNode,
+    EgressPolicy, ZoneBinding,
+};
+use futures::{Stream, StreamExt};
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::Api;
-use kube::core::DeserializeGuard;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -58,6 +65,13 @@ impl<T> Default for Table<T> {
             error: None,
             incoming: None,
         }
+    }
+}
+
+impl<T> Table<T> {
+    /// Objects of which no form could ever be read, with the reason: what they mean is not known.
+    pub fn unreadable(&self) -> impl Iterator<Item = (&Key, &String)> {
+        self.invalid.iter().filter(|(key, _)| !self.objects.contains_key(*key))
     }
 }
 
@@ -114,6 +128,12 @@ impl<T: Clone + PartialEq> Table<T> {
 pub struct Cluster {
     /// Pods of this node.
     pub pods: Table<PodRecord>,
+    /// Labels of Namespaces.
+    pub namespaces: Table<Labels>,
+    /// EgressPolicies.
+    pub policies: Table<Policy>,
+    /// EgressApplications.
+    pub applications: Table<Vec<Endpoint>>,
     /// ZoneBindings.
     pub bindings: Table<Binding>,
     /// EgressAllocations.
@@ -126,6 +146,10 @@ pub struct Cluster {
     pub nodes: Table<NodeRecord>,
     /// ServiceCIDRs.
     pub services: Table<Vec<IpNet>>,
+    /// Services without selector.
+    pub service_ports: Table<ServiceRecord>,
+    /// EndpointSlices that the control plane has not written.
+    pub service_endpoints: Table<EndpointRecord>,
     /// How the addresses of each AegisPrefix are announced. The data plane does not wait for it.
     pub prefixes: Table<AnnouncementMode>,
 }
@@ -140,12 +164,17 @@ impl Cluster {
     pub fn missing(&self) -> impl Iterator<Item = &'static str> {
         let kinds = [
             ("Pod", self.pods.listed),
+            ("Namespace", self.namespaces.listed),
+            ("EgressPolicy", self.policies.listed),
+            ("EgressApplication", self.applications.listed),
             ("ZoneBinding", self.bindings.listed),
             ("EgressAllocation", self.allocations.listed),
             ("EgressAddress", self.addresses.listed),
             ("EgressNode", self.reports.listed),
             ("Node", self.nodes.listed),
             ("ServiceCIDR", self.services.listed),
+            ("Service", self.service_ports.listed),
+            ("EndpointSlice", self.service_endpoints.listed),
         ];
         kinds.into_iter().filter(|(_, listed)| !listed).map(|(kind, _)| kind)
     }
@@ -154,20 +183,20 @@ impl Cluster {
     pub fn errors(&self) -> BTreeMap<&'static str, String> {
         let kinds = [
             ("Pod", &self.pods.error),
+            ("Namespace", &self.namespaces.error),
+            ("EgressPolicy", &self.policies.error),
+            ("EgressApplication", &self.applications.error),
             ("ZoneBinding", &self.bindings.error),
             ("EgressAllocation", &self.allocations.error),
             ("EgressAddress", &self.addresses.error),
             ("EgressNode", &self.reports.error),
             ("Node", &self.nodes.error),
             ("ServiceCIDR", &self.services.error),
+            ("Service", &self.service_ports.error),
+            ("EndpointSlice", &self.service_endpoints.error),
             ("AegisPrefix", &self.prefixes.error),
         ];
         kinds.into_iter().filter_map(|(kind, error)| Some((kind, error.clone()?))).collect()
-    }
-
-    /// Bindings of which no form could ever be read, with the reason: what they cover is not known.
-    pub fn unreadable_bindings(&self) -> impl Iterator<Item = (&Key, &String)> {
-        self.bindings.invalid.iter().filter(|(key, _)| !self.bindings.objects.contains_key(*key))
     }
 
     /// Objects that could not be read: kind, key, reason.
@@ -179,12 +208,17 @@ impl Cluster {
             table.invalid.iter().map(move |(key, reason)| (kind, key, reason.as_str()))
         }
         of("Pod", &self.pods)
+            .chain(of("Namespace", &self.namespaces))
+            .chain(of("EgressPolicy", &self.policies))
+            .chain(of("EgressApplication", &self.applications))
             .chain(of("ZoneBinding", &self.bindings))
             .chain(of("EgressAllocation", &self.allocations))
             .chain(of("EgressAddress", &self.addresses))
             .chain(of("EgressNode", &self.reports))
             .chain(of("Node", &self.nodes))
             .chain(of("ServiceCIDR", &self.services))
+            .chain(of("Service", &self.service_ports))
+            .chain(of("EndpointSlice", &self.service_endpoints))
             .chain(of("AegisPrefix", &self.prefixes))
             .collect()
     }
@@ -223,12 +257,46 @@ pub fn start(client: &Client, node: &str, shared: &Shared) -> JoinSet<()> {
         Need::Always,
         CALM,
     ));
+    // Their metadata alone is asked for, and of that the labels alone are kept.
+    let namespaces = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
+    tasks.spawn(follow(
+        watcher::watcher(namespaces, all.clone()),
+        "Namespace",
+        shared.clone(),
+        |c| &mut c.namespaces,
+        |mut namespace: PartialObjectMeta<Namespace>| {
+            let labels = namespace.metadata.labels.take().unwrap_or_default();
+            ((String::new(), namespace.name_any()), Ok(labels))
+        },
+        Need::Always,
+        CALM,
+    ));
+    tasks.spawn(keep(
+        client.clone(),
+        all.clone(),
+        shared.clone(),
+        |c| &mut c.policies,
+        |o: &EgressPolicy| rules::policy(o).map_err(|error| error.to_string()),
+        // A server whose definitions are older than this agent knows no policies.
+        Need::IfServed,
+        CALM,
+    ));
+    tasks.spawn(keep(
+        client.clone(),
+        all.clone(),
+        shared.clone(),
+        |c| &mut c.applications,
+        |o: &EgressApplication| rules::application(o).map_err(|error| error.to_string()),
+        // Nor applications.
+        Need::IfServed,
+        CALM,
+    ));
     tasks.spawn(keep(
         client.clone(),
         all.clone(),
         shared.clone(),
         |c| &mut c.bindings,
-        |o: &ZoneBinding| objects::binding(o).map_err(|error| error.to_string()),
+        |o: &ZoneBinding| rules::binding(o).map_err(|error| error.to_string()),
         Need::Always,
         CALM,
     ));
@@ -259,12 +327,16 @@ pub fn start(client: &Client, node: &str, shared: &Shared) -> JoinSet<()> {
         Need::Always,
         CALM,
     ));
+    let own = node.to_owned();
     tasks.spawn(keep(
         client.clone(),
         all.clone(),
         shared.clone(),
         |c| &mut c.nodes,
-        |o: &Node| Ok(objects::node(o)),
+        move |o: &Node| {
+            let facts = (o.name_any() == own).then(|| Arc::new(rules::node_facts(o)));
+            Ok(NodeRecord { facts, ..objects::node(o) })
+        },
         Need::Always,
         CALM,
     ));
@@ -279,10 +351,28 @@ pub fn start(client: &Client, node: &str, shared: &Shared) -> JoinSet<()> {
     ));
     tasks.spawn(keep(
         client.clone(),
+        all.clone(),
+        shared.clone(),
+        |c| &mut c.service_ports,
+        |o: &Service| Ok(services::service(o)),
+        Need::Always,
+        CALM,
+    ));
+    tasks.spawn(keep(
+        client.clone(),
+        all.clone().labels(services::WRITTEN_BY_OTHERS),
+        shared.clone(),
+        |c| &mut c.service_endpoints,
+        |o: &EndpointSlice| Ok(services::endpoints(o)),
+        Need::Always,
+        CALM,
+    ));
+    tasks.spawn(keep(
+        client.clone(),
         all,
         shared.clone(),
         |c| &mut c.services,
-        |o: &ServiceCIDR| Ok(objects::service_ranges(o)),
+        |o: &ServiceCIDR| Ok(rules::service_ranges(o)),
         Need::IfServed,
         CALM,
     ));
@@ -311,9 +401,10 @@ async fn keep<K, T>(
 {
     let kind = K::kind(&()).into_owned();
     let api: Api<DeserializeGuard<K>> = Api::all(client);
-    let mut events = std::pin::pin!(watcher::watcher(api, config));
-    let mut pause = Pause::default();
-    let convert = |guard: DeserializeGuard<K>| {
+    let events = watcher::watcher(api, config);
+    let logged = kind.clone();
+    let convert = move |guard: DeserializeGuard<K>| {
+        let kind = logged.as_str();
         let key = (guard.namespace().unwrap_or_default(), guard.name_any());
         let object = guard.0.map_err(|invalid| invalid.error).and_then(|object| read(&object));
         if let Err(reason) = &object {
@@ -327,6 +418,24 @@ async fn keep<K, T>(
         }
         (key, object)
     };
+    follow(events, &kind, shared, table, convert, need, calm).await;
+}
+
+/// Follows the events of a watch until they end.
+async fn follow<O, T>(
+    events: impl Stream<Item = watcher::Result<Event<O>>> + Send,
+    kind: &str,
+    shared: Shared,
+    table: impl Fn(&mut Cluster) -> &mut Table<T> + Send,
+    convert: impl Fn(O) -> (Key, Result<T, String>) + Send,
+    need: Need,
+    calm: Duration,
+) where
+    O: Send,
+    T: Clone + PartialEq + Send,
+{
+    let mut events = std::pin::pin!(events);
+    let mut pause = Pause::default();
     // Whether a list is under way: its silence means nothing.
     let mut listing = true;
     loop {
@@ -335,7 +444,7 @@ async fn keep<K, T>(
             Ok(None) => return,
             Err(_) if listing => continue,
             Err(_) => {
-                if table(&mut shared.lock()).works_again(kind.as_ref()) {
+                if table(&mut shared.lock()).works_again(kind) {
                     shared.changed.notify_one();
                 }
                 continue;
@@ -360,8 +469,8 @@ async fn keep<K, T>(
             let table = table(&mut cluster);
             match event {
                 Ok(event) => {
-                    let connected = !matches!(event, Event::Init) && table.works_again(&kind);
-                    connected | table.handle(map(event, convert))
+                    let connected = !matches!(event, Event::Init) && table.works_again(kind);
+                    connected | table.handle(map(event, &convert))
                 }
                 Err(watcher::Error::InitialListFailed(kube::Error::Api(status)))
                     if status.code == 404 && need == Need::IfServed =>

@@ -5,10 +5,10 @@
 mod netns_support;
 mod support;
 
-use aegis_node_agent::conntrack;
 use aegis_node_agent::nft::six::Rules6;
 use aegis_node_agent::nft::{Firewall, Outcome};
 use aegis_node_agent::refused;
+use aegis_node_agent::{conntrack, network, rule};
 use netns_support::{Namespace, need_root};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -89,6 +89,7 @@ fn rules() -> Rules6 {
         hold: true,
         internal: vec!["fd00:10:244::/48".parse().unwrap()],
         uncovered: Vec::new(),
+        queries: Default::default(),
     }
 }
 
@@ -194,8 +195,33 @@ fn what_nobody_asked_for_stays_out_and_without_the_table_it_would_not() {
         origin.send_to(b"answer", (pod_outside(), port)).unwrap();
         assert_eq!(sender(&pod), origin.local_addr().unwrap(), "and nothing before it");
         assert!(lab.unasked() >= 2);
-        // What is seen above is the table's doing.
+        // What is seen above is the table's doing. Without it, a rule still keeps out what came from the uplink; what was asked
+        // for waits for the table, as does what leaves.
+        let stand = |wanted: &[(String, u32)]| {
+            let node = &lab.node;
+            node.enter(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+                    tokio::spawn(connection);
+                    let present = network::read(&handle).await.unwrap().rules;
+                    let wanted = wanted.iter().cloned().collect();
+                    assert_eq!(rule::bring(&handle, &wanted, &present).await, [].into());
+                    assert_eq!(network::read(&handle).await.unwrap().rules, wanted);
+                });
+            });
+        };
+        stand(&[("eth0".to_owned(), MARK)]);
+        origin.send_to(b"answer", (pod_outside(), port)).unwrap();
+        assert_eq!(sender(&pod), origin.local_addr().unwrap(), "the table has taken the mark away");
         lab.node.run("nft delete table ip6 aegis");
+        pod.set_read_timeout(Some(SHORT)).unwrap();
+        for socket in [&stranger, &origin] {
+            socket.send_to(b"hello", (pod_outside(), port)).unwrap();
+            assert!(pod.recv(&mut [0; 8]).is_err(), "without the table");
+        }
+        pod.set_read_timeout(Some(LONG)).unwrap();
+        stand(&[]);
         stranger.send_to(b"hello", (pod_outside(), port)).unwrap();
         assert_eq!(sender(&pod), stranger.local_addr().unwrap());
         assert_eq!(lab.ensure(&rules(), true), Outcome::Repaired);

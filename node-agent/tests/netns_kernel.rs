@@ -69,8 +69,10 @@ fn inputs(pods: u8, bindings: u8, variant: u8) -> Inputs {
                     ..Workloads::default()
                 },
                 cidrs: vec![format!("198.51.100.{}/28", (number % 8) * 16).parse().unwrap()],
+                hosts: Vec::new(),
                 ports: vec![PortRange { protocol: 6, first: 443, last: 450 + u16::from(number + variant) }],
                 use_node_address: number % 5 == 0,
+                binds: false,
                 generation: 1,
             })
             .collect(),
@@ -308,7 +310,7 @@ fn a_scan_finds_every_entry_of_a_map_larger_than_one_batch() {
     let mut verdicts: aya::maps::HashMap<_, VerdictKey, VerdictValue> = map.try_into().unwrap();
     for number in 0..10_000u32 {
         let key = VerdictKey { generation: 1, pod_class: number, destination_class: 0, port_class: 0 };
-        verdicts.insert(key, VerdictValue { action: 0, allocation: 0, binding: number }, 0).unwrap();
+        verdicts.insert(key, VerdictValue { binding: number, ..VerdictValue::default() }, 0).unwrap();
     }
     let map = aya::maps::MapData::from_pin(&path).unwrap();
     let mut seen = BTreeSet::new();

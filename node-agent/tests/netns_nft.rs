@@ -50,6 +50,7 @@ fn rules() -> Rules {
         hosts: false,
         tunnel_port: TUNNEL,
         nodes: [NODE, PEER].into(),
+        queries: Default::default(),
     }
 }
 
@@ -444,6 +445,17 @@ fn a_table_with_chains_of_another_kind_is_replaced() {
         "nft delete table ip aegis; nft \"table ip aegis { set pods { type inet_service; }; chain forward { type filter hook input priority 5; }; }\"",
     );
     assert_eq!(lab.ensure(&rules(), true), Outcome::Repaired);
+    lab.bind();
+    assert_eq!(source(&lab.pod_socket(), &lab.origin_socket(), LONG), Some(POD));
+}
+
+#[test]
+fn chains_of_earlier_versions_go() {
+    let mut lab = Lab::new();
+    lab.node.run("nft \"table ip aegis { chain guard { type filter hook forward priority -10; drop; }; }\"");
+    lab.firewall = Firewall::new(lab.wrapper.clone());
+    assert_eq!(lab.ensure(&rules(), false), Outcome::Written);
+    assert!(!lab.node.output("nft list table ip aegis").contains("guard"));
     lab.bind();
     assert_eq!(source(&lab.pod_socket(), &lab.origin_socket(), LONG), Some(POD));
 }

@@ -1,14 +1,17 @@
 //! Asking a routing daemon by its socket: answers that come in pieces, a daemon that is frozen, one that is not there.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is what unwrap is for")]
 
+use aegis_core::egress::Egress;
 use aegis_node_agent::announce::daemon::{DaemonError, bird, frr};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 
-const A: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-const B: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+const A: Egress = Egress::V4(Ipv4Addr::new(203, 0, 113, 1));
+const B: Egress = Egress::V4(Ipv4Addr::new(203, 0, 113, 2));
+/// 2001:db8:1:2::/64
+const C: Egress = Egress::V6(0x2001_0db8_0001_0002);
 
 /// A folder of its own, removed at the end.
 struct Folder(PathBuf);
@@ -57,6 +60,11 @@ fn serve(
 fn bgpd(command: &str) -> Vec<u8> {
     let text = match command {
         "show bgp ipv4 unicast summary json" => r#"{"peers":{"192.0.2.254":{"state":"Established"}}}"#,
+        // The same session, and one for IPv6 only.
+        "show bgp ipv6 unicast summary json" => {
+            r#"{"peers":{"192.0.2.254":{"state":"Established"},"2001:db8::fe":{"state":"Active"}}}"#
+        }
+        "show bgp ipv6 unicast 2001:db8:1:2::/64 json" => r#"{"advertisedTo":{"192.0.2.254":{}},"paths":[]}"#,
         "show bgp ipv4 unicast 203.0.113.1/32 json" => r#"{"advertisedTo":{"192.0.2.254":{}},"paths":[]}"#,
         _ => "{\n}\n",
     };
@@ -72,9 +80,10 @@ async fn frr_tells_what_it_announces_unless_one_of_its_daemons_is_frozen() {
     assert!(matches!(absent, DaemonError::Absent("zebra", _)), "{absent}");
     let zebra = |_: &str| b"FRRouting\0\0\0\0".to_vec();
     serve(&path.join("zebra.vty"), "", 0, zebra);
-    let answer = frr(path, &[A, B]).await.unwrap();
-    assert!(answer.sessions.len() == 1 && answer.sessions[0].up, "{answer:?}");
-    assert_eq!(answer.announced, [A].into());
+    let answer = frr(path, &[A, B, C]).await.unwrap();
+    let sessions: Vec<(&str, bool)> = answer.sessions.iter().map(|it| (it.name.as_str(), it.up)).collect();
+    assert_eq!(sessions, [("192.0.2.254", true), ("2001:db8::fe", false)]);
+    assert_eq!(answer.announced, [A, C].into());
     // The kernel takes the connection for a process that is stopped.
     let _frozen = UnixListener::bind(path.join("bfdd.vty")).unwrap();
     let silent = frr(path, &[A]).await.unwrap_err();
@@ -85,6 +94,9 @@ fn bird_answer(command: &str) -> Vec<u8> {
     let text = match command {
         "show protocols" => {
             "2002-Name Proto Table State Since Info\n1002-up BGP --- up 12:00 Established\n down BGP --- start 12:00 Idle\n0000 \n"
+        }
+        "show route 2001:db8:1:2::/64 export up" => {
+            "1007-Table six:\n 2001:db8:1:2::/64    blackhole [k] * (10)\n0000 \n"
         }
         "show route 203.0.113.1/32 export up" => {
             "1007-Table t:\n 203.0.113.1/32       blackhole [k] * (10)\n0000 \n"
@@ -98,12 +110,12 @@ fn bird_answer(command: &str) -> Vec<u8> {
 async fn bird_tells_what_it_announces() {
     let folder = Folder::new("bird");
     serve(&folder.0.join("bird.ctl"), "0001 BIRD 2.0.12 ready.\n", b'\n', bird_answer);
-    let answer = bird(&folder.0, &[A, B]).await.unwrap();
+    let answer = bird(&folder.0, &[A, B, C]).await.unwrap();
     assert_eq!(
         answer.sessions.iter().map(|it| (it.name.as_str(), it.up)).collect::<Vec<_>>(),
         [("up", true), ("down", false)]
     );
-    assert_eq!(answer.announced, [A].into());
+    assert_eq!(answer.announced, [A, C].into());
     let other = Folder::new("no-bird");
     assert!(matches!(bird(&other.0, &[A]).await.unwrap_err(), DaemonError::Absent("BIRD", _)));
 }

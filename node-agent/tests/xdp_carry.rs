@@ -19,8 +19,14 @@ use support::packet::{ACK, Packet, SYN};
 use support::six::{self, NETWORK, NETWORK_2, ORIGIN6, POD6, Packet6, pod_outside};
 use support::*;
 
-const SIZES: MapSizes =
-    MapSizes { flows: 4096, blocks: 1024, pods: 1 << 12, destinations: 1 << 16, verdicts: 1 << 17 };
+const SIZES: MapSizes = MapSizes {
+    flows: 4096,
+    blocks: 1024,
+    pods: 1 << 12,
+    destinations: 1 << 16,
+    ports: 1 << 16,
+    verdicts: 1 << 17,
+};
 /// Layouts of the same version under other numbers.
 const OTHER: u32 = SCHEMA + SERIES;
 
@@ -215,6 +221,7 @@ fn released_5(map: &str, value: &[u8]) -> Vec<u8> {
     match map {
         "ALLOCATIONS" => [&value[..88], &value[92..132], &value[136..144]].concat(),
         "CONFIG" => value[..112].to_vec(),
+        "VERDICTS" => value[..8].to_vec(),
         _ => value.to_vec(),
     }
 }
@@ -393,6 +400,16 @@ fn xdp_carry_ports_of_allocations_of_schema_5_rest_as_they_did() {
     };
     assert_eq!(entry(before), expected);
     assert_eq!(entry(vec![0; 136]), NO_ALLOCATION, "never written");
+}
+
+#[test]
+fn xdp_carry_verdicts_of_schema_5_name_no_second_allocation() {
+    let way = aegis_node_agent::carry::Way::between(5, SCHEMA, STEPS).unwrap();
+    let before = [&ACTION_ALLOCATE.to_ne_bytes()[..], &7u16.to_ne_bytes(), &9u32.to_ne_bytes()].concat();
+    let entry = Entry { key: vec![0; 16].into(), value: before.into() };
+    let after = raw::from_bytes::<VerdictValue>(&way.translate("VERDICTS", entry).unwrap().value).unwrap();
+    let expected = VerdictValue { action: ACTION_ALLOCATE, allocation: 7, binding: 9, secondary: 7, pad: 0 };
+    assert_eq!(after, expected);
 }
 
 #[test]

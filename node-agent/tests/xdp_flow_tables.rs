@@ -5,12 +5,19 @@ mod support;
 
 use aegis_common::*;
 use aegis_node_agent::ebpf::{Dataplane, MapSizes};
+use aegis_node_agent::live::{Question, live};
 use support::packet::{ACK, Packet, SYN};
 use support::*;
 
 /// Five buckets, as is the least.
-const SIZES: MapSizes =
-    MapSizes { flows: 8, blocks: 1024, pods: 1 << 12, destinations: 1 << 16, verdicts: 1 << 17 };
+const SIZES: MapSizes = MapSizes {
+    flows: 8,
+    blocks: 1024,
+    pods: 1 << 12,
+    destinations: 1 << 16,
+    ports: 1 << 16,
+    verdicts: 1 << 17,
+};
 
 fn segment(pod_port: u16, flags: u8) -> Packet {
     Packet::tcp((POD, pod_port), (ORIGIN, 443), flags)
@@ -148,4 +155,48 @@ fn xdp_flow_tables_take_what_the_agent_enters() {
     assert_eq!(enter.remove::<ReverseValue>(&keys).unwrap(), 30);
     assert_eq!(enter.remove::<ForwardValue>(&keys).unwrap(), 0);
     assert_eq!(world.consistent(), 0);
+}
+
+/// What `kubectl aegis trace --flows` is told: the pod's flows to the destination, and nobody else's.
+#[test]
+fn xdp_flow_tables_the_live_flows_of_a_pod_are_told() {
+    let mut world = World::new();
+    let uid = "0f3e";
+    let value = PodValue { class: 1, incarnation: incarnation(uid), ..PodValue::default() };
+    world.set_pod(1, POD, value);
+    let ports: Vec<u16> = (0..3).map(|at| sent(&world, 10_000 + at, SYN).unwrap()).collect();
+    // Of another pod, and to another port.
+    assert_eq!(world.out(&Packet::tcp((POD_2, 10_000), (ORIGIN, 443), SYN).frame()).verdict, TCX_NEXT);
+    assert_eq!(world.out(&Packet::tcp((POD, 10_000), (ORIGIN, 80), SYN).frame()).verdict, TCX_NEXT);
+    let question = Question {
+        pin_root: world.root().into(),
+        pod: POD,
+        uid: uid.into(),
+        destination: ORIGIN,
+        port: Some(443),
+        most: 2,
+    };
+    let told = live(&world.plane.forward().unwrap(), &question, now() + 5);
+    assert_eq!((told.total, told.flows.len()), (3, 2));
+    let first = &told.flows[0];
+    assert_eq!((first.protocol, first.pod_port, first.port), (6, 10_000, 443));
+    assert_eq!((first.egress, first.egress_port), (Some(EGRESS), Some(ports[0])));
+    assert!((5..8).contains(&first.idle), "{} s", first.idle);
+    // As it is asked: by a second run of the agent's program, which finds the pinned table.
+    let asked = std::process::Command::new(env!("CARGO_BIN_EXE_aegis-node-agent"))
+        .args(["flows", &format!("--pin-root={}", world.root().display())])
+        .args([format!("--pod={POD}"), format!("--uid={uid}"), format!("--destination={ORIGIN}")])
+        .args(["--port=443", "--most=2"])
+        .output()
+        .unwrap();
+    let answer: serde_json::Value = serde_json::from_slice(&asked.stdout).unwrap();
+    assert_eq!((&answer["total"], &answer["flows"][0]["egress"]), (&3.into(), &EGRESS.to_string().into()));
+    let any_port = Question { port: None, ..question.clone() };
+    assert_eq!(live(&world.plane.forward().unwrap(), &any_port, now()).total, 4);
+    let earlier = Question { uid: "before".into(), ..question };
+    assert_eq!(
+        live(&world.plane.forward().unwrap(), &earlier, now()).total,
+        0,
+        "an earlier pod with its address"
+    );
 }

@@ -5,6 +5,7 @@
 mod support;
 
 use aegis_common::*;
+use aya::maps::lpm_trie::Key;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -333,4 +334,34 @@ fn xdp_hosts_through_a_gateway() {
         back(&mut gateway, &mut node, name, &reply.to(EGRESS, port), &to_host);
     }
     assert_eq!((node.consistent(), gateway.consistent()), (2, 2));
+}
+
+#[test]
+fn xdp_hosts_are_observed_as_they_pass() {
+    const OBSERVER: u32 = 5;
+    const CLASS: u32 = 9 | DESTINATION_OBSERVED;
+    let container = Container::enter();
+    let mut world = covered(&container);
+    let key = Key::new(32 + 32, DestinationKey { generation: 1, address: raw(ELSEWHERE) });
+    world.plane.trie("DESTINATIONS").unwrap().insert(&key, DestinationValue { class: CLASS }, 0).unwrap();
+    let key = VerdictKey { generation: 1, pod_class: 1, destination_class: CLASS, port_class: 0 };
+    let binding = observes(OBSERVER, WOULD_DENY);
+    let value = VerdictValue { action: ACTION_PASS, binding, ..Default::default() };
+    world.plane.hash("VERDICTS").unwrap().insert(key, value, 0).unwrap();
+    for flags in [SYN, SYN, ACK] {
+        passes(&mut world, "observed", &Packet::tcp((NODE, 40000), (ELSEWHERE, 443), flags), 0);
+    }
+    let counted = |world: &World| -> u64 {
+        let map = world.plane.per_cpu::<RuleValue>("RULES").unwrap();
+        let values = map.get(&rule_index(1, OBSERVER).unwrap(), 0).unwrap();
+        values.iter().map(|value| value.would[WOULD_DENY as usize]).sum()
+    };
+    assert_eq!(counted(&world), 1);
+    // A pod that nobody has named yet is not held for the sake of who only observes.
+    let key = HostKey { group: container.group(LEVEL), generation: 1, pad: 0 };
+    world.plane.hash::<HostKey, HostValue>("HOSTS").unwrap().remove(&key).unwrap();
+    passes(&mut world, "unknown", &Packet::tcp((NODE, 40001), (ELSEWHERE, 443), SYN), 0);
+    let held = Packet::tcp((NODE, 40001), (ORIGIN, 443), SYN).frame();
+    assert_eq!(world.out_unmarked(&held).verdict, TCX_DROP);
+    assert_eq!(counted(&world), 1);
 }

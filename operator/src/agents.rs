@@ -2,6 +2,8 @@
 //! report that says "ready" for ever.
 
 use crate::watch::{CappedBackoff, WATCH_SECONDS};
+pub use aegis_world::agents::AgentPod;
+use aegis_world::agents::by_node;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
@@ -65,40 +67,11 @@ impl Agents {
 
     /// Nodes with an agent, and how it is: the better one of two, as while one replaces the other.
     pub fn nodes(&self) -> BTreeMap<String, AgentPod> {
-        let mut nodes = BTreeMap::new();
-        for pod in self.pods.state() {
-            if let Some((node, state)) = works_on(&pod) {
-                let known = nodes.entry(node.to_owned()).or_insert(state);
-                *known = state.max(*known);
-            }
-        }
-        nodes
+        by_node(self.pods.state().iter().map(|pod| &**pod))
     }
 }
 
-/// What an agent's pod says of the agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum AgentPod {
-    /// There is none, or it is not ready.
-    Missing,
-    /// It is there and being deleted.
-    Ending,
-    /// It is ready.
-    Ready,
-}
-
-/// The node on which an agent's pod is, and how, unless it is as good as none.
-fn works_on(pod: &Pod) -> Option<(&str, AgentPod)> {
-    let node = pod.spec.as_ref()?.node_name.as_deref()?;
-    if pod.metadata.deletion_timestamp.is_some() {
-        return Some((node, AgentPod::Ending));
-    }
-    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    let ready = conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True");
-    ready.then_some((node, AgentPod::Ready))
-}
-
-/// Keeps what [`works_on`] reads.
+/// Keeps what [`aegis_world::agents::works_on`] reads.
 fn strip(pod: &mut Pod) {
     (pod.metadata.managed_fields, pod.metadata.annotations) = (None, None);
     if let Some(spec) = &mut pod.spec {
@@ -116,6 +89,7 @@ fn strip(pod: &mut Pod) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aegis_world::agents::works_on;
     use serde_json::{Value, json};
 
     fn pod(metadata: Value, ready: &str) -> Pod {

@@ -358,6 +358,7 @@ impl Controller {
             *problems.entry(problem.target.resource.kind.clone()).or_default() += 1;
         }
         self.metrics.objects(snapshot, &problems);
+        self.metrics.prefixes(&plan.prefixes);
         let usable: BTreeMap<_, u32> =
             world.inputs.allocations.iter().map(|it| (&it.name, it.slices.len())).collect();
         let addresses = plan.addresses.iter().chain(&world.frozen);

@@ -15,15 +15,13 @@ mod gate;
 mod leader;
 mod memory;
 mod metrics;
-mod object;
 mod presence;
-mod report;
 mod server;
 mod status;
 mod statuses;
 mod watch;
-mod world;
 
+use aegis_world::{object, report, world};
 use agents::Agents;
 use apply::Applier;
 use args::Args;

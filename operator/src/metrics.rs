@@ -2,6 +2,7 @@
 
 use crate::watch::Snapshot;
 use aegis_core::model::{Address, State};
+use aegis_core::plan::{AccountRight, PrefixOutcome};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -28,6 +29,8 @@ pub struct Metrics {
     objects: Family<KindLabel, Gauge>,
     invalid: Family<KindLabel, Gauge>,
     slices: Family<SliceLabels, Gauge>,
+    addresses: Family<UseLabels, Gauge>,
+    prefix_addresses: Family<PrefixLabels, Gauge>,
     capacity_low: Family<AllocationLabels, Gauge>,
     node_leases: Family<StateLabel, Gauge>,
 }
@@ -68,6 +71,19 @@ struct SliceLabels {
     address: String,
     namespace: String,
     allocation: String,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct UseLabels {
+    prefix: String,
+    namespace: String,
+    right: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PrefixLabels {
+    prefix: String,
     state: &'static str,
 }
 
@@ -125,6 +141,8 @@ impl Metrics {
             objects: Family::default(),
             invalid: Family::default(),
             slices: Family::default(),
+            addresses: Family::default(),
+            prefix_addresses: Family::default(),
             capacity_low: Family::default(),
             node_leases: Family::default(),
         };
@@ -167,6 +185,16 @@ impl Metrics {
             "slices",
             "Slices (256 ports each) of an address, by state",
             metrics.slices.clone(),
+        );
+        registry.register(
+            "addresses",
+            "Addresses of a prefix that an account has, by right: owner, delegated, withdrawn",
+            metrics.addresses.clone(),
+        );
+        registry.register(
+            "prefix_addresses",
+            "Addresses of a prefix, by state: used, free, reserved",
+            metrics.prefix_addresses.clone(),
         );
         registry.register(
             "capacity_low",
@@ -224,6 +252,8 @@ impl Metrics {
     pub fn follow(&self) {
         let _one_moment = self.lock();
         self.slices.clear();
+        self.addresses.clear();
+        self.prefix_addresses.clear();
         self.capacity_low.clear();
         self.node_leases.clear();
         self.withheld.set(0);
@@ -243,6 +273,7 @@ impl Metrics {
             ("EgressAddress", snapshot.addresses.len()),
             ("EgressNode", snapshot.egress_nodes.len()),
             ("Node", snapshot.nodes.len()),
+            ("Namespace", snapshot.namespaces.len()),
         ];
         let _one_moment = self.lock();
         for (kind, count) in counts {
@@ -284,6 +315,30 @@ impl Metrics {
         }
     }
 
+    /// Counts addresses of each prefix, by account and by state.
+    pub fn prefixes(&self, prefixes: &BTreeMap<String, PrefixOutcome>) {
+        let _one_moment = self.lock();
+        self.addresses.clear();
+        self.prefix_addresses.clear();
+        for (name, outcome) in prefixes {
+            for (state, count) in
+                [("used", outcome.used), ("free", outcome.free), ("reserved", outcome.reserved)]
+            {
+                let labels = PrefixLabels { prefix: name.clone(), state };
+                self.prefix_addresses.get_or_create(&labels).set(count.into());
+            }
+            for account in &outcome.accounts {
+                let right = match account.right {
+                    AccountRight::Owner => "owner",
+                    AccountRight::Delegated { .. } => "delegated",
+                    AccountRight::Withdrawn => "withdrawn",
+                };
+                let labels = UseLabels { prefix: name.clone(), namespace: account.account.clone(), right };
+                self.addresses.get_or_create(&labels).set(account.used().into());
+            }
+        }
+    }
+
     /// Replaces what is known of each allocation's `CapacityLow`.
     pub fn capacity_low(&self, allocations: impl Iterator<Item = (String, String, bool)>) {
         let _one_moment = self.lock();
@@ -317,6 +372,21 @@ mod tests {
         metrics.slices([(&address, 252)].into_iter());
         metrics.capacity_low([("shop".to_owned(), "partner".to_owned(), true)].into_iter());
         metrics.withheld(1);
+        let plan = aegis_core::plan(&aegis_core::model::Inputs {
+            prefixes: vec![aegis_core::model::Prefix {
+                name: "partner-prefix".into(),
+                created: 1,
+                cidr: "203.0.113.0/28".parse().unwrap(),
+                reserved: vec!["203.0.113.0/32".parse().unwrap()],
+                account: "shop".into(),
+                delegations: Vec::new(),
+                deleting: false,
+            }],
+            addresses: vec![Address { prefix: "partner-prefix".into(), ..address.clone() }],
+            ..Default::default()
+        });
+        metrics.prefixes(&plan.prefixes);
+        assert!(metrics.encode().unwrap().contains("{prefix=\"partner-prefix\",state=\"reserved\"} 1"));
         let page = || metrics.encode().unwrap();
         assert!(page().contains("partner") && page().contains("addresses_withheld 1"));
         metrics.follow();

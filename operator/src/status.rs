@@ -2,10 +2,14 @@
 //! it.
 
 mod allocation;
+mod application;
 mod capacity;
 mod conditions;
 mod fleet;
+mod hosts;
 mod limits;
+mod policy;
+mod prefix;
 #[cfg(test)]
 mod tests;
 
@@ -15,9 +19,7 @@ use crate::watch::{Guarded, Snapshot};
 use crate::world::World;
 use aegis_core::egress::Egress;
 use aegis_core::plan::{AllocationOutcome, Plan, Verdict};
-use aegis_crds::{
-    AegisPrefixStatus, Condition, EgressAddressStatus, ZoneBinding, ZoneBindingStatus, reason, type_,
-};
+use aegis_crds::{Condition, EgressAddressStatus, ZoneBinding, ZoneBindingStatus, reason, type_};
 use conditions::{Clock, Wanted, notices, turned};
 use fleet::Fleet;
 use k8s_openapi::jiff::Timestamp;
@@ -63,9 +65,13 @@ pub fn changes(current: &Snapshot, view: &View, now: Timestamp) -> Vec<StatusCha
         let (object, clock) = scribe.open(object)?;
         let outcome = view.plan.prefixes.get(&object.name_any())?;
         let old = object.status.clone().unwrap_or_default();
-        let conditions = clock.settle(&old.conditions, vec![verdict(type_::ACCEPTED, &outcome.accepted)]);
-        let notices = notices(&old.conditions, &conditions);
-        let new = AegisPrefixStatus { addresses: outcome.capacity, used: outcome.used, conditions };
+        let new = prefix::status(outcome, &old, &clock);
+        let mut notices = notices(&old.conditions, &new.conditions);
+        // These name accounts and allocations, and whoever may read the Events of namespace `default` need not be one who may
+        // know them.
+        notices.retain(|it| {
+            ![reason::DRAINING, reason::DELEGATED, reason::DELEGATION_WITHDRAWN].contains(&it.reason.as_str())
+        });
         change(object, &old, &new, (&old.conditions, &new.conditions), notices)
     });
     let allocations = current.allocations.iter().filter_map(|object| {
@@ -80,17 +86,17 @@ pub fn changes(current: &Snapshot, view: &View, now: Timestamp) -> Vec<StatusCha
         change.urgent |= old.summary != new.summary;
         Some(change)
     });
-    let existing: HashSet<(String, String)> = current
-        .allocations
-        .iter()
-        .map(|object| (object.namespace().unwrap_or_default(), object.name_any()))
-        .collect();
+    let existing = current.allocations.iter();
+    let named = policy::Named {
+        allocations: existing.map(|it| (it.namespace().unwrap_or_default(), it.name_any())).collect(),
+        applications: current.applications.iter().map(|it| it.name_any()).collect(),
+    };
     let bindings = current.bindings.iter().filter_map(|object| {
         let (object, clock) = scribe.open(object)?;
         let old = object.status.clone().unwrap_or_default();
         let name = fleet::allocation_of(object);
         let allocation = Named {
-            exists: existing.contains(&(name.account.clone(), name.name.clone())),
+            exists: named.allocations.contains(&(name.account.clone(), name.name.clone())),
             outcome: view.plan.allocations.get(&name),
             serves: shares.get(&name).is_some_and(|share| share.addresses.iter().any(|it| it.is_held())),
         };
@@ -98,6 +104,23 @@ pub fn changes(current: &Snapshot, view: &View, now: Timestamp) -> Vec<StatusCha
         let conditions = clock.settle(&old.conditions, wanted);
         let notices = notices(&old.conditions, &conditions);
         let new = ZoneBindingStatus { pods: fleet.pods(object), conditions };
+        change(object, &old, &new, (&old.conditions, &new.conditions), notices)
+    });
+    let order = policy::Order::of(&view.world.policies, &view.world.applications);
+    let policies = current.policies.iter().filter_map(|object| {
+        let (object, clock) = scribe.open(object)?;
+        let old = object.status.clone().unwrap_or_default();
+        let new = policy::status(object, &old, &order, &named, &fleet, &clock)?;
+        let notices = notices(&old.conditions, &new.conditions);
+        change(object, &old, &new, (&old.conditions, &new.conditions), notices)
+    });
+    let users = application::users(&current.policies);
+    let applications = current.applications.iter().filter_map(|object| {
+        let (object, clock) = scribe.open(object)?;
+        let old = object.status.clone().unwrap_or_default();
+        let policies = users.get(object.name_any().as_str()).map(Vec::as_slice).unwrap_or_default();
+        let new = application::status(&old, policies, &clock);
+        let notices = notices(&old.conditions, &new.conditions);
         change(object, &old, &new, (&old.conditions, &new.conditions), notices)
     });
     let addresses = current.addresses.iter().filter_map(|object| {
@@ -110,7 +133,8 @@ pub fn changes(current: &Snapshot, view: &View, now: Timestamp) -> Vec<StatusCha
         };
         change(object, &old, &new, (&old.conditions, &new.conditions), Vec::new())
     });
-    allocations.chain(bindings).chain(prefixes).chain(addresses).collect()
+    let rules = bindings.chain(policies).chain(applications);
+    allocations.chain(rules).chain(prefixes).chain(addresses).collect()
 }
 
 /// Allocations whose `CapacityLow` is true, or not, by namespace and name.
@@ -237,7 +261,8 @@ fn binding(object: &ZoneBinding, fleet: &Fleet, allocation: &Named) -> Vec<Wante
             let message = format!("EgressAllocation {name:?} has nothing to leave from ({why}); {meanwhile}");
             Wanted::bad(type_::PROGRAMMED, reason::UNAVAILABLE, &message)
         }
-        _ => fleet.programmed_binding(object),
+        _ => fleet.programmed_rule(object),
     };
-    vec![accepted, programmed]
+    let resolved = hosts::resolved("spec.zone.hosts", &object.spec.zone.hosts, fleet);
+    [accepted, programmed].into_iter().chain(resolved).collect()
 }

@@ -1,12 +1,15 @@
 //! Local copies of everything the operator reads, kept current by watches.
 
-use crate::agents::{AgentPod, Agents};
+use crate::agents::Agents;
 use crate::fence::Leases;
 use crate::gate::Gate;
 use crate::report::{Lists, Report};
-use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, ZoneBinding};
+use aegis_crds::{
+    AegisPrefix, EgressAddress, EgressAllocation, EgressApplication, EgressPolicy, ZoneBinding,
+};
+pub use aegis_world::snapshot::{Guarded, Snapshot, by_name};
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::api::Api;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::{self, Store};
@@ -15,7 +18,6 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt, reflector::ObjectRef};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,64 +32,18 @@ pub const WATCH_SECONDS: u32 = 30;
 /// Objects that are listed at a time: of those that have thousands of lines, many would take much memory at once.
 const PAGE: u32 = 50;
 
-/// An object, or why it could not be read.
-pub type Guarded<K> = Arc<DeserializeGuard<K>>;
-
-/// All objects of one moment.
-#[derive(Clone, Default)]
-pub struct Snapshot {
-    /// Prefixes.
-    pub prefixes: Vec<Guarded<AegisPrefix>>,
-    /// Allocations.
-    pub allocations: Vec<Guarded<EgressAllocation>>,
-    /// Bindings.
-    pub bindings: Vec<Guarded<ZoneBinding>>,
-    /// Addresses.
-    pub addresses: Vec<Guarded<EgressAddress>>,
-    /// What agents report.
-    pub egress_nodes: Vec<Guarded<Report>>,
-    /// Nodes.
-    pub nodes: Vec<Guarded<Node>>,
-    /// The agents' pods by the names of their nodes; `None` if nobody looks.
-    pub agents: Option<BTreeMap<String, AgentPod>>,
-}
-
-impl Snapshot {
-    /// The agent of a node, as far as its pod tells.
-    pub fn agent(&self, node: &str) -> AgentPod {
-        match &self.agents {
-            Some(agents) => agents.get(node).copied().unwrap_or(AgentPod::Missing),
-            None => AgentPod::Ready,
-        }
-    }
-
-    /// Number of objects whose status the operator writes.
-    pub fn len(&self) -> usize {
-        self.prefixes.len() + self.allocations.len() + self.bindings.len() + self.addresses.len()
-    }
-
-    /// Their uids.
-    pub fn uids(&self) -> HashSet<String> {
-        fn of<K: Resource>(objects: &[Guarded<K>]) -> impl Iterator<Item = String> {
-            objects.iter().filter_map(|object| object.meta().uid.clone())
-        }
-        of(&self.prefixes)
-            .chain(of(&self.allocations))
-            .chain(of(&self.bindings))
-            .chain(of(&self.addresses))
-            .collect()
-    }
-}
-
 /// The local copies.
 #[derive(Clone)]
 pub struct Caches {
     prefixes: Store<DeserializeGuard<AegisPrefix>>,
     allocations: Store<DeserializeGuard<EgressAllocation>>,
     bindings: Store<DeserializeGuard<ZoneBinding>>,
+    policies: Store<DeserializeGuard<EgressPolicy>>,
+    applications: Store<DeserializeGuard<EgressApplication>>,
     addresses: Store<DeserializeGuard<EgressAddress>>,
     egress_nodes: Store<DeserializeGuard<Report>>,
     nodes: Store<DeserializeGuard<Node>>,
+    namespaces: Store<DeserializeGuard<Namespace>>,
     /// The nodes' Leases.
     pub leases: Leases,
     /// The agents' pods, if somebody is to look at them.
@@ -129,9 +85,12 @@ impl Caches {
             prefixes: start(client, tasks, signal.clone(), |_: &mut AegisPrefix| ()),
             allocations: start(client, tasks, signal.clone(), |_: &mut EgressAllocation| ()),
             bindings: start(client, tasks, signal.clone(), |_: &mut ZoneBinding| ()),
+            policies: start(client, tasks, signal.clone(), |_: &mut EgressPolicy| ()),
+            applications: start(client, tasks, signal.clone(), |_: &mut EgressApplication| ()),
             addresses: start(client, tasks, address_signal, |_: &mut EgressAddress| ()),
             egress_nodes: start(client, tasks, signal.clone(), move |report| lists.share(report)),
-            nodes: start(client, tasks, signal, strip_node),
+            nodes: start(client, tasks, signal.clone(), strip_node),
+            namespaces: start(client, tasks, signal, strip_namespace),
             leases: Leases::start(client, namespace, gate, dirty.clone(), tasks),
             agents: None,
             dirty,
@@ -149,9 +108,12 @@ impl Caches {
         self.prefixes.wait_until_ready().await?;
         self.allocations.wait_until_ready().await?;
         self.bindings.wait_until_ready().await?;
+        self.policies.wait_until_ready().await?;
+        self.applications.wait_until_ready().await?;
         self.addresses.wait_until_ready().await?;
         self.egress_nodes.wait_until_ready().await?;
-        self.nodes.wait_until_ready().await
+        self.nodes.wait_until_ready().await?;
+        self.namespaces.wait_until_ready().await
     }
 
     /// What the copies hold now.
@@ -160,9 +122,12 @@ impl Caches {
             prefixes: self.prefixes.state(),
             allocations: self.allocations.state(),
             bindings: self.bindings.state(),
+            policies: self.policies.state(),
+            applications: self.applications.state(),
             addresses: self.addresses.state(),
             egress_nodes: self.egress_nodes.state(),
             nodes: self.nodes.state(),
+            namespaces: self.namespaces.state(),
             agents: self.agents.as_ref().map(Agents::nodes),
         }
     }
@@ -266,6 +231,12 @@ fn strip_node(node: &mut Node) {
     }
 }
 
+/// Keeps of a Namespace its labels.
+fn strip_namespace(namespace: &mut Namespace) {
+    namespace.metadata.annotations = None;
+    (namespace.spec, namespace.status) = (None, None);
+}
+
 /// 0.2 s, doubling up to 3 s: an API server that comes back is noticed soon.
 pub struct CappedBackoff(Duration);
 
@@ -294,15 +265,6 @@ impl Backoff for CappedBackoff {
     fn reset(&mut self) {
         *self = CappedBackoff::default();
     }
-}
-
-/// Readable objects by name.
-pub fn by_name<K: ResourceExt>(objects: &[Guarded<K>]) -> HashMap<String, &K> {
-    objects
-        .iter()
-        .filter_map(|object| object.0.as_ref().ok())
-        .map(|object| (object.name_any(), object))
-        .collect()
 }
 
 #[cfg(test)]

@@ -81,6 +81,7 @@ async fn create(client: &kube::Client, manifest: &str) -> Result<Result<(), Stri
     let plural = match object["kind"].as_str().context("no kind")? {
         "EgressAddress" => "egressaddresses".to_owned(),
         "AegisPrefix" => "aegisprefixes".to_owned(),
+        "EgressPolicy" => "egresspolicies".to_owned(),
         kind => format!("{}s", kind.to_lowercase()),
     };
     let namespace = object["metadata"]["namespace"].as_str();

@@ -207,7 +207,15 @@ impl ApiServer {
     }
 
     fn wait_for_definitions(&self) -> Result<()> {
-        for name in ["aegisprefixes", "egressallocations", "zonebindings", "egressaddresses", "egressnodes"] {
+        for name in [
+            "aegisprefixes",
+            "egressallocations",
+            "zonebindings",
+            "egresspolicies",
+            "egressapplications",
+            "egressaddresses",
+            "egressnodes",
+        ] {
             let name = format!("crd/{name}.aegis.dev");
             self.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", &name])?;
         }

@@ -5,3 +5,4 @@ pub mod apiserver;
 pub mod chaos;
 pub mod cluster;
 pub mod lab;
+pub mod mmdb;

@@ -8,7 +8,7 @@ use std::fs;
 use std::sync::Arc;
 
 /// Sets of values that people use, as `--set` takes them.
-const SETS: [&[&str]; 8] = [
+const SETS: [&[&str]; 9] = [
     &[],
     &[
         "operator.image=registry.example/op:1",
@@ -26,6 +26,11 @@ const SETS: [&[&str]; 8] = [
         "crds.install=false",
         "metrics.scrapeAnnotations=false",
         "operator.replicas=1",
+    ],
+    &[
+        "agent.countries.volume.configMap.name=geoip",
+        "agent.countries.file=c.mmdb",
+        "agent.maxDestinations=2000000",
     ],
     &["agent.announcement.routingDaemon=BIRD", "agent.announcement.socketFolder=/run/bird"],
     &[
@@ -115,6 +120,8 @@ fn wrong_values_are_refused_by_name() {
         ("agent.limits.account.newFlowsPerSecond=many", "newFlowsPerSecond"),
         ("agent.limits.account.leaveRoom=5", "leaveRoom"),
         ("agent.limits.pod.flows=5", "pod"),
+        ("agent.countries.file=a/b", "file"),
+        ("agent.maxDestinations=10", "maxDestinations"),
         ("agent.announcement.table=254", "table"),
         ("agent.announcement.routingDaemon=Quagga", "routingDaemon"),
         ("agent.announcement.frr.asn=0", "asn"),
@@ -140,6 +147,9 @@ fn values_reach_the_arguments() {
             "agent.limits.account.flows=2000000",
             "agent.limits.account.newFlowsPerSecond=5000",
             "agent.limits.account.leaveRoom=false",
+            "agent.maxDestinations=2000000",
+            "agent.countries.volume.hostPath.path=/var/lib/geoip",
+            "agent.countries.file=c.mmdb",
         ],
     );
     let rendered = objects(&rendered.expect("render"));
@@ -152,11 +162,18 @@ fn values_reach_the_arguments() {
         "--account-flows=2000000",
         "--account-new-flows=5000",
         "--account-leaves-room=false",
+        "--max-destinations=2000000",
+        "--countries=/run/aegis/countries/c.mmdb",
     ] {
         assert!(arguments.contains(&argument), "{argument}: {arguments:?}");
     }
     assert_eq!(pod["containers"][0]["image"], "a:1");
     assert_eq!(pod["hostNetwork"], true);
+    let named =
+        |list: &Value| list.as_array().into_iter().flatten().find(|it| it["name"] == "countries").cloned();
+    assert_eq!(named(&pod["volumes"]).expect("a volume")["hostPath"]["path"], "/var/lib/geoip");
+    let mount = named(&pod["containers"][0]["volumeMounts"]).expect("a mount");
+    assert_eq!((&mount["mountPath"], &mount["readOnly"]), (&"/run/aegis/countries".into(), &true.into()));
     assert_eq!(pod["containers"][0]["env"][0]["valueFrom"]["fieldRef"]["fieldPath"], "spec.nodeName");
     assert_eq!(agent["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"], 1);
 }
@@ -196,9 +213,15 @@ fn frr_runs_beside_the_agent_with_what_the_values_say() {
         "neighbor 192.0.2.2 route-map AEGIS-NOTHING in",
         "ip prefix-list AEGIS-OWN seq 5 permit 0.0.0.0/0 ge 32",
         "bgp graceful-restart-disable",
+        "redistribute kernel route-map AEGIS-KERNEL6",
+        "match metric 16711680",
+        "neighbor 192.0.2.2 route-map AEGIS-OWN6 out",
+        "ipv6 prefix-list AEGIS-OWN6 seq 5 permit ::/0 ge 64 le 64",
     ] {
         assert!(bgpd.contains(&line.to_owned()), "no {line:?} in {bgpd:#?}");
     }
+    let activated = bgpd.iter().filter(|line| *line == "neighbor 192.0.2.1 activate").count();
+    assert_eq!(activated, 2, "both families: {bgpd:#?}");
     assert!(!bgpd.contains(&"neighbor 192.0.2.2 bfd profile aegis".to_owned()), "BFD is off: {bgpd:#?}");
     assert!(!bgpd.iter().any(|line| line.starts_with("neighbor 192.0.2.1 password")), "{bgpd:#?}");
     assert!(lines("bfdd.conf").contains(&"detect-multiplier 5".to_owned()));
@@ -245,7 +268,7 @@ fn definitions_survive_the_release() {
     let rendered = objects(&render(&server(), NAMESPACE, &[]).expect("render"));
     let definitions: Vec<&Value> =
         rendered.iter().filter(|object| object["kind"] == "CustomResourceDefinition").collect();
-    assert_eq!(definitions.len(), 5);
+    assert_eq!(definitions.len(), 7);
     for definition in definitions {
         assert_eq!(definition["metadata"]["annotations"]["helm.sh/resource-policy"], "keep", "{definition}");
     }

@@ -256,6 +256,38 @@ fn people_write_what_is_theirs() {
 }
 
 #[test]
+fn an_application_that_a_policy_names_stays() {
+    let server = server();
+    let application = manifest("EgressApplication", "kept", "endpoints: [{cidrs: [198.51.100.0/24]}]");
+    let spec = "precedence: 1, action: Deny, match: {destination: {applications: [kept, other]}}";
+    let policies = [
+        manifest("EgressPolicy", "keeper", spec),
+        manifest("EgressPolicy", "bare", "precedence: 1, action: Deny"),
+    ];
+    let admin = admin(&server);
+    admin.create(&application).expect("an application");
+    policies.iter().for_each(|policy| drop(admin.create(policy).expect("a policy")));
+    // The API server hears of policies within a second or so.
+    let limit = Instant::now() + Duration::from_secs(30);
+    let eventually = |what: &str, reached: &dyn Fn(Result<String, String>) -> bool| {
+        while !reached(admin.run(&["delete", "--dry-run=server", "eapp/kept"], "")) {
+            assert!(Instant::now() < limit, "{what}: not after 30 s");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    let told = "EgressApplication kept is named by EgressPolicy keeper";
+    eventually("the deletion is refused", &|answer| answer.is_err_and(|error| error.contains(told)));
+    refused(admin.delete("eapp/kept"), told);
+    refused(admin.run(&["delete", "eapp", "--all", "--wait=false"], ""), told);
+    let repair = impersonating(&server, "jane", &["storage-repair", "system:masters"]);
+    repair.run(&["delete", "--dry-run=server", "eapp/kept"], "").expect("an exempt group may");
+    admin.delete("epol/keeper").expect("delete the policy");
+    eventually("nobody names it", &|answer| answer.is_ok());
+    admin.delete("eapp/kept").expect("delete");
+    admin.delete("epol/bare").expect("delete");
+}
+
+#[test]
 fn rights_end_where_the_work_ends() {
     let server = server();
     let operator = impersonating(&server, OPERATOR, &[]);
@@ -267,6 +299,8 @@ fn rights_end_where_the_work_ends() {
     for (verb, resource, operator_may, agent_may) in [
         ("watch", "egressaddresses.aegis.dev", true, true),
         ("list", "aegisprefixes.aegis.dev", true, true),
+        ("watch", "egressapplications.aegis.dev", true, true),
+        ("patch", "egressapplications.aegis.dev", false, false),
         ("create", "egressaddresses.aegis.dev", true, false),
         ("delete", "egressaddresses.aegis.dev", true, false),
         ("patch", "egressallocations.aegis.dev", true, false),

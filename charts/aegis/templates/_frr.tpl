@@ -39,13 +39,33 @@ bgpd.conf: |
     neighbor {{ .address }} route-map AEGIS-NOTHING in
   {{- end }}
    exit-address-family
+   address-family ipv6 unicast
+    ! FRR before 10 reads no table of its own for IPv6. The agent's routes in the main table are known by their metric.
+    redistribute kernel route-map AEGIS-KERNEL6
+  {{- range $frr.neighbors }}
+    neighbor {{ .address }} activate
+    neighbor {{ .address }} route-map AEGIS-OWN6 out
+    neighbor {{ .address }} route-map AEGIS-NOTHING in
+  {{- end }}
+   exit-address-family
   exit
-  ! Single addresses only, and nothing is learnt. Origin and metric are what BIRD says too, so that paths by either are equal.
+  ! Single addresses (of IPv6, /64s and the nodes' parts of them) only, and nothing is learnt. Origin and metric are what BIRD says too, so that paths by either are equal.
   ip prefix-list AEGIS-OWN seq 5 permit 0.0.0.0/0 ge 32
   route-map AEGIS-OWN permit 10
    match ip address prefix-list AEGIS-OWN
    set origin igp
    set metric 0
+  exit
+  ipv6 prefix-list AEGIS-OWN6 seq 5 permit ::/0 ge 64 le 64
+  ipv6 prefix-list AEGIS-OWN6 seq 10 permit ::/0 ge 80 le 80
+  route-map AEGIS-KERNEL6 permit 10
+   match metric 16711680
+   match ipv6 address prefix-list AEGIS-OWN6
+   set origin igp
+   set metric 0
+  exit
+  route-map AEGIS-OWN6 permit 10
+   match ipv6 address prefix-list AEGIS-OWN6
   exit
   route-map AEGIS-NOTHING deny 10
   exit
@@ -72,6 +92,12 @@ start: |
   # No port is opened for a terminal, nor for neighbours: this end connects.
   /usr/lib/frr/zebra -P 0 -f "$sockets/zebra.conf" &
   zebra=$!
+  # A bgpd that does not find zebra tries again 10 s later. Until then it does not know the uplink's IPv6 address, and the next hop
+  # that it names is of no use to anybody, for as long as the session lasts.
+  until vtysh -d zebra -c 'show version' >/dev/null 2>&1; do
+    kill -0 "$zebra" || exit 1
+    sleep 0.1
+  done
   /usr/lib/frr/bgpd -P 0 -p 0 -f "$sockets/bgpd.conf" &
   bgpd=$!
   /usr/lib/frr/bfdd -P 0 -f "$sockets/bfdd.conf" &

@@ -24,6 +24,15 @@ macro_rules! counters {
             /// All counters, in index order.
             pub const ALL: &'static [Counter] = &[$(Counter::$name,)+];
 
+            /// The one with an index.
+            pub fn from_index(index: u32) -> Option<Counter> {
+                if index as usize >= Counter::ALL.len() {
+                    return None;
+                }
+                // SAFETY: the variants of a `repr(u32)` are numbered from 0 on, and there are more of them than that.
+                Some(unsafe { core::mem::transmute::<u32, Counter>(index) })
+            }
+
             /// Stable name for metrics. Names that begin with `drop_` are packets that went no further, those with
             /// `refuse_` new flows that were turned away.
             pub const fn label(self) -> &'static str {
@@ -141,4 +150,18 @@ counters! {
     FastOut = "fast_out",
     /// In: packets that went to the pod without the host stack.
     FastIn = "fast_in",
+    /// Questions for the MAC of an address of a /64 that were answered.
+    NdpAnswered = "ndp_answered",
+    /// Sockets that were given an egress address and a port when they connected.
+    Bound = "bound",
+    /// In: packets for such sockets.
+    BoundIn = "bound_in",
+    /// Refused: a socket that connects, since no port for sockets is free towards its destination.
+    RefuseNoSocketPort = "refuse_no_socket_port",
+    /// Out: dropped, the kernel's answer for a socket that is gone.
+    DropSocketless = "drop_socketless",
+    /// Out: new flows that left from a policy's secondary allocation, since the primary had nothing to leave from.
+    SecondaryFlow = "secondary_flow",
+    /// New flow refused: a policy says so.
+    RefusePolicy = "refuse_policy",
 }

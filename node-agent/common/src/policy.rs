@@ -114,6 +114,14 @@ map_type!(DestinationValue, 4);
 /// are not known yet.
 pub const DESTINATION_INTERNAL: u32 = u32::MAX;
 
+/// Bit of [`DestinationValue::class`]: only policies that observe name the destination, so nobody is held for its sake.
+pub const DESTINATION_OBSERVED: u32 = 1 << 30;
+
+/// Whether packets to a destination of this class may be covered for some pod.
+pub const fn may_be_covered(class: u32) -> bool {
+    class != DESTINATION_INTERNAL && class & DESTINATION_OBSERVED == 0
+}
+
 /// Data of the LPM key of `PORTS`: which port class a destination port belongs to. The prefix length counts
 /// generation (32), protocol (16) and then the bits of the port.
 #[repr(C)]
@@ -138,7 +146,8 @@ pub struct VerdictKey {
     pub pod_class: u32,
     /// [`DestinationValue::class`].
     pub destination_class: u32,
-    /// Value of `PORTS`, 0 where no entry matches (also for ICMP and later fragments).
+    /// Value of `PORTS`, 0 where no entry matches (also for ICMP and later fragments). Without an entry for its class a port is
+    /// treated like one of class 0.
     pub port_class: u32,
 }
 map_type!(VerdictKey, 16);
@@ -147,14 +156,139 @@ map_type!(VerdictKey, 16);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VerdictValue {
-    /// [`ACTION_PASS`], [`ACTION_ALLOCATE`] or [`ACTION_DENY`].
+    /// [`ACTION_PASS`], [`ACTION_ALLOCATE`], [`ACTION_DENY`] or [`ACTION_FORBID`].
     pub action: u16,
     /// Index into `ALLOCATIONS` for [`ACTION_ALLOCATE`].
     pub allocation: u16,
-    /// Agent's number of the binding, for metrics; unique in a generation.
+    /// Agent's number of the rule, for metrics; unique in a generation. With [`VERDICT_BINDS`] sockets of pods of the host network
+    /// get their source when they connect. See [`observed`].
     pub binding: u32,
+    /// Another index into `ALLOCATIONS`: of what new flows leave from that find no port there. The same one = of none.
+    pub secondary: u16,
+    /// Zero.
+    pub pad: u16,
 }
-map_type!(VerdictValue, 8);
+map_type!(VerdictValue, 12);
+
+impl VerdictValue {
+    /// All of it, for what can give no more than a number: `binding` in the upper half. Nothing = 0 = [`ACTION_PASS`].
+    #[inline(always)]
+    pub fn packed(&self) -> u64 {
+        u64::from(self.binding) << 32
+            | u64::from(self.allocation & INDEX_MASK) << 18
+            | u64::from(self.secondary & INDEX_MASK) << 4
+            | u64::from(self.action & ACTION_MASK)
+    }
+
+    /// Undoes [`VerdictValue::packed`].
+    #[inline(always)]
+    pub fn unpacked(packed: u64) -> VerdictValue {
+        VerdictValue {
+            action: packed as u16 & ACTION_MASK,
+            allocation: (packed >> 18) as u16 & INDEX_MASK,
+            binding: (packed >> 32) as u32,
+            secondary: (packed >> 4) as u16 & INDEX_MASK,
+            pad: 0,
+        }
+    }
+}
+
+const ACTION_MASK: u16 = 0xf;
+/// Of an index into `ALLOCATIONS`.
+const INDEX_MASK: u16 = 0x3fff;
+const _: () = assert!(MAX_ALLOCATIONS <= 1 << 14);
+
+/// In [`VerdictValue::binding`], from this bit on: the number of the policy that only observes, plus one, 0 = none; and what it would do
+/// (`WOULD_*`). Flows, which have sixteen bits for a number, never see it.
+pub const OBSERVED_SHIFT: u32 = 16;
+const OBSERVED_BITS: u32 = 13;
+/// Rules whose flows are counted, in each of two generations that follow each other.
+pub const RULES_COUNTED: u32 = 1024;
+
+/// What such a policy would do with a flow: let it leave from an allocation.
+pub const WOULD_LEAVE: u32 = 0;
+/// Refuse it for want of something to leave from.
+pub const WOULD_LACK: u32 = 1;
+/// Let it leave with the node's address.
+pub const WOULD_PASS: u32 = 2;
+/// Refuse it.
+pub const WOULD_DENY: u32 = 3;
+
+/// What [`VerdictValue::binding`] says of the policy of this number that only observes. One that is too high is not counted.
+pub const fn observes(number: u32, would: u32) -> u32 {
+    if number >= RULES_COUNTED { 0 } else { (would << OBSERVED_BITS | (number + 1)) << OBSERVED_SHIFT }
+}
+
+/// Number of the policy that only observes and what it would do, from [`VerdictValue::binding`]; `None` if there is none.
+#[inline(always)]
+pub const fn observed(binding: u32) -> Option<(u32, u32)> {
+    let said = binding >> OBSERVED_SHIFT;
+    match said & ((1 << OBSERVED_BITS) - 1) {
+        0 => None,
+        number => Some((number - 1, said >> OBSERVED_BITS & 3)),
+    }
+}
+
+/// Value of `RULES` (per-CPU array; index: [`rule_index`]): new flows about which a rule has decided, or would have.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RuleValue {
+    /// They left from an allocation.
+    pub left: u64,
+    /// They were refused for want of something to leave from on the node.
+    pub lacked: u64,
+    /// They were refused, as the rule says.
+    pub denied: u64,
+    /// By `WOULD_*`.
+    pub would: [u64; 4],
+}
+map_type!(RuleValue, 56);
+
+impl RuleValue {
+    /// Both together.
+    pub fn plus(&self, other: &RuleValue) -> RuleValue {
+        let would = |at: usize| self.would[at].wrapping_add(other.would[at]);
+        RuleValue {
+            left: self.left.wrapping_add(other.left),
+            lacked: self.lacked.wrapping_add(other.lacked),
+            denied: self.denied.wrapping_add(other.denied),
+            would: [would(0), would(1), would(2), would(3)],
+        }
+    }
+
+    /// What has been counted since.
+    pub fn since(&self, before: &RuleValue) -> RuleValue {
+        let would = |at: usize| self.would[at].saturating_sub(before.would[at]);
+        RuleValue {
+            left: self.left.saturating_sub(before.left),
+            lacked: self.lacked.saturating_sub(before.lacked),
+            denied: self.denied.saturating_sub(before.denied),
+            would: [would(0), would(1), would(2), would(3)],
+        }
+    }
+}
+
+/// Where the flows of a rule are counted. Generations that follow each other count apart, since numbers change with them.
+#[inline(always)]
+pub const fn rule_index(generation: u32, number: u32) -> Option<u32> {
+    if number >= RULES_COUNTED { None } else { Some((generation & 1) * RULES_COUNTED + number) }
+}
+
+/// Key of `OBSERVED`: a flow that was counted, or a digest of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ObservedKey {
+    /// Addresses.
+    pub addresses: [u32; 2],
+    /// Ports.
+    pub ports: u32,
+    /// Protocol.
+    pub protocol: u32,
+}
+map_type!(ObservedKey, 16);
+
+/// Bit of [`VerdictValue::binding`]; flows, which have sixteen bits for the number, never see it.
+pub const VERDICT_BINDS: u32 = 1 << 31;
 
 /// Not covered: leave with the node's address. The same as no entry at all.
 pub const ACTION_PASS: u16 = 0;
@@ -162,6 +296,8 @@ pub const ACTION_PASS: u16 = 0;
 pub const ACTION_ALLOCATE: u16 = 1;
 /// Covered, but there is nothing to leave from: refuse new flows.
 pub const ACTION_DENY: u16 = 2;
+/// Refuse new flows, since the policy says so.
+pub const ACTION_FORBID: u16 = 3;
 
 /// Addresses one allocation can use on one node.
 pub const ADDRESSES_PER_ALLOCATION: usize = 16;
@@ -242,5 +378,43 @@ impl Default for Timeouts {
             icmp: 60,
             rest: REST,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_observed_is_beside_the_rules_own_number() {
+        for number in [0, 1, 700, RULES_COUNTED - 1] {
+            for would in [WOULD_LEAVE, WOULD_LACK, WOULD_PASS, WOULD_DENY] {
+                let binding = 0xffff | observes(number, would);
+                assert_eq!(observed(binding), Some((number, would)));
+                assert_eq!((binding as u16, binding & VERDICT_BINDS), (0xffff, 0));
+                assert_eq!(observed(binding | VERDICT_BINDS), Some((number, would)));
+            }
+        }
+        assert_eq!(observed(VERDICT_BINDS | 0xffff), None);
+        assert_eq!(observes(RULES_COUNTED, WOULD_DENY), 0, "not counted as somebody else's");
+    }
+
+    #[test]
+    fn a_packed_verdict_is_the_same_one() {
+        let last = MAX_ALLOCATIONS as u16 - 1;
+        for (action, allocation, secondary) in
+            [(ACTION_PASS, 0, 0), (ACTION_FORBID, last, 0), (ACTION_ALLOCATE, 3, last)]
+        {
+            let verdict = VerdictValue { action, allocation, secondary, binding: u32::MAX - 7, pad: 0 };
+            assert_eq!(VerdictValue::unpacked(verdict.packed()), verdict);
+        }
+        assert_eq!(VerdictValue::default().packed(), 0);
+    }
+
+    #[test]
+    fn generations_that_follow_each_other_count_apart() {
+        assert_eq!(rule_index(6, 3), Some(3));
+        assert_eq!(rule_index(7, 3), Some(RULES_COUNTED + 3));
+        assert_eq!(rule_index(7, RULES_COUNTED), None);
     }
 }

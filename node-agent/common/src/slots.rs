@@ -79,3 +79,15 @@ pub struct HoldingValue {
     pub hard: u32,
 }
 map_type!(HoldingValue, 48);
+
+/// Value of `BINDS` (hash; key: egress address as `u32`): slices of this node's whose ports are given to sockets, by the kernel's table of
+/// sockets instead of a bitmap. None of them is in [`HoldingValue::allowed`]. Bits as there.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BindValue {
+    /// Slices from which sockets may be given a port.
+    pub open: [u64; 4],
+    /// Those, and the ones in which sockets may still be.
+    pub kept: [u64; 4],
+}
+map_type!(BindValue, 64);

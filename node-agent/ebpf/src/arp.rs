@@ -2,10 +2,10 @@
 //! while the agent is away somebody must go on answering.
 
 use crate::headers::{ETH_P_ARP, Ethernet};
-use crate::maps::{self, ARP_ANSWERS};
+use crate::maps::{self, ARP_ANSWERS, BINDS};
 use crate::xdp;
 use aegis_common::{ArpKey, Counter};
-use aya_ebpf::bindings::xdp_action::{XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 
@@ -25,8 +25,8 @@ struct Frame {
     target: [u8; 4],
 }
 
-/// Answers a question for the MAC of an address that this node announces. Everything else passes: the agent hears what
-/// others say.
+/// Answers a question for the MAC of an address that this node announces. What is asked of others for one that is local
+/// here is kept from the kernel. Everything else passes: the agent hears what others say.
 #[inline(always)]
 pub fn answer(ctx: &XdpContext) -> u32 {
     answer_arp(ctx.ctx)
@@ -51,7 +51,11 @@ extern "C" fn answer_arp(ctx: *mut xdp_md) -> u32 {
     }
     let key = ArpKey { address: u32::from_ne_bytes(frame.target), ifindex: ctx.ingress_ifindex() as u32 };
     // SAFETY: copied at once; an entry is written once, as a whole.
-    let Some(answer) = (unsafe { ARP_ANSWERS.get(&key) }).copied() else { return XDP_PASS };
+    let Some(answer) = (unsafe { ARP_ANSWERS.get(&key) }).copied() else {
+        // Where it is local for the sake of sockets, the kernel would answer.
+        // SAFETY: only presence matters.
+        return if unsafe { BINDS.get(&key.address) }.is_some() { XDP_DROP } else { XDP_PASS };
+    };
     frame.ethernet = Ethernet { destination: frame.sender_mac, source: answer.mac, kind: ETH_P_ARP };
     frame.operation = ANSWER;
     (frame.target_mac, frame.sender_mac) = (frame.sender_mac, answer.mac);

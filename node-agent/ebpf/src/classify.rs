@@ -8,8 +8,11 @@ use crate::fast;
 use crate::flow;
 use crate::headers::{self, ETH_P_IP, Ethernet, Packet};
 use crate::maps::{self, ADDRESSES, PEER_INDEX};
-use crate::six;
-use aegis_common::{Config, Counter, DESTINATION_INTERNAL, FlowKey, PodValue, TO_UPLINK, VerdictValue};
+use crate::{observe, six};
+use aegis_common::{
+    ACTION_PASS, Config, Counter, DESTINATION_INTERNAL, FlowKey, OBSERVED_SHIFT, PodValue, TO_UPLINK,
+    VerdictValue,
+};
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
 use aya_ebpf::programs::TcContext;
 
@@ -137,5 +140,9 @@ fn covered(
         let fast = fast::may(&flow, &key, &packet.ip, flags);
         return Some(if fast { Covered::Fast } else { Covered::Yes });
     }
-    Some(Covered::by(maps::verdict(generation, pod.class, destination, protocol, port)))
+    let verdict = maps::whole_verdict(generation, pod.class, destination, protocol, port);
+    if verdict.binding >> OBSERVED_SHIFT != 0 {
+        observe::observe(ctx.skb.skb, generation, verdict.binding);
+    }
+    Some(if verdict.action == ACTION_PASS { Covered::No } else { Covered::Yes })
 }

@@ -23,6 +23,7 @@ use aya_ebpf::programs::TcContext;
 pub static DEVICES: HashMap<u32, u32> = HashMap::with_max_entries(1024, 0);
 
 const AF_INET: u8 = 2;
+const DNS: u16 = 53;
 /// Version 4, and a header without options.
 const PLAIN: u8 = 0x45;
 
@@ -42,7 +43,8 @@ pub fn is_plain(ip: &Ipv4) -> bool {
 #[inline(always)]
 pub fn may(found: &Found, key: &FlowKey, ip: &Ipv4, flags: u8) -> bool {
     let flow = &found.value;
-    if flow.peer != 0 || !is_plain(ip) || !goes_on(flow.seen, flags) {
+    // DNS goes through the tables: nftables tells whose answers are looked at first.
+    if flow.peer != 0 || key.remote_port == DNS || !is_plain(ip) || !goes_on(flow.seen, flags) {
         return false;
     }
     flow.seen & SEEN_FAST != 0 || learn(found, key)

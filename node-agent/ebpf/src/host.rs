@@ -4,7 +4,7 @@
 //! ancestor of those of its containers. Most of what a node sends is of no covered pod, and passes after one look-up.
 
 use crate::headers::{self, ACK, Packet, SYN};
-use crate::maps::{self, FRAGMENTS_OUT, HOST_SOCKETS, HOSTS, PEER_INDEX};
+use crate::maps::{self, FRAGMENTS_OUT, HOST_SOCKETS, PEER_INDEX};
 use crate::snat::fragment_key;
 use aegis_common::*;
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
@@ -63,7 +63,7 @@ pub extern "C" fn judge_own(skb: *mut __sk_buff, generation: u32) -> u64 {
 /// incarnation of the pod, [`FOREIGN`] or [`NO_SOCKET`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn sender_of(skb: *mut __sk_buff, levels: u32, generation: u32) -> u64 {
+pub extern "C" fn sender_of(skb: *mut __sk_buff, levels: u32, generation: u32) -> u64 {
     // From the innermost on: all pods are in a group that stands for pods that are not known.
     let mut level = HOST_LEVELS;
     while level > 1 {
@@ -76,9 +76,7 @@ extern "C" fn sender_of(skb: *mut __sk_buff, levels: u32, generation: u32) -> u6
         if group == 0 {
             continue;
         }
-        let key = HostKey { group, generation, pad: 0 };
-        // SAFETY: copied at once; values of a live generation change as a whole only.
-        if let Some(host) = unsafe { HOSTS.get(&key) } {
+        if let Some(host) = maps::host(generation, group) {
             return u64::from(host.class) << 32 | u64::from(host.incarnation);
         }
     }
@@ -89,7 +87,7 @@ extern "C" fn sender_of(skb: *mut __sk_buff, levels: u32, generation: u32) -> u6
 /// Whether a packet of a pod that nobody has named yet is held: where it goes to is covered for some pod.
 #[inline(always)]
 pub fn is_held(generation: u32, destination: u32) -> bool {
-    maps::destination_class(generation, destination).is_some_and(|class| class != DESTINATION_INTERNAL)
+    maps::destination_class(generation, destination).is_some_and(may_be_covered)
 }
 
 /// Remembers that the connection of the packet's socket, whose key has this digest, leaves from an egress address.

@@ -6,6 +6,7 @@
 //! | `uplink_egress` | tcx egress, uplink | gives marked packets a port and the egress address; leak guard |
 //! | `uplink_ingress` | XDP, uplink | steers replies to the owner of the port, translates them back there; answers ARP |
 //! | `uplink_mark` | tcx ingress, uplink | marks packets that `uplink_ingress` has translated back, or gives them to the pod |
+//! | `socket_connect` | cgroup `connect4`, root of the hierarchy | gives sockets of pods of the host network address and port |
 //! | `sweep` | none: run by the agent through `BPF_PROG_TEST_RUN` | removes flows and blocks that are over |
 //! | `enter` | none: as `sweep` | enters and removes flows that are taken over from another version |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -18,6 +19,8 @@ mod answer;
 mod arp;
 #[cfg(target_arch = "bpf")]
 mod atomics;
+#[cfg(target_arch = "bpf")]
+mod bind;
 #[cfg(any(target_arch = "bpf", test))]
 mod checksum;
 #[cfg(target_arch = "bpf")]
@@ -49,6 +52,8 @@ mod maps;
 #[cfg(any(target_arch = "bpf", test))]
 mod mss;
 #[cfg(target_arch = "bpf")]
+mod observe;
+#[cfg(target_arch = "bpf")]
 mod opening;
 #[cfg(target_arch = "bpf")]
 mod ports;
@@ -60,6 +65,8 @@ mod returned;
 mod reverse;
 #[cfg(target_arch = "bpf")]
 mod route;
+#[cfg(target_arch = "bpf")]
+mod rule;
 #[cfg(target_arch = "bpf")]
 mod six;
 #[cfg(target_arch = "bpf")]
@@ -83,8 +90,8 @@ mod xdp;
 
 #[cfg(target_arch = "bpf")]
 mod programs {
-    use aya_ebpf::macros::{classifier, xdp};
-    use aya_ebpf::programs::{TcContext, XdpContext};
+    use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
+    use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
 
     #[classifier]
     pub fn pod_ingress(ctx: TcContext) -> i32 {
@@ -105,6 +112,11 @@ mod programs {
     #[inline(always)]
     pub fn uplink_ingress(ctx: XdpContext) -> u32 {
         crate::steer::run(&ctx)
+    }
+
+    #[cgroup_sock_addr(connect4)]
+    pub fn socket_connect(ctx: SockAddrContext) -> i32 {
+        crate::bind::connect(&ctx)
     }
 
     #[xdp]

@@ -21,6 +21,9 @@ pub static PEER_INDEX: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PEERS, 
 pub static HOMES: Array<FragmentHome> = Array::with_max_entries(MAX_ADDRESSES * HOMES_PER_ADDRESS, 0);
 #[map]
 pub static HOLDINGS: HashMap<u32, HoldingValue> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
+/// Slices of this node's that are for sockets, by egress address: see `bind`.
+#[map]
+pub static BINDS: HashMap<u32, BindValue> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
 #[map]
 pub static LEASE: Array<LeaseValue> = Array::with_max_entries(1, 0);
 #[map]
@@ -37,7 +40,7 @@ pub static DESTINATIONS: LpmTrie<DestinationKey, DestinationValue> = LpmTrie::wi
 #[map]
 pub static PORTS: LpmTrie<PortKey, u32> = LpmTrie::with_max_entries(65536, 0);
 #[map]
-pub static VERDICTS: HashMap<VerdictKey, VerdictValue> = HashMap::with_max_entries(131072, BPF_F_NO_PREALLOC);
+pub static VERDICTS: HashMap<VerdictKey, VerdictValue> = HashMap::with_max_entries(262144, BPF_F_NO_PREALLOC);
 #[map]
 pub static ALLOCATIONS: Array<AllocationValue> = Array::with_max_entries(MAX_ALLOCATIONS, 0);
 #[map]
@@ -95,6 +98,14 @@ pub static LIMITER: PerCpuArray<LimiterValue> = PerCpuArray::with_max_entries(1,
 /// Where a new block is put together: it is too large for the stack.
 #[map]
 pub static SCRATCH: PerCpuArray<BlockValue> = PerCpuArray::with_max_entries(1, 0);
+
+/// New flows that rules have decided about, or would have.
+#[map]
+pub static RULES: PerCpuArray<RuleValue> = PerCpuArray::with_max_entries(2 * RULES_COUNTED, 0);
+/// Flows that policies which only observe have been asked about, with the second of the last packet: each counts once. What is
+/// forgotten here is counted twice, and nothing more.
+#[map]
+pub static OBSERVED: LruHashMap<ObservedKey, u32> = LruHashMap::with_max_entries(16384, 0);
 
 /// What a new flow asks for, while a port is sought: see `opening`.
 #[map]
@@ -178,6 +189,14 @@ pub fn pod(generation: u32, address: u32) -> Option<PodValue> {
     unsafe { PODS.get(&key) }.copied()
 }
 
+/// A pod of the host network, or whom else a control group is of.
+#[inline(always)]
+pub fn host(generation: u32, group: u64) -> Option<HostValue> {
+    let key = HostKey { group, generation, pad: 0 };
+    // SAFETY: copied at once; values of a live generation change as a whole only.
+    unsafe { HOSTS.get(&key) }.copied()
+}
+
 /// Whether a pod of this incarnation is there that has the node's addresses.
 #[inline(always)]
 pub fn has_host(generation: u32, incarnation: u32) -> bool {
@@ -220,17 +239,18 @@ pub fn verdict(
     protocol: u8,
     port: u32,
 ) -> Option<VerdictValue> {
-    let packed = look_up_verdict(generation, pod_class, remote, u32::from(protocol), port);
-    let verdict = VerdictValue {
-        action: packed as u16,
-        allocation: (packed >> 16) as u16,
-        binding: (packed >> 32) as u32,
-    };
+    let verdict = whole_verdict(generation, pod_class, remote, protocol, port);
     (verdict.action != ACTION_PASS).then_some(verdict)
 }
 
-/// A function of its own for the verifier's sake, like `take` in `ports`, and for that of the stack. Gives the verdict's fields
-/// from the lowest bits on.
+/// The same, with who only observes.
+#[inline(always)]
+pub fn whole_verdict(generation: u32, pod_class: u32, remote: u32, protocol: u8, port: u32) -> VerdictValue {
+    VerdictValue::unpacked(look_up_verdict(generation, pod_class, remote, u32::from(protocol), port))
+}
+
+/// A function of its own for the verifier's sake, like `take` in `ports`, and for that of the stack. Gives the verdict,
+/// packed.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn look_up_verdict(generation: u32, pod_class: u32, remote: u32, protocol: u32, port: u32) -> u64 {
@@ -250,8 +270,19 @@ extern "C" fn look_up_verdict(generation: u32, pod_class: u32, remote: u32, prot
             port_class = *class;
         }
     }
-    let key = VerdictKey { generation, pod_class, destination_class, port_class };
+    verdict_of(VerdictKey { generation, pod_class, destination_class, port_class })
+}
+
+/// The verdict for three classes, packed; 0 = not covered. A port whose class has no verdict of its own is
+/// like any other.
+#[inline(always)]
+pub fn verdict_of(mut key: VerdictKey) -> u64 {
     // SAFETY: verdicts of a live generation are not changed.
-    let Some(verdict) = (unsafe { VERDICTS.get(&key) }) else { return u64::from(ACTION_PASS) };
-    u64::from(verdict.binding) << 32 | u64::from(verdict.allocation) << 16 | u64::from(verdict.action)
+    let mut verdict = unsafe { VERDICTS.get(&key) };
+    if verdict.is_none() && key.port_class != 0 {
+        key.port_class = 0;
+        // SAFETY: as above.
+        verdict = unsafe { VERDICTS.get(&key) };
+    }
+    verdict.map_or(u64::from(ACTION_PASS), VerdictValue::packed)
 }

@@ -20,25 +20,85 @@ pub struct Opener {
 /// Makes a flow of an allocation, or finds the one that another CPU has just made.
 #[inline(always)]
 pub fn make(leaving: &mut Leaving, allocation: u32, by: Opener, flags: u8) -> Result<(), Stop> {
-    if maps::taking_over() {
-        return Err(Stop::Drop(Counter::DropTakingOver));
-    }
     let whose = u64::from(by.incarnation) << 32 | u64::from(by.binding) << 16 | u64::from(by.peer);
+    result(make_flow(leaving, allocation, whose, u32::from(flags)))
+}
+
+/// The same of one of two allocations: of the second where the first has nothing that a flow could leave from now, be it a node or a
+/// port towards the origin. What waits for the first to grow waits, and what a limit refuses is refused.
+#[inline(always)]
+pub fn make_of_either(
+    leaving: &mut Leaving,
+    allocations: [u16; 2],
+    by: Opener,
+    flags: u8,
+) -> Result<(), Stop> {
+    let whose = u64::from(by.incarnation) << 32 | u64::from(by.binding) << 16 | u64::from(by.peer);
+    let [mut allocation, second] = allocations.map(u32::from);
+    let mut first = MADE;
+    // A loop, since a function of its own would be one call too deep.
+    loop {
+        let made = make_flow(leaving, allocation, whose, u32::from(flags));
+        if first != MADE {
+            if made == MADE {
+                maps::count(Counter::SecondaryFlow, 0);
+                return Ok(());
+            }
+            // Why the first is not left from is told, unless the second is left from.
+            return result(first);
+        }
+        if allocation == second || made != NO_PORT && made != NOBODY && made != LAPSED {
+            return result(made);
+        }
+        (first, allocation) = (made, second);
+    }
+}
+
+/// There is a flow.
+const MADE: u32 = u32::MAX;
+/// With a counter: the packet is dropped without an answer.
+const SILENT: u32 = 1 << 16;
+const NO_PORT: u32 = Counter::RefuseNoPort as u32;
+const NOBODY: u32 = Counter::RefuseUnavailable as u32;
+const LAPSED: u32 = Counter::RefuseFenced as u32;
+
+/// What [`make_flow`] has given.
+#[inline(always)]
+fn result(made: u32) -> Result<(), Stop> {
+    if made == MADE {
+        return Ok(());
+    }
+    let counter = Counter::from_index(made & !SILENT).unwrap_or(Counter::RefuseUnavailable);
+    Err(if made & SILENT != 0 { Stop::Drop(counter) } else { Stop::Refuse(counter) })
+}
+
+#[inline(always)]
+fn drop(counter: Counter) -> u32 {
+    SILENT | counter as u32
+}
+
+/// Makes a flow: [`MADE`], or the counter of why not.
+#[inline(always)]
+fn make_flow(leaving: &mut Leaving, allocation: u32, whose: u64, flags: u32) -> u32 {
+    if maps::taking_over() {
+        return drop(Counter::DropTakingOver);
+    }
     match admitted(leaving, allocation, whose) {
         load::ADMITTED => (),
-        FOUND => return Ok(()),
-        load::LOST => return Err(Stop::Drop(Counter::DropEnding)),
-        load::NO_COUNT => return Err(Stop::Refuse(Counter::RefuseTableFull)),
-        limit => return Err(Stop::Refuse(reason(limit))),
+        FOUND => return MADE,
+        load::LOST => return drop(Counter::DropEnding),
+        load::NO_COUNT => return Counter::RefuseTableFull as u32,
+        limit => return reason(limit) as u32,
     }
-    let here = by.peer != 0 || ALLOCATIONS.get(allocation).is_some_and(|allocation| allocation.count != 0);
+    let local = whose as u16 == 0;
+    let here = !local || ALLOCATIONS.get(allocation).is_some_and(|allocation| allocation.count != 0);
     let mut outcome = if here {
-        open_here(leaving, allocation, whose, u32::from(flags))
+        open_here(leaving, allocation, whose, flags)
     } else {
-        open_through(leaving, allocation, whose, u32::from(flags))
+        open_through(leaving, allocation, whose, flags)
     };
-    if outcome == ports::FENCED && by.peer == 0 {
-        let through = open_through(leaving, allocation, whose, u32::from(flags));
+    if outcome == ports::FENCED && local {
+        let through = open_through(leaving, allocation, whose, flags);
         if through != ports::UNAVAILABLE {
             outcome = through;
         }
@@ -48,20 +108,20 @@ pub fn make(leaving: &mut Leaving, allocation: u32, by: Opener, flags: u8) -> Re
         give_up(leaving, allocation, whose, outcome);
     }
     match outcome {
-        ports::TAKEN | FOUND => Ok(()),
-        ports::FENCED => Err(Stop::Refuse(Counter::RefuseFenced)),
-        ports::OVER_SHARE => Err(Stop::Refuse(reason(load::ACCOUNT_FLOWS))),
-        ports::UNAVAILABLE => Err(Stop::Refuse(Counter::RefuseUnavailable)),
-        ports::NO_ROOM | ENDED => Err(Stop::Refuse(Counter::RefuseTableFull)),
-        ENDING => Err(Stop::Drop(Counter::DropEnding)),
+        ports::TAKEN | FOUND => MADE,
+        ports::FENCED => LAPSED,
+        ports::OVER_SHARE => reason(load::ACCOUNT_FLOWS) as u32,
+        ports::UNAVAILABLE => NOBODY,
+        ports::NO_ROOM | ENDED => Counter::RefuseTableFull as u32,
+        ENDING => drop(Counter::DropEnding),
         // TCP tries again within a second, others when they like; a refusal they would take for the last word.
         ports::WAITING => {
             maps::count_pressure(allocation, PressureValue { waited: 1, refused: 0 });
-            Err(Stop::Drop(Counter::DropWaiting))
+            drop(Counter::DropWaiting)
         }
         _ => {
             maps::count_pressure(allocation, PressureValue { waited: 0, refused: 1 });
-            Err(Stop::Refuse(Counter::RefuseNoPort))
+            NO_PORT
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Translating replies back to the pod.
 
+use crate::bind;
 use crate::checksum::{apply, difference, difference16, fold};
 use crate::fast;
 use crate::flow::{self, Back};
@@ -83,9 +84,11 @@ pub const DROPPED: u32 = 1 << 16;
 pub const TOO_BIG: u32 = 2 << 16;
 /// It is for a pod of this node, and may take the fast path.
 pub const FAST: u32 = 4 << 16;
+/// It is for a socket of this node, which has the egress address itself.
+pub const BOUND: u32 = 8 << 16;
 
 /// Translates a packet whose egress port is this node's, if a live flow asked for it. Gives the node of the pod as index
-/// into `PEERS` (0 = this one), or [`FAST`], [`DROPPED`] or [`TOO_BIG`]. (Not a `Result`: its unset half would be spilled to the
+/// into `PEERS` (0 = this one), or [`FAST`], [`BOUND`], [`DROPPED`] or [`TOO_BIG`]. (Not a `Result`: its unset half would be spilled to the
 /// stack uninitialised, which the verifier refuses.)
 #[inline(always)]
 pub fn translate(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> u32 {
@@ -113,6 +116,9 @@ fn rewrite(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u32, 
     let back = flow::find_back(&key);
     let flow = back.value;
     let (pod, pod_port) = (flow.pod, flow.pod_port);
+    if !back.exists() {
+        return to_socket(ctx, &key, offset as u32);
+    }
     may_go_on(config, inbound, &back)?;
     let change = difference(inbound.ip.destination, pod) + difference16(local_port.to_be(), pod_port.to_be());
     let mut goes_on = true;
@@ -154,6 +160,15 @@ fn rewrite(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u32, 
     Ok(if fast { FAST } else { u32::from(flow.peer) })
 }
 
+/// A packet that is for no flow: it may be for a socket.
+#[inline(always)]
+fn to_socket(ctx: &XdpContext, key: &FlowKey, offset: u32) -> Result<u32, Counter> {
+    match bind::bound_arrives(ctx.ctx, key, offset) {
+        0 => Err(Counter::DropNoFlow),
+        _ => Ok(BOUND),
+    }
+}
+
 /// Whether a live flow asked for the packet, and it can be taken to the pod.
 #[inline(always)]
 fn may_go_on(config: &Config, inbound: &Inbound, back: &Back) -> Result<(), Counter> {
@@ -174,6 +189,9 @@ fn error(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u32, Co
     let back = flow::find_back(&quoted.key);
     let flow = back.value;
     let (pod, pod_port, port) = (flow.pod, flow.pod_port, quoted.key.local_port);
+    if !back.exists() {
+        return to_socket(ctx, &quoted.key, 0);
+    }
     may_go_on(config, inbound, &back)?;
     let length = u32::from(inbound.ip.total_length()) + ETH_LEN as u32 - inbound.transport_offset as u32;
     // Of a fragment the sum cannot be told.

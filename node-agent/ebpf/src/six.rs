@@ -7,6 +7,7 @@ pub mod classify;
 pub mod inbound;
 pub mod leave;
 pub mod lookup;
+mod ndp;
 mod refuse;
 mod too_big;
 

@@ -7,7 +7,7 @@ use crate::headers::{self, ACK, ETH_LEN, ETH_P_IP, Ipv4, Packet, SYN, Transport}
 use crate::identification;
 use crate::maps::{self, ADDRESSES, FRAGMENTS_OUT};
 use crate::opening::{self, Opener};
-use crate::{host, icmp_out, mss, refuse, six, via};
+use crate::{bind, host, icmp_out, mss, observe, refuse, rule, six, via};
 use aegis_common::*;
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
@@ -57,7 +57,13 @@ fn leave(ctx: &TcContext) -> i32 {
     if !marked || own {
         // SAFETY: only presence matters.
         if unsafe { ADDRESSES.get(&packet.ip.source) }.is_some() {
-            maps::count(Counter::DropForged, bytes);
+            let reason = match if own { bind::bound_leaves(ctx.skb.skb) } else { bind::FORGED } {
+                bind::PASSES => return TCX_NEXT,
+                bind::FENCED => Counter::DropFenced,
+                bind::SOCKETLESS => Counter::DropSocketless,
+                _ => Counter::DropForged,
+            };
+            maps::count(reason, bytes);
             return TCX_DROP;
         }
         if !own {
@@ -172,7 +178,7 @@ fn translate(
                 leaving.end();
             }
             if own {
-                if untouched || self::opens(generation, class, &leaving.key).is_none() {
+                if untouched || !is_opened(ctx.skb.skb, generation, class, &leaving.key) {
                     return Ok(PASSED);
                 }
                 // What it may not open began before anything was covered, or answers somebody. Of TCP only a SYN opens: the
@@ -317,17 +323,43 @@ fn is_covered(generation: u32, class: u32, ip: &Ipv4) -> bool {
 #[inline(always)]
 fn open(generation: u32, class: u32, incarnation: u32, leaving: &mut Leaving, flags: u8) -> Result<(), Stop> {
     let key = &leaving.key;
+    let mut by = generation;
     let verdict = opens(generation, class, key);
     // Between `pod_ingress` and here the policy may have changed. What it covered, and now covers no more, is a flow from
     // before: it keeps the address. While such packets are under way, the agent keeps the last generation.
     let verdict = verdict.or_else(|| {
-        let last = generation.wrapping_sub(1);
-        opens(last, maps::pod(last, key.local)?.class, key)
+        by = generation.wrapping_sub(1);
+        opens(by, maps::pod(by, key.local)?.class, key)
     });
-    let unavailable = Stop::Refuse(Counter::RefuseUnavailable);
-    let verdict = verdict.filter(|verdict| verdict.action == ACTION_ALLOCATE).ok_or(unavailable)?;
-    let by = Opener { incarnation, binding: verdict.binding as u16, peer: 0 };
-    opening::make(leaving, u32::from(verdict.allocation), by, flags)
+    let Some(verdict) = verdict else { return Err(Stop::Refuse(Counter::RefuseUnavailable)) };
+    let number = rule::number(verdict.binding);
+    match verdict.action {
+        ACTION_ALLOCATE => {
+            let opener = Opener { incarnation, binding: number as u16, peer: 0 };
+            opening::make_of_either(leaving, [verdict.allocation, verdict.secondary], opener, flags)?;
+            rule::count_flow(by, number, rule::LEFT);
+            Ok(())
+        }
+        ACTION_FORBID => {
+            rule::count_flow(by, number, rule::DENIED);
+            Err(Stop::Refuse(Counter::RefusePolicy))
+        }
+        _ => {
+            rule::count_flow(by, number, rule::LACKED);
+            Err(Stop::Refuse(Counter::RefuseUnavailable))
+        }
+    }
+}
+
+/// Whether the policy covers a new flow of a pod of the host network. What only observes it, has seen it then.
+#[inline(always)]
+fn is_opened(skb: *mut __sk_buff, generation: u32, class: u32, key: &FlowKey) -> bool {
+    let port = if key.protocol == headers::ICMP { maps::NO_PORT } else { u32::from(key.remote_port) };
+    let verdict = maps::whole_verdict(generation, class, key.remote, key.protocol, port);
+    if verdict.binding >> OBSERVED_SHIFT != 0 {
+        observe::observe(skb, generation, verdict.binding);
+    }
+    verdict.action != ACTION_PASS
 }
 
 /// What a generation of the policy says of a new flow; `None` = not covered.

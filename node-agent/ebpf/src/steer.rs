@@ -18,6 +18,8 @@ use aya_ebpf::programs::XdpContext;
 
 /// In place of a verdict: the packet is for a pod of this node, by the fast path.
 const PASS_FAST: u32 = 100;
+/// The same, for a socket of this node.
+const PASS_BOUND: u32 = 101;
 
 /// What is to happen to a packet for an egress address.
 pub enum Step {
@@ -101,6 +103,7 @@ pub fn run(ctx: &XdpContext) -> u32 {
             translated::tell(ctx.ctx, TRANSLATED_FAST);
             XDP_PASS
         }
+        Step::Done(PASS_BOUND) => XDP_PASS,
         Step::Done(verdict) => verdict,
         Step::Drop(reason) => {
             maps::count(reason, bytes);
@@ -183,6 +186,10 @@ pub fn to_owner(ctx: &XdpContext, config: &Config, inbound: &Inbound, port: u16)
             reverse::FAST => {
                 maps::count(Counter::Reverse, u32::from(inbound.ip.total_length()));
                 Step::Done(PASS_FAST)
+            }
+            reverse::BOUND => {
+                maps::count(Counter::BoundIn, u32::from(inbound.ip.total_length()));
+                Step::Done(PASS_BOUND)
             }
             reverse::DROPPED => Step::Done(XDP_DROP),
             reverse::TOO_BIG => tunnel::too_big(ctx, config, inbound),

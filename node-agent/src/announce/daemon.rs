@@ -1,8 +1,8 @@
 //! Asking FRR and BIRD by their own sockets: whether they answer, which sessions they have, what they announce.
 
+use aegis_core::egress::{Egress, Family};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,7 +28,7 @@ pub struct Answer {
     /// Its BGP sessions.
     pub sessions: Vec<Session>,
     /// Of the addresses that were asked for, those that it announces to somebody.
-    pub announced: BTreeSet<Ipv4Addr>,
+    pub announced: BTreeSet<Egress>,
 }
 
 /// Why there is no answer.
@@ -46,7 +46,7 @@ pub enum DaemonError {
 }
 
 /// Asks FRR: zebra, bgpd, and bfdd if it has been started.
-pub async fn frr(folder: &Path, ask_for: &[Ipv4Addr]) -> Result<Answer, DaemonError> {
+pub async fn frr(folder: &Path, ask_for: &[Egress]) -> Result<Answer, DaemonError> {
     // Of a frozen zebra nobody else takes notice: sessions stay, and routes are not withdrawn.
     let zebra = within("zebra", async {
         let mut zebra = Vty::open("zebra", &folder.join("zebra.vty")).await?;
@@ -61,18 +61,32 @@ pub async fn frr(folder: &Path, ask_for: &[Ipv4Addr]) -> Result<Answer, DaemonEr
     });
     let bgpd = within("bgpd", async {
         let mut bgpd = Vty::open("bgpd", &folder.join("bgpd.vty")).await?;
-        let sessions = frr_sessions(&bgpd.ask("show bgp ipv4 unicast summary json").await?)?;
+        let mut sessions = BTreeSet::new();
+        for family in Family::ALL.map(word) {
+            // One with both families is in both answers.
+            sessions
+                .extend(frr_sessions(&bgpd.ask(&format!("show bgp {family} unicast summary json")).await?)?);
+        }
         let mut announced = BTreeSet::new();
-        for address in ask_for {
-            let answer = bgpd.ask(&format!("show bgp ipv4 unicast {address}/32 json")).await?;
+        for egress in ask_for {
+            let (family, range) = (word(egress.family()), egress.range());
+            let answer = bgpd.ask(&format!("show bgp {family} unicast {range} json")).await?;
             if is_advertised(&answer)? {
-                announced.insert(*address);
+                announced.insert(*egress);
             }
         }
-        Ok(Answer { sessions, announced })
+        Ok(Answer { sessions: sessions.into_iter().collect(), announced })
     });
     let ((), (), answer) = tokio::try_join!(zebra, bfdd, bgpd)?;
     Ok(answer)
+}
+
+/// A family as FRR calls it.
+fn word(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
+    }
 }
 
 async fn within<T>(
@@ -135,7 +149,7 @@ struct Peer {
     state: String,
 }
 
-/// `show bgp ipv4 unicast summary json`; `{}` before any neighbour is active.
+/// `show bgp ipv4 unicast summary json`; `{}` before any neighbour is active in that family.
 fn frr_sessions(answer: &str) -> Result<Vec<Session>, DaemonError> {
     let summary: Summary =
         serde_json::from_str(answer).map_err(|error| DaemonError::Answer("bgpd", error.to_string()))?;
@@ -143,7 +157,7 @@ fn frr_sessions(answer: &str) -> Result<Vec<Session>, DaemonError> {
     Ok(summary.peers.into_iter().map(session).collect())
 }
 
-/// `show bgp ipv4 unicast X/32 json`; `{}` for a route that bgpd does not have.
+/// `show bgp ipv4 unicast X json`; `{}` for a route that bgpd does not have.
 fn is_advertised(answer: &str) -> Result<bool, DaemonError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -157,7 +171,7 @@ fn is_advertised(answer: &str) -> Result<bool, DaemonError> {
 }
 
 /// Asks BIRD.
-pub async fn bird(folder: &Path, ask_for: &[Ipv4Addr]) -> Result<Answer, DaemonError> {
+pub async fn bird(folder: &Path, ask_for: &[Egress]) -> Result<Answer, DaemonError> {
     within("BIRD", async {
         let path = folder.join("bird.ctl");
         let mut stream =
@@ -169,11 +183,12 @@ pub async fn bird(folder: &Path, ask_for: &[Ipv4Addr]) -> Result<Answer, DaemonE
         };
         let sessions = bird_sessions(&ask("show protocols\n".to_owned()).await?);
         let mut announced = BTreeSet::new();
-        for address in ask_for {
+        for egress in ask_for {
+            let range = egress.range();
             for session in sessions.iter().filter(|session| session.up) {
-                let answer = ask(format!("show route {address}/32 export {}\n", session.name)).await?;
-                if answer.contains(&format!(" {address}/32 ")) {
-                    announced.insert(*address);
+                let answer = ask(format!("show route {range} export {}\n", session.name)).await?;
+                if answer.contains(&format!(" {range} ")) {
+                    announced.insert(*egress);
                     break;
                 }
             }

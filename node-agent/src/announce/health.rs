@@ -3,8 +3,8 @@
 
 use super::daemon::{self, Answer, DaemonError, Session};
 use crate::args::RoutingDaemon;
+use aegis_core::egress::Egress;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub struct Look {
     /// Why it does not answer.
     pub failure: Option<String>,
     /// Addresses that somebody has been told of, and those of which nobody has; others have not been asked for yet.
-    pub told: BTreeMap<Ipv4Addr, bool>,
+    pub told: BTreeMap<Egress, bool>,
 }
 
 impl Look {
@@ -37,23 +37,23 @@ impl Look {
 /// The rule by which looks become knowledge.
 #[derive(Clone, Debug, Default)]
 struct State {
-    ask_for: BTreeSet<Ipv4Addr>,
-    after: Option<Ipv4Addr>,
+    ask_for: BTreeSet<Egress>,
+    after: Option<Egress>,
     missed: u32,
     look: Look,
 }
 
 impl State {
     /// Addresses to ask for next.
-    fn next(&mut self) -> Vec<Ipv4Addr> {
-        let (before, behind): (Vec<Ipv4Addr>, Vec<Ipv4Addr>) =
+    fn next(&mut self) -> Vec<Egress> {
+        let (before, behind): (Vec<Egress>, Vec<Egress>) =
             self.ask_for.iter().partition(|address| self.after.is_some_and(|after| **address <= after));
-        let next: Vec<Ipv4Addr> = behind.into_iter().chain(before).take(BATCH).collect();
+        let next: Vec<Egress> = behind.into_iter().chain(before).take(BATCH).collect();
         self.after = next.last().copied();
         next
     }
 
-    fn take(&mut self, asked: &[Ipv4Addr], answer: Result<Answer, DaemonError>) {
+    fn take(&mut self, asked: &[Egress], answer: Result<Answer, DaemonError>) {
         match answer {
             Ok(answer) => {
                 self.missed = 0;
@@ -84,7 +84,7 @@ pub struct Health {
 
 impl Health {
     /// What is known, of these addresses.
-    pub fn look(&self, ask_for: &BTreeSet<Ipv4Addr>) -> Look {
+    pub fn look(&self, ask_for: &BTreeSet<Egress>) -> Look {
         self.with(|state| {
             state.ask_for.clone_from(ask_for);
             state.look.told.retain(|address, _| ask_for.contains(address));
@@ -132,9 +132,10 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv4Addr;
 
-    fn address(low: u8) -> Ipv4Addr {
-        Ipv4Addr::new(203, 0, 113, low)
+    fn address(low: u8) -> Egress {
+        Ipv4Addr::new(203, 0, 113, low).into()
     }
 
     fn answer(announced: &[u8]) -> Result<Answer, DaemonError> {
@@ -147,7 +148,7 @@ mod tests {
         let mut state = State { ask_for: (0..40).map(address).collect(), ..State::default() };
         let (first, second) = (state.next(), state.next());
         assert_eq!((first.len(), second.len()), (BATCH, BATCH));
-        let asked: BTreeSet<Ipv4Addr> = first.into_iter().chain(second).collect();
+        let asked: BTreeSet<Egress> = first.into_iter().chain(second).collect();
         assert_eq!(asked, state.ask_for);
         state.ask_for = [address(1)].into();
         assert_eq!([state.next(), state.next()], [[address(1)], [address(1)]]);

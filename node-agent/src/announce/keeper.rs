@@ -4,10 +4,10 @@ use super::health::Look;
 use super::routes::{self, Key};
 use super::{Facts, announced, held};
 use crate::args::RoutingDaemon;
+use aegis_core::egress::Egress;
 use aegis_crds::AnnouncementMode;
 use rtnetlink::Handle;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 
 /// Why not everything is announced, or that it is, in the words of the condition.
 pub mod reason {
@@ -57,9 +57,9 @@ impl Standing {
 #[derive(Clone, Debug, Default)]
 pub struct Keeper {
     /// Addresses of which this node holds slices and that are to be announced by BGP.
-    held: BTreeSet<Ipv4Addr>,
+    held: BTreeSet<Egress>,
     /// Of those and of what stays for the sake of flows: what has its routes.
-    routed: BTreeSet<Ipv4Addr>,
+    routed: BTreeSet<Egress>,
     /// This node drains.
     drains: bool,
     written: BTreeSet<Key>,
@@ -70,7 +70,7 @@ pub struct Keeper {
 
 impl Keeper {
     /// Addresses that are announced, as far as the kernel's tables go.
-    pub fn routed(&self) -> &BTreeSet<Ipv4Addr> {
+    pub fn routed(&self) -> &BTreeSet<Egress> {
         &self.routed
     }
 
@@ -83,10 +83,10 @@ impl Keeper {
         present: &BTreeSet<Key>,
     ) -> bool {
         let outside = present.iter().filter(|(of, _)| *of != routes::MAIN);
-        let addresses = announced(facts, &outside.map(|(_, address)| *address).collect());
+        let announced = announced(facts, &outside.map(|(_, range)| *range).collect());
         self.held = held(facts, AnnouncementMode::BGP);
         self.drains = facts.drains();
-        let wanted = routes::wanted(table, &addresses);
+        let wanted = routes::wanted(table, announced.values().flatten());
         let removed = self.written.intersection(&wanted).filter(|key| !present.contains(key)).count();
         if removed > 0 {
             tracing::warn!(removed, "somebody has removed routes of announced addresses; they are put back");
@@ -94,12 +94,12 @@ impl Keeper {
         }
         let errors = routes::bring(handle, &wanted, present).await;
         for (key, error) in errors.iter().filter(|(key, error)| self.errors.get(key) != Some(error)) {
-            tracing::error!(table = key.0, address = %key.1, error, "cannot write a route");
+            tracing::error!(table = key.0, to = %key.1, error, "cannot write a route");
         }
         self.errors = errors;
         self.written = wanted.iter().filter(|key| !self.errors.contains_key(key)).copied().collect();
-        let told = addresses.iter().filter(|address| self.written.contains(&(table, **address)));
-        let routed: BTreeSet<Ipv4Addr> = told.copied().collect();
+        let written = |egress: &Egress| self.written.contains(&(table, egress.range()));
+        let routed: BTreeSet<Egress> = announced.keys().copied().filter(written).collect();
         if routed != self.routed {
             tracing::info!(addresses = routed.len(), before = self.routed.len(), "announced routes");
         }
@@ -120,8 +120,8 @@ impl Keeper {
             let message = "agent.announcement.table is 0: no route is written, and prefixes that say BGP are not announced";
             return bad(reason::SWITCHED_OFF, format!("{}: {message}", of(0)));
         }
-        if let Some(((table, address), error)) = self.errors.first_key_value() {
-            let message = format!("cannot write the route to {address} in table {table}: {error}");
+        if let Some(((table, range), error)) = self.errors.first_key_value() {
+            let message = format!("cannot write the route to {range} in table {table}: {error}");
             return bad(reason::ROUTE_FAILED, format!("{}: {message}", of(routed)));
         }
         if routed < total {
@@ -182,8 +182,10 @@ mod tests {
     use super::super::daemon::Session;
     use super::*;
 
-    const A: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-    const B: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+    use std::net::Ipv4Addr;
+
+    const A: Egress = Egress::V4(Ipv4Addr::new(203, 0, 113, 1));
+    const B: Egress = Egress::V4(Ipv4Addr::new(203, 0, 113, 2));
 
     fn well() -> (Keeper, Look) {
         let keeper = Keeper { held: [A, B].into(), routed: [A, B].into(), ..Keeper::default() };
@@ -233,7 +235,7 @@ mod tests {
         let untold = Look { told: [(A, true), (B, false)].into(), ..look.clone() };
         assert_eq!(judged(&keeper, &untold).1, reason::NOT_TOLD);
         assert!(judged(&keeper, &untold).2.contains("1 of 2 addresses"));
-        let failed = Keeper { errors: [((180, A), "File exists".into())].into(), ..keeper.clone() };
+        let failed = Keeper { errors: [((180, A.range()), "File exists".into())].into(), ..keeper.clone() };
         assert_eq!(judged(&failed, &look).1, reason::ROUTE_FAILED);
         let pending = Keeper { routed: [A].into(), ..keeper.clone() };
         assert_eq!(judged(&pending, &look).1, reason::NOT_PROGRAMMED);

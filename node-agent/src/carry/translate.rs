@@ -40,7 +40,11 @@ pub const STEPS: &[Step] = &[
     // Values of `FRAGMENTS_OUT` and `FRAGMENTS_IN` have grown, too: they are hints for seconds, and not carried.
     Step {
         from: 5,
-        changes: &[("ALLOCATIONS", Change::Anew(allocations_of_6)), ("CONFIG", Change::Grown(116))],
+        changes: &[
+            ("ALLOCATIONS", Change::Anew(allocations_of_6)),
+            ("CONFIG", Change::Grown(116)),
+            ("VERDICTS", Change::Anew(verdicts_of_6)),
+        ],
     },
 ];
 
@@ -52,6 +56,13 @@ fn allocations_of_6(entry: Entry<'_>) -> Option<Entry<'_>> {
     let written = entry.value.iter().any(|byte| *byte != 0);
     let (rest, most) = if written { (REST, ANY_NUMBER) } else { (0, 0) };
     let value = [timeouts, &rest.to_ne_bytes(), gateways, &most.to_ne_bytes(), identity, &[0; 32]].concat();
+    Some(Entry { key: entry.key, value: value.into() })
+}
+
+/// Verdicts name a second allocation. There was none, which the same one says.
+fn verdicts_of_6(entry: Entry<'_>) -> Option<Entry<'_>> {
+    let before = entry.value.get(..8)?;
+    let value = [before, &before[2..4], &[0; 2]].concat();
     Some(Entry { key: entry.key, value: value.into() })
 }
 

@@ -5,9 +5,10 @@ use crate::announce::{Facts, Standing, l2};
 use crate::desired::Inputs;
 use crate::network::Network;
 use crate::uplink;
+use aegis_core::egress::Egress;
 use aegis_crds::AnnouncementMode;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
 use std::sync::atomic::Ordering;
 
 impl Controller {
@@ -22,16 +23,19 @@ impl Controller {
         };
         let entry = self.is_entry();
         let Ok(network) = &self.network else { return };
-        let programmed: BTreeSet<Ipv4Addr> = self.pinned.observed.addresses.keys().copied().collect();
+        let observed = &self.pinned.observed;
+        let v4 = observed.addresses.keys().map(|address| Egress::from(*address));
+        let programmed: BTreeSet<Egress> = v4.chain(observed.networks.keys().copied()).collect();
         let facts = Facts {
             node: &self.args.node_name,
             addresses: &inputs.addresses,
+            networks: &inputs.networks,
             modes: &modes,
             nodes: &inputs.nodes,
             programmed: &programmed,
             entry,
         };
-        self.answer_arp(inputs, network, &facts);
+        self.answer(inputs, network, &facts);
         let table = self.args.announcement_table;
         if self.keeper.keep(&self.netlink, table, &facts, &network.announced).await {
             // Read back before the next comparison: the notification may come after it.
@@ -39,18 +43,23 @@ impl Controller {
         }
     }
 
-    /// Takes part in the elections of who answers ARP.
-    fn answer_arp(&self, inputs: &Inputs, network: &Network, facts: &Facts<'_>) {
+    /// Takes part in the elections of who answers for addresses on the link.
+    fn answer(&self, inputs: &Inputs, network: &Network, facts: &Facts<'_>) {
         if let (true, Some(plane)) = (self.l2.needs_table(), &self.pinned.plane) {
-            match plane.arp() {
+            match plane.answers() {
                 Ok(table) => self.l2.take_table(table),
-                Err(error) => tracing::error!(%error, "cannot answer ARP"),
+                Err(error) => tracing::error!(%error, "cannot answer for addresses on the link"),
             }
         }
         let uplinks: BTreeMap<u32, [u8; 6]> =
             self.devices.uplinks.iter().map(|(index, device)| (*index, device.mac)).collect();
         let answering = self.l2.outcome().answering;
-        self.l2.follow(l2::wanted(facts, inputs, network, &uplinks, &answering), &uplinks);
+        let observed = &self.pinned.observed;
+        let live = observed.generations.get(&observed.config.generation);
+        let pods = live.into_iter().flat_map(|live| &live.pods6);
+        let suffixes: BTreeMap<Ipv6Addr, u32> = pods.map(|(pod, value)| (*pod, value.suffix)).collect();
+        let wanted = l2::wanted(facts, inputs, network, &uplinks, &answering, &suffixes);
+        self.l2.follow(wanted, &uplinks);
     }
 
     /// Whether what arrives at this node is taken: every uplink has its program, and somebody keeps its tables.

@@ -14,12 +14,15 @@ use aegis_core::model::AllocationName;
 use aegis_core::slice::SliceSet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Time between two questions to the programs whether ports run short.
 pub(super) const POLL: Duration = Duration::from_millis(100);
-/// A look at all ports is followed by a pause of this many times its own duration.
+/// A look at all ports is followed by a pause of this many times its own duration,
 const REST: u32 = 10;
+/// but no longer one: flows wait for slices that have to be asked for, and only for [`aegis_core::growth::PATIENCE`].
+const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// What is remembered between turns.
 pub(super) struct Growing {
@@ -84,7 +87,7 @@ impl Growing {
         }
         let ports = tokio::task::block_in_place(|| plane.ports())?;
         self.ports = Some((now, ports));
-        self.look_again = now + (now.elapsed() * REST).max(POLL);
+        self.look_again = now + (now.elapsed() * REST).clamp(POLL, LONGEST_REST);
         Ok(true)
     }
 
@@ -123,7 +126,7 @@ impl Growing {
 
 impl Controller {
     /// Milliseconds since the agent started.
-    fn clock(&self) -> Millis {
+    pub(super) fn clock(&self) -> Millis {
         u64::try_from(self.born.elapsed().as_millis()).unwrap_or(Millis::MAX)
     }
 
@@ -136,13 +139,10 @@ impl Controller {
     pub(super) fn look_at_demand(&mut self, usage: &Usage) {
         let now = self.clock();
         self.dirty |= self.settles_at().is_some_and(|at| at <= now);
-        let Some((wanted, bindings)) = self.in_force.clone() else { return };
-        let covers = |name| wanted.covered.get(name).copied().unwrap_or(0) > 0;
-        let enforced = bindings.iter().filter(|binding| binding.enabled && covers(&binding.name));
-        let local = enforced.map(|binding| binding.allocation.clone()).collect();
+        let Some(wanted) = self.in_force.as_ref().map(|force| Arc::clone(&force.wanted)) else { return };
         let pressure = self.pressure(&wanted);
         let ports = self.growing.ports(usage).clone();
-        let wants = self.growing.meter.wants(&wanted, &local, &ports, &pressure, now);
+        let wants = self.growing.meter.wants(&wanted, &wanted.named, &ports, &pressure, now);
         let in_vain = self.growing.meter.in_vain(&wanted, &wants, now);
         // Where flows wait there is no use in letting slices settle.
         let unsettled = wanted.addresses.values().filter(|address| !address.unsettled.is_empty());
@@ -181,6 +181,7 @@ impl Controller {
         let now = self.clock();
         inputs.unsettled = self.growing.unsettled(inputs, &self.pinned.observed, now);
         inputs.in_vain = self.growing.in_vain.clone();
+        inputs.uses = self.sockets.uses(&self.pinned.observed);
     }
 
     fn settles_at(&self) -> Option<Millis> {
@@ -193,7 +194,7 @@ impl Controller {
     }
 
     /// Flows that found no port, of each allocation from which this node sends.
-    fn pressure(&self, wanted: &Desired) -> BTreeMap<AllocationName, PressureValue> {
+    pub(super) fn pressure(&self, wanted: &Desired) -> BTreeMap<AllocationName, PressureValue> {
         let sends =
             |name: &AllocationName| wanted.allocations.get(name).is_some_and(|a| !a.addresses.is_empty());
         let numbers: BTreeMap<u32, &AllocationName> = self

@@ -1,10 +1,11 @@
 //! What a turn tells: the report of the node, its readiness, and the metrics.
 
-use super::Controller;
+use super::{Controller, InForce};
 use crate::demand::Want;
 use crate::desired::{self, Desired, Inputs};
 use crate::ethtool;
-use crate::metrics::Snapshot;
+use crate::metrics::{RuleCount, Snapshot};
+use crate::nri::Hook;
 use crate::observed::Generation;
 use crate::probe::Answer;
 use crate::status::{self, Facts, NotReady, Pending, reason};
@@ -19,7 +20,6 @@ use aegis_crds::Uplink;
 use ipnet::{Ipv4Net, Ipv6Net};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::time::Instant;
 
 impl Controller {
@@ -32,6 +32,8 @@ impl Controller {
         };
         let v4 = wanted.addresses.iter().map(|(address, object)| {
             let drained = object.rights().drained(object.epoch, programmed(address), busy(address));
+            let sockets = observed.binds.get(address).map(|it| SliceSet::from_words(it.kept));
+            let drained = drained.difference(sockets.unwrap_or_default());
             (Egress::from(*address), drained)
         });
         let v6 = wanted.networks.iter().filter_map(|(network, object)| {
@@ -46,16 +48,15 @@ impl Controller {
 
     /// Reports to the API server and to whoever reads the metrics.
     pub(super) fn tell(&mut self, inputs: &Inputs, usage: &Usage, synced: bool) {
+        self.look_at_rules();
         let ready = self.ready(inputs, synced);
-        let nothing = Arc::new(Desired::default());
-        let (wanted, bindings) = match &self.in_force {
-            Some((wanted, bindings)) => (Arc::clone(wanted), bindings.clone()),
-            None => (nothing, Vec::new()),
-        };
+        // Not copied: policies may name thousands of ranges, and this is done every second.
+        let force = self.in_force.clone().unwrap_or_default();
+        let InForce { wanted, bindings, policies } = &*force;
         let counters = self.pinned.plane.as_ref().and_then(|plane| plane.counters().ok()).unwrap_or_default();
-        let wants = self.growing.wants.clone();
+        let wants = self.sockets.add_to(self.growing.wants.clone());
         let limited = self.look_at_limits(&counters);
-        let drained = self.drained(&wanted, usage);
+        let drained = self.drained(wanted, usage);
         let modes = self.attached().uplinks;
         let uplinks = self.devices.uplinks.iter().map(|(index, device)| Uplink {
             device: device.name.clone(),
@@ -65,21 +66,26 @@ impl Controller {
         let status = status::report(&Facts {
             tunnel_address: inputs.tunnel_address,
             uplinks: uplinks.collect(),
-            desired: &wanted,
+            desired: wanted,
             observed: &self.pinned.observed,
-            bindings: &bindings,
+            bindings,
+            policies,
             wants: &wants,
             limited: &limited,
             pods: &inputs.pods,
             drained: &drained,
             policy_in_force: self.in_force.is_some(),
             ready: &ready,
-            room: &self.room(&wanted),
+            room: &self.room(wanted),
             announced: self.standing().as_ref(),
             keeps_deadlines: self.pinned.plane.as_ref().is_some_and(|plane| !plane.inherits()),
             lease: self.lease(),
             fast: self.fast.as_ref(),
+            hook: &self.sandboxes.hook(),
             leaving: self.leaving,
+            countries: self.known_countries(policies).as_ref(),
+            tally: self.tally.totals(),
+            unresolved: self.unresolved(),
         });
         let (uid, present, nodes) = {
             let cluster = self.shared.lock();
@@ -99,7 +105,8 @@ impl Controller {
             *current = pending;
             changed
         });
-        self.show(counters, usage, &wanted, &wants, inputs, ready);
+        let rules = self.rule_counts(wanted, policies);
+        self.show(counters, usage, wanted, &wants, inputs, rules, ready);
     }
 
     /// What has no room. That is no reason to give this node less of everything else.
@@ -115,12 +122,18 @@ impl Controller {
         };
         let account = |account: &String| {
             format!(
-                "the bindings of {account} need too many entries on this node, so its covered pods open nothing outside: \
-                 merge bindings, or name fewer CIDRs and port ranges"
+                "the rules for pods of {account} need too many entries on this node, so those that are covered open nothing \
+                 outside: merge bindings and policies, name fewer CIDRs, countries and port ranges, or raise the chart's \
+                 agent.maxDestinations"
             )
         };
+        let unobserved = wanted.unobserved.then(|| {
+            "policies with mode Observe need too many entries on this node, so they count nothing here: enforce or delete some"
+                .to_owned()
+        });
         let lacks: Vec<String> =
-            self.full.iter().map(table).chain(wanted.refused.iter().map(account)).collect();
+            self.full.iter().map(table).chain(wanted.refused.iter().map(account)).chain(unobserved).collect();
+        let lacks: Vec<String> = lacks.into_iter().chain(self.naming.names.lacks_room()).collect();
         if lacks.is_empty() { Ok(()) } else { Err(lacks.join("; ")) }
     }
 
@@ -136,7 +149,7 @@ impl Controller {
             return not(reason::NETWORK_UNKNOWN, format!("cannot read the node's network: {error}"));
         }
         if !synced {
-            let message = waiting(&self.shared.lock());
+            let message = waiting(&self.shared.lock(), self.countries.tried);
             return not(reason::WAITING, message);
         }
         if inputs.tunnel_address.is_none() {
@@ -187,7 +200,7 @@ impl Controller {
                 format!("covered traffic is held until the table can be written: {error}"),
             );
         }
-        let groupless = self.in_force.as_ref().map_or(0, |(wanted, _)| wanted.groupless);
+        let groupless = self.in_force.as_ref().map_or(0, |force| force.wanted.groupless);
         if groupless > 0 && self.groups.roots.is_empty() {
             let why = self.no_groups.clone().unwrap_or_else(|| "kubelet's is not there".to_owned());
             return not(
@@ -196,6 +209,12 @@ impl Controller {
                     "{groupless} covered pods of the host network leave with the node's address, as their control groups are not \
                      known ({why}): name the folder with --cgroups"
                 ),
+            );
+        }
+        if let Some(error) = &self.sockets.failure {
+            return not(
+                reason::ATTACH_FAILED,
+                format!("sockets get no addresses, and are translated: {error}"),
             );
         }
         if let Err(error) = &self.table6.state
@@ -208,6 +227,15 @@ impl Controller {
                 ),
             );
         }
+        if let Some(error) = self.naming.names.failure() {
+            return not(reason::NAMES_FAILED, error);
+        }
+        if let Some(error) = &self.naming.failure {
+            return not(
+                reason::NAMES_FAILED,
+                format!("pods whose queries went to a resolver before cannot ask it: {error}"),
+            );
+        }
         if let Some(error) = &self.write_error {
             return not(reason::WRITE_FAILED, error.clone());
         }
@@ -217,7 +245,30 @@ impl Controller {
                 format!("flows that have ended keep their ports, until none is free: {error}"),
             );
         }
-        if let Some(((account, name), error)) = self.shared.lock().unreadable_bindings().next() {
+        let cluster = self.shared.lock();
+        if let Some(((_, name), error)) = cluster.policies.unreadable().next() {
+            return not(
+                reason::POLICY_UNREADABLE,
+                format!(
+                    "EgressPolicy {name} cannot be read ({error}): until it is changed or deleted, or this agent is upgraded, pods \
+                     open nothing outside but what other policies and bindings cover"
+                ),
+            );
+        }
+        let named = |name: &String| {
+            cluster.policies.objects.values().any(|policy| policy.applications.contains(name))
+        };
+        if let Some(((_, name), error)) = cluster.applications.unreadable().find(|((_, name), _)| named(name))
+        {
+            return not(
+                reason::APPLICATION_UNREADABLE,
+                format!(
+                    "EgressApplication {name} cannot be read ({error}): until it is changed, or this agent is upgraded, pods that a \
+                     policy with it matches otherwise are refused whatever no policy before it decides"
+                ),
+            );
+        }
+        if let Some(((account, name), error)) = cluster.bindings.unreadable().next() {
             return not(
                 reason::BINDING_UNREADABLE,
                 format!(
@@ -229,6 +280,7 @@ impl Controller {
         Ok(())
     }
 
+    #[expect(clippy::too_many_arguments, reason = "each is told apart")]
     fn show(
         &self,
         counters: Vec<CounterValue>,
@@ -236,6 +288,7 @@ impl Controller {
         wanted: &Desired,
         wants: &BTreeMap<AllocationName, Want>,
         inputs: &Inputs,
+        rules: Vec<RuleCount>,
         ready: Result<(), NotReady>,
     ) {
         let (watch_errors, invalid_objects) = {
@@ -246,7 +299,7 @@ impl Controller {
         let live = self.pinned.observed.generations.get(&self.pinned.observed.config.generation);
         let count = |entries: usize| entries as u64;
         let look = self.health.look(self.keeper.routed());
-        let arp = self.l2.outcome();
+        let on_link = self.l2.outcome();
         let mut tables = BTreeMap::from([
             ("addresses", (count(self.pinned.observed.addresses.len()), aegis_common::MAX_ADDRESSES.into())),
             ("peers", (count(self.pinned.observed.peers.len()), aegis_common::MAX_PEERS.into())),
@@ -273,12 +326,16 @@ impl Controller {
         }
         *self.metrics.lock() = Snapshot {
             counters,
+            rules,
+            countries: self.countries.database.as_ref().map(|it| (it.built, it.ranges as u64)),
+            country_failures: self.countries.failures,
             tables,
             ports: usage.ports.by_address.clone(),
+            sockets: self.sockets.by_address().clone(),
             slices: {
                 let v4 = wanted.addresses.iter().map(|(own, it)| (Egress::from(*own), it));
                 let all = v4.chain(wanted.networks.iter().map(|(own, it)| (*own, it)));
-                all.map(|(own, it)| (own, (it.allowed.len(), it.draining.len()))).collect()
+                all.map(|(own, it)| (own, (it.allowed.union(it.bound).len(), it.draining.len()))).collect()
             },
             fill: wants.iter().map(|(name, want)| (labels(name), want.fill_percent)).collect(),
             limited: self.growing.counted.iter().map(|(name, count)| (labels(name), count.limits)).collect(),
@@ -297,11 +354,11 @@ impl Controller {
             sessions: (look.up(), look.sessions.len() - look.up()),
             routing_daemon: look.failure.is_none(),
             route_repairs: self.keeper.repairs,
-            arp: [(&arp.answering, true), (&arp.followed, false), (&arp.vacant, false)]
+            answers: [(&on_link.answering, true), (&on_link.followed, false), (&on_link.vacant, false)]
                 .into_iter()
                 .flat_map(|(addresses, own)| addresses.iter().map(move |address| (*address, own)))
                 .collect(),
-            arp_vacant: arp.vacant.len(),
+            vacant: on_link.vacant.len(),
             silent_gateways: inputs
                 .answers
                 .iter()
@@ -312,6 +369,10 @@ impl Controller {
             stale_addresses: count(self.stale.len()),
             orphaned_addresses: count(self.orphaned.len()),
             holding_unknown: self.pinned.observed.config.hold_unknown == 1,
+            runtime_hook: match self.sandboxes.hook() {
+                Hook::Off => None,
+                hook => Some(matches!(hook, Hook::Connected(_))),
+            },
             xdp_tx_errors: self.xdp_tx_errors(),
             early_fragments: self.pinned.early_fragments(),
             nft_repairs: self.table.repairs + self.table6.repairs,
@@ -322,6 +383,7 @@ impl Controller {
             writes: self.counts,
             scan_seconds: usage.scan.as_secs_f64(),
             lease_seconds_left: self.lease_seconds_left(),
+            names: self.naming.names.tally(),
             ready,
             alive: Instant::now(),
         };
@@ -340,7 +402,10 @@ fn labels(name: &AllocationName) -> (String, String) {
 }
 
 /// What has not been listed yet, and why not.
-fn waiting(cluster: &Cluster) -> String {
+fn waiting(cluster: &Cluster, countries: bool) -> String {
+    if cluster.listed() && !countries {
+        return "reading the database of countries; what is pinned stays in force".to_owned();
+    }
     let errors = cluster.errors();
     let missing = cluster.missing().map(|kind| match errors.get(kind) {
         Some(error) => format!("{kind} ({error})"),
@@ -359,7 +424,7 @@ mod tests {
         let mut cluster = Cluster::default();
         cluster.pods.listed = true;
         cluster.nodes.error = Some("forbidden".to_owned());
-        let message = waiting(&cluster);
+        let message = waiting(&cluster, false);
         assert!(message.contains("ZoneBinding, ") && message.contains("Node (forbidden)"), "{message}");
         assert!(!message.contains("Pod"), "{message}");
     }

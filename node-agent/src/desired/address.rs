@@ -23,6 +23,10 @@ pub struct EgressAddress {
     pub homes: Vec<Ipv4Addr>,
     /// Slices from which this node may open flows.
     pub allowed: SliceSet,
+    /// Slices of which it gives sockets ports.
+    pub bound: SliceSet,
+    /// Those, and the ones of this node in which sockets may be left.
+    pub kept: SliceSet,
     /// Slices of this node that are to become empty.
     pub draining: SliceSet,
     /// Slices of this node that it will open when the others have heard of them.
@@ -48,7 +52,7 @@ impl EgressAddress {
         Rights { open: self.allowed, draining: self.draining }
     }
 
-    /// How many slices this node holds.
+    /// How many slices this node holds, but for those of sockets.
     pub fn held(&self) -> u32 {
         self.allowed.union(self.unsettled).len()
     }
@@ -73,7 +77,10 @@ pub struct Owner {
 /// An address as this node should know it, from its object.
 pub(super) fn egress_address(inputs: &Inputs, own: Ipv4Addr, object: &Address) -> EgressAddress {
     let Rights { open, draining } = Rights::of(object, &inputs.node);
-    let unsettled = inputs.unsettled.get(&own).copied().unwrap_or_default().intersection(open);
+    let uses = inputs.uses.get(&own).copied().unwrap_or_default();
+    let translated = uses.translated(open);
+    let kept = uses.kept.intersection(open.union(draining));
+    let unsettled = inputs.unsettled.get(&own).copied().unwrap_or_default().intersection(translated);
     let has_room = |limits: &objects::Allocation| {
         growth::has_room(object, &inputs.node, limits.slices, limits.per_node_max)
     };
@@ -82,7 +89,9 @@ pub(super) fn egress_address(inputs: &Inputs, own: Ipv4Addr, object: &Address) -
     let mut address = EgressAddress {
         allocation: Some(object.allocation.clone()),
         epoch: object.epoch,
-        allowed: open.difference(unsettled),
+        allowed: translated.difference(unsettled),
+        bound: uses.open.intersection(kept).intersection(open),
+        kept,
         draining,
         unsettled,
         growing: grows || !unsettled.is_empty(),

@@ -2,15 +2,20 @@
 
 use super::{Allocation, Inputs, internal};
 use aegis_common::{
-    ACTION_ALLOCATE, ACTION_DENY, ACTION_PASS, DESTINATION_INTERNAL, HOST_UNKNOWN, HostValue, POD_REFUSED,
-    PodValue, incarnation, of_incarnation,
+    ACTION_ALLOCATE, ACTION_DENY, ACTION_FORBID, ACTION_PASS, DESTINATION_INTERNAL, DESTINATION_OBSERVED,
+    HOST_UNKNOWN, HostValue, POD_REFUSED, PodValue, VERDICT_BINDS, WOULD_DENY, WOULD_LACK, WOULD_LEAVE,
+    WOULD_PASS, incarnation, observes, of_incarnation,
 };
 use aegis_core::egress::Family;
 use aegis_core::model::AllocationName;
-use aegis_core::policy::{self, Action, BindingName, Destination, NodePolicy, Pod, PolicyInputs};
+use aegis_core::policy::names::HostPattern;
+use aegis_core::policy::{
+    self, Action, BindingName, Destination, EgressPolicy, NodePolicy, Observed, Pod, PolicyInputs, RuleName,
+};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 /// The policy with allocations by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,28 +39,47 @@ pub struct Policy {
 pub struct Verdict {
     /// `ACTION_*`.
     pub action: u16,
-    /// For `ACTION_ALLOCATE`.
-    pub allocation: Option<AllocationName>,
-    /// Number of the binding.
-    pub binding: u32,
+    /// For `ACTION_ALLOCATE`: the allocation to leave from.
+    pub allocation: Option<Arc<AllocationName>>,
+    /// The one for what finds no port there.
+    pub secondary: Option<Arc<AllocationName>>,
+    /// Place of the rule among those that cover local pods, with `VERDICT_BINDS` where it says so, and what only observes.
+    pub rule: u32,
+}
+
+impl Verdict {
+    /// The allocations, in the order in which they are tried.
+    pub fn allocations(&self) -> impl Iterator<Item = &AllocationName> {
+        self.allocation.iter().chain(&self.secondary).map(Arc::as_ref)
+    }
 }
 
 /// The policy, with what is told of it.
 #[derive(Default)]
 pub(super) struct Compiled {
     pub policy: Policy,
-    /// Bindings that cover local pods, in the order of their numbers.
-    pub bindings: Vec<BindingName>,
-    /// Local pods that each enforced binding covers.
-    pub covered: BTreeMap<BindingName, u32>,
-    /// Local pods that some binding covers.
+    /// Rules that cover local pods, in the order of their numbers.
+    pub rules: Vec<RuleName>,
+    /// Local pods that each enforced rule covers.
+    pub covered: BTreeMap<RuleName, u32>,
+    /// Allocations from which local pods are to leave.
+    pub named: BTreeSet<AllocationName>,
+    /// Local pods that some rule covers.
     pub covered_pods: u32,
+    /// Allocations of which sockets of local pods have addresses.
+    pub bound: BTreeSet<AllocationName>,
     /// See `Settings::host_levels`.
     pub host_levels: u32,
     /// Covered pods of the host network without group.
     pub groupless: u32,
     /// Accounts whose rules find no room: their covered pods are refused.
     pub refused: BTreeSet<String>,
+    /// Policies that only observe find no room, and count nothing.
+    pub unobserved: bool,
+    /// Addresses of local pods that no rule with host names covers.
+    pub nameless: BTreeSet<IpAddr>,
+    /// Host names of rules that cover local pods.
+    pub looked_up: BTreeSet<HostPattern>,
 }
 
 /// Compiles the policy of the local pods.
@@ -69,13 +93,19 @@ pub(super) fn compile(
         usable.map(|(name, _)| name.clone()).collect()
     };
     let all = PolicyInputs {
+        policies: inputs.policies.clone(),
         bindings: inputs.bindings.clone(),
         pods: inputs.pods.clone(),
+        node: inputs.facts.clone(),
+        countries: inputs.countries.clone(),
+        applications: inputs.applications.clone(),
         internal: internal(inputs),
+        services: inputs.services.clone(),
         usable: usable(Family::V4),
         usable6: usable(Family::V6),
+        resolved: Arc::clone(&inputs.resolved.1),
     };
-    let (mut rules, refused) = fitting(all, inputs);
+    let (mut rules, refused, unobserved) = fitting(all, inputs);
     for pod in refused_pods(inputs, &refused) {
         if pod.host_network {
             rules.hosts.insert(pod.uid.clone(), POD_REFUSED);
@@ -101,19 +131,37 @@ pub(super) fn compile(
     let host_levels = inputs.host_levels | if covers_hosts || inputs.host_levels != 0 { levels } else { 0 };
     let hosts = if inputs.host_levels != 0 { found } else { BTreeMap::new() };
 
-    // Numbers are of those bindings only that have a pod here, so that others may come and go without a new policy.
+    // Numbers are of those rules only that have a pod here, so that others may come and go without a new policy.
+    let bound_by: BTreeSet<&BindingName> =
+        inputs.bindings.iter().filter(|it| it.binds).map(|it| &it.name).collect();
+    let binds = |name: &RuleName| matches!(name, RuleName::Binding(name) if bound_by.contains(name));
     let mut numbers = BTreeMap::new();
-    let mut bindings = Vec::new();
-    for (number, name) in rules.bindings.iter().enumerate() {
+    let mut covering = Vec::new();
+    for (number, name) in rules.rules.iter().enumerate() {
         if rules.covered.get(name).is_some_and(|pods| *pods > 0) {
-            numbers.insert(number, u32::try_from(bindings.len()).unwrap_or(u32::MAX));
-            bindings.push(name.clone());
+            let flag = if binds(name) { VERDICT_BINDS } else { 0 };
+            numbers.insert(number, flag | u32::try_from(covering.len()).unwrap_or(NO_NUMBER));
+            covering.push(name.clone());
         }
     }
+    let numbered = |class: u32| {
+        if rules.only_observed.contains(&class) { class | DESTINATION_OBSERVED } else { class }
+    };
+    let mut observed = rules.observed.iter().peekable();
+    let verdicts = rules.verdicts.iter().map(|(key, action)| {
+        let mut verdict = verdict(action, &numbers, &rules.denying);
+        // Both are in order, and whatever is observed has a verdict.
+        if let Some((_, observed)) = observed.next_if(|(other, _)| *other == key) {
+            verdict.rule |= observing(observed, &numbers, &rules.denying);
+        }
+        let (pod, destination, port) = *key;
+        ((pod, numbered(destination), port), verdict)
+    });
+    let verdicts = verdicts.collect();
     let destinations = rules.destinations.iter().map(|(network, destination)| {
         let class = match destination {
             Destination::Internal => DESTINATION_INTERNAL,
-            Destination::Class(class) => *class,
+            Destination::Class(class) => numbered(*class),
         };
         (*network, class)
     });
@@ -133,34 +181,47 @@ pub(super) fn compile(
             hosts,
             destinations: destinations.collect(),
             ports: ports.collect(),
-            verdicts: rules
-                .verdicts
-                .into_iter()
-                .map(|(key, action)| (key, verdict(action, &numbers)))
-                .collect(),
+            verdicts,
         },
-        bindings,
+        rules: covering,
         covered: rules.covered,
+        // A binding that cannot be read names none.
+        named: rules.named.into_iter().filter(|allocation| !allocation.name.is_empty()).collect(),
         covered_pods: u32::try_from(covered_pods).unwrap_or(u32::MAX),
+        bound: bound(inputs),
         host_levels,
         groupless,
         refused,
+        unobserved,
+        nameless: rules.nameless,
+        looked_up: rules.looked_up,
     }
 }
 
-/// The rules, if need be without the accounts that need the most room: by what an account's rules need alone, then by
-/// name, so that one account cannot crowd out the others and the same inputs refuse the same ones.
-fn fitting(all: PolicyInputs, inputs: &Inputs) -> (NodePolicy, BTreeSet<String>) {
+/// The rules, if need be without those that only observe, and without the accounts that need the most room: by what an account's
+/// rules need alone, then by name, so that one account cannot crowd out the others and the same inputs refuse the same ones. With
+/// whether something that only observes has found no room.
+fn fitting(mut all: PolicyInputs, inputs: &Inputs) -> (NodePolicy, BTreeSet<String>, bool) {
     if let Some(rules) = policy::compile_within(&all, &inputs.room) {
-        return (rules, BTreeSet::new());
+        return (rules, BTreeSet::new(), false);
+    }
+    let unobserved = all.policies.iter().any(|policy| policy.observes);
+    if unobserved {
+        all.policies.retain(|policy| !policy.observes);
+        if let Some(rules) = policy::compile_within(&all, &inputs.room) {
+            return (rules, BTreeSet::new(), true);
+        }
     }
     let of = |accounts: &[(usize, &str)]| {
         let named = |account: &str| accounts.iter().any(|(_, name)| *name == account);
         let bindings = all.bindings.iter().filter(|binding| named(&binding.name.account));
-        policy::compile_within(
-            &PolicyInputs { bindings: bindings.cloned().collect(), ..all.clone() },
-            &inputs.room,
-        )
+        let pods = all.pods.iter().filter(|pod| named(&pod.account));
+        let some = PolicyInputs {
+            bindings: bindings.cloned().collect(),
+            pods: pods.cloned().collect(),
+            ..all.clone()
+        };
+        policy::compile_within(&some, &inputs.room)
     };
     let local: BTreeSet<&str> = inputs.pods.iter().map(|pod| pod.account.as_str()).collect();
     let size = |account| {
@@ -173,8 +234,16 @@ fn fitting(all: PolicyInputs, inputs: &Inputs) -> (NodePolicy, BTreeSet<String>)
     // The more accounts, the more entries: so the largest number that fits can be found by halving.
     let numbers: Vec<usize> = (1..=accounts.len()).collect();
     let fit = numbers.partition_point(|number| of(&accounts[..*number]).is_some());
-    let rules = of(&accounts[..fit]).unwrap_or_default();
-    (rules, accounts[fit..].iter().map(|(_, account)| (*account).to_owned()).collect())
+    let mut rules = of(&accounts[..fit]).unwrap_or_default();
+    for pod in &inputs.pods {
+        if pod.host_network {
+            rules.hosts.entry(pod.uid.clone()).or_insert(0);
+        }
+        for address in own_addresses(pod) {
+            rules.pods.entry(*address).or_insert(0);
+        }
+    }
+    (rules, accounts[fit..].iter().map(|(_, account)| (*account).to_owned()).collect(), unobserved)
 }
 
 /// Addresses that nobody else has.
@@ -182,12 +251,24 @@ fn own_addresses(pod: &Pod) -> impl Iterator<Item = &IpAddr> {
     pod.addresses.iter().filter(|_| !pod.host_network)
 }
 
-/// The pods of these accounts that some binding covers.
+/// Allocations that enabled bindings name for the sockets of local pods of the host network.
+fn bound(inputs: &Inputs) -> BTreeSet<AllocationName> {
+    let binds = inputs.bindings.iter().filter(|binding| binding.binds && binding.enabled);
+    let local = binds.filter(|binding| {
+        let covers = |pod: &&Pod| binding.name.account == pod.account && binding.workloads.matches(pod);
+        inputs.pods.iter().filter(covers).any(|pod| pod.host_network)
+    });
+    local.map(|binding| binding.allocation.clone()).collect()
+}
+
+/// The pods of these accounts that some rule covers.
 fn refused_pods<'a>(inputs: &'a Inputs, refused: &BTreeSet<String>) -> Vec<&'a Pod> {
     let covers = |pod: &&Pod| {
-        inputs.bindings.iter().any(|binding| {
+        let bound = inputs.bindings.iter().any(|binding| {
             binding.enabled && binding.name.account == pod.account && binding.workloads.matches(pod)
-        })
+        });
+        let selects = |policy: &EgressPolicy| !policy.observes && policy.selects(pod, &inputs.facts);
+        bound || inputs.policies.iter().any(selects)
     };
     inputs.pods.iter().filter(|pod| refused.contains(&pod.account)).filter(covers).collect()
 }
@@ -237,15 +318,33 @@ fn pods(classes: &BTreeMap<IpAddr, u32>, inputs: &Inputs) -> Vec<(IpAddr, PodVal
         .collect()
 }
 
-fn verdict(action: Action, numbers: &BTreeMap<usize, u32>) -> Verdict {
-    let number = |binding: usize| numbers.get(&binding).copied().unwrap_or(u32::MAX);
+/// In place of a rule's number.
+const NO_NUMBER: u32 = u16::MAX as u32;
+
+fn verdict(action: &Action, numbers: &BTreeMap<usize, u32>, denying: &BTreeSet<usize>) -> Verdict {
+    let number = |rule: &usize| numbers.get(rule).copied().unwrap_or(NO_NUMBER);
     match action {
-        Action::Pass => Verdict { action: ACTION_PASS, allocation: None, binding: 0 },
-        Action::Deny { binding } => {
-            Verdict { action: ACTION_DENY, allocation: None, binding: number(binding) }
+        Action::Pass => Verdict { action: ACTION_PASS, allocation: None, secondary: None, rule: 0 },
+        Action::Deny { rule } => {
+            let action = if denying.contains(rule) { ACTION_FORBID } else { ACTION_DENY };
+            Verdict { action, allocation: None, secondary: None, rule: number(rule) }
         }
-        Action::Allocate { allocation, binding } => {
-            Verdict { action: ACTION_ALLOCATE, allocation: Some(allocation), binding: number(binding) }
-        }
+        Action::Allocate { allocation, secondary, rule } => Verdict {
+            action: ACTION_ALLOCATE,
+            allocation: Some(Arc::clone(allocation)),
+            secondary: secondary.clone(),
+            rule: number(rule),
+        },
     }
+}
+
+/// What a verdict says of a policy that only observes.
+fn observing(observed: &Observed, numbers: &BTreeMap<usize, u32>, denying: &BTreeSet<usize>) -> u32 {
+    let would = match &observed.action {
+        Action::Allocate { .. } => WOULD_LEAVE,
+        Action::Pass => WOULD_PASS,
+        Action::Deny { .. } if denying.contains(&observed.rule) => WOULD_DENY,
+        Action::Deny { .. } => WOULD_LACK,
+    };
+    observes(numbers.get(&observed.rule).copied().unwrap_or(NO_NUMBER), would)
 }

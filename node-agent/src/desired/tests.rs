@@ -1,13 +1,15 @@
 use super::*;
 use aegis_common::{
-    ACTION_ALLOCATE, ACTION_DENY, DESTINATION_INTERNAL, HOST_UNKNOWN, HostValue, POD_REFUSED, incarnation,
+    ACTION_ALLOCATE, ACTION_DENY, ACTION_FORBID, ACTION_PASS, DESTINATION_INTERNAL, DESTINATION_OBSERVED,
+    HOST_UNKNOWN, HostValue, POD_REFUSED, VERDICT_BINDS, WOULD_DENY, WOULD_PASS, incarnation, observed,
     of_incarnation,
 };
 use aegis_core::egress::Family;
 use aegis_core::gateway::Load;
 use aegis_core::model::{Fence, Holding, State};
-use aegis_core::policy::{PortRange, Workloads};
+use aegis_core::policy::{BindingName, Exit, Identity, PortRange, Posture, Workloads};
 use aegis_core::slice::SliceSet;
+use std::net::Ipv6Addr;
 
 const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const FAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -50,7 +52,9 @@ fn binding(enabled: bool) -> Binding {
         workloads: Workloads { all: true, ..Workloads::default() },
         cidrs: vec!["0.0.0.0/0".parse().unwrap()],
         ports: Vec::new(),
+        hosts: Vec::new(),
         use_node_address: false,
+        binds: false,
         generation: 1,
     }
 }
@@ -291,7 +295,7 @@ fn bindings_without_pods_here_change_nothing() {
     };
     let (alone, among) = (with(&[]), with(&["aaa", "zzz"]));
     assert_eq!(alone.policy, among.policy);
-    assert_eq!(alone.bindings, among.bindings);
+    assert_eq!(alone.rules, among.rules);
 }
 
 #[test]
@@ -410,4 +414,105 @@ fn ipv6_is_looked_at_when_there_is_something_to_look_at_and_the_table_stands() {
     assert!(six(dual(&[])) && !six(Inputs { six: false, ..dual(&[]) }));
     let pod_ranges = vec!["fd00:10:244:1::/64".parse().unwrap()];
     assert!(six(Inputs { six: true, pod_ranges, ..inputs(&[]) }), "pods are held before they are known");
+}
+
+#[test]
+fn a_slice_is_for_flows_or_for_sockets_and_nothing_gives_a_port_of_one_that_changes() {
+    let mut inputs = inputs(&[(4, 7, "own", State::Held), (8, 9, "own", State::Draining)]);
+    let set = |slices: &[u8]| slices.iter().copied().collect::<SliceSet>();
+    // Slice 10 was this node's when the uses were thought of.
+    let uses = Uses { open: set(&[6, 8, 10]), kept: set(&[6, 8, 9, 10]), leaving: set(&[5]) };
+    inputs.uses = [(EGRESS, uses)].into();
+    inputs.unsettled = [(EGRESS, set(&[6, 7]))].into();
+    let address = &desired(&inputs).addresses[&EGRESS];
+    assert_eq!((address.allowed, address.unsettled), (set(&[4]), set(&[7])));
+    assert_eq!((address.bound, address.kept), (set(&[6]), set(&[6, 8, 9])));
+    assert_eq!((address.draining, address.held()), (set(&[8, 9]), 2));
+}
+
+#[test]
+fn sockets_of_an_allocation_are_wanted_where_a_pod_of_the_host_network_has_some() {
+    let wanted = |host_network, binds, enabled| {
+        let pod = Pod { host_network, ..pod() };
+        let bindings = vec![Binding { binds, ..binding(enabled) }];
+        let held = [(4, 5, "own", State::Held)];
+        desired(&Inputs { pods: vec![pod], bindings, host_levels: 2, ..inputs(&held) })
+    };
+    let numbers =
+        |wanted: &Desired| wanted.policy.verdicts.values().map(|verdict| verdict.rule).collect::<Vec<_>>();
+    let binds = wanted(true, true, true);
+    assert_eq!((binds.bound.clone(), numbers(&binds)), ([name()].into(), vec![VERDICT_BINDS]));
+    for other in [wanted(false, true, true), wanted(true, false, true), wanted(true, true, false)] {
+        assert_eq!(other.bound, BTreeSet::new());
+    }
+    assert_eq!(numbers(&wanted(true, false, true)), [0]);
+}
+
+fn policy(name: &str, observes: bool, exit: Exit) -> EgressPolicy {
+    EgressPolicy {
+        name: name.into(),
+        precedence: 1,
+        identity: Identity::default(),
+        posture: Posture::default(),
+        sources: Vec::new(),
+        hosts: Vec::new(),
+        cidrs: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
+        countries: Vec::new(),
+        applications: Vec::new(),
+        ports: Vec::new(),
+        exit,
+        observes,
+        generation: 1,
+    }
+}
+
+/// A pod to which policies say something.
+fn ruled(policies: Vec<EgressPolicy>) -> Inputs {
+    Inputs { pods: vec![pod()], policies, six: true, unknown_pods: UnknownPods::Hold, ..inputs(&[]) }
+}
+
+#[test]
+fn what_a_policy_says_is_told_from_what_is_wanting() {
+    let exits = [Exit::Deny, Exit::Allocations { primary: "none".into(), secondary: None }];
+    let actions = exits.map(|exit| {
+        let policy = desired(&ruled(vec![policy("p", false, exit)])).policy;
+        policy.verdicts.into_values().map(|verdict| verdict.action).collect::<Vec<_>>()
+    });
+    assert_eq!(actions, [vec![ACTION_FORBID; 2], vec![ACTION_DENY; 2]], "of both families");
+}
+
+#[test]
+fn a_policy_that_only_observes_changes_nothing_but_what_is_counted() {
+    let without = desired(&ruled(Vec::new()));
+    let with = desired(&ruled(vec![policy("p", true, Exit::Deny)]));
+    assert_eq!(with.settings, without.settings, "nobody is held, and IPv6 is not looked at for its sake");
+    assert_eq!((with.covered_pods, with.covered[&RuleName::Policy("p".into())]), (0, 1));
+    for ((_, class, _), verdict) in &with.policy.verdicts {
+        assert_eq!((verdict.action, verdict.allocations().next()), (ACTION_PASS, None));
+        assert_eq!(observed(verdict.rule), Some((0, WOULD_DENY)));
+        assert_ne!(class & DESTINATION_OBSERVED, 0);
+    }
+    assert_eq!(with.policy.verdicts.len(), 2);
+    // Beside a policy that decides.
+    let policies = vec![policy("a", true, Exit::Default), policy("b", false, Exit::Deny)];
+    for verdict in desired(&ruled(policies)).policy.verdicts.values() {
+        assert_eq!((verdict.action, verdict.rule & 0xffff), (ACTION_FORBID, 1));
+        assert_eq!(observed(verdict.rule), Some((0, WOULD_PASS)));
+    }
+}
+
+#[test]
+fn who_only_observes_gives_way_where_there_is_no_room() {
+    let decides = policy("b", false, Exit::Deny);
+    let observes = EgressPolicy {
+        cidrs: (0..9).map(|net| format!("20.{net}.0.0/16").parse().unwrap()).collect(),
+        ..policy("a", true, Exit::Default)
+    };
+    let inputs = ruled(vec![observes, decides.clone()]);
+    let room = Room { verdicts: 2, ..Room::default() };
+    let wanted = desired(&Inputs { room, ..inputs.clone() });
+    assert!(wanted.unobserved && wanted.refused.is_empty());
+    assert_eq!(wanted.policy.verdicts.len(), 2);
+    assert!(wanted.policy.verdicts.values().all(|verdict| observed(verdict.rule).is_none()));
+    assert!(!desired(&inputs).unobserved);
 }

@@ -1,46 +1,77 @@
-//! The table of egress addresses for which the data plane answers ARP.
+//! The tables of egress addresses for which the data plane answers: ARP for IPv4, neighbour solicitations for /64s.
 
-use crate::apply::ArpTable;
+use crate::apply::{AnswerTable, Answering};
 use crate::ebpf::{Dataplane, EbpfError};
-use crate::observed::{from_map, to_map};
+use crate::observed::{from_map, from_network, to_map, to_network};
 use crate::sweep;
-use aegis_common::{ArpKey, ArpValue};
+use aegis_common::{ArpKey, ArpValue, NdpKey, NdpValue};
+use aegis_core::egress::Egress;
+use aya::Pod;
 use aya::maps::{HashMap, Map, MapData};
 use std::collections::BTreeMap;
 use std::io;
-use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// A map of its own: it is written by whoever listens to ARP, at any time.
+/// Maps of their own: they are written by whoever listens on the link, at any time.
 pub(super) struct Answers {
-    map: HashMap<MapData, ArpKey, ArpValue>,
+    arp: Table<ArpKey, ArpValue>,
+    ndp: Table<NdpKey, NdpValue>,
+}
+
+struct Table<K: Pod, V: Pod> {
+    map: HashMap<MapData, K, V>,
     /// The same, to be read as a whole.
     fd: OwnedFd,
 }
 
-impl Answers {
-    pub fn new(dataplane: &Dataplane) -> Result<Answers, EbpfError> {
-        let failed = |error: io::Error| EbpfError::Map { name: "ARP_ANSWERS".into(), source: error.into() };
-        let map = dataplane.handle("ARP_ANSWERS", Map::HashMap)?;
-        Ok(Answers { map, fd: dataplane.map_fd("ARP_ANSWERS")?.try_clone_to_owned().map_err(failed)? })
+impl<K: Pod, V: Pod> Table<K, V> {
+    fn new(dataplane: &Dataplane, name: &'static str) -> Result<Table<K, V>, EbpfError> {
+        let failed = |error: io::Error| EbpfError::Map { name: name.into(), source: error.into() };
+        let map = dataplane.handle(name, Map::HashMap)?;
+        Ok(Table { map, fd: dataplane.map_fd(name)?.try_clone_to_owned().map_err(failed)? })
+    }
+
+    fn set(&mut self, key: K, value: Option<V>) -> io::Result<()> {
+        let result = match value {
+            Some(value) => self.map.insert(key, value, 0),
+            None => super::gone(self.map.remove(&key)),
+        };
+        result.map_err(io::Error::other)
     }
 }
 
-impl ArpTable for Answers {
-    fn read(&self) -> io::Result<BTreeMap<(Ipv4Addr, u32), [u8; 6]>> {
+impl Answers {
+    pub fn new(dataplane: &Dataplane) -> Result<Answers, EbpfError> {
+        Ok(Answers { arp: Table::new(dataplane, "ARP_ANSWERS")?, ndp: Table::new(dataplane, "NDP_ANSWERS")? })
+    }
+}
+
+impl AnswerTable for Answers {
+    fn read(&self) -> io::Result<BTreeMap<(Egress, u32), Answering>> {
         let mut found = BTreeMap::new();
-        sweep::for_each(self.fd.as_fd(), |key: &ArpKey, value: &ArpValue| {
-            found.insert((from_map(key.address), key.ifindex), value.mac);
+        sweep::for_each(self.arp.fd.as_fd(), |key: &ArpKey, value: &ArpValue| {
+            let answer = Answering { mac: value.mac, multicast: false };
+            found.insert((from_map(key.address).into(), key.ifindex), answer);
+        })?;
+        sweep::for_each(self.ndp.fd.as_fd(), |key: &NdpKey, value: &NdpValue| {
+            let answer = Answering { mac: value.mac, multicast: value.multicast != 0 };
+            found.insert((from_network(key.network), key.ifindex), answer);
         })?;
         Ok(found)
     }
 
-    fn set(&mut self, address: Ipv4Addr, ifindex: u32, mac: Option<[u8; 6]>) -> io::Result<()> {
-        let key = ArpKey { address: to_map(address), ifindex };
-        let result = match mac {
-            Some(mac) => self.map.insert(key, ArpValue { mac, pad: 0 }, 0),
-            None => super::gone(self.map.remove(&key)),
-        };
-        result.map_err(io::Error::other)
+    fn set(&mut self, address: Egress, ifindex: u32, value: Option<Answering>) -> io::Result<()> {
+        match (address, to_network(address)) {
+            (Egress::V4(address), _) => {
+                let value = value.map(|value| ArpValue { mac: value.mac, pad: 0 });
+                self.arp.set(ArpKey { address: to_map(address), ifindex }, value)
+            }
+            (_, Some(network)) => {
+                let value =
+                    value.map(|value| NdpValue { mac: value.mac, multicast: u16::from(value.multicast) });
+                self.ndp.set(NdpKey { network, ifindex }, value)
+            }
+            (_, None) => Ok(()),
+        }
     }
 }

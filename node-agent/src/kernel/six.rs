@@ -2,7 +2,7 @@
 //! says which slices of /64s are in use.
 
 use crate::ebpf::{Dataplane, EbpfError};
-use crate::observed::from_network;
+use crate::observed::{from_map6, from_network};
 use crate::raw;
 use crate::sweep::{self, Usage};
 use aegis_common::{
@@ -55,6 +55,7 @@ impl Six {
                 return;
             }
             usage.flows6 += 1;
+            usage.add_remote(from_map6(key.remote).into());
             // A datagram is a part of a flow.
             if key.protocol != FRAGMENTED {
                 let slices = usage.networks.entry((from_network(flow.network), flow.identity)).or_default();

@@ -1,7 +1,7 @@
 //! Whether a DaemonSet wants its pod on a node, by the node's labels and name as the DaemonSet controller looks at them.
 
-use crate::objects::expression;
 use aegis_core::selector::{Labels, matches_labels};
+use aegis_crds::rules::expression;
 use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, PodSpec};
 use std::cmp::Ordering;
 

@@ -1,6 +1,9 @@
 //! The nftables table `ip aegis`: what it is made from, and its rules.
 
-use super::{Table, arrival, decide, is_set, judged, output};
+use super::{
+    QUERIES, Queries, Table, arrival, arrived, decide, first, from_pods, is_set, judged, output, outside,
+    unmarked,
+};
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -29,10 +32,12 @@ pub struct Rules {
     pub tunnel_port: u16,
     /// Addresses at which tunnels may end.
     pub nodes: BTreeSet<Ipv4Addr>,
+    /// DNS queries that the agent answers.
+    pub queries: Queries,
 }
 
 /// What the table counts, by reason: packets that it drops.
-pub const DROPS: [&str; 4] = ["no_program_out", "no_program_in", "tunnel", "invalid"];
+pub const DROPS: [&str; 5] = ["no_program_out", "no_program_in", "tunnel", "invalid", "undirected_query"];
 
 /// Named sets of the table: name and type.
 const SETS: [(&str, &str); 4] = [
@@ -43,15 +48,21 @@ const SETS: [(&str, &str); 4] = [
 ];
 
 /// Chains of the table: name and hook.
-const CHAINS: [(&str, &str); 10] = [
+const CHAINS: [(&str, &str); 15] = [
     ("decide", ""),
+    ("first", ""),
+    ("unmarked", ""),
     ("outside", ""),
     ("nodes", ""),
     ("tunnel", ""),
-    // conntrack has looked at the packet by then (priority -200), and no destination is translated yet.
+    ("arrived", ""),
+    ("asked", ""),
+    ("undirected", ""),
+    ("queries", QUERIES),
+    // conntrack has looked at the packet by then (priority -200), and no destination is translated yet. Not later: the node
+    // itself may have something to say about a packet before it forwards it.
     ("arrival", "type filter hook prerouting priority mangle; policy accept;"),
     ("forward", "type filter hook forward priority mangle; policy accept;"),
-    ("guard", "type filter hook forward priority filter - 10; policy accept;"),
     ("output", "type filter hook output priority mangle; policy accept;"),
     // Where IPVS has translated a destination, there was no forward hook.
     ("forwarded", "type filter hook postrouting priority srcnat - 20; policy accept;"),
@@ -87,11 +98,9 @@ pub(super) fn table(rules: &Rules) -> Table {
 fn chains(rules: &Rules, pods: &BTreeSet<String>) -> [Vec<String>; CHAINS.len()] {
     let mark = rules.mark;
     let is_set = is_set(mark);
-    let decide = decide(mark);
-    let [no_program_out, no_program_in, tunnelled, invalid] =
+    let [no_program_out, no_program_in, tunnelled, invalid, undirected] =
         DROPS.map(|name| format!("counter name {name} drop"));
     let programmed = rules.uplinks.keys().chain(rules.pod_devices.keys());
-    let outside = programmed.map(|index| format!("oif {index} return")).chain([no_program_out]).collect();
     let nodes = rules.nodes.iter().map(|node| format!("ip daddr {node} {tunnelled}")).collect();
     // What comes in by an uplink may be for a node behind this one, unless it was translated here.
     let tunnel = ["ct status & dnat == dnat goto nodes".to_owned()]
@@ -100,25 +109,20 @@ fn chains(rules: &Rules, pods: &BTreeSet<String>) -> [Vec<String>; CHAINS.len()]
         .chain(["goto nodes".to_owned()])
         .collect();
     let to_tunnel = format!("udp dport {}", rules.tunnel_port);
-    let arrival = arrival(mark, &rules.uplinks, |translated| {
-        let flow = mark | judged(mark);
+    let arrived = arrived(
+        mark,
         [
-            format!("{translated} ct state invalid {invalid}"),
-            format!("{translated} ct state new ct mark set ct mark | {flow:#x}"),
-        ]
-    });
+            format!("ct state invalid {invalid}"),
+            format!("ct state new ct mark set ct mark | {:#x}", mark | judged(mark)),
+        ],
+    );
+    let [queries, asked, undirected] = rules.queries.chains("ip", pods, &undirected);
     let forward = [format!("{to_tunnel} jump tunnel")]
         .into_iter()
-        .chain(pods.iter().map(|range| format!("ip saddr {range} goto decide")))
-        // Pods whose address is in none of the ranges.
-        .chain(["iif @pod_devices goto decide".to_owned()])
+        .chain(rules.queries.forwarded("ip"))
+        .chain(from_pods("ip", pods, &rules.uplinks))
         .collect();
-    let forwarded = pods.iter().map(|range| format!("ip saddr {range} {to_tunnel} goto nodes")).collect();
-    let guard = vec![
-        format!("meta mark {is_set} jump outside"),
-        "ip saddr @uncovered accept".to_owned(),
-        format!("ip saddr @held iif != @pod_devices ip daddr != @internal ct state new {no_program_in}"),
-    ];
+    let forwarded = pods.iter().map(|range| format!("{to_tunnel} ip saddr {range} goto nodes")).collect();
     let postrouting = pods
         .iter()
         .map(|range| format!("meta mark {is_set} ip saddr {range} snat ip prefix to {range}"))
@@ -129,7 +133,23 @@ fn chains(rules: &Rules, pods: &BTreeSet<String>) -> [Vec<String>; CHAINS.len()]
         output.insert(0, format!("meta mark set meta mark & {:#x}", !mark));
         output.extend(own(mark));
     }
-    [decide, outside, nodes, tunnel, arrival, forward, guard, output, forwarded, postrouting]
+    [
+        decide(mark),
+        first(mark),
+        unmarked("ip", &no_program_in),
+        outside(programmed, no_program_out),
+        nodes,
+        tunnel,
+        arrived,
+        asked,
+        undirected,
+        queries,
+        rules.queries.untracked("ip").into_iter().chain(arrival(&rules.uplinks)).collect(),
+        forward,
+        output,
+        forwarded,
+        postrouting,
+    ]
 }
 
 /// Rules by which the uplink is told which packets of the node's own open no flow: the marked ones. Without the table none is marked,

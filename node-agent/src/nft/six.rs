@@ -3,7 +3,10 @@
 //! The program at the uplink's tcx ingress gives what was translated back the mark. conntrack knows whether somebody asked for
 //! it: if not, it goes no further. The mark goes too, since from there on it would say that a flow leaves.
 
-use super::{Ruleset, Table, arrival, decide, is_set, output};
+use super::{
+    QUERIES, Queries, Ruleset, Table, arrival, arrived, decide, first, from_pods, is_set, output, outside,
+    unmarked,
+};
 use ipnet::Ipv6Net;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,10 +27,12 @@ pub struct Rules6 {
     pub internal: Vec<Ipv6Net>,
     /// Pods known to be uncovered, while programs cannot be attached.
     pub uncovered: Vec<Ipv6Net>,
+    /// DNS queries that the agent answers.
+    pub queries: Queries,
 }
 
 /// What the table counts, by reason: packets that it drops.
-pub const DROPS6: [&str; 3] = ["no_program_out", "no_program_in", "unasked"];
+pub const DROPS6: [&str; 4] = ["no_program_out", "no_program_in", "unasked", "undirected_query"];
 
 const SETS: [(&str, &str); 4] = [
     ("pod_devices", "type iface_index"),
@@ -36,13 +41,18 @@ const SETS: [(&str, &str); 4] = [
     ("uncovered", "type ipv6_addr; flags interval"),
 ];
 
-const CHAINS: [(&str, &str); 7] = [
+const CHAINS: [(&str, &str); 12] = [
     ("decide", ""),
+    ("first", ""),
+    ("unmarked", ""),
     ("outside", ""),
+    ("arrived", ""),
+    ("asked", ""),
+    ("undirected", ""),
+    ("queries", QUERIES),
     // conntrack has looked at the packet by then (priority -200), and no destination is translated yet.
     ("arrival", "type filter hook prerouting priority mangle; policy accept;"),
     ("forward", "type filter hook forward priority mangle; policy accept;"),
-    ("guard", "type filter hook forward priority filter - 10; policy accept;"),
     ("output", "type filter hook output priority mangle; policy accept;"),
     ("postrouting", "type nat hook postrouting priority srcnat - 10; policy accept;"),
 ];
@@ -84,26 +94,28 @@ fn table(rules: &Rules6) -> Table {
 fn chains(rules: &Rules6, pods: &BTreeSet<String>) -> Vec<Vec<String>> {
     let mark = rules.mark;
     let is_set = is_set(mark);
-    let [no_program_out, no_program_in, unasked] = DROPS6.map(|name| format!("counter name {name} drop"));
+    let [no_program_out, no_program_in, unasked, undirected] =
+        DROPS6.map(|name| format!("counter name {name} drop"));
     let programmed = rules.uplinks.keys().chain(rules.pod_devices.keys());
-    let outside = programmed.map(|index| format!("oif {index} return")).chain([no_program_out]).collect();
-    let arrival =
-        arrival(mark, &rules.uplinks, |translated| [format!("{translated} ct state new,invalid {unasked}")]);
-    let forward = pods
-        .iter()
-        .map(|range| format!("ip6 saddr {range} goto decide"))
-        // Pods whose address is in none of the ranges.
-        .chain(["iif @pod_devices goto decide".to_owned()])
-        .collect();
-    let guard = vec![
-        format!("meta mark {is_set} jump outside"),
-        "ip6 saddr @uncovered accept".to_owned(),
-        format!("ip6 saddr @held iif != @pod_devices ip6 daddr != @internal ct state new {no_program_in}"),
-    ];
     let postrouting = pods
         .iter()
         .map(|range| format!("meta mark {is_set} ip6 saddr {range} snat ip6 prefix to {range}"))
         .collect();
+    let [queries, asked, undirected] = rules.queries.chains("ip6", pods, &undirected);
+    let forwarded = rules.queries.forwarded("ip6");
     let output = output(mark, "ip6 daddr", "meta l4proto icmpv6", pods);
-    vec![decide(mark), outside, arrival, forward, guard, output, postrouting]
+    vec![
+        decide(mark),
+        first(mark),
+        unmarked("ip6", &no_program_in),
+        outside(programmed, no_program_out),
+        arrived(mark, [format!("ct state new,invalid {unasked}")]),
+        asked,
+        undirected,
+        queries,
+        rules.queries.untracked("ip6").into_iter().chain(arrival(&rules.uplinks)).collect(),
+        forwarded.into_iter().chain(from_pods("ip6", pods, &rules.uplinks)).collect(),
+        output,
+        postrouting,
+    ]
 }

@@ -3,7 +3,7 @@
 use super::{Builder, Op, free_numbers};
 use crate::desired::EgressAddress;
 use crate::observed::Homes;
-use aegis_common::{AddressValue, HoldingValue, MAX_ADDRESSES, SlotValue};
+use aegis_common::{AddressValue, BindValue, HoldingValue, MAX_ADDRESSES, SlotValue};
 use aegis_core::egress::Egress;
 use aegis_core::holding::may_follow;
 use aegis_core::slice::SliceSet;
@@ -28,6 +28,7 @@ impl Builder<'_> {
                 continue;
             };
             numbers.insert(*address, index);
+            let bound = self.shrink_binds(*address, wanted);
             self.grow_address(*address, index, wanted, holding, peers);
             if existing.is_none() {
                 self.push(Op::SetAddress { address: *address, value: AddressValue { index, allocation: 0 } });
@@ -37,7 +38,8 @@ impl Builder<'_> {
             let epoch = u64::try_from(wanted.epoch).unwrap_or(0);
             let value = HoldingValue { allowed, epoch, soft, hard };
             // What begins to drain may open flows until the allocation has another way.
-            let kept = wanted.rights().meanwhile(SliceSet::from_words(holding.allowed)).words();
+            let kept = wanted.rights().meanwhile(SliceSet::from_words(holding.allowed));
+            let kept = kept.difference(wanted.kept).words();
             let now = if kept == allowed {
                 value
             } else {
@@ -45,6 +47,10 @@ impl Builder<'_> {
             };
             if observed.holdings.get(address) != Some(&now) {
                 self.push(Op::SetHolding { address: *address, value: now });
+            }
+            let binds = BindValue { open: wanted.bound.words(), kept: wanted.kept.words() };
+            if binds != bound {
+                self.push(Op::SetBinds { address: *address, value: binds });
             }
             match (wanted.growing, observed.growing.contains(address)) {
                 (true, false) => self.push(Op::SetGrowing { address: *address }),
@@ -56,6 +62,20 @@ impl Builder<'_> {
             }
         }
         numbers
+    }
+
+    /// Takes from sockets what they are not to have any more, before somebody else gets it. Gives what is left.
+    fn shrink_binds(&mut self, address: Ipv4Addr, wanted: &EgressAddress) -> BindValue {
+        let Some(before) = self.observed.binds.get(&address).copied() else { return BindValue::default() };
+        let both =
+            |words: [u64; 4], slices: SliceSet| SliceSet::from_words(words).intersection(slices).words();
+        let rest = BindValue { open: both(before.open, wanted.bound), kept: both(before.kept, wanted.kept) };
+        if rest.kept == [0; 4] {
+            self.push(Op::RemoveBinds { address });
+        } else if rest != before {
+            self.push(Op::SetBinds { address, value: rest });
+        }
+        rest
     }
 
     /// Indices into `SLOTS` that are in use, by addresses of either family.
@@ -149,6 +169,14 @@ impl Builder<'_> {
                     value: HoldingValue { allowed: [0; 4], ..holding },
                 });
             }
+            match observed.binds.get(address) {
+                Some(_) if self.known.lost.contains(&own) => self.push(Op::RemoveBinds { address: *address }),
+                Some(binds) if binds.open != [0; 4] => {
+                    let value = BindValue { open: [0; 4], ..*binds };
+                    self.push(Op::SetBinds { address: *address, value });
+                }
+                _ => {}
+            }
             if self.known.lost.contains(&own) {
                 self.disown(value.index);
             }
@@ -156,6 +184,9 @@ impl Builder<'_> {
             if owned || !self.known.idle.contains(&own) || holding.allowed != [0; 4] {
                 self.plan.orphaned.insert(own);
                 continue;
+            }
+            if observed.binds.contains_key(address) {
+                self.push(Op::RemoveBinds { address: *address });
             }
             self.push(Op::RemoveHolding { address: *address });
             self.push(Op::RemoveAddress { address: *address });

@@ -7,7 +7,7 @@ use aegis_common::{
     ACTION_ALLOCATE, ADDRESSES_PER_ALLOCATION, AddressValue, AllocationValue, MAX_ALLOCATIONS,
 };
 use aegis_core::model::AllocationName;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::Ipv4Addr;
 
 impl Builder<'_> {
@@ -62,10 +62,14 @@ impl Builder<'_> {
         let identity = |name: &AllocationName| identity(name, observed.config.seed);
         let live = observed.generations.get(&observed.config.generation);
         let verdicts = live.iter().flat_map(|live| live.verdicts.values());
-        let mut in_use: BTreeSet<u32> = verdicts
-            .filter(|verdict| verdict.action == ACTION_ALLOCATE)
-            .map(|verdict| u32::from(verdict.allocation))
-            .collect();
+        // There may be a hundred thousand verdicts, of a few allocations.
+        let mut named = vec![false; MAX_ALLOCATIONS as usize];
+        for verdict in verdicts.filter(|verdict| verdict.action == ACTION_ALLOCATE) {
+            for number in [verdict.allocation, verdict.secondary] {
+                named.get_mut(usize::from(number)).into_iter().for_each(|named| *named = true);
+            }
+        }
+        let mut in_use: BTreeSet<u32> = (0..).zip(&named).filter(|(_, it)| **it).map(|(it, _)| it).collect();
         in_use.extend(observed.addresses.values().filter_map(|address| address.allocation.checked_sub(1)));
         in_use.extend(desired.allocations.keys().filter_map(|name| by_identity.get(&identity(name))));
         let flows = self.known.flows.as_ref();
@@ -81,8 +85,11 @@ impl Builder<'_> {
 
         // Should there be too many, those that local pods use come first.
         let verdicts = desired.policy.verdicts.values();
-        let local: BTreeSet<&AllocationName> =
-            verdicts.filter_map(|verdict| verdict.allocation.as_ref()).collect();
+        let mut seen = HashSet::new();
+        let local: BTreeSet<&AllocationName> = verdicts
+            .flat_map(|verdict| verdict.allocations())
+            .filter(|name| seen.insert(std::ptr::from_ref::<AllocationName>(name)))
+            .collect();
         let (first, rest): (Vec<_>, Vec<_>) =
             desired.allocations.keys().partition(|name| local.contains(name));
         let mut taken = BTreeSet::new();

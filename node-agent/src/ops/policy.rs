@@ -1,16 +1,29 @@
-//! The policy maps: a new generation, or single pods of the live one.
+//! The policy maps: a new generation, or single writes to the live one.
 
+use super::edit::{Edit, edit, in_order, unmet};
+use super::numbering::{Rules, follow, number_binding, number_rules};
 use super::{Builder, Op};
 use crate::desired::Policy;
-use crate::observed::{Generation, to_map6};
+use crate::observed::{DestinationEntry, Generation, to_map6};
 use crate::suffix;
 use aegis_common::{
-    ACTION_DENY, Config6, HOST_UNKNOWN, HostValue, MAC_LEAVING, MAX_POD_RANGES6, Pod6Value, PodRange6,
-    PodValue, VerdictValue,
+    ACTION_DENY, ACTION_PASS, Config6, HOST_UNKNOWN, HostValue, MAC_LEAVING, MAX_POD_RANGES6, Pod6Value,
+    PodRange6, PodValue, VerdictValue,
 };
 use aegis_core::model::AllocationName;
-use std::collections::BTreeMap;
+use ipnet::IpNet;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// How a policy follows another one.
+enum Step {
+    /// Nothing but pods or single addresses changes: each is judged by its own entry alone, so that each write is a whole step.
+    Addresses,
+    /// Verdicts change too, or what many addresses are.
+    Edit(Edit),
+    /// A new generation.
+    Generation,
+}
 
 impl Builder<'_> {
     pub(super) fn write_policy(
@@ -20,14 +33,12 @@ impl Builder<'_> {
     ) {
         let observed = self.observed;
         let number = observed.config.generation;
-        let mut live = observed.live();
+        let nothing = Generation::default();
+        let live = observed.generations.get(&number).unwrap_or(&nothing);
         let pods6 = self.desired.policy.pods6.keys().copied().collect();
         let suffixes = suffix::assign(&pods6, &observed.suffixes);
-        let wanted = number_policy(&self.desired.policy, numbers, &suffixes);
-        let same_rules = live.destinations == wanted.destinations
-            && live.ports == wanted.ports
-            && live.verdicts == wanted.verdicts;
-        let next = if same_rules { number } else { number.wrapping_add(1) };
+        let (wanted, step) = self.step(live, numbers, &suffixes);
+        let next = if matches!(step, Step::Generation) { number.wrapping_add(1) } else { number };
 
         for (generation, contents) in &observed.generations {
             if *generation != number {
@@ -38,10 +49,10 @@ impl Builder<'_> {
         let stays = |address: &Ipv4Addr, pod: &PodValue| {
             wanted.pods.get(address).is_some_and(|next| next.incarnation == pod.incarnation)
         };
-        for (address, pod) in live.pods.extract_if(.., |address, pod| !stays(address, pod)) {
+        for (address, pod) in live.pods.iter().filter(|(address, pod)| !stays(address, pod)) {
             // The map remembers what is still to be forgotten, should that fail or the agent end before.
-            let value = PodValue { incarnation: 0, mac: MAC_LEAVING, ..pod };
-            if pod != value {
+            let (address, value) = (*address, PodValue { incarnation: 0, mac: MAC_LEAVING, ..*pod });
+            if *pod != value {
                 self.push(Op::SetPod { generation: number, address, value });
             }
             self.push(Op::ForgetConnections { address: address.into() });
@@ -50,29 +61,34 @@ impl Builder<'_> {
         let stays = |address: &Ipv6Addr, pod: &Pod6Value| {
             wanted.pods6.get(address).is_some_and(|next| next.incarnation == pod.incarnation)
         };
-        for (address, pod) in live.pods6.extract_if(.., |address, pod| !stays(address, pod)) {
-            let value = Pod6Value { incarnation: 0, mac: MAC_LEAVING, ..pod };
-            if pod != value {
+        for (address, pod) in live.pods6.iter().filter(|(address, pod)| !stays(address, pod)) {
+            let (address, value) = (*address, Pod6Value { incarnation: 0, mac: MAC_LEAVING, ..*pod });
+            if *pod != value {
                 self.push(Op::SetPod6 { generation: number, address, value });
             }
             self.push(Op::ForgetConnections { address: address.into() });
             self.push(Op::RemovePod6 { generation: number, address });
         }
         self.write_suffixes(&suffixes);
-        if same_rules {
-            for (address, pod) in
-                wanted.pods.iter().filter(|(address, pod)| live.pods.get(address) != Some(pod))
-            {
-                self.push(Op::SetPod { generation: number, address: *address, value: *pod });
+        match &step {
+            Step::Addresses => self.change_addresses(number, live, &wanted),
+            Step::Edit(edit) => {
+                for (verdict, value) in &edit.new {
+                    self.push(Op::SetVerdict { generation: number, verdict: *verdict, value: *value });
+                }
+                self.change_addresses(number, live, &wanted);
             }
-            self.change_hosts(number, &live.hosts, &wanted.hosts);
-            for (address, pod) in
-                wanted.pods6.iter().filter(|(address, pod)| live.pods6.get(address) != Some(pod))
-            {
-                self.push(Op::SetPod6 { generation: number, address: *address, value: *pod });
+            Step::Generation => {
+                // There is room for two generations, and not for what is left of an edit besides.
+                let left = unmet(live);
+                if !left.is_empty() {
+                    self.push(Op::Settle);
+                }
+                for verdict in left {
+                    self.push(Op::RemoveVerdict { generation: number, verdict });
+                }
+                self.write_generation(next, &wanted);
             }
-        } else {
-            self.write_generation(next, &wanted);
         }
         let before = self.plan.ops.iter().rev().find_map(|op| match op {
             Op::SetConfig(config) => Some(*config),
@@ -87,9 +103,73 @@ impl Builder<'_> {
         if observed.config6 != config6 {
             self.push(Op::SetConfig6(config6));
         }
-        if !same_rules {
-            self.push(Op::Settle);
-            self.remove_generation(number, &live);
+        match step {
+            Step::Addresses => {}
+            Step::Edit(edit) => {
+                // Nor may what verdicts named go before.
+                self.push(Op::Settle);
+                for verdict in edit.unused {
+                    self.push(Op::RemoveVerdict { generation: number, verdict });
+                }
+            }
+            Step::Generation => {
+                self.push(Op::Settle);
+                self.remove_generation(number, live);
+            }
+        }
+    }
+
+    /// The policy in the numbers of the maps, and how to come to it.
+    fn step(
+        &mut self,
+        live: &Generation,
+        numbers: &BTreeMap<AllocationName, u32>,
+        suffixes: &BTreeMap<Ipv6Addr, u32>,
+    ) -> (Generation, Step) {
+        let known = self.known.rules.as_deref();
+        let rules = number_rules(&self.desired.rules, known.unwrap_or(&Rules::new()));
+        self.plan.rules = rules.iter().copied().zip(self.desired.rules.iter().cloned()).collect();
+        let policy = &self.desired.policy;
+        let wanted = follow(number_policy(policy, numbers, suffixes, &rules), live);
+        // Where both a pod and an address change their class, neither may do so before the other.
+        let same_destinations = live.destinations == wanted.destinations
+            || classes_stay(live, &wanted) && wide(&live.destinations).eq(wide(&wanted.destinations));
+        if same_destinations && live.ports == wanted.ports && live.verdicts == wanted.verdicts {
+            return (wanted, Step::Addresses);
+        }
+        if self.observed.config.generation == 0 {
+            return (wanted, Step::Generation);
+        }
+        match edit(live, &wanted) {
+            // Else nobody knows whose the numbers of rules are: counts of one must not become another's.
+            Ok(edit) if known.is_some() || edit.new.is_empty() => (wanted, Step::Edit(edit)),
+            _ => (wanted, Step::Generation),
+        }
+    }
+
+    /// Single entries of the live generation: in each look-up, a packet meets what was there before or what is to be there. Pods come
+    /// last, so that those that are new find everything.
+    fn change_addresses(&mut self, generation: u32, live: &Generation, wanted: &Generation) {
+        for (destination, class) in in_order(&live.destinations, &wanted.destinations, IpNet::prefix_len) {
+            self.push(match class {
+                Some(class) => Op::SetDestination { generation, destination, class },
+                None => Op::RemoveDestination { generation, destination },
+            });
+        }
+        for (port, class) in in_order(&live.ports, &wanted.ports, |(.., length)| *length) {
+            self.push(match class {
+                Some(class) => Op::SetPort { generation, port, class },
+                None => Op::RemovePort { generation, port },
+            });
+        }
+        for (address, pod) in wanted.pods.iter().filter(|(address, pod)| live.pods.get(address) != Some(pod))
+        {
+            self.push(Op::SetPod { generation, address: *address, value: *pod });
+        }
+        self.change_hosts(generation, &live.hosts, &wanted.hosts);
+        let pods6 = wanted.pods6.iter();
+        for (address, pod) in pods6.filter(|(address, pod)| live.pods6.get(address) != Some(pod)) {
+            self.push(Op::SetPod6 { generation, address: *address, value: *pod });
         }
     }
 
@@ -184,24 +264,46 @@ impl Builder<'_> {
     }
 }
 
+/// Ranges that others may be in: which one counts for an address depends on all of them.
+fn wide(destinations: &BTreeMap<DestinationEntry, u32>) -> impl Iterator<Item = (&DestinationEntry, &u32)> {
+    destinations.iter().filter(|(range, _)| range.prefix_len() < range.max_prefix_len())
+}
+
+/// Whether every pod that stays has the class that it had.
+fn classes_stay(before: &Generation, after: &Generation) -> bool {
+    let v4 = before.pods.iter().all(|(own, pod)| after.pods.get(own).is_none_or(|it| it.class == pod.class));
+    let v6 =
+        before.pods6.iter().all(|(own, pod)| after.pods6.get(own).is_none_or(|it| it.class == pod.class));
+    let mut hosts = before.hosts.iter();
+    v4 && v6 && hosts.all(|(own, pod)| after.hosts.get(own).is_none_or(|it| it.class == pod.class))
+}
+
 /// The policy in numbers. An allocation without number (its table is full) becomes a refusal.
 fn number_policy(
     policy: &Policy,
     numbers: &BTreeMap<AllocationName, u32>,
     suffixes: &BTreeMap<Ipv6Addr, u32>,
+    rules: &[u32],
 ) -> Generation {
+    let number = |name: &AllocationName| numbers.get(name).and_then(|number| u16::try_from(*number).ok());
+    // Thousands of verdicts share an allocation.
+    let mut known: HashMap<*const AllocationName, Option<u16>> = HashMap::new();
+    let mut of = |name: &AllocationName| *known.entry(name).or_insert_with(|| number(name));
     let verdicts = policy.verdicts.iter().map(|(key, verdict)| {
-        let number =
-            verdict.allocation.as_ref().map(|name| numbers.get(name).and_then(|n| u16::try_from(*n).ok()));
-        let value = match number {
-            None => VerdictValue { action: verdict.action, allocation: 0, binding: verdict.binding },
-            Some(Some(allocation)) => {
-                VerdictValue { action: verdict.action, allocation, binding: verdict.binding }
+        let action = verdict.action;
+        let binding = number_binding(verdict.rule, action == ACTION_PASS, rules);
+        let value = VerdictValue { action, binding, ..Default::default() };
+        let mut numbered = verdict.allocations().filter_map(&mut of);
+        let value = match numbered.next() {
+            None if verdict.allocation.is_none() => value,
+            None => VerdictValue { action: ACTION_DENY, ..value },
+            Some(allocation) => {
+                VerdictValue { allocation, secondary: numbered.next().unwrap_or(allocation), ..value }
             }
-            Some(None) => VerdictValue { action: ACTION_DENY, allocation: 0, binding: verdict.binding },
         };
         (*key, value)
     });
+    let verdicts = verdicts.collect();
     let pods6 = policy.pods6.iter().map(|(address, pod)| {
         let PodValue { class, incarnation, mac, .. } = *pod;
         let suffix = suffixes.get(address).copied().unwrap_or_default().to_be();
@@ -213,6 +315,6 @@ fn number_policy(
         hosts: policy.hosts.clone(),
         destinations: policy.destinations.clone(),
         ports: policy.ports.clone(),
-        verdicts: verdicts.collect(),
+        verdicts,
     }
 }

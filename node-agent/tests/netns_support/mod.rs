@@ -1,6 +1,7 @@
 //! Network namespaces for tests: made with unique names, removed when dropped.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod hosts;
 pub mod path;
 pub mod plane;
 pub mod traffic;

@@ -3,7 +3,7 @@
 
 use super::plane::{Bpffs, bring};
 use super::{Namespace, run};
-use aegis_common::{ANY_NUMBER, Counter, Timeouts};
+use aegis_common::{ANY_NUMBER, Counter, LeaseValue, NEVER, Timeouts};
 use aegis_core::model::{Address, AllocationName, Holding, State};
 use aegis_core::policy::{Binding, BindingName, Pod, Workloads};
 use aegis_core::slice::SliceSet;
@@ -12,7 +12,7 @@ use aegis_node_agent::desired::{Inputs, desired};
 use aegis_node_agent::network;
 use aegis_node_agent::nft::{Firewall, Outcome, Rules};
 use aegis_node_agent::objects::{self, NodeRecord};
-use aegis_node_agent::ops::Known;
+use aegis_node_agent::ops::{Known, Op};
 use aegis_node_agent::sweep::Sweeper;
 use aegis_node_agent::uplink::{Devices, devices};
 use std::collections::BTreeMap;
@@ -46,10 +46,24 @@ impl Row {
         origin.run(&format!(
             "ip addr add 192.0.2.9/24 dev eth0; ip addr add {ORIGIN}/32 dev lo; ip route add 203.0.113.0/24 via {NODE}"
         ));
-        // No connection may fail for another reason than the one that is looked for.
-        pod.run("sysctl -qw net.ipv4.ip_local_port_range=\"1024 65535\" net.ipv4.tcp_tw_reuse=1");
-        origin.run("sysctl -qw net.core.somaxconn=65535 net.ipv4.tcp_max_syn_backlog=65535 net.ipv4.tcp_syncookies=0");
-        Row { pod, node, origin }
+        Row { pod, node, origin }.without_limits()
+    }
+
+    /// Pod and origin without a node between them.
+    pub fn of_ends() -> Row {
+        super::need_root();
+        let (pod, node, origin) = (Namespace::new("pod"), Namespace::new("node"), Namespace::new("origin"));
+        origin.link("eth0", &pod, "eth0");
+        pod.run(&format!("ip addr add {POD}/24 dev eth0; ip route add default via 10.244.1.1"));
+        origin.run(&format!("ip addr add 10.244.1.1/24 dev eth0; ip addr add {ORIGIN}/32 dev lo"));
+        Row { pod, node, origin }.without_limits()
+    }
+
+    /// No connection may fail for another reason than the one that is looked for.
+    fn without_limits(self) -> Row {
+        self.pod.run("sysctl -qw net.ipv4.ip_local_port_range=\"1024 65535\" net.ipv4.tcp_tw_reuse=1");
+        self.origin.run("sysctl -qw net.core.somaxconn=65535 net.ipv4.tcp_max_syn_backlog=65535 net.ipv4.tcp_syncookies=0");
+        self
     }
 
     /// Lets the kernel translate, by this statement of nftables, for TCP and UDP.
@@ -62,7 +76,7 @@ impl Row {
 
 /// The data plane of a node.
 pub struct Aegis {
-    _bpffs: Bpffs,
+    bpffs: Bpffs,
     pub plane: Box<dyn Plane>,
     _sweeper: Sweeper,
     wrapper: std::path::PathBuf,
@@ -96,6 +110,8 @@ impl Aegis {
             let mut plane = bpffs.open_sized(1 << 20, 1 << 14);
             let hosts = look(plane.as_mut(), inputs);
             bring(plane.as_mut(), &desired(&hosts), &Known::default());
+            // As the agent does where no allocation has a fence.
+            plane.write(&Op::SetLease(LeaseValue { renewed: 0, soonest: NEVER })).unwrap();
             let found = attach(plane.as_mut(), &runtime);
             let name_of = |devices: &BTreeMap<u32, network::Device>| {
                 devices.iter().map(|(index, device)| (*index, device.name.clone())).collect()
@@ -111,13 +127,14 @@ impl Aegis {
                 hosts: hosts.host_levels != 0,
                 tunnel_port: 6081,
                 nodes: [NODE].into(),
+                queries: Default::default(),
             };
             let mut firewall = Firewall::new(wrapper.clone());
             assert_eq!(runtime.block_on(firewall.ensure(&rules, false)).unwrap(), Outcome::Written);
             let sweeper = plane.sweeper().unwrap();
             (plane, sweeper, firewall, rules)
         });
-        Aegis { _bpffs: bpffs, plane, _sweeper: sweeper, wrapper, firewall, rules }
+        Aegis { bpffs, plane, _sweeper: sweeper, wrapper, firewall, rules }
     }
 
     /// Does from now on what these say.
@@ -127,6 +144,26 @@ impl Aegis {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(self.firewall.ensure(&self.rules, false)).unwrap();
         bring(self.plane.as_mut(), &desired(&inputs), &Known::default());
+    }
+
+    /// Sends pods' DNS queries to where these say.
+    pub fn direct(&mut self, queries: aegis_node_agent::nft::Queries) {
+        self.rules.queries = queries;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(self.firewall.ensure(&self.rules, false)).unwrap();
+    }
+
+    /// As if another agent began with what is pinned.
+    pub fn restart(&mut self, row: &Row) {
+        let bpffs = &self.bpffs;
+        let (plane, sweeper) = row.node.enter(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let mut plane = bpffs.open_sized(1 << 20, 1 << 14);
+            attach(plane.as_mut(), &runtime);
+            let sweeper = plane.sweeper().unwrap();
+            (plane, sweeper)
+        });
+        (self.plane, self._sweeper) = (plane, sweeper);
     }
 
     /// Packets to which this has happened.
@@ -209,7 +246,9 @@ pub fn inputs(holdings: Vec<Holding>, timeouts: Timeouts) -> Inputs {
             workloads: Workloads { labels: labels.clone(), ..Workloads::default() },
             cidrs: vec!["198.51.100.0/24".parse().unwrap()],
             ports: vec![],
+            hosts: vec![],
             use_node_address: false,
+            binds: false,
             generation: 1,
         }],
         pods: vec![Pod {

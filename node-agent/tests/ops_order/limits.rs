@@ -15,6 +15,7 @@ fn entries(account: &str) -> [AllocationValue; 2] {
         bindings: vec![(0, 0, 0, true, false)],
         addresses: vec![Some((0, vec![(0, 3)])), Some((1, vec![(0, 3)])), None, None],
         nodes: 1,
+        sockets: (0, 0),
     };
     let second = AllocationName { account: account.to_owned(), ..allocation(1) };
     let mut inputs = Inputs {

@@ -2,6 +2,7 @@
 //! would make are made here, on the same contents.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is what unwrap is for")]
 
+mod edits;
 mod limits;
 mod six;
 mod world;
@@ -9,14 +10,16 @@ mod world;
 use aegis_common::{MAC_LEAVING, PodValue};
 use aegis_core::model::Fence;
 use aegis_core::policy::Pod;
+use aegis_core::policy::names::HostPattern;
 use aegis_core::slice::SliceSet;
 use aegis_node_agent::desired::{Desired, desired};
 use aegis_node_agent::groups::Group;
 use aegis_node_agent::observed::{Observed, from_map, to_map};
 use aegis_node_agent::ops::{Known, Named, Op, transition};
 use aegis_node_agent::probe::Answer;
+use ipnet::IpNet;
 use proptest::prelude::*;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use world::{Fate, Flows, World, allocation, egress, fate, step, world, write};
 
@@ -28,7 +31,7 @@ proptest! {
         let mut maps = Observed::default();
         let mut known = Known::default();
         let mut flows = Flows::default();
-        let empty = World { pods: vec![], bindings: vec![], addresses: vec![None; 4], nodes: 0 };
+        let empty = World { pods: vec![], bindings: vec![], addresses: vec![None; 4], nodes: 0, sockets: (0, 0) };
         let mut former = (empty, Desired::default());
         for (epoch, world) in worlds.into_iter().enumerate() {
             // Nothing flows from addresses of this node, so whatever has left the world may go.
@@ -50,6 +53,7 @@ fn simple() -> World {
         bindings: vec![(0, 0, 0, true, false)],
         addresses: vec![Some((0, vec![(0, 3), (1, 3)])), None, None, None],
         nodes: 2,
+        sockets: (0, 0),
     }
 }
 
@@ -58,6 +62,37 @@ fn after(world: &World, epoch: i64) -> (Observed, Known) {
     let change = transition(&desired(&world.inputs(epoch)), &maps, &Known::default());
     change.ops.iter().for_each(|op| maps.apply(op));
     (maps, Known { flows: Some(Named::default()), ..Known::default() })
+}
+
+/// Drawn once: a pod goes from one allocation to another, both through a gateway, while the first gets an address of this node's.
+#[test]
+fn what_needs_no_gateway_any_more_leaves_from_here() {
+    let dedicated = |owner, blocks: [(u8, u8); 4]| Some((owner, blocks.to_vec()));
+    let before = World {
+        pods: vec![(6, 0)],
+        bindings: vec![(0, 0, 0, true, false)],
+        addresses: vec![None, dedicated(0, [(1, 0), (1, 0), (1, 3), (0, 0)]), None, None],
+        nodes: 1,
+        sockets: (0, 0),
+    };
+    let after = World {
+        pods: vec![(6, 1)],
+        bindings: vec![(2, 0, 1, true, false)],
+        addresses: vec![
+            None,
+            None,
+            dedicated(2, [(0, 0), (1, 0), (1, 0), (1, 3)]),
+            dedicated(0, [(0, 0), (0, 0), (0, 0), (0, 3)]),
+        ],
+        ..before.clone()
+    };
+    let (mut maps, mut known) = (Observed::default(), Known::default());
+    known.idle = (0..4).map(|number| egress(number).into()).collect();
+    let mut flows = Flows::default();
+    let (first, second) = (wanted(&before), desired(&after.inputs(2)));
+    let empty = World { pods: vec![], bindings: vec![], addresses: vec![None; 4], nodes: 0, sockets: (0, 0) };
+    step(&mut maps, &mut known, &mut flows, (&empty, &Desired::default()), (&before, &first)).unwrap();
+    step(&mut maps, &mut known, &mut flows, (&before, &first), (&after, &second)).unwrap();
 }
 
 #[test]
@@ -70,6 +105,42 @@ fn a_new_pod_of_a_known_class_is_a_single_write() {
     let value = wanted(&world).policy.pods[&address];
     assert_eq!((value.class, value.incarnation), (1, aegis_common::incarnation("4")));
     assert_eq!(change.ops, [Op::SetPod { generation: maps.config.generation, address, value }]);
+}
+
+/// A name gets another address, and loses one: no new policy is made of it.
+#[test]
+fn addresses_of_a_name_are_single_writes() {
+    let name = HostPattern::new("*.x.test").unwrap();
+    let with = |lasts: &[u8], swapped: bool| {
+        let mut inputs = simple().inputs(1);
+        inputs.bindings[0].hosts = vec![name.clone()];
+        if swapped {
+            inputs.bindings[0].workloads.all = !inputs.bindings[0].workloads.all;
+        }
+        let addresses = lasts.iter().map(|last| Ipv4Addr::new(198, 18, 0, *last).into());
+        inputs.resolved = (1, Arc::new([(name.clone(), addresses.collect())].into()));
+        desired(&inputs)
+    };
+    let address = |last: u8| -> IpNet { IpAddr::from([198, 18, 0, last]).into() };
+    let mut maps = Observed::default();
+    let first = with(&[1], false);
+    transition(&first, &maps, &Known::default()).ops.iter().for_each(|op| maps.apply(op));
+    let generation = maps.config.generation;
+    let class = maps.live().destinations[&address(1)];
+    let known = Known { flows: Some(Named::default()), ..Known::default() };
+    let ops = transition(&with(&[1, 2, 3], false), &maps, &known).ops;
+    let set = |last| Op::SetDestination { generation, destination: address(last), class };
+    assert_eq!(ops, [set(2), set(3)]);
+    ops.iter().for_each(|op| maps.apply(op));
+    let ops = transition(&with(&[2, 4], false), &maps, &known).ops;
+    let gone = |last| Op::RemoveDestination { generation, destination: address(last) };
+    assert_eq!(ops, [set(4), gone(1), gone(3)]);
+    // Where pods change what they are in the same step, that is proved to be right.
+    let ops = transition(&with(&[2, 3, 5], true), &maps, &known).ops;
+    let (pod, class) = (Ipv4Addr::new(10, 244, 0, 3), 1);
+    let value = PodValue { class, ..maps.live().pods[&pod] };
+    let moved = Op::SetPod { generation, address: pod, value };
+    assert_eq!(ops, [set(5), gone(1), moved, Op::Settle]);
 }
 
 fn wanted(world: &World) -> Desired {
@@ -105,10 +176,12 @@ fn an_address_changes_hands_by_way_of_nobody() {
     // The same where a new policy comes with it.
     inputs.bindings[0].cidrs = vec!["198.51.100.0/25".parse().unwrap()];
     let ops = transition(&desired(&inputs), &maps, &known).ops;
-    let at = |wanted: Op| ops.iter().position(|op| *op == wanted).unwrap();
-    let gone = at(Op::RemovePod { generation, address });
-    let forgotten = at(Op::ForgetConnections { address: address.into() });
-    let named = at(Op::SetPod { generation: generation + 1, address, value });
+    let at = |wanted: &dyn Fn(&Op) -> bool| ops.iter().position(wanted).unwrap();
+    let gone = at(&|op| *op == Op::RemovePod { generation, address });
+    let forgotten = at(&|op| *op == Op::ForgetConnections { address: address.into() });
+    let named = at(
+        &|op| matches!(op, Op::SetPod { generation: g, address: a, .. } if (*g, *a) == (generation + 1, address)),
+    );
     assert!(forgotten < gone && gone < named, "{ops:?}");
 }
 

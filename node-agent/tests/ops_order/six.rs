@@ -1,7 +1,8 @@
 //! The same over IPv6: what the programs would do by the maps' contents, after every single write.
 
 use aegis_common::{
-    ACTION_ALLOCATE, ACTION_DENY, DESTINATION_INTERNAL, MAC_LEAVING, NetworkValue, Pod6Value, SlotValue,
+    ACTION_ALLOCATE, ACTION_DENY, ACTION_FORBID, DESTINATION_INTERNAL, MAC_LEAVING, NetworkValue, Pod6Value,
+    SlotValue,
 };
 use aegis_core::egress::Egress;
 use aegis_core::model::{Address, Fence, Holding, State};
@@ -93,7 +94,9 @@ impl World {
             workloads: Workloads { labels: label(app), ..Workloads::default() },
             cidrs: vec![ZONES[usize::from(*zone)].parse().unwrap()],
             ports: Vec::new(),
+            hosts: Vec::new(),
             use_node_address: false,
+            binds: false,
             generation: 1,
         });
         Inputs {
@@ -151,7 +154,7 @@ fn fate(maps: &Observed, pod: Ipv6Addr, destination: IpAddr) -> Fate {
         return Fate::Pass;
     };
     match verdict.action {
-        ACTION_DENY => Fate::Deny,
+        ACTION_DENY | ACTION_FORBID => Fate::Deny,
         ACTION_ALLOCATE => {
             let entry = maps.allocations6.get(&u32::from(verdict.allocation)).copied().unwrap_or_default();
             let listed = entry.networks[..entry.count as usize].iter().map(|network| from_network(*network));

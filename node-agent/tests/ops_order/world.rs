@@ -1,12 +1,14 @@
 //! A small world, what the programs would do by the maps' contents, and what must hold after each write.
 
-use aegis_common::{ACTION_ALLOCATE, ACTION_DENY, DESTINATION_INTERNAL, MAC_LEAVING};
+use aegis_common::{ACTION_ALLOCATE, ACTION_DENY, ACTION_FORBID, DESTINATION_INTERNAL, MAC_LEAVING};
 use aegis_core::model::{Address, AllocationName, Holding, State};
 use aegis_core::policy::{Binding, BindingName, Pod, Workloads};
+use aegis_core::slice::SliceSet;
 use aegis_node_agent::desired::{Desired, Inputs};
 use aegis_node_agent::objects::NodeRecord;
 use aegis_node_agent::observed::{Observed, from_map, to_map};
 use aegis_node_agent::ops::{Known, Named, Op, transition};
+use aegis_node_agent::uses::Uses;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -24,6 +26,8 @@ pub struct World {
     pub addresses: Vec<Option<Dedicated>>,
     /// Nodes beside this one that exist.
     pub nodes: u8,
+    /// Blocks of this node's that are for sockets, a bit each: those of which they are given ports, and those in which some are.
+    pub sockets: (u8, u8),
 }
 
 /// Allocation and, for each block of eight slices, (holder, state).
@@ -35,11 +39,9 @@ pub fn world() -> impl Strategy<Value = World> {
         prop::collection::vec((0u8..3, 0u8..3, 0u8..3, any::<bool>(), prop::bool::weighted(0.2)), 0..5);
     let blocks = prop::collection::vec((0u8..4, 0u8..4), 4);
     let addresses = prop::collection::vec(prop::option::weighted(0.8, (0u8..3, blocks)), 4);
-    (pods, bindings, addresses, 0u8..4).prop_map(|(pods, bindings, addresses, nodes)| World {
-        pods,
-        bindings,
-        addresses,
-        nodes,
+    let sockets = prop_oneof![3 => Just((0, 0)), 1 => (0u8..16, 0u8..16)];
+    (pods, bindings, addresses, 0u8..4, sockets).prop_map(|(pods, bindings, addresses, nodes, sockets)| {
+        World { pods, bindings, addresses, nodes, sockets }
     })
 }
 
@@ -89,8 +91,17 @@ impl World {
             };
             Some((egress(number), address))
         });
+        let blocks = |bits: u8| -> SliceSet {
+            (0..4)
+                .filter(|block| bits >> block & 1 == 1)
+                .flat_map(|block| 8 + 8 * block..16 + 8 * block)
+                .collect()
+        };
+        let (open, kept) = (blocks(self.sockets.0), blocks(self.sockets.0 | self.sockets.1));
+        let uses = Uses { open, kept, leaving: SliceSet::EMPTY };
         Inputs {
             node: "n0".into(),
+            uses: (0..self.addresses.len()).map(|number| (egress(number), uses)).collect(),
             pods: pods
                 .iter()
                 .map(|(address, label)| Pod {
@@ -116,7 +127,9 @@ impl World {
                     },
                     cidrs: vec![ZONES[*zone as usize].parse().unwrap()],
                     ports: Vec::new(),
+                    hosts: Vec::new(),
                     use_node_address: *fall_back,
+                    binds: false,
                     generation: 1,
                 })
                 .collect(),
@@ -178,7 +191,7 @@ pub fn fate(maps: &Observed, pod: Ipv4Addr, destination: Ipv4Addr) -> Fate {
         return Fate::Pass;
     };
     match verdict.action {
-        ACTION_DENY => Fate::Deny,
+        ACTION_DENY | ACTION_FORBID => Fate::Deny,
         ACTION_ALLOCATE => {
             let entry = maps.allocations.get(&u32::from(verdict.allocation));
             let addresses =
@@ -214,6 +227,23 @@ fn own_what_is_allowed(maps: &Observed) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// A slice in which there may be sockets is owned by this node, and no flow may be opened from it.
+fn one_use(maps: &Observed) -> Result<(), TestCaseError> {
+    for (address, binds) in &maps.binds {
+        let (open, kept) = (SliceSet::from_words(binds.open), SliceSet::from_words(binds.kept));
+        prop_assert!(!kept.is_empty() && open.difference(kept).is_empty());
+        let allowed =
+            maps.holdings.get(address).map(|it| SliceSet::from_words(it.allowed)).unwrap_or_default();
+        prop_assert!(allowed.intersection(kept).is_empty(), "{} has two uses of some", address);
+        let index = maps.addresses.get(address).map(|value| value.index);
+        for slice in kept.iter() {
+            let owner = index.and_then(|index| maps.slots.get(&(index, slice))).map(|slot| slot.peer);
+            prop_assert_eq!(owner, Some(maps.config.own_peer), "{} slice {} of sockets", address, slice);
+        }
+    }
+    Ok(())
+}
+
 /// Packets of other nodes' pods find the allocation of an address that stays with it, whatever else is written.
 fn names_stay(old: &Observed, maps: &Observed, before: &World, after: &World) -> Result<(), TestCaseError> {
     for (number, (was, will)) in before.addresses.iter().zip(&after.addresses).enumerate() {
@@ -234,7 +264,7 @@ fn policy_of(wanted: &Desired, pod: Ipv4Addr, destination: Ipv4Addr) -> Option<A
         .iter()
         .filter(|(range, _)| range.contains(&IpAddr::V4(destination)))
         .max_by_key(|(range, _)| range.prefix_len())?;
-    wanted.policy.verdicts.get(&(class, *best.1, 0))?.allocation.clone()
+    wanted.policy.verdicts.get(&(class, *best.1, 0))?.allocations().next().cloned()
 }
 
 /// Connections that never end.
@@ -352,6 +382,7 @@ pub fn write(
     for op in ops {
         maps.apply(op);
         own_what_is_allowed(maps)?;
+        one_use(maps)?;
         flows.live(maps)?;
         names_stay(&old, maps, before.0, after.0)?;
         for pod in &pods().collect::<Vec<_>>() {
@@ -376,7 +407,9 @@ pub fn write(
                     && !one.is_empty()
                     && !other.is_empty()
                 {
-                    let on = matches!(&now, Fate::Leaves(_, gateways) if !gateways.is_empty());
+                    // Meanwhile it may leave from here.
+                    let on =
+                        matches!(&now, Fate::Leaves(own, others) if !own.is_empty() || !others.is_empty());
                     prop_assert!(on, "{} to {} has no way after {:?}", pod, destination, op);
                 }
                 if let Fate::Leaves(sources, _) = &now {

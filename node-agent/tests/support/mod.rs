@@ -184,14 +184,13 @@ impl World {
         let port = PortKey { generation, protocol: 6, port: 440u16.to_be() };
         self.plane.trie("PORTS").unwrap().insert(&Key::new(48 + 14, port), 1u32, 0).unwrap();
         for (destination_class, port_class, action) in [
+            // Whatever the port, but for class 3.
             (1, 0, ACTION_ALLOCATE),
-            (1, 1, ACTION_ALLOCATE),
             (2, 0, ACTION_DENY),
-            (2, 1, ACTION_DENY),
             (3, 1, ACTION_ALLOCATE),
         ] {
             let key = VerdictKey { generation, pod_class: 1, destination_class, port_class };
-            let value = VerdictValue { action, allocation: 0, binding: 3 };
+            let value = VerdictValue { action, binding: 3, ..Default::default() };
             self.plane.hash("VERDICTS").unwrap().insert(key, value, 0).unwrap();
         }
     }
@@ -222,10 +221,14 @@ impl World {
         value.addresses[0] = raw(EGRESS_2);
         self.plane.array("ALLOCATIONS").unwrap().set(1, value, 0).unwrap();
         let key = VerdictKey { generation: 1, pod_class: 2, destination_class: 1, port_class: 0 };
-        let value = VerdictValue { action: ACTION_ALLOCATE, allocation: 1, binding: 4 };
-        for port_class in [0, 1] {
-            self.plane.hash("VERDICTS").unwrap().insert(VerdictKey { port_class, ..key }, value, 0).unwrap();
-        }
+        let value = VerdictValue {
+            action: ACTION_ALLOCATE,
+            allocation: 1,
+            secondary: 1,
+            binding: 4,
+            ..Default::default()
+        };
+        self.plane.hash("VERDICTS").unwrap().insert(key, value, 0).unwrap();
     }
 
     pub fn set_config(&mut self, config: &Config) {

@@ -5,7 +5,7 @@ use crate::random::Random;
 use crate::support::packet::{ACK, SYN};
 use crate::support::six::*;
 use crate::support::*;
-use aegis_common::NetworkValue;
+use aegis_common::{NdpKey, NdpValue, NetworkValue, network_of};
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::sync::LazyLock;
@@ -90,6 +90,31 @@ fn frame(random: &mut Random, source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8
     frame
 }
 
+/// Where the address begins that a neighbour asks for.
+const TARGET: usize = 62;
+
+/// What neighbours on the link say to each other, sound and not.
+fn neighbour(random: &mut Random, source: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
+    let [.., a, b, c] = target.octets();
+    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]));
+    let options = [1, 1, 2, 0, 0, 0, 0, 9, 14, 1, 1, 2, 3, 4, 5, 6, 1, 1, 2, 0, 0, 0, 0, 9, 14, 1];
+    let message = [&target.octets()[..], &options[..random.pick(&[0usize, 8, 8, 8, 16, 24, 26])]].concat();
+    let kind = random.pick(&[135, 135, 135, 136, 134]);
+    let mut packet = Packet6::icmp(source, random.pick(&[group, target]), kind, [0; 4], &message);
+    packet.wrong_checksum = random.chance(10);
+    let mut frame = packet.frame();
+    frame[21] = random.pick(&[255, 255, 255, 64]);
+    if random.chance(15) {
+        let places: Vec<usize> = (14..22).chain(54..TARGET).chain(TARGET + 16..frame.len()).collect();
+        let place = random.pick(&places);
+        frame[place] ^= random.pick(&[1u8, 0x10, 0x80, 0xff]);
+    }
+    if random.chance(10) {
+        frame.truncate(frame.len() - random.pick(&[1usize, 4, 8]));
+    }
+    frame
+}
+
 struct Fuzz {
     world: World,
     random: Random,
@@ -142,7 +167,13 @@ impl Fuzz {
         all.extend([*OTHERS, NETWORK, POD6, ELSEWHERE6]);
         let destination = self.random.pick(&all);
         let source = self.random.pick(&[ORIGIN6, ELSEWHERE6]);
-        let frame = frame(&mut self.random, source, destination);
+        let frame = match self.random.chance(20) {
+            true => {
+                let source = self.random.pick(&[ORIGIN6, Ipv6Addr::UNSPECIFIED, destination]);
+                neighbour(&mut self.random, source, destination)
+            }
+            false => frame(&mut self.random, source, destination),
+        };
         let (verdict, after) = self.world.back(&frame);
         let counted = self.counted();
         let judged = uplink_ingress(&frame, &after, verdict, &counted);
@@ -178,7 +209,11 @@ fn uplink_egress(
 ) -> Result<(), String> {
     let (source, destination) = (address(frame, SOURCE), address(frame, DESTINATION));
     match result.verdict {
-        TCX_NEXT if !marked => right("changed", result.frame == frame && !is_egress(source)),
+        TCX_NEXT if !marked => {
+            // What is no IPv6 has no source.
+            let foreign = !is_egress(source) || frame[14] >> 4 != 6;
+            right("changed", result.frame == frame && foreign)
+        }
         TCX_NEXT => {
             let now = address(&result.frame, SOURCE);
             right("not the pod's address", is_of(source, now))?;
@@ -211,6 +246,15 @@ fn uplink_ingress(
             right("another source", address(after, SOURCE) == address(frame, SOURCE))?;
             right("a checksum is wrong now", sound(frame) != Some(true) || sound(after) == Some(true))
         }
+        XDP_TX if counted.contains(&("ndp_answered", 1)) => {
+            let target = address(frame, TARGET);
+            right("nobody's address", is_egress(target) && target.segments()[3] == NETWORK.segments()[3])?;
+            right("what it answers is not sound", sound(frame) == Some(true) && frame[54] == 135)?;
+            right("not sound", sound(after) == Some(true) && address(after, TARGET) == target)?;
+            let (source, to) = (address(frame, SOURCE), address(after, DESTINATION));
+            let all = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+            right("an answer to somebody else", to == if source.is_unspecified() { all } else { source })
+        }
         XDP_TX if counted.contains(&("steered", 1)) => {
             right("changed on its way", after.ends_with(&frame[14..]) && is_egress(destination))
         }
@@ -227,6 +271,8 @@ fn xdp_fuzz_whatever_comes_over_ipv6() {
     let (count, seed) = (number("AEGIS_FUZZ", 20_000), number("AEGIS_FUZZ_SEED", 1));
     let mut world = World::new();
     six(&mut world);
+    let key = NdpKey { network: network_of(&raw6(NETWORK)), ifindex: 1 };
+    world.plane.hash("NDP_ANSWERS").unwrap().insert(key, NdpValue::default(), 0).unwrap();
     let mut fuzz = Fuzz { world, random: Random::new(seed), seen: BTreeMap::new() };
     for number in 0..count {
         if number % 20 == 0 {
@@ -252,6 +298,7 @@ fn xdp_fuzz_whatever_comes_over_ipv6() {
         "drop_no_flow",
         "drop_no_owner",
         "drop_leak",
+        "ndp_answered",
     ] {
         assert!(fuzz.seen.contains_key(label), "never counted {label}: {:#?}", fuzz.seen);
     }

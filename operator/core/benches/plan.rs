@@ -68,6 +68,7 @@ fn cluster(nodes: usize, addresses: usize) -> Inputs {
             cidr: "203.0.0.0/20".parse().unwrap(),
             reserved: vec![],
             account: "shop".into(),
+            delegations: vec![],
             deleting: false,
         }],
         allocations: (0..addresses).map(allocation).collect(),

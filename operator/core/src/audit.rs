@@ -145,7 +145,8 @@ fn check_outcomes(world: &World, plan: &Plan) -> Vec<Violation> {
         }
     }
     for prefix in &world.inputs.prefixes {
-        let used = plan.addresses.iter().filter(|address| address.prefix == prefix.name).count();
+        let all = plan.addresses.iter().chain(&world.inputs.frozen);
+        let used = all.filter(|address| address.prefix == prefix.name).count();
         if plan.prefixes.get(&prefix.name).is_none_or(|outcome| outcome.used as usize != used) {
             violations.push(Violation::PrefixUse { prefix: prefix.name.clone() });
         }

@@ -78,6 +78,11 @@ impl Growth {
         self.wants
     }
 
+    /// Slices that are wanted, by the last look.
+    pub fn wants(&self) -> u32 {
+        self.wants
+    }
+
     /// Nothing but the least was wanted or needed for a while.
     pub fn is_idle(&self) -> bool {
         self.wants == 1 && self.needed <= 1

@@ -7,11 +7,12 @@
 //! | to change | look in |
 //! |---|---|
 //! | which prefix counts, which of its addresses are free | `prefix` |
+//! | who may have addresses of a prefix, and how many | `delegation` |
 //! | which addresses an allocation gets or gives back | `plan::addresses` |
 //! | how many slices each node is to hold: minima, needs, fair shares | `plan::targets` |
 //! | the share of a site | `site`, `selector` |
 //! | which slices those are, and when a node loses them | `plan::holdings`, `plan::board` |
-//! | what conditions say | `plan::outcomes` |
+//! | what conditions say | `plan::outcomes`, `plan::delegated` |
 //! | what a plan must never do | `audit` |
 //! | what a node makes of what it is given: what it opens, follows, reports as drained | `holding` |
 //! | how many slices a node wants, and for how long flows wait for them | `growth` |
@@ -24,6 +25,7 @@
 
 pub mod announcer;
 pub mod audit;
+mod delegation;
 pub mod diff;
 pub mod egress;
 pub mod fence;

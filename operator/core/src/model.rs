@@ -1,6 +1,7 @@
 //! What planning reads and writes. These types know nothing of Kubernetes; the operator translates.
 
 use crate::egress::{Egress, Family};
+use crate::selector::{Labels, Selector};
 use crate::slice::{FIRST, LAST, SliceSet};
 use ipnet::IpNet;
 use std::borrow::Cow;
@@ -29,8 +30,13 @@ pub struct Inputs {
     pub allocations: Vec<Allocation>,
     /// All nodes that exist (a Node object), with what their agents report.
     pub nodes: Vec<Node>,
-    /// All `EgressAddress` objects as they stand.
+    /// All `EgressAddress` objects as they stand, but for `frozen`.
     pub addresses: Vec<Address>,
+    /// Those that are no part of planning (all of them are `withheld`), since their allocation or prefix can't be read. They
+    /// count for their account.
+    pub frozen: Vec<Address>,
+    /// Labels of the namespaces of all accounts that have allocations or addresses, by name.
+    pub namespaces: BTreeMap<String, Labels>,
     /// Now.
     pub now: Seconds,
     /// How long a slice rests between two holders; [`QUARANTINE`] but for tests.
@@ -52,6 +58,8 @@ impl Default for Inputs {
             allocations: Vec::new(),
             nodes: Vec::new(),
             addresses: Vec::new(),
+            frozen: Vec::new(),
+            namespaces: BTreeMap::new(),
             now: 0,
             quarantine: QUARANTINE,
             unrested: BTreeMap::new(),
@@ -79,10 +87,32 @@ pub struct Prefix {
     pub cidr: IpNet,
     /// Ranges that are not to be allocated.
     pub reserved: Vec<IpNet>,
-    /// Account that may allocate from it.
+    /// Account that owns it.
     pub account: String,
+    /// To whom else addresses of it may go.
+    pub delegations: Vec<Delegation>,
     /// Being deleted: nothing new is taken from it, and it goes when none of its addresses is in use.
     pub deleting: bool,
+}
+
+/// Lets other accounts than the owner take addresses of a prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delegation {
+    /// Name.
+    pub name: String,
+    /// To whom.
+    pub to: Delegate,
+    /// Most addresses that each of these accounts may have.
+    pub max: u32,
+}
+
+/// To whom a prefix is delegated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delegate {
+    /// The account of this name.
+    Account(String),
+    /// Accounts whose namespaces carry such labels.
+    Namespaces(Selector),
 }
 
 /// An `EgressAllocation`.

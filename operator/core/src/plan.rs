@@ -6,11 +6,14 @@
 
 mod addresses;
 mod board;
+mod delegated;
 mod holdings;
 mod members;
 mod outcomes;
 mod targets;
 
+use crate::delegation::Ledger;
+use crate::egress::Egress;
 use crate::model::{Address, Allocation, AllocationName, Inputs, Seconds, Site, State};
 use crate::prefix::Prefixes;
 use std::collections::BTreeMap;
@@ -33,6 +36,8 @@ pub struct Plan {
 pub struct AllocationOutcome {
     /// Whether the allocation can be acted on. One that cannot keeps the addresses it has and gets no new one.
     pub accepted: Verdict,
+    /// Whether its account has by right what it has of the prefixes.
+    pub delegated: Verdict,
     /// Whether everything asked for is set aside.
     pub allocated: Verdict,
     /// Its sites, by name; none if every node may hold slices.
@@ -81,10 +86,61 @@ impl SiteOutcome {
 pub struct PrefixOutcome {
     /// Whether addresses may be taken from it.
     pub accepted: Verdict,
+    /// Whether every account has by right what it has of it.
+    pub delegated: Verdict,
     /// Addresses that can be allocated: the whole range but what is reserved.
     pub capacity: u32,
+    /// Addresses that must not be allocated.
+    pub reserved: u32,
     /// Addresses that allocations have, also those that drain or rest. While there is one, the finalizer must stay.
     pub used: u32,
+    /// Addresses that an allocation can get.
+    pub free: u32,
+    /// Who has addresses of it, by account.
+    pub accounts: Vec<AccountUse>,
+}
+
+/// What an account has of a prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccountUse {
+    /// The account.
+    pub account: String,
+    /// By which right.
+    pub right: AccountRight,
+    /// Addresses of each of its allocations, by name.
+    pub allocations: BTreeMap<String, Vec<Egress>>,
+}
+
+/// By which right an account has addresses of a prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccountRight {
+    /// It owns the prefix.
+    Owner,
+    /// By this delegation, which allows so many.
+    Delegated {
+        /// Its name.
+        delegation: String,
+        /// How many.
+        max: u32,
+    },
+    /// By a delegation that applies no more.
+    Withdrawn,
+}
+
+impl AccountUse {
+    /// How many addresses it has.
+    pub fn used(&self) -> u32 {
+        u32::try_from(self.allocations.values().map(Vec::len).sum::<usize>()).unwrap_or(u32::MAX)
+    }
+
+    /// How many it may have.
+    pub fn most(&self) -> u32 {
+        match &self.right {
+            AccountRight::Owner => u32::MAX,
+            AccountRight::Delegated { max, .. } => *max,
+            AccountRight::Withdrawn => 0,
+        }
+    }
 }
 
 /// A condition's status with its reason (see [`crate::reason`]) and a message for people: what is the case, and, if
@@ -155,10 +211,11 @@ pub fn plan(inputs: &Inputs) -> Plan {
             State::Quarantined { until } => Some(until),
             State::Held | State::Draining => None,
         });
+    let ledger = Ledger::new(inputs, &addresses);
     Plan {
         wake: wake.min(),
-        allocations: outcomes::allocations(inputs, assignments, shares, &addresses),
-        prefixes: outcomes::prefixes(&prefixes, &addresses),
+        allocations: outcomes::allocations(inputs, assignments, shares, &addresses, &prefixes, &ledger),
+        prefixes: outcomes::prefixes(inputs, &prefixes, &addresses, &ledger),
         addresses,
     }
 }

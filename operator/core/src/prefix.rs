@@ -127,9 +127,16 @@ impl Pool {
 
     /// How many egress addresses can be allocated.
     pub fn capacity(&self) -> u32 {
-        let size = |(from, to): (u64, u64)| (to - from).saturating_add(1);
-        let reserved: u64 = self.reserved.iter().copied().map(size).sum();
-        u32::try_from(size((self.first, self.last)) - reserved).unwrap_or(u32::MAX)
+        u32::try_from(size((self.first, self.last)) - self.all_reserved()).unwrap_or(u32::MAX)
+    }
+
+    /// How many egress addresses are reserved.
+    pub fn reserved(&self) -> u32 {
+        u32::try_from(self.all_reserved()).unwrap_or(u32::MAX)
+    }
+
+    fn all_reserved(&self) -> u64 {
+        self.reserved.iter().copied().map(size).sum()
     }
 
     /// Whether the address lies in the prefix.
@@ -162,6 +169,11 @@ impl Pool {
     }
 }
 
+/// How many places a range has, both ends included.
+fn size((from, to): (u64, u64)) -> u64 {
+    (to - from).saturating_add(1)
+}
+
 /// Places of the first and the last egress address of which a range has a part.
 fn ends(range: IpNet) -> (u64, u64) {
     let place = |address| Egress::containing(address).place();
@@ -179,6 +191,7 @@ mod tests {
             cidr: IpNet::default(),
             reserved: vec![],
             account: "shop".into(),
+            delegations: vec![],
             deleting: false,
         }
     }
@@ -224,7 +237,7 @@ mod tests {
             "198.51.100.0/24",
         ];
         let some = pool("192.0.2.0/28", &reserved);
-        assert_eq!(some.capacity(), 10);
+        assert_eq!((some.capacity(), some.reserved()), (10, 6));
         let free = all(&some);
         assert_eq!(free.len(), 10);
         assert!(free.iter().all(|address| !some.is_reserved(*address) && some.contains(*address)));
@@ -256,6 +269,7 @@ mod tests {
             cidr: cidr.parse().unwrap(),
             reserved: vec![],
             account: "shop".into(),
+            delegations: vec![],
             deleting: false,
         };
         let first = prefix("first", 1, "192.0.2.0/29");

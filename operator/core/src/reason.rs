@@ -7,8 +7,14 @@ pub const ACCEPTED: &str = "Accepted";
 pub const OVERLAP: &str = "OverlapsPrefix";
 /// An object that is referred to does not exist.
 pub const NOT_FOUND: &str = "NotFound";
-/// The prefix belongs to another account.
+/// The prefix belongs to another account, and is not delegated to this one.
 pub const NOT_PERMITTED: &str = "NotPermitted";
+/// Every account has addresses by right.
+pub const DELEGATED: &str = "Delegated";
+/// An account has addresses of a prefix that is not, or not to this number, delegated to it any more.
+pub const DELEGATION_WITHDRAWN: &str = "DelegationWithdrawn";
+/// The account has as many addresses of the prefix as are delegated to it.
+pub const DELEGATION_LIMIT: &str = "DelegationLimit";
 /// A value is wrong in a way that only the whole could tell.
 pub const INVALID: &str = "Invalid";
 /// All that was asked for is set aside.

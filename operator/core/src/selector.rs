@@ -1,11 +1,30 @@
-//! Selectors: which nodes belong to the sites of an allocation, and which pods a binding covers.
+//! Selectors: which nodes belong to the sites of an allocation, which pods a binding covers, and which accounts a
+//! delegation is for.
 
 use crate::model::{Allocation, Node, Site};
-use crate::policy::{Expression, Operator, Pod, Workloads};
+use crate::policy::{Expression, Operator};
 use std::collections::BTreeMap;
 
 /// Labels of a Kubernetes object.
 pub type Labels = BTreeMap<String, String>;
+
+/// A label selector.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selector {
+    /// Labels that the object carries.
+    pub labels: Labels,
+    /// Further conditions on its labels.
+    pub expressions: Vec<Expression>,
+}
+
+impl Selector {
+    /// Whether it selects an object with these labels. One that asks for nothing selects nothing.
+    pub fn matches(&self, labels: &Labels) -> bool {
+        !(self.labels.is_empty() && self.expressions.is_empty())
+            && matches_labels(&self.labels, labels)
+            && self.expressions.iter().all(|expression| expression.matches(labels))
+    }
+}
 
 /// Whether the object carries all of the labels; no label at all is a match.
 pub fn matches_labels(wanted: &Labels, labels: &Labels) -> bool {
@@ -44,21 +63,5 @@ impl Expression {
             Operator::Exists => value.is_some(),
             Operator::DoesNotExist => value.is_none(),
         }
-    }
-}
-
-impl Workloads {
-    /// Whether the pod (of the same account) is selected: by `all`, or by everything else that is given. Workloads
-    /// that give nothing select no pod.
-    pub fn matches(&self, pod: &Pod) -> bool {
-        if self.all {
-            return true;
-        }
-        let given =
-            !(self.labels.is_empty() && self.expressions.is_empty() && self.service_accounts.is_empty());
-        given
-            && matches_labels(&self.labels, &pod.labels)
-            && self.expressions.iter().all(|expression| expression.matches(&pod.labels))
-            && (self.service_accounts.is_empty() || self.service_accounts.contains(&pod.service_account))
     }
 }

@@ -361,6 +361,17 @@ fn an_address_that_must_not_be_taken() {
         taken(&with(|prefix| prefix.reserved = vec!["192.0.2.0/31".parse().unwrap()]), next),
         "it is reserved"
     );
+    // It has one, and would have two.
+    let lent = |max| {
+        move |inputs: &mut Inputs| {
+            let delegation = Delegation { name: "d".into(), to: Delegate::Account("shop".into()), max };
+            (inputs.prefixes[0].account, inputs.prefixes[0].delegations) = ("bank".into(), vec![delegation]);
+        }
+    };
+    assert_eq!(
+        taken(&lent(1), next),
+        "its account has as many addresses of the prefix as are delegated to it"
+    );
     let other = |inputs: &mut Inputs| inputs.allocations[0].prefixes = vec!["q".into()];
     assert_eq!(taken(&other, next), "its allocation does not name the prefix");
     let enough = |inputs: &mut Inputs| inputs.allocations[0].request = AddressRequest::Count(1);

@@ -7,7 +7,7 @@ use aegis_core::egress::{Egress, Family};
 use aegis_core::fence;
 use aegis_core::model::*;
 use aegis_core::plan::Plan;
-use aegis_core::selector::{matches_sites, serves};
+use aegis_core::selector::{Selector, matches_sites, serves};
 use aegis_core::site::quotas;
 use aegis_core::slice::SliceSet;
 use aegis_core::{audit, plan};
@@ -24,6 +24,8 @@ enum Event {
     Prefix(Prefix),
     PrefixGoes(usize),
     PrefixDeleting(usize),
+    /// The namespace of an account has this label, or is not there.
+    Namespace(&'static str, Option<&'static str>),
     Allocation(Box<Allocation>),
     /// One field of an allocation changes to what it is in another one.
     Edit {
@@ -83,19 +85,30 @@ fn any_account() -> impl Strategy<Value = &'static str> {
     prop_oneof![1 => Just("bank"), 5 => Just("shop")]
 }
 
+fn any_delegation() -> impl Strategy<Value = Delegation> {
+    let team = prop::sample::select(vec!["red", "blue"]).prop_map(|it| {
+        let labels = BTreeMap::from([("team".to_owned(), it.to_owned())]);
+        Delegate::Namespaces(Selector { labels, expressions: vec![] })
+    });
+    let to = prop_oneof![any_account().prop_map(|it| Delegate::Account(it.into())), team];
+    (to, 1..4u32).prop_map(|(to, max)| Delegation { name: format!("d{max}"), to, max })
+}
+
 fn any_prefix() -> impl Strategy<Value = Prefix> {
     let reserved = prop::collection::vec(
         prop::sample::select(vec!["192.0.2.1/32", "198.51.100.2/31", "2001:db8:0:1::7/128"]),
         0..2,
     );
-    (0..RANGES.len(), 0..3i64, any_account(), reserved).prop_map(|(index, created, account, reserved)| {
-        Prefix {
+    let delegations = prop::collection::vec(any_delegation(), 0..3);
+    (0..RANGES.len(), 0..3i64, any_account(), reserved, delegations).prop_map(
+        |(index, created, account, reserved, delegations)| Prefix {
             created,
             account: account.into(),
+            delegations,
             reserved: reserved.into_iter().map(|range| range.parse().unwrap()).collect(),
             ..prefix(&format!("p{index}"), RANGES[index])
-        }
-    })
+        },
+    )
 }
 
 fn any_request() -> impl Strategy<Value = AddressRequest> {
@@ -153,6 +166,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         3 => any_prefix().prop_map(Event::Prefix),
         1 => (0..RANGES.len()).prop_map(Event::PrefixGoes),
         1 => (0..RANGES.len()).prop_map(Event::PrefixDeleting),
+        2 => (any_account(), prop::sample::select(vec![None, Some("red"), Some("blue")]))
+            .prop_map(|(account, team)| Event::Namespace(account, team)),
         6 => any_allocation().prop_map(Box::new).prop_map(Event::Allocation),
         6 => (0..8usize, 0..5usize, any_allocation())
             .prop_map(|(index, field, other)| Event::Edit { index, field, other: Box::new(other) }),
@@ -187,6 +202,11 @@ fn happen(inputs: &mut Inputs, event: Event) {
         Event::PrefixDeleting(index) => {
             let prefix = inputs.prefixes.iter_mut().find(|prefix| prefix.name == format!("p{index}"));
             prefix.into_iter().for_each(|prefix| prefix.deleting = true);
+        }
+        Event::Namespace(account, team) => {
+            inputs.namespaces.remove(account);
+            let labels = team.map(|it| BTreeMap::from([("team".to_owned(), it.to_owned())]));
+            inputs.namespaces.extend(labels.map(|labels| (account.to_owned(), labels)));
         }
         Event::Allocation(mut allocation) => {
             // An edit, or a new one. A deletion cannot be taken back.
@@ -430,6 +450,17 @@ fn nobody_starves(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// How many addresses of a prefix of somebody else an account may have.
+fn most(inputs: &Inputs, prefix: &Prefix, account: &str) -> usize {
+    let applies = |it: &&Delegation| match &it.to {
+        Delegate::Account(name) => name == account,
+        Delegate::Namespaces(selector) => {
+            inputs.namespaces.get(account).is_some_and(|labels| selector.matches(labels))
+        }
+    };
+    prefix.delegations.iter().filter(applies).map(|it| it.max as usize).max().unwrap_or(0)
+}
+
 /// Who was refused an address was refused for a reason.
 fn no_address_is_withheld(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
     let taken: BTreeSet<Egress> =
@@ -446,7 +477,21 @@ fn no_address_is_withheld(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseEr
         }
         prop_assert!(!outcome.allocated.is_good());
         let length = if family == Family::V4 { 32 } else { 64 };
-        let named = inputs.prefixes.iter().filter(|prefix| allocation.prefixes.contains(&prefix.name));
+        let account = &allocation.name.account;
+        let of_account =
+            |it: &&Address, prefix: &Prefix| it.allocation.account == *account && it.prefix == prefix.name;
+        // One that goes in this very plan counts until its object is gone.
+        let goes = |it: &&Address| plan.addresses.iter().all(|after| after.address != it.address);
+        let counting: Vec<&Address> =
+            plan.addresses.iter().chain(inputs.addresses.iter().filter(goes)).collect();
+        let at_limit = |prefix: &Prefix| {
+            let has = counting.iter().filter(|it| of_account(it, prefix)).count();
+            prefix.account != *account && has >= most(inputs, prefix, account)
+        };
+        let named = inputs
+            .prefixes
+            .iter()
+            .filter(|prefix| allocation.prefixes.contains(&prefix.name) && !at_limit(prefix));
         for prefix in named.filter(|prefix| Family::of(&prefix.cidr) == family) {
             for one in prefix.cidr.subnets(length).unwrap() {
                 let reserved = |range: &IpNet| range.contains(&one) || one.contains(range);
@@ -565,24 +610,64 @@ fn everything_becomes_free(mut inputs: Inputs) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+fn go_through(events: Vec<Event>, seed: usize) -> Result<(), TestCaseError> {
+    let mut inputs = busy_world();
+    let mut epochs: BTreeMap<Egress, i64> = BTreeMap::new();
+    for event in events {
+        happen(&mut inputs, event);
+        prop_assert_eq!(plan(&shuffled(&inputs, seed)), plan(&inputs));
+        settle(&mut inputs)?;
+        for address in &inputs.addresses {
+            // Also over the deletion of an address: nodes may have missed it.
+            let former = epochs.insert(address.address, address.epoch);
+            prop_assert!(former.is_none_or(|former| former <= address.epoch), "{address:?} after {former:?}");
+        }
+    }
+    everything_comes_to_rest(inputs.clone())?;
+    everything_becomes_free(inputs)
+}
+
+/// What was drawn once: an address that goes fills its account's limit until its object is gone.
+#[test]
+fn an_address_that_goes_counts_until_it_is_gone() {
+    let nothing = Allocation {
+        name: AllocationName { account: "bank".into(), name: "a0".into() },
+        created: 0,
+        prefixes: vec!["p0".into()],
+        request: AddressRequest::Count(0),
+        per_node_min: 0,
+        per_node_max: 0,
+        ..allocation("a0")
+    };
+    let one = Allocation {
+        name: AllocationName { account: "shop".into(), name: "a0".into() },
+        request: AddressRequest::Count(1),
+        ..nothing.clone()
+    };
+    let lent = Prefix {
+        created: 0,
+        account: "bank".into(),
+        delegations: vec![Delegation { name: "d1".into(), to: Delegate::Account("shop".into()), max: 1 }],
+        ..prefix("p0", RANGES[0])
+    };
+    let edit = || Event::Edit { index: 0, field: 0, other: Box::new(nothing.clone()) };
+    let events = vec![
+        Event::AllocationVanishes(2),
+        Event::AllocationDeleting(2),
+        Event::Calm,
+        Event::Prefix(lent),
+        edit(),
+        Event::Allocation(Box::new(one)),
+        edit(),
+    ];
+    go_through(events, 0).unwrap();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_sequence_of_events(events in prop::collection::vec(any_event(), 1..50), seed in 0..7usize) {
-        let mut inputs = busy_world();
-        let mut epochs: BTreeMap<Egress, i64> = BTreeMap::new();
-        for event in events {
-            happen(&mut inputs, event);
-            prop_assert_eq!(plan(&shuffled(&inputs, seed)), plan(&inputs));
-            settle(&mut inputs)?;
-            for address in &inputs.addresses {
-                // Also over the deletion of an address: nodes may have missed it.
-                let former = epochs.insert(address.address, address.epoch);
-                prop_assert!(former.is_none_or(|former| former <= address.epoch), "{address:?} after {former:?}");
-            }
-        }
-        everything_comes_to_rest(inputs.clone())?;
-        everything_becomes_free(inputs)?;
+        go_through(events, seed)?;
     }
 }

@@ -43,6 +43,7 @@ pub fn status(
     let capacity = capacity::judge(demand, site, object.spec.capacity.target_percent, &old.conditions);
     let limits = limits::judge(fleet.limited(&name));
     let accepted = verdict(type_::ACCEPTED, &outcome.accepted);
+    let delegated = verdict(type_::DELEGATED, &outcome.delegated);
     let unwritten: Vec<_> =
         share.addresses.iter().filter_map(|it| view.unwritten.get_key_value(&it.address)).collect();
     if !unwritten.is_empty() {
@@ -51,6 +52,7 @@ pub fn status(
         let message = format!("{address} cannot be written, it is tried again: {error}");
         let wanted = vec![
             accepted,
+            delegated,
             Wanted::bad(type_::ALLOCATED, reason::NOT_WRITTEN, &message),
             Wanted::bad(type_::PROGRAMMED, reason::PENDING, "waits for its addresses to be written"),
             capacity,
@@ -89,7 +91,8 @@ pub fn status(
     }
     Some(EgressAllocationStatus {
         nodes: u32::try_from(share.holders.len()).unwrap_or(u32::MAX),
-        conditions: clock.settle(&old.conditions, vec![accepted, allocated, programmed, capacity, limits]),
+        conditions: clock
+            .settle(&old.conditions, vec![accepted, delegated, allocated, programmed, capacity, limits]),
         sites: outcome
             .sites
             .iter()

@@ -4,6 +4,7 @@ use crate::events::Notice;
 use aegis_crds::{Condition, reason, type_};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use std::collections::BTreeSet;
 
 /// A condition as it should be.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,7 +82,7 @@ pub fn turned(old: &[Condition], new: &[Condition]) -> bool {
 }
 
 /// What deserves an Event: a change of status or reason, except of `Programmed`, which comes and goes with every
-/// node. What starts out well is no news, except an allocation.
+/// node. What starts out well is no news, except an allocation. A reason that several conditions have is told once.
 pub fn notices(old: &[Condition], new: &[Condition]) -> Vec<Notice> {
     let news = new.iter().filter(|new| {
         let before = find(old, &new.type_);
@@ -91,15 +92,16 @@ pub fn notices(old: &[Condition], new: &[Condition]) -> Vec<Notice> {
             new.type_ == type_::PROGRAMMED || (before.is_none() && good && new.type_ != type_::ALLOCATED);
         changed && !quiet
     });
-    news.map(|new| Notice {
+    let notices = news.map(|new| Notice {
         warning: match new.type_.as_str() {
             type_::CAPACITY_LOW => new.status == "True",
             _ => new.status != "True" && new.reason != reason::DRAINING,
         },
         reason: new.reason.clone(),
         note: new.message.clone(),
-    })
-    .collect()
+    });
+    let mut told = BTreeSet::new();
+    notices.filter(|notice| told.insert(notice.reason.clone())).collect()
 }
 
 /// The condition of a type.

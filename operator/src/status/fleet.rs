@@ -2,13 +2,16 @@
 
 use super::View;
 use super::conditions::Wanted;
-use crate::report::{Enforced, Programmed, ReportStatus, binding_key};
+use crate::report::{Enforced, Programmed, ReportStatus, rule_key};
 use crate::watch::{Snapshot, by_name};
 use crate::world::{agent_state, is_ready};
 use aegis_core::egress::Egress;
 use aegis_core::model::{Address, AllocationName, Site, State};
 use aegis_core::selector::{Labels, site_of};
-use aegis_crds::{AllocationRef, Demand, EgressAddress, HoldingState, Limited, ZoneBinding, reason, type_};
+use aegis_crds::{
+    AllocationRef, Demand, EgressAddress, HoldingState, Limited, Observed, UnresolvedHost, ZoneBinding,
+    reason, type_,
+};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -24,10 +27,12 @@ pub struct Fleet<'a> {
     limited: HashMap<&'a AllocationRef, Vec<(&'a str, &'a Limited)>>,
     /// The lists that nodes have of addresses, each once.
     addresses: HashMap<*const Programmed, &'a [Programmed]>,
-    /// Those that they have of bindings.
-    bindings: HashMap<*const Enforced, &'a [Enforced]>,
-    /// Pods that bindings cover, over all nodes.
+    /// Those that they have of bindings and policies.
+    rules: HashMap<*const Enforced, &'a [Enforced]>,
+    /// Pods that each of these covers, over all nodes.
     pods: HashMap<&'a str, u32>,
+    /// What policies that only observe would have done, over all nodes.
+    observed: HashMap<&'a str, Observed>,
 }
 
 /// Which nodes an object concerns.
@@ -116,10 +121,15 @@ impl<'a> Fleet<'a> {
                 fleet.limited.entry(&limited.allocation).or_default().push((name, limited));
             }
             fleet.addresses.insert(status.addresses.as_ptr(), &status.addresses);
-            fleet.bindings.insert(status.bindings.as_ptr(), &status.bindings);
+            fleet.rules.insert(status.rules.as_ptr(), &status.rules);
+            for (policy, observed) in &status.observed {
+                let sum = fleet.observed.entry(policy.as_str()).or_default();
+                sum.flows = sum.flows.saturating_add(observed.flows);
+                sum.refused = sum.refused.saturating_add(observed.refused);
+            }
             for (place, pods) in &status.pods {
-                if let Some(entry) = status.bindings.get(*place) {
-                    *fleet.pods.entry(&entry.binding).or_default() += pods;
+                if let Some(entry) = status.rules.get(*place) {
+                    *fleet.pods.entry(&entry.rule).or_default() += pods;
                 }
             }
         }
@@ -138,14 +148,48 @@ impl<'a> Fleet<'a> {
         self.limited.get(&name).map(Vec::as_slice).unwrap_or_default()
     }
 
+    /// Host names that have no address, by the nodes that have looked.
+    pub fn unresolved(&self) -> impl Iterator<Item = (&'a str, &'a UnresolvedHost)> {
+        self.nodes.iter().flat_map(|(name, member)| {
+            let unresolved = member.status.into_iter().flat_map(|status| &status.told.unresolved);
+            unresolved.map(|entry| (*name, entry))
+        })
+    }
+
     /// The site that a node belongs to, as its place among their names.
     pub fn site(&self, sites: &BTreeMap<String, Site>, node: &str) -> Option<usize> {
         site_of(sites, self.nodes.get(node)?.labels)
     }
 
-    /// Pods that a binding covers, over all nodes.
-    pub fn pods(&self, object: &ZoneBinding) -> u32 {
+    /// Pods that a binding or a policy covers, over all nodes.
+    pub fn pods(&self, object: &impl ResourceExt) -> u32 {
         self.pods.get(key(object).as_str()).copied().unwrap_or_default()
+    }
+
+    /// What a policy that only observes would have done, over all nodes.
+    pub fn observed(&self, policy: &str) -> Observed {
+        self.observed.get(policy).copied().unwrap_or_default()
+    }
+
+    /// Whether all nodes know countries, or else which do not, and why.
+    pub fn knows_countries(&self) -> Wanted {
+        let asked = self.nodes.iter().filter_map(|(name, member)| {
+            let conditions = &member.status?.told.conditions;
+            Some((*name, conditions.iter().find(|it| it.type_ == type_::COUNTRIES_KNOWN)?))
+        });
+        let (known, not): (Vec<_>, Vec<_>) = asked.partition(|(_, condition)| condition.status == "True");
+        let all = known.len() + not.len();
+        let mut message = format!("{} of {all} nodes have read their database of countries", known.len());
+        let Some((_, first)) = not.first() else {
+            return Wanted::good(type_::COUNTRIES_KNOWN, reason::DATABASE_READ, &message);
+        };
+        let reason = match first.reason.as_str() {
+            reason::NO_DATABASE => reason::NO_DATABASE,
+            _ => reason::DATABASE_UNREADABLE,
+        };
+        append(&mut message, "not", not.iter().map(|(name, _)| (*name).to_owned()).collect());
+        message += &format!(": {}", first.message);
+        Wanted { type_: type_::COUNTRIES_KNOWN, status: false, reason, message }
     }
 
     /// Whether the holders of an allocation send from what they hold.
@@ -211,16 +255,16 @@ impl<'a> Fleet<'a> {
         self.programmed(concerned, has, &format!("epoch {}", object.spec.epoch), Concerns::All)
     }
 
-    /// Whether all nodes enforce a binding.
-    pub fn programmed_binding(&self, object: &ZoneBinding) -> Wanted {
-        let binding = key(object);
-        let generation = object.metadata.generation.unwrap_or_default();
-        let lists = lists_with(&self.bindings, |list| {
-            let at = list.binary_search_by(|entry| (*entry.binding).cmp(&binding)).ok();
+    /// Whether all nodes enforce a binding or a policy.
+    pub fn programmed_rule(&self, object: &impl ResourceExt) -> Wanted {
+        let rule = key(object);
+        let generation = object.meta().generation.unwrap_or_default();
+        let lists = lists_with(&self.rules, |list| {
+            let at = list.binary_search_by(|entry| (*entry.rule).cmp(&rule)).ok();
             at.and_then(|at| list.get(at)).is_some_and(|entry| entry.generation >= generation)
         });
         let has = |_: &str, member: Option<&Member>| {
-            member.and_then(|it| it.status).is_some_and(|it| lists.contains(&it.bindings.as_ptr()))
+            member.and_then(|it| it.status).is_some_and(|it| lists.contains(&it.rules.as_ptr()))
         };
         self.programmed(self.ready(), has, "it", Concerns::All)
     }
@@ -298,8 +342,8 @@ fn epoch(list: &[Programmed], address: Egress) -> Option<i64> {
     list.get(at).map(|entry| entry.epoch)
 }
 
-fn key(object: &ZoneBinding) -> String {
-    binding_key(&object.namespace().unwrap_or_default(), &object.name_any())
+fn key(object: &impl ResourceExt) -> String {
+    rule_key(&object.namespace().unwrap_or_default(), &object.name_any())
 }
 
 fn append(message: &mut String, what: &str, nodes: Vec<String>) {

@@ -216,6 +216,36 @@ fn a_binding_says_what_is_the_matter_with_its_allocation() {
 }
 
 #[test]
+fn a_rule_with_names_says_which_have_no_address_and_where() {
+    let mut snapshot = snapshot(&["n1", "n2"]);
+    let zone = json!({"hosts": ["a.test", "*.b.test"]});
+    let spec = json!({"allocationRef": {"name": "partner"}, "workloads": {"allPods": true}, "zone": zone});
+    snapshot.bindings = vec![object(Some("shop"), "b", json!({"spec": spec}))];
+    let resolved = |snapshot: &Snapshot| {
+        let changes = changes(snapshot, &view(snapshot), now());
+        let condition = condition(&changes, "ZoneBinding", "Resolved");
+        let text = |field: &str| condition[field].as_str().unwrap().to_owned();
+        (text("status"), text("reason"), text("message"))
+    };
+    assert_eq!(resolved(&snapshot).0, "True");
+    let absent = json!({"host": "a.test", "absent": true, "message": "no such name (NXDOMAIN)"});
+    let other = json!({"host": "other.test", "message": "silence"});
+    snapshot.egress_nodes[0] = report("n1", "True", json!({"unresolved": [absent, other]}));
+    let (status, reason, message) = resolved(&snapshot);
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "HostNotFound"));
+    assert!(
+        message.starts_with("spec.zone.hosts: \"a.test\" has no address on n1 (no such name (NXDOMAIN))"),
+        "{message}"
+    );
+    assert!(!message.contains("other.test"), "another rule's");
+    let silent = json!({"host": "a.test", "message": "192.0.2.10: no answer"});
+    snapshot.egress_nodes[1] = report("n2", "True", json!({"unresolved": [silent]}));
+    let (_, reason, message) = resolved(&snapshot);
+    assert_eq!(reason, "ResolverFailed", "there may be an address");
+    assert!(message.contains("on n1, n2") && message.contains("agent.dns.servers"), "{message}");
+}
+
+#[test]
 fn a_drain_that_hangs_names_the_nodes_and_the_remedy() {
     let mut before = snapshot(&["n1", "n2"]);
     let holdings = json!([
@@ -350,4 +380,116 @@ fn capacity_is_low_in_the_site_that_is_full() {
     assert_eq!(low["status"], "True");
     let message = low["message"].as_str().unwrap();
     assert!(message.starts_with("node n1 of site \"east\" uses 95 %"), "{message}");
+}
+
+#[test]
+fn a_prefix_that_is_not_delegated_is_told_once_and_nobody_else_hears_who_has_what() {
+    let mut before = snapshot(&["n1"]);
+    before.prefixes =
+        vec![object(None, "leased", json!({"spec": {"cidr": "203.0.113.0/28", "account": "bank"}}))];
+    let found = changes(&before, &view(&before), now());
+    let notices: Vec<&str> = found.iter().flat_map(|it| &it.notices).map(|it| it.reason.as_str()).collect();
+    assert_eq!(notices, [reason::NOT_PERMITTED], "one for three conditions");
+    for type_ in ["Accepted", "Delegated", "Allocated"] {
+        assert_eq!(condition(&found, "EgressAllocation", type_)["reason"], reason::NOT_PERMITTED);
+    }
+
+    // It has one, and the prefix changes hands.
+    let mut after = snapshot(&["n1"]);
+    after.addresses = vec![object(
+        None,
+        "203.0.113.0",
+        json!({"spec": {
+            "address": "203.0.113.0", "prefix": "leased", "epoch": 1, "holdings": [],
+            "allocationRef": {"namespace": "shop", "name": "partner"},
+        }}),
+    )];
+    after.prefixes = before.prefixes;
+    let found = changes(&after, &view(&after), now());
+    let status = status(&found, "AegisPrefix").unwrap();
+    assert_eq!(status["accounts"][0]["right"], "Withdrawn");
+    assert_eq!(status["accounts"][0]["allocations"][0]["addresses"], json!(["203.0.113.0"]));
+    let told = condition(&found, "AegisPrefix", "Delegated");
+    assert!(told["message"].as_str().unwrap().contains("(shop/partner) where none is"), "{told}");
+    let prefix = found.iter().find(|it| it.target.resource.kind == "AegisPrefix").unwrap();
+    assert!(prefix.notices.is_empty(), "{:?}", prefix.notices);
+}
+
+#[test]
+fn a_policy_names_the_application_that_it_lacks_and_an_application_who_names_it() {
+    let mut before = snapshot(&["n1"]);
+    let policy = |name: &str, mode: &str| {
+        let destination = json!({"destination": {"applications": ["crm"]}});
+        let spec = json!({"precedence": 1, "action": "Deny", "mode": mode, "match": destination});
+        object(None, name, json!({"spec": spec}))
+    };
+    before.policies = vec![policy("a", "Enforce")];
+    let lacks = changes(&before, &view(&before), now());
+    let accepted = condition(&lacks, "EgressPolicy", "Accepted");
+    assert_eq!((&accepted["status"], &accepted["reason"]), (&"False".into(), &"NotFound".into()));
+    assert_eq!(
+        accepted["message"],
+        "spec.match.destination.applications: EgressApplication \"crm\" does not exist; create it or name another; until then \
+         pods that match otherwise are refused whatever no policy before this one decides"
+    );
+
+    let endpoint = json!({"hosts": ["crm.test"]});
+    before.applications = vec![object(None, "crm", json!({"spec": {"endpoints": [endpoint]}}))];
+    let unresolved = json!({"unresolved": [{"host": "crm.test", "absent": true, "message": "no such name"}]});
+    before.egress_nodes = vec![report("n1", "True", unresolved)];
+    let found = changes(&before, &view(&before), now());
+    assert_eq!(condition(&found, "EgressPolicy", "Accepted")["status"], "True");
+    assert_eq!(
+        condition(&found, "EgressPolicy", "Resolved")["reason"],
+        "HostNotFound",
+        "its names are the policy's"
+    );
+    assert_eq!(status(&found, "EgressApplication").unwrap()["policies"], 1);
+    before.policies = ["a", "b", "c", "d"].map(|name| policy(name, "Observe")).into();
+    let found = changes(&before, &view(&before), now());
+    let accepted = condition(&found, "EgressApplication", "Accepted");
+    assert_eq!(accepted["message"], "4 EgressPolicy objects name it: a, b, c and 1 more");
+    assert_eq!(accepted["status"], "True");
+}
+
+#[test]
+fn a_policy_says_what_it_observed_and_where_countries_are_not_known() {
+    let mut before = snapshot(&["n1", "n2"]);
+    let country = json!({"destination": {"countries": ["NZ"]}});
+    let spec = json!({"precedence": 1, "action": "Deny", "mode": "Observe", "match": country});
+    before.policies = vec![object(None, "trial", json!({"spec": spec}))];
+    let known = |status: &str, reason: &str| {
+        let message = format!("{reason}, as n2 says");
+        let time = "2026-01-01T00:00:00Z";
+        json!({"type": "CountriesKnown", "status": status, "reason": reason, "message": message, "lastTransitionTime": time})
+    };
+    let tell = |before: &mut Snapshot, n2: Value| {
+        let of = |flows, condition| {
+            let observed = json!({"flows": flows, "refused": flows});
+            let policy = json!({"name": "trial", "generation": 1, "pods": 1, "observed": observed});
+            json!({"policies": [policy], "conditions": [condition]})
+        };
+        let n1 = report("n1", "True", of(5, known("True", "DatabaseRead")));
+        before.egress_nodes = vec![n1, report("n2", "True", of(7, n2))];
+        changes(before, &view(before), now())
+    };
+    let first = tell(&mut before, known("False", "NoDatabase"));
+    let countries = condition(&first, "EgressPolicy", "CountriesKnown");
+    assert_eq!((&countries["status"], &countries["reason"]), (&"False".into(), &"NoDatabase".into()));
+    assert_eq!(
+        countries["message"],
+        "1 of 2 nodes have read their database of countries; not n2: NoDatabase, as n2 says"
+    );
+    let effective = condition(&first, "EgressPolicy", "Effective");
+    assert_eq!((&effective["status"], &effective["reason"]), (&"False".into(), &"Observing".into()));
+    let change = first.iter().find(|change| change.target.resource.kind == "EgressPolicy").unwrap();
+    assert_eq!(change.status["observed"], json!({"flows": 12, "refused": 12}), "{}", change.status);
+    let second = tell(&mut before, known("True", "DatabaseRead"));
+    assert_eq!(condition(&second, "EgressPolicy", "CountriesKnown")["status"], "True");
+
+    before.policies = vec![object(None, "trial", json!({"spec": {"precedence": 1, "action": "Deny"}}))];
+    let third = changes(&before, &view(&before), now());
+    let change = third.iter().find(|change| change.target.resource.kind == "EgressPolicy").unwrap();
+    assert!(change.status.get("observed").is_none(), "it decides: {}", change.status);
+    assert_eq!(condition(&third, "EgressPolicy", "Effective")["status"], "True");
 }

@@ -6,7 +6,9 @@ pub mod objects;
 pub mod process;
 pub mod rights;
 
-use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, EgressNode, ZoneBinding};
+use aegis_crds::{
+    AegisPrefix, EgressAddress, EgressAllocation, EgressApplication, EgressNode, EgressPolicy, ZoneBinding,
+};
 use k8s_openapi::ByteString;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, PostParams};
@@ -132,7 +134,10 @@ impl Cluster {
             ZoneBinding::crd(),
             EgressAddress::crd(),
             EgressNode::crd(),
+            EgressPolicy::crd(),
+            EgressApplication::crd(),
         ];
+        let expected = all.len();
         for crd in all {
             crds.create(&PostParams::default(), &crd).await.expect("CRD");
         }
@@ -143,7 +148,7 @@ impl Cluster {
                 conditions.into_iter().any(|it| it.type_ == "Established" && it.status == "True")
             });
             let count = established.count();
-            if count == 5 { Ok(()) } else { Err(format!("{count} of 5 established")) }
+            if count == expected { Ok(()) } else { Err(format!("{count} of {expected} established")) }
         })
         .await;
     }

@@ -3,8 +3,8 @@
 use super::{Cluster, eventually};
 use aegis_crds::{
     AegisPrefix, AegisPrefixSpec, AllocationRef, Announcement, Condition, Demand, EgressAddress,
-    EgressAllocation, EgressNode, EgressNodeSpec, EgressNodeStatus, HoldingState, Limited, ProgrammedAddress,
-    ProgrammedBinding, SliceRange, ZoneBinding, type_,
+    EgressAllocation, EgressNode, EgressNodeSpec, EgressNodeStatus, HoldingState, Limited, PrefixSource,
+    ProgrammedAddress, ProgrammedBinding, SliceRange, ZoneBinding, type_,
 };
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use k8s_openapi::api::events::v1::Event;
@@ -50,6 +50,9 @@ impl Cluster {
             cidr: cidr.into(),
             reserved: Vec::new(),
             account: account.into(),
+            source: PrefixSource::default(),
+            proof: None,
+            delegations: Vec::new(),
             announcement: Announcement::default(),
         };
         let prefix = AegisPrefix::new(name, spec);

@@ -169,16 +169,21 @@ pub async fn churn(to: SocketAddr, pause: Duration, limit: Duration, statistics:
 }
 
 /// The same for a one-shot container, without a runtime: its very first packet is this SYN.
-pub fn whoami(through: Option<SocketAddr>, to: SocketAddr) -> anyhow::Result<()> {
+pub fn whoami(through: Option<SocketAddr>, to: SocketAddr, time: bool) -> anyhow::Result<()> {
+    let begin = Instant::now();
     let mut stream = match through {
         Some(proxy) => proxy::connect(proxy, to)?,
         None => std::net::TcpStream::connect(to)?,
     };
+    let connected = begin.elapsed();
     stream.write_all(&[WHO])?;
     stream.shutdown(std::net::Shutdown::Write)?;
     let mut line = String::new();
     stream.read_to_string(&mut line)?;
     print!("{line}");
+    if time {
+        println!("connected in {} ms", milliseconds(connected));
+    }
     Ok(())
 }
 

@@ -78,6 +78,9 @@ enum Command {
         /// Through a forward proxy, `ip:port`.
         #[arg(long)]
         through: Option<SocketAddr>,
+        /// Also print how long it took to connect.
+        #[arg(long)]
+        time: bool,
         /// Address of the server.
         address: IpAddr,
         /// Its port.
@@ -92,6 +95,8 @@ fn main() -> anyhow::Result<()> {
         Command::Call { control, request } => serve::call(&control, &request),
         Command::Capture { devices, to, pcap } => capture::run(&devices, &to, pcap.as_deref()),
         Command::Proxy { port } => proxy::run(port),
-        Command::Whoami { through, address, port } => connections::whoami(through, (address, port).into()),
+        Command::Whoami { through, time, address, port } => {
+            connections::whoami(through, (address, port).into(), time)
+        }
     }
 }

@@ -15,6 +15,7 @@ pub mod protocol {
 }
 
 const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
 /// Who talks to whom. For ICMP echo the identifier takes the place of the source port; else ports are 0.
@@ -39,6 +40,10 @@ pub struct Packet {
     pub portless: bool,
     /// Sequence number of a SYN that is no answer: the start of a connection.
     pub syn: Option<u32>,
+    /// A TCP reset.
+    pub reset: bool,
+    /// For an ICMP error: where the packet went that it is about.
+    pub about: Option<Ipv4Addr>,
 }
 
 /// Reads an Ethernet frame, which may be cut short after the transport header. `None`: not IPv4, or too short.
@@ -59,11 +64,14 @@ pub fn parse(frame: &[u8]) -> Option<Packet> {
         protocol::ICMP => (port(4)?, 0),
         _ => (0, 0),
     };
-    let syn = (ip[9] == protocol::TCP && !later_fragment)
-        .then(|| transport.get(..14))
-        .flatten()
+    let tcp = (ip[9] == protocol::TCP && !later_fragment).then(|| transport.get(..14)).flatten();
+    let syn = tcp
         .filter(|tcp| tcp[13] & (SYN | ACK) == SYN)
         .map(|tcp| u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]));
+    // An error quotes the packet from its IPv4 header on (RFC 792).
+    let error =
+        ip[9] == protocol::ICMP && !later_fragment && matches!(transport.first(), Some(3 | 4 | 5 | 11 | 12));
+    let quoted = error.then(|| transport.get(24..28)).flatten();
     Some(Packet {
         source_mac: ethernet[6..12].try_into().ok()?,
         flow: Flow {
@@ -73,6 +81,8 @@ pub fn parse(frame: &[u8]) -> Option<Packet> {
         },
         portless,
         syn,
+        reset: tcp.is_some_and(|tcp| tcp[13] & RST != 0),
+        about: quoted.map(|it| Ipv4Addr::new(it[0], it[1], it[2], it[3])),
     })
 }
 

@@ -60,8 +60,16 @@ pub struct Recorder {
     packets: u64,
     unparsed: u64,
     traffic: BTreeMap<(usize, Direction), Traffic>,
-    sources: BTreeMap<(Ipv4Addr, usize, [u8; 6]), Source>,
+    sources: BTreeMap<(Ipv4Addr, usize, [u8; 6], Option<Ipv4Addr>), Source>,
+    resets: BTreeMap<(usize, Direction, Ipv4Addr, Ipv4Addr), Resets>,
     flows: HashMap<Flow, Seen>,
+}
+
+/// TCP resets from one address to another.
+#[derive(Default)]
+struct Resets {
+    seen: Source,
+    examples: Vec<Flow>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -69,6 +77,16 @@ struct Source {
     packets: u64,
     first_ms: u64,
     last_ms: u64,
+}
+
+impl Source {
+    fn count(&mut self, now_ms: u64) {
+        if self.packets == 0 {
+            self.first_ms = now_ms;
+        }
+        self.packets += 1;
+        self.last_ms = now_ms;
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -101,6 +119,29 @@ pub struct Report {
     pub shared_flows: Vec<SharedFlow>,
     /// TCP flows that began more than once, by other sequence numbers: ports used again.
     pub reopened: u64,
+    /// TCP resets to and from the destinations of interest.
+    pub resets: Vec<ResetReport>,
+}
+
+/// Resets from one address to another, on one device in one direction.
+#[derive(Debug, Serialize)]
+pub struct ResetReport {
+    /// Device.
+    pub device: String,
+    /// `in` from the wire, `out` to it.
+    pub direction: &'static str,
+    /// Sender.
+    pub source: Ipv4Addr,
+    /// Receiver.
+    pub destination: Ipv4Addr,
+    /// How many.
+    pub packets: u64,
+    /// First, in milliseconds since the Unix epoch.
+    pub first_ms: u64,
+    /// Last, the same.
+    pub last_ms: u64,
+    /// Some of them.
+    pub examples: Vec<Flow>,
 }
 
 /// Packets on one device in one direction.
@@ -127,6 +168,8 @@ pub struct SourceReport {
     pub device: String,
     /// Ethernet source.
     pub mac: String,
+    /// For ICMP errors: where the packets went that they are about.
+    pub about: Option<Ipv4Addr>,
     /// How many.
     pub packets: u64,
     /// First, in milliseconds since the Unix epoch.
@@ -154,6 +197,7 @@ impl Recorder {
             unparsed: 0,
             traffic: BTreeMap::new(),
             sources: BTreeMap::new(),
+            resets: BTreeMap::new(),
             flows: HashMap::new(),
         }
     }
@@ -177,14 +221,20 @@ impl Recorder {
         traffic.bytes += bytes;
         let geneve = packet.flow.protocol == protocol::UDP && packet.flow.destination.port() == GENEVE;
         traffic.geneve += u64::from(geneve);
-        let destination = packet.flow.destination.ip();
-        if direction == Direction::Out || !self.to.iter().any(|range| range.contains(destination)) {
+        let (source, destination) = (*packet.flow.source.ip(), *packet.flow.destination.ip());
+        let of_interest = |address: &Ipv4Addr| self.to.iter().any(|range| range.contains(address));
+        if packet.reset && (of_interest(&source) || of_interest(&destination)) {
+            let resets = self.resets.entry((device, direction, source, destination)).or_default();
+            resets.seen.count(now_ms);
+            if resets.examples.len() < EXAMPLES {
+                resets.examples.push(packet.flow);
+            }
+        }
+        if direction == Direction::Out || !of_interest(&destination) {
             return;
         }
-        let key = (*packet.flow.source.ip(), device, packet.source_mac);
-        let source = self.sources.entry(key).or_insert(Source { first_ms: now_ms, ..Source::default() });
-        source.packets += 1;
-        source.last_ms = now_ms;
+        let key = (source, device, packet.source_mac, packet.about);
+        self.sources.entry(key).or_default().count(now_ms);
         if !packet.portless {
             let seen = self.flows.entry(packet.flow).or_default();
             seen.senders.insert((device, packet.source_mac));
@@ -200,6 +250,7 @@ impl Recorder {
     /// Everything counted; `dropped` is what the kernel says.
     pub fn report(&self, dropped: u64) -> Report {
         let device = |index: usize| self.devices[index].clone();
+        let way = |direction: Direction| if direction == Direction::In { "in" } else { "out" };
         let shared: Vec<_> = self.flows.iter().filter(|(_, seen)| seen.senders.len() > 1).collect();
         let example = |(flow, seen): &(&Flow, &Seen)| SharedFlow {
             flow: **flow,
@@ -218,7 +269,7 @@ impl Recorder {
                 .iter()
                 .map(|((index, direction), traffic)| DeviceTraffic {
                     device: device(*index),
-                    direction: if *direction == Direction::In { "in" } else { "out" },
+                    direction: way(*direction),
                     packets: traffic.packets,
                     bytes: traffic.bytes,
                     geneve: traffic.geneve,
@@ -227,10 +278,11 @@ impl Recorder {
             sources: self
                 .sources
                 .iter()
-                .map(|((address, index, mac), source)| SourceReport {
+                .map(|((address, index, mac, about), source)| SourceReport {
                     address: *address,
                     device: device(*index),
                     mac: mac_text(mac),
+                    about: *about,
                     packets: source.packets,
                     first_ms: source.first_ms,
                     last_ms: source.last_ms,
@@ -241,6 +293,20 @@ impl Recorder {
             shared: shared.len() as u64,
             shared_flows: shared.iter().take(EXAMPLES).map(example).collect(),
             reopened: self.flows.values().filter(|seen| seen.starts.len() > 1).count() as u64,
+            resets: self
+                .resets
+                .iter()
+                .map(|((index, direction, source, destination), resets)| ResetReport {
+                    device: device(*index),
+                    direction: way(*direction),
+                    source: *source,
+                    destination: *destination,
+                    packets: resets.seen.packets,
+                    first_ms: resets.seen.first_ms,
+                    last_ms: resets.seen.last_ms,
+                    examples: resets.examples.clone(),
+                })
+                .collect(),
         }
     }
 }
@@ -299,7 +365,8 @@ mod tests {
         let mut recorder = recorder();
         for (device, mac) in [(0, 1), (1, 2)] {
             let [from, to] = ["203.0.113.1:7", "198.51.100.10:0"].map(|it| it.parse().unwrap());
-            let mut packet = build(from, to, Payload::Echo, 1);
+            let quoted = build(to, "203.0.113.9:7".parse().unwrap(), Payload::Udp, 1);
+            let mut packet = [build(from, to, Payload::Echo, 1)[..28].to_vec(), quoted].concat();
             // Port unreachable, in place of echo.
             packet[20..22].copy_from_slice(&[3, 3]);
             let frame = [&[9, 9, 9, 9, 9, 9, mac, mac, mac, mac, mac, mac, 8, 0][..], &packet].concat();
@@ -307,6 +374,30 @@ mod tests {
         }
         let report = recorder.report(0);
         assert_eq!((report.flows, report.shared, report.sources.len()), (0, 0, 2));
+        assert_eq!(report.sources[0].about, Some("203.0.113.9".parse().unwrap()));
+    }
+
+    #[test]
+    fn resets_are_told_by_who_sent_them() {
+        let mut recorder = recorder();
+        for (direction, source, destination) in [
+            (Direction::In, "203.0.113.1:2000", "198.51.100.10:7000"),
+            (Direction::Out, "198.51.100.10:7000", "203.0.113.1:2000"),
+            (Direction::Out, "192.0.2.1:7000", "203.0.113.1:2000"),
+        ] {
+            let [from, to] = [source, destination].map(|it| it.parse().unwrap());
+            let mut packet = build(from, to, Payload::Tcp { syn: false, ack: true }, 1);
+            packet[20 + 13] |= 0x04;
+            let frame = [&[9, 9, 9, 9, 9, 9, 1, 1, 1, 1, 1, 1, 8, 0][..], &packet].concat();
+            recorder.record(0, direction, parse(&frame), 60, 7);
+        }
+        let report = recorder.report(0);
+        let told: Vec<_> = report
+            .resets
+            .iter()
+            .map(|it| (it.direction, it.packets, it.first_ms, it.examples.len()))
+            .collect();
+        assert_eq!(told, [("in", 1, 7, 1), ("out", 1, 7, 1)]);
     }
 
     #[test]

@@ -177,7 +177,7 @@ pub async fn run(lab: &Lab, options: Options) -> anyhow::Result<Report> {
     }
     match capture.report() {
         Ok(seen) => {
-            if seen.addresses() != [loaded.address].into() {
+            if !seen.is_only(loaded.address) {
                 report.failures.push(format!("on the wire: {:?}", seen.sources));
             }
             if seen.shared > 0 {

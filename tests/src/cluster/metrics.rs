@@ -33,6 +33,22 @@ impl Metrics {
             .sum()
     }
 
+    /// Buckets of a histogram, over all series that carry all these labels: upper bound in microseconds, and how many are below it.
+    pub fn buckets(&self, name: &str, labels: &[&str]) -> BTreeMap<u64, f64> {
+        let bound = |line: &str| -> Option<f64> {
+            let rest = line.strip_prefix(name)?.strip_prefix("_bucket{")?;
+            rest.split_once("le=\"")?.1.split_once('"')?.0.parse().ok()
+        };
+        let mut buckets = BTreeMap::new();
+        for line in self.text.lines().filter(|line| labels.iter().all(|label| line.contains(label))) {
+            let count = line.rsplit(' ').next().and_then(|count| count.parse::<f64>().ok());
+            if let (Some(bound), Some(count)) = (bound(line), count) {
+                *buckets.entry((bound * 1e6) as u64).or_default() += count;
+            }
+        }
+        buckets
+    }
+
     /// All series of `aegis_packets_total` by reason.
     pub fn packets_by_reason(&self) -> BTreeMap<String, u64> {
         let line = |line: &str| -> Option<(String, u64)> {
@@ -96,6 +112,14 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn buckets_are_summed_by_their_bounds() {
+        let text = "x_bucket{le=\"0.001\",a=\"1\"} 3\nx_bucket{le=\"0.001\",a=\"2\"} 4\nx_bucket{le=\"+Inf\",a=\"1\"} 5\nx_sum 7\n";
+        let metrics = Metrics { text: text.into() };
+        assert_eq!(metrics.buckets("x", &[]), [(1000, 7.0), (u64::MAX, 5.0)].into());
+        assert_eq!(metrics.buckets("x", &["a=\"1\""]), [(1000, 3.0), (u64::MAX, 5.0)].into());
+    }
 
     #[test]
     fn series_are_summed_by_name_and_label() {

@@ -71,14 +71,19 @@ impl<'a> PodBuilder<'a> {
     /// Runs a command of the probe from the pod's very start to its end, and returns whether it succeeded and what it
     /// printed: `&["whoami", "198.51.100.10", "7000"]` shows the source of the pod's first packets.
     pub async fn run(self, arguments: &[&str]) -> anyhow::Result<(bool, String)> {
-        let command: Vec<&str> = std::iter::once("/probe").chain(arguments.iter().copied()).collect();
-        let pod = self.create(&command, false).await?;
+        let pod = self.begin(arguments).await?;
         let phase = wait_for("the pod's end", PATIENCE, async || {
             let phase = pod.api.get(&pod.name).await?.status.and_then(|status| status.phase);
             Ok(phase.filter(|phase| matches!(phase.as_str(), "Succeeded" | "Failed")))
         });
         let succeeded = phase.await? == "Succeeded";
-        Ok((succeeded, pod.api.logs(&pod.name, &LogParams::default()).await?))
+        Ok((succeeded, pod.output().await?))
+    }
+
+    /// The same, and does not wait.
+    pub async fn begin(self, arguments: &[&str]) -> anyhow::Result<Pod> {
+        let command: Vec<&str> = std::iter::once("/probe").chain(arguments.iter().copied()).collect();
+        self.create(&command, false).await
     }
 
     async fn create(self, command: &[&str], serves: bool) -> anyhow::Result<Pod> {
@@ -126,6 +131,11 @@ impl Pod {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What it has printed.
+    pub async fn output(&self) -> anyhow::Result<String> {
+        Ok(self.api.logs(&self.name, &LogParams::default()).await?)
     }
 
     /// Its address.
@@ -206,7 +216,13 @@ impl Pod {
     }
 
     /// Opens connections to a server and holds them under a name; all must come about.
-    pub async fn open(&self, name: &str, to: std::net::SocketAddrV4, count: usize) -> anyhow::Result<()> {
+    pub async fn open(
+        &self,
+        name: &str,
+        to: impl Into<std::net::SocketAddr>,
+        count: usize,
+    ) -> anyhow::Result<()> {
+        let to: std::net::SocketAddr = to.into();
         let answer = self.call(json!({"do": "open", "name": name, "to": to, "count": count})).await?;
         ensure!(answer["opened"] == count, "pod {}: opened of {count}: {answer}", self.name);
         Ok(())

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem::size_of;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use ipnet::Ipv6Net;
 
 use super::Lab;
 use super::plan::{NODES, Node};
@@ -28,7 +29,14 @@ impl Lab {
     /// who has it, instead of sending it along a route.
     pub fn on_link(&self, address: Ipv4Addr) -> anyhow::Result<super::Undo<'_>> {
         let undo = super::Undo::by(format!("{address} on the link"), move || self.pin(address, &[]));
-        topology::on_link(self.plan(), address)?;
+        topology::on_link(self.plan(), IpAddr::V4(address).into())?;
+        Ok(undo)
+    }
+
+    /// The same for a /64: the router asks for each address in it.
+    pub fn on_link6(&self, network: Ipv6Net) -> anyhow::Result<super::Undo<'_>> {
+        let undo = super::Undo::by(format!("{network} on the link"), move || self.pin6(network, &[]));
+        topology::on_link(self.plan(), network.into())?;
         Ok(undo)
     }
 
@@ -46,7 +54,8 @@ impl Lab {
     }
 
     /// The node to which the router sends packets for an address that is on its link, if it knows one.
-    pub fn router_sends_to(&self, address: Ipv4Addr) -> anyhow::Result<Option<Node>> {
+    pub fn router_sends_to(&self, address: impl Into<IpAddr>) -> anyhow::Result<Option<Node>> {
+        let address: IpAddr = address.into();
         let router = self.plan().namespace("router");
         let known = run("ip", &["-n", &router, "neigh", "show", &address.to_string(), "dev", "lan"])?;
         for node in NODES {

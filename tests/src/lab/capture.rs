@@ -40,6 +40,29 @@ pub struct Report {
     pub shared_flows: Vec<serde_json::Value>,
     /// TCP flows that began more than once, by another sequence number.
     pub reopened: u64,
+    /// TCP resets to and from the recorded destinations.
+    pub resets: Vec<Resets>,
+}
+
+/// TCP resets from one address to another that passed a node's port in one direction.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Resets {
+    /// Node.
+    pub device: String,
+    /// `in`: the node sent it; `out`: it was sent to the node.
+    pub direction: String,
+    /// Sender.
+    pub source: Ipv4Addr,
+    /// Receiver.
+    pub destination: Ipv4Addr,
+    /// How many.
+    pub packets: u64,
+    /// First, in milliseconds since the Unix epoch.
+    pub first_ms: u64,
+    /// Last, the same.
+    pub last_ms: u64,
+    /// Some of them.
+    pub examples: Vec<serde_json::Value>,
 }
 
 /// Packets of one node in one direction.
@@ -66,6 +89,8 @@ pub struct Source {
     pub device: String,
     /// Its Ethernet address.
     pub mac: String,
+    /// For ICMP errors: where the packets went that they are about.
+    pub about: Option<Ipv4Addr>,
     /// How many packets.
     pub packets: u64,
     /// First, in milliseconds since the Unix epoch.
@@ -78,6 +103,20 @@ impl Report {
     /// Distinct source addresses towards the recorded destinations.
     pub fn addresses(&self) -> BTreeSet<Ipv4Addr> {
         self.sources.iter().map(|source| source.address).collect()
+    }
+
+    /// What came from anybody else than this egress address. Errors of nodes about packets for another one are left out: an origin
+    /// may still send to an address that nobody has any more, and the router goes on handing that to the nodes.
+    pub fn strangers(&self, egress: Ipv4Addr) -> Vec<&Source> {
+        let other = |source: &&Source| {
+            source.address != egress && source.about.is_none_or(|destination| destination == egress)
+        };
+        self.sources.iter().filter(other).collect()
+    }
+
+    /// Whether this egress address was seen, and nobody else.
+    pub fn is_only(&self, egress: Ipv4Addr) -> bool {
+        self.addresses().contains(&egress) && self.strangers(egress).is_empty()
     }
 
     /// Nodes that sent from this address.

@@ -1,13 +1,20 @@
 //! Installs Aegis the way a user does: images and the Helm chart.
 
+use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
+use super::node::{self, FILES};
+use super::plan::{NODES, Node};
 use super::process::finish;
 use super::start::Progress;
 use super::{Lab, images};
 
 /// Namespace of the chart.
 pub const NAMESPACE: &str = "aegis-system";
+
+/// Folder with the database of countries among the node's files.
+const COUNTRIES: &str = "countries";
 
 /// What was installed.
 #[derive(Clone, Debug)]
@@ -33,13 +40,36 @@ impl Lab {
             .arg(images::workspace().join("charts/aegis"))
             .args(["--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", "120s"])
             .arg(format!("--set=operator.image={}", installed.operator))
-            .arg(format!("--set=agent.image={}", installed.agent));
+            .arg(format!("--set=agent.image={}", installed.agent))
+            .arg(format!("--set=agent.countries.volume.hostPath.path={FILES}/{COUNTRIES}"))
+            .arg("--set=agent.countries.volume.hostPath.type=DirectoryOrCreate");
         for setting in settings {
             helm.arg(format!("--set={setting}"));
         }
         finish(&mut helm, "helm upgrade --install aegis")?;
         progress.step("installed");
         Ok(installed)
+    }
+
+    /// Whether a node was given a database of countries.
+    pub fn has_countries(&self, node: Node) -> bool {
+        self.countries(node).exists()
+    }
+
+    /// Gives every node a database of countries, in place of the one that it has.
+    pub fn give_countries(&self, database: &[u8]) -> anyhow::Result<()> {
+        for node in NODES {
+            let file = self.countries(node);
+            let new = file.with_extension("new");
+            fs::create_dir_all(file.parent().unwrap_or(&file))?;
+            fs::write(&new, database)?;
+            fs::rename(&new, &file)?;
+        }
+        Ok(())
+    }
+
+    fn countries(&self, node: Node) -> PathBuf {
+        node::data(&self.plan, node).join("files").join(COUNTRIES).join("country.mmdb")
     }
 
     /// `helm upgrade` with one more value and the images that are installed; waits until all pods are replaced.

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::Context;
 
-use super::plan::{Node, PODS, PODS6, Plan};
+use super::plan::{Node, PODS, PODS6, Plan, RESOLVER};
 use super::process::{Daemon, Process, finish};
 use super::state::State;
 use super::{cgroup, pki, topology};
@@ -50,7 +50,8 @@ pub fn start(plan: &Plan, state: &State, node: Node) -> anyhow::Result<Process> 
     write("net.d/10-aegis.conflist", network(node))?;
     write("kubelet.yaml", kubelet(&cgroup(plan, node)))?;
     write("kube-proxy.yaml", kube_proxy(node))?;
-    write("resolv.conf", "# pods of the lab have no name server\n".to_owned())?;
+    // Nobody answers there, but where a test has started somebody.
+    write("resolv.conf", format!("nameserver {RESOLVER}\n"))?;
     let groups = cgroup::create(&cgroup(plan, node))?;
     Daemon {
         program: state.program.clone(),

@@ -54,6 +54,8 @@ pub const ORIGINS: [Origin; 2] = [
         range6: v6([0x2001, 0xdb8, 0x52, 0], 64),
     },
 ];
+/// The resolver that nodes give their pods: the second origin, where a test that needs one starts it.
+pub const RESOLVER: Ipv4Addr = ORIGINS[1].address;
 /// TCP and UDP ports on which the origins serve.
 pub const ORIGIN_PORTS: &str = "7000-7009";
 

@@ -4,13 +4,14 @@
 //! namespaces and control groups of the lab, so that the end of the lab is its end too, whatever happened to the test.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use ipnet::IpNet;
 use serde::Deserialize;
 use serde_yaml_ng::Value;
 
@@ -25,6 +26,10 @@ const FRR: &str = "/usr/lib/frr";
 const PROGRAMS: [&str; 4] = ["bird", "bgpd", "bfdd", "zebra"];
 /// Folder of the chart's files, as a node sees it.
 const CHART_FILES: &str = "/run/aegis-frr";
+/// How the chart's script starts zebra, and how it is started here: late, as on a busy node. A bgpd that is there before it names next
+/// hops that nobody can use.
+const ZEBRA: &str = "/usr/lib/frr/zebra -P 0 -f \"$sockets/zebra.conf\" &";
+const SLOW_ZEBRA: &str = "(sleep 2; exec /usr/lib/frr/zebra -P 0 -f \"$sockets/zebra.conf\") &";
 /// Folder of BIRD's files, as a node sees it.
 const BIRD_FILES: &str = "/run/bird";
 /// The node that runs BIRD.
@@ -39,6 +44,12 @@ router bgp ROUTER_ASN
 NEIGHBORS address-family ipv4 unicast
   maximum-paths 64
  exit-address-family
+ address-family ipv6 unicast
+ACTIVATED  maximum-paths 64
+ exit-address-family
+exit
+route-map GLOBAL permit 10
+ set ipv6 next-hop prefer-global
 exit
 ";
 
@@ -54,14 +65,17 @@ exit
 const BIRD_CONF: &str = "log stderr { info, warning, error, fatal };
 router id NODE;
 ipv4 table aegis4;
+ipv6 table aegis6;
 protocol device {}
 protocol kernel aegis { learn; kernel table 180; ipv4 { table aegis4; import all; export none; }; }
+protocol kernel six { learn; kernel table 180; ipv6 { table aegis6; import all; export none; }; }
 protocol bfd { interface \"*\" { min rx interval 100 ms; min tx interval 100 ms; multiplier 3; }; }
 protocol bgp upstream {
   local as NODE_ASN; neighbor ROUTER as ROUTER_ASN;
   hold time 3; keepalive time 1; connect delay time 1; connect retry time 1; error wait time 1, 5;
   bfd on; graceful restart off;
   ipv4 { table aegis4; import none; export all; next hop self; };
+  ipv6 { table aegis6; import none; export all; next hop self; };
 }
 ";
 
@@ -82,11 +96,13 @@ impl Lab {
         Ok(undo)
     }
 
-    /// Where the router sends an address: nodes, sorted, by what the daemons have put into the kernel's table.
-    pub fn next_hops(&self, address: Ipv4Addr) -> anyhow::Result<Vec<Ipv4Addr>> {
+    /// Where the router sends a destination: addresses of nodes, sorted, by what the daemons have put into the kernel's table.
+    pub fn next_hops(&self, destination: IpNet) -> anyhow::Result<Vec<IpAddr>> {
         let router = self.plan().namespace("router");
-        let routes =
-            run("ip", &["-n", &router, "route", "show", "exact", &format!("{address}/32"), "proto", "bgp"])?;
+        let family = if destination.addr().is_ipv6() { "-6" } else { "-4" };
+        let destination = destination.to_string();
+        let words = ["-n", &router, family, "route", "show", "exact", &destination, "proto", "bgp"];
+        let routes = run("ip", &words)?;
         let mut words = routes.split_ascii_whitespace();
         let mut hops = Vec::new();
         while let Some(word) = words.next() {
@@ -96,6 +112,20 @@ impl Lab {
         }
         hops.sort_unstable();
         Ok(hops)
+    }
+
+    /// What the router's daemons know of IPv6, for a failure that tells no more than that a route is missing.
+    pub fn router_tells(&self) -> String {
+        let socket = self.router_folder().display().to_string();
+        let ask = |daemon: &str, question: &str| {
+            let output =
+                Command::new("vtysh").args(["--vty_socket", &socket, "-d", daemon, "-c", question]).output();
+            let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+            format!("{daemon}: {question}\n{}\n", said.unwrap_or_else(|error| error.to_string()))
+        };
+        [("bgpd", "show bgp ipv6 unicast"), ("bgpd", "show bgp nexthop"), ("zebra", "show ipv6 route")]
+            .map(|(daemon, question)| ask(daemon, question))
+            .concat()
     }
 
     /// Commands for the router's bgpd, inside `router bgp`.
@@ -138,7 +168,14 @@ impl Lab {
                 )
             })
             .collect();
-        let bgpd = ROUTER_BGPD.replace("NEIGHBORS", &neighbors);
+        let activated: String = NODES
+            .iter()
+            .map(|node| node.address())
+            .map(|address| {
+                format!("  neighbor {address} activate\n  neighbor {address} route-map GLOBAL in\n")
+            })
+            .collect();
+        let bgpd = ROUTER_BGPD.replace("NEIGHBORS", &neighbors).replace("ACTIVATED", &activated);
         for (name, text) in
             [("zebra", String::new()), ("bgpd", filled(&bgpd, ROUTER)), ("bfdd", BFDD.to_owned())]
         {
@@ -186,6 +223,8 @@ impl Lab {
             .find_map(|object| object.ok().filter(|object| !object["stringData"].is_null()))
             .context("the chart renders no Secret for FRR")?;
         let files = secret["stringData"].as_mapping().context("no files")?;
+        let start = files.get("start").and_then(|text| text.as_str());
+        ensure!(start.is_some_and(|text| text.contains(ZEBRA)), "the chart starts zebra in another way");
         Ok(files
             .iter()
             .filter_map(|(name, text)| Some((name.as_str()?.to_owned(), text.as_str()?.to_owned())))
@@ -194,7 +233,7 @@ impl Lab {
 
     fn start_frr(&self, node: Node, files: &[(String, String)]) -> anyhow::Result<()> {
         for (name, text) in files {
-            self.write(node, &format!("{CHART_FILES}/{name}"), text)?;
+            self.write(node, &format!("{CHART_FILES}/{name}"), &text.replace(ZEBRA, SLOW_ZEBRA))?;
         }
         let address = format!("NODE_ADDRESS={}", node.address());
         self.start_inside(node, "frr", &["env", &address, "sh", &format!("{CHART_FILES}/start")])

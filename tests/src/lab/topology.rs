@@ -160,9 +160,9 @@ pub fn pin(plan: &Plan, address: std::net::Ipv4Addr, nodes: &[Node]) -> anyhow::
     route(plan, &format!("{address}/32"), nodes)
 }
 
-/// Puts one address on the router's link to the nodes; [`pin`] without nodes undoes it.
-pub fn on_link(plan: &Plan, address: std::net::Ipv4Addr) -> anyhow::Result<()> {
-    batch(Some(&plan.namespace("router")), &[format!("route replace {address}/32 dev lan")])
+/// Puts a range on the router's link to the nodes; [`pin`] or [`pin6`] without nodes undoes it.
+pub fn on_link(plan: &Plan, range: ipnet::IpNet) -> anyhow::Result<()> {
+    batch(Some(&plan.namespace("router")), &[format!("route replace {range} dev lan")])
 }
 
 /// Hardware address of a node's uplink.

@@ -3,8 +3,10 @@
 
 mod address;
 mod allocation;
+mod application;
 mod binding;
 mod manual;
+mod policy;
 mod prefix;
 
 use aegis_tests::apiserver::ApiServer;

@@ -35,7 +35,15 @@ fn every_example_can_be_applied() {
 #[test]
 fn every_field_is_explained() {
     let server = server();
-    for kind in ["aegisprefix", "egressallocation", "zonebinding", "egressaddress", "egressnode"] {
+    for kind in [
+        "aegisprefix",
+        "egressallocation",
+        "zonebinding",
+        "egresspolicy",
+        "egressapplication",
+        "egressaddress",
+        "egressnode",
+    ] {
         let text = server.kubectl(&["explain", kind, "--recursive"]).expect("explain");
         assert!(text.contains("DESCRIPTION:"), "{kind}:\n{text}");
         let text = server.kubectl(&["get", "--raw", "/openapi/v3/apis/aegis.dev/v1alpha1"]).expect("OpenAPI");
@@ -71,6 +79,8 @@ fn kinds_have_short_names_columns_and_a_category() {
         ("apfx", ["CIDR", "ACCOUNT", "USED", "AGE"]),
         ("ealloc", ["ADDRESSES", "NODES", "CAPACITY LOW", "AGE"]),
         ("zbind", ["ALLOCATION", "ENABLED", "PROGRAMMED", "AGE"]),
+        ("epol", ["ORDER", "PRECEDENCE", "ACTION", "AGE"]),
+        ("eapp", ["POLICIES", "ACCEPTED", "DESCRIPTION", "AGE"]),
         ("eaddr", ["ALLOCATION", "EPOCH", "HELD", "AGE"]),
         ("enode", ["TUNNEL", "VERSION", "READY", "AGE"]),
     ] {
@@ -78,6 +88,8 @@ fn kinds_have_short_names_columns_and_a_category() {
             "apfx" => "aegisprefixes",
             "ealloc" => "egressallocations",
             "zbind" => "zonebindings",
+            "epol" => "egresspolicies",
+            "eapp" => "egressapplications",
             "eaddr" => "egressaddresses",
             _ => "egressnodes",
         };

@@ -21,6 +21,12 @@ fn wrong_prefixes_are_rejected() {
         field: "spec.reserved",
         message,
     };
+    let delegated = |name, delegation: &str, message| Wrong {
+        name,
+        manifest: prefix(&format!("account: shop, cidr: 203.0.113.0/28, delegations: [{{{delegation}}}]")),
+        field: "spec.delegations",
+        message,
+    };
     let other = |name, manifest: String, field, message| Wrong { name, manifest, field, message };
     let many: Vec<String> = (0..65).map(|low| format!("203.0.113.{low}")).collect();
     all_rejected(
@@ -36,12 +42,6 @@ fn wrong_prefixes_are_rejected() {
             cidr("IPv6: host bits set", "2001:db8::1/64", "begin with the first address of the range"),
             cidr("IPv6: link-local", "fe80::/64", "2000::/3 (global) or fc00::/7 (unique local)"),
             cidr("IPv6: multicast", "ff05::/64", "2000::/3 (global) or fc00::/7 (unique local)"),
-            other(
-                "IPv6: an announcement that nobody makes",
-                prefix("account: shop, cidr: '2001:db8::/48', announcement: {mode: L2}"),
-                "spec.announcement",
-                "must be None for an IPv6 prefix",
-            ),
             cidr("an IPv4-mapped range", "::ffff:cb00:7100/124", "must be a range in CIDR notation"),
             cidr("a blank before", " 203.0.113.0/28", "must be a range in CIDR notation"),
             cidr("empty", "", "should be at least 1 chars long"),
@@ -87,9 +87,85 @@ fn wrong_prefixes_are_rejected() {
             ),
             other(
                 "a field that does not exist",
-                prefix("account: shop, cidr: 203.0.113.0/28, source: Leased"),
-                "spec.source",
+                prefix("account: shop, cidr: 203.0.113.0/28, owner: shop"),
+                "spec.owner",
                 "unknown field",
+            ),
+            other(
+                "a source that is none",
+                prefix("account: shop, cidr: 203.0.113.0/28, source: Stolen"),
+                "spec.source",
+                "supported values",
+            ),
+            other(
+                "an own range without a proof",
+                prefix("account: shop, cidr: 203.0.113.0/28, source: BringYourOwn"),
+                "spec.source",
+                "spec.proof must say with source BringYourOwn",
+            ),
+            other(
+                "an empty proof",
+                prefix("account: shop, cidr: 203.0.113.0/28, source: BringYourOwn, proof: ''"),
+                "spec.proof",
+                "at least 1 chars",
+            ),
+            other(
+                "a proof that is an essay",
+                prefix(&format!("account: shop, cidr: 203.0.113.0/28, proof: {}", "a".repeat(254))),
+                "spec.proof",
+                "may not be more than 253",
+            ),
+            delegated("a delegation to nobody", "name: d, maxAddresses: 1", "must say to whom"),
+            delegated(
+                "a delegation to a name and to labels",
+                "name: d, maxAddresses: 1, account: bank, namespaceSelector: {matchLabels: {a: b}}",
+                "must say to whom",
+            ),
+            delegated(
+                "a delegation to the owner",
+                "name: d, maxAddresses: 1, account: shop",
+                "names spec.account, which may take every address as it is",
+            ),
+            delegated("a delegation without a number", "name: d, account: bank", "maxAddresses: Required value"),
+            delegated("a delegation without a name", "maxAddresses: 1, account: bank", "name: Required value"),
+            delegated("of no address", "name: d, maxAddresses: 0, account: bank", "greater than or equal to 1"),
+            delegated("of too many", "name: d, maxAddresses: 1025, account: bank", "less than or equal to 1024"),
+            delegated(
+                "of more than there are",
+                "name: d, maxAddresses: 17, account: bank",
+                "has a maxAddresses above the number of addresses in spec.cidr",
+            ),
+            other(
+                "IPv6: of more /64s than there are",
+                prefix("account: shop, cidr: '2001:db8::/62', delegations: [{name: d, maxAddresses: 5, account: bank}]"),
+                "spec.delegations",
+                "has a maxAddresses above the number of addresses in spec.cidr",
+            ),
+            delegated(
+                "one name twice",
+                "name: d, maxAddresses: 1, account: bank}, {name: d, maxAddresses: 2, account: till",
+                "Duplicate value",
+            ),
+            delegated("an empty selector", "name: d, maxAddresses: 1, namespaceSelector: {}", "namespaceSelector is empty"),
+            delegated(
+                "a selector with an operator that is none",
+                "name: d, maxAddresses: 1, namespaceSelector: {matchExpressions: [{key: a, operator: Gt, values: ['1']}]}",
+                "supported values",
+            ),
+            delegated(
+                "a selector without the values that it needs",
+                "name: d, maxAddresses: 1, namespaceSelector: {matchExpressions: [{key: a, operator: In}]}",
+                "values must be given with operator In and NotIn",
+            ),
+            delegated("an account that is no namespace name", "name: d, maxAddresses: 1, account: No_1", "must be a DNS label"),
+            other(
+                "too many delegations",
+                prefix(&format!(
+                    "account: shop, cidr: 203.0.113.0/28, delegations: [{}]",
+                    (0..65).map(|it| format!("{{name: d{it}, account: a{it}, maxAddresses: 1}}")).collect::<Vec<_>>().join(", ")
+                )),
+                "spec.delegations",
+                "must have at most 64 items",
             ),
             other(
                 "an announcement that nobody makes",
@@ -146,6 +222,34 @@ fn right_prefixes_are_accepted() {
                 "account: shop, cidr: '2001:db8::/32', reserved: ['2001:db8::/64', '2001:db8:7::1']",
             ),
             right("IPv6, unique local", "account: shop, cidr: 'fd12:3456:789a::/48'"),
+            right("leased, with a reference", "account: shop, cidr: 203.0.113.0/28, source: Leased, proof: contract 7"),
+            right("brought", "account: shop, cidr: 203.0.113.0/28, source: BringYourOwn, proof: 'ROA AS64500, LOA 2026-04'"),
+            right(
+                "delegated by name, as much as there is, and by labels",
+                "account: shop, cidr: 203.0.113.0/30, delegations: [{name: a, account: bank, maxAddresses: 4}, \
+                 {name: b, maxAddresses: 1, namespaceSelector: {matchLabels: {team: money}, \
+                 matchExpressions: [{key: tier, operator: In, values: [gold]}, {key: off, operator: DoesNotExist}]}}]",
+            ),
+            right(
+                "delegated from the widest",
+                "account: shop, cidr: 10.7.0.0/16, delegations: [{name: a, account: bank, maxAddresses: 1024}]",
+            ),
+            right(
+                "IPv6, delegated",
+                "account: shop, cidr: '2001:db8::/32', delegations: [{name: a, account: bank, maxAddresses: 1024}]",
+            ),
+            right(
+                "IPv6, one /64, delegated",
+                "account: shop, cidr: '2001:db8::/64', delegations: [{name: a, account: bank, maxAddresses: 1}]",
+            ),
+            right(
+                "IPv6, announced by BGP",
+                "account: shop, cidr: '2001:db8:1::/48', announcement: {mode: BGP}",
+            ),
+            right(
+                "IPv6, announced to neighbours",
+                "account: shop, cidr: '2001:db8:2::/64', announcement: {mode: L2}",
+            ),
             right("an account that is a number", "account: '42', cidr: 203.0.113.0/28"),
             (
                 "a name of 63 characters",
@@ -168,6 +272,9 @@ fn the_range_of_a_prefix_never_changes() {
     .expect_err("the range changed");
     assert!(error.contains("spec.cidr") && error.contains("create another AegisPrefix instead"), "{error}");
     let apply = |spec: &str| server.kubectl_with(&["replace", "-f", "-"], &with(spec));
-    apply("account: bank, cidr: 203.0.113.0/28, reserved: [203.0.113.1], announcement: {mode: BGP}")
-        .expect("the rest may change");
+    apply(
+        "account: bank, cidr: 203.0.113.0/28, reserved: [203.0.113.1], announcement: {mode: BGP}, source: BringYourOwn, \
+         proof: LOA, delegations: [{name: a, account: shop, maxAddresses: 2}]",
+    )
+    .expect("the rest may change");
 }

@@ -26,7 +26,7 @@ fn ask(lab: &Lab, daemon: &str, folder: &str) -> anyhow::Result<()> {
 /// A daemon of a node hangs: nobody but its agent notices, and the node goes on.
 async fn hangs(account: &Account<'_>, node: Node, program: &str) -> anyhow::Result<()> {
     // Not until the agent that asks has taken the place of the one before.
-    let told = "told of 1 of 1 addresses; 1 of 1 BGP sessions are up";
+    let told = "told of 2 of 2 addresses; 1 of 1 BGP sessions are up";
     account.announced(node, "True", "Announced", told).await?;
     let frozen = account.lab.frozen_daemon(node, program)?;
     let name = if program == "bird" { "BIRD" } else { program };

@@ -201,7 +201,7 @@ pub fn holds(conditions: &[Condition], type_: &str, generation: Option<i64>) -> 
 /// Fails if the recorder saw anything but the egress address towards the recorded destinations.
 pub fn only(capture: &mut Capture, address: Ipv4Addr) -> anyhow::Result<Report> {
     let report = capture.report()?;
-    ensure!(report.addresses() == [address].into(), "not only {address} on the wire: {:#?}", report.sources);
+    ensure!(report.is_only(address), "not only {address} on the wire: {:#?}", report.sources);
     ensure!(report.shared == 0, "5-tuples from two nodes: {:?}", report.shared_flows);
     Ok(report)
 }

@@ -85,8 +85,7 @@ async fn a_node_outside_the_sites_sends_through_a_holder() -> anyhow::Result<()>
     let tcp = origin.summary().await?.tcp;
     assert_eq!(tcp.twice, 0, "{tcp:?}");
     let report = only(&mut capture, account.address)?;
-    let devices: Vec<&str> = report.sources.iter().map(|source| source.device.as_str()).collect();
-    assert_eq!(devices, [holder.name()], "only the holder sends to the origin");
+    assert_eq!(report.nodes(account.address), [holder.name()].into(), "only the holder sends to the origin");
     let metrics = cluster.agent_metrics(&holder.name()).await?;
     assert!(metrics.packets("guest") > 0 && metrics.packets("returned") > 0);
     account.end().await

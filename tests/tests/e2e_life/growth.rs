@@ -8,16 +8,19 @@ use std::path::PathBuf;
 use std::process::Child;
 use std::time::Instant;
 
-use aegis_crds::{AegisPrefix, EgressAddress, HoldingState};
+use aegis_crds::{AegisPrefix, EgressAddress, EgressNode, HoldingState};
 use aegis_tests::cluster::{Cluster, PATIENCE, Summaries, Summary, wait_for};
-use aegis_tests::lab::plan::ORIGINS;
+use aegis_tests::lab::plan::{NODES, ORIGINS};
 use aegis_tests::lab::{Lab, images};
 use anyhow::{Context, ensure};
 use futures::future::try_join_all;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use serde_json::json;
 
 use crate::account::{Account, allocation, prefix};
+use crate::autoscaler::kubectl;
 use crate::inside::Inside;
 
 /// Ports of a slice.
@@ -55,6 +58,16 @@ async fn account(cluster: &Cluster, name: &str, addresses: u8, slices: u32) -> a
     let account = Account { namespace, address, zone };
     account.programmed_allocation().await?;
     account.bind_and_wait().await?;
+    // A node whose agent has just come back after an earlier test gets its slice a moment later.
+    let all: Api<EgressAddress> = Api::all(cluster.client());
+    wait_for("a slice of each address for every node", PATIENCE, async || {
+        let own = all.list(&ListParams::default()).await?.items.into_iter();
+        let own: Vec<EgressAddress> =
+            own.filter(|it| it.spec.allocation_ref.namespace == account.namespace.name()).collect();
+        let everywhere = |address: &EgressAddress| NODES.iter().all(|node| held(address, &node.name()) == 1);
+        Ok((own.len() == usize::from(addresses) && own.iter().all(everywhere)).then_some(()))
+    })
+    .await?;
     Ok(account)
 }
 
@@ -121,9 +134,38 @@ async fn open(pod: &Inside, name: &str, to: SocketAddrV4, count: u32) -> anyhow:
     let open =
         json!({"do": "open", "name": name, "to": to, "count": count, "parallel": 100, "timeout_ms": 30_000});
     let answer = pod.call(open).await?;
-    ensure!(answer["opened"] == count, "{}: of {count}: {answer}", pod.pod.name());
+    ensure!(answer["opened"] == count, "{}, {name}: of {count}: {answer}", pod.pod.name());
     println!("{}: {answer}", pod.pod.name());
     Ok(())
+}
+
+/// What was asked for, what was given, and what both sides said: for a failure that tells no more than that flows were refused.
+async fn evidence(cluster: &Cluster, account: &Account) -> anyhow::Result<String> {
+    let lab = cluster.lab().context("there are logs of a lab only")?;
+    let node: EgressNode = Api::all(cluster.client()).get("n1").await?;
+    let addresses = Api::<EgressAddress>::all(cluster.client()).list(&ListParams::default()).await?;
+    let own = addresses.iter().filter(|it| it.spec.allocation_ref.namespace == account.namespace.name());
+    let mut text = format!("demand: {:#?}\n", node.status.map(|status| status.demand));
+    own.for_each(|address| text += &format!("holdings: {:?}\n", address.spec));
+    let mut pods = Api::<Pod>::all(cluster.client()).list(&ListParams::default()).await?.items;
+    pods.retain(|pod| {
+        pod.labels().get("app.kubernetes.io/name").is_some_and(|name| name.starts_with("aegis-"))
+    });
+    for pod in pods {
+        let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+        let logs =
+            kubectl(lab, &["logs", "--namespace", &namespace, &name, "--all-containers", "--since=60s"])?;
+        text += &format!("{name}:\n{logs}\n");
+    }
+    Ok(text)
+}
+
+/// With the evidence, if it is a failure.
+async fn told<T>(cluster: &Cluster, account: &Account, result: anyhow::Result<T>) -> anyhow::Result<T> {
+    match result {
+        Ok(value) => Ok(value),
+        Err(error) => Err(error.context(evidence(cluster, account).await?)),
+    }
 }
 
 /// `AEGIS_GROWTH=252 cargo test -p aegis-tests --test e2e_life growth -- --nocapture` fills a whole address.
@@ -151,10 +193,10 @@ async fn growth_to_a_full_address_fails_no_connection() -> anyhow::Result<()> {
     };
     let (waited, begin) = (dropped().await?, Instant::now());
     let share = |index: u32| (count - index * EACH).min(EACH);
-    try_join_all(
+    let opened = try_join_all(
         pods.iter().zip(0..).map(async |(pod, index)| open(pod, "held", servers.port, share(index)).await),
-    )
-    .await?;
+    );
+    told(&cluster, &account, opened.await).await?;
     let took = begin.elapsed();
 
     let after = account.egress_address().await?.context("no address")?;
@@ -196,10 +238,10 @@ async fn growth_goes_on_to_the_next_address_when_the_first_is_full() -> anyhow::
     let origin = cluster.origin(0)?;
     origin.reset().await?;
     let pod = account.pod_on("grows", "n1", true).await?;
-    open(&pod, "first", origin.port(0), full).await?;
+    told(&cluster, &account, open(&pod, "first", origin.port(0), full).await).await?;
     let tcp = origin.summary().await?.tcp;
     ensure!(tcp.sources.len() == 1, "a pod keeps its address while that has room: {tcp:?}");
-    open(&pod, "second", origin.port(0), full).await?;
+    told(&cluster, &account, open(&pod, "second", origin.port(0), full).await).await?;
     let tcp = origin.summary().await?.tcp;
     ensure!(tcp.sources.values().eq([&u64::from(full); 2]) && tcp.twice == 0, "{tcp:?}");
     let refused = wait_for("a refusal at once", PATIENCE, async || {

@@ -9,13 +9,15 @@ use aegis_tests::lab::plan::{NODES, Node};
 use anyhow::{Context, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Service;
-use kube::api::Api;
+use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
 use crate::account::{Account, BOUND, ZONE, holds, only};
 
 /// Connections that each pod holds.
 const LIVE: usize = 100;
+/// The same of those that have the address themselves: all find room in one slice.
+const SOCKETS: usize = 40;
 /// Bytes each way.
 const BULK: u64 = 20_000_000;
 
@@ -57,6 +59,49 @@ async fn traffic(cluster: &Cluster, account: &Account, pods: &[Pod]) -> anyhow::
     Ok(())
 }
 
+/// Lets the pods' sockets have the address themselves, and translates again.
+async fn bind(cluster: &Cluster, account: &Account, pods: &[Pod]) -> anyhow::Result<()> {
+    let (lab, origin) = (cluster.lab().context("the lab")?, cluster.origin(0)?);
+    let mode = async |mode: &str| {
+        let patch = Patch::Merge(json!({"spec": {"mode": mode}}));
+        account.bindings().patch("partners", &PatchParams::default(), &patch).await
+    };
+    mode("Bind").await?;
+    for pod in pods {
+        wait_for(&format!("a bound socket on {}", pod.node()), PATIENCE, async || {
+            ensure!(pod.source(origin.port(0)).await? == Ok(account.address), "never another source");
+            let metrics = cluster.agent_metrics(pod.node()).await?;
+            Ok((metrics.packets("bound") > 0).then_some(()))
+        })
+        .await?;
+    }
+    for entry in NODES {
+        let _entry = lab.entry(account.address, entry)?;
+        for pod in pods {
+            let name = format!("bound-{}", entry.name());
+            pod.open(&name, origin.port(0), SOCKETS).await?;
+            pod.exchange(&name, SOCKETS).await?;
+            for way in ["download", "upload"] {
+                let answer = pod.call(json!({"do": way, "to": origin.port(2), "bytes": BULK})).await?;
+                ensure!(answer["ok"] == true, "{way} {} at {}: {answer}", pod.node(), entry.name());
+            }
+        }
+    }
+    for pod in pods {
+        let metrics = cluster.agent_metrics(pod.node()).await?;
+        let (bound, refused) = (metrics.packets("bound"), metrics.packets("refuse_no_socket_port"));
+        ensure!(bound >= (NODES.len() * SOCKETS) as u64, "{}: {bound} bound, {refused} refused", pod.node());
+    }
+    mode("Nat").await?;
+    for pod in pods {
+        pod.exchange("held", LIVE).await?;
+        for entry in NODES {
+            pod.exchange(&format!("bound-{}", entry.name()), SOCKETS).await?;
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn pods_of_the_host_network_leave_from_the_address_from_their_first_packet_on() -> anyhow::Result<()> {
     let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
@@ -83,6 +128,8 @@ async fn pods_of_the_host_network_leave_from_the_address_from_their_first_packet
     })
     .await?;
     traffic(&cluster, &account, &pods).await?;
+    only(&mut capture, account.address)?;
+    bind(&cluster, &account, &pods).await?;
     only(&mut capture, account.address)?;
 
     // Others of the node are none of it, nor is a pod that is not covered any more but for what it has open.

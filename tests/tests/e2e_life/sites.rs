@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use aegis_crds::{EgressAllocationStatus, HoldingState, SiteStatus};
 use aegis_tests::cluster::{Cluster, PATIENCE, wait_for};
+use aegis_tests::lab::capture::Capture;
 use aegis_tests::lab::plan::{NODES, Node};
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
@@ -70,10 +71,8 @@ async fn sites_have_their_shares_and_pods_elsewhere_leave_through_the_near_one_w
     let pod = account.pod_on("through", &outside.name(), true).await?;
     let mut capture = lab.capture(&[ZONE])?;
     pod.open("held", origin.port(0), 100).await?;
-    let devices = |report: &aegis_tests::lab::capture::Report| -> Vec<String> {
-        report.sources.iter().map(|source| source.device.clone()).collect()
-    };
-    assert_eq!(devices(&only(&mut capture, account.address)?), [small.name()], "the first site by name");
+    let by = |capture: &mut Capture| anyhow::Ok(only(capture, account.address)?.nodes(account.address));
+    assert_eq!(by(&mut capture)?, [small.name()].into(), "the first site by name");
 
     // All of its ports but a few: what is new leaves through the other site, and what is old stays.
     pod.open("more", origin.port(0), 148).await?;
@@ -81,7 +80,7 @@ async fn sites_have_their_shares_and_pods_elsewhere_leave_through_the_near_one_w
         let mut capture = lab.capture(&[ZONE])?;
         let answer: Value = pod.call(json!({"do": "connect", "to": origin.port(1)})).await?;
         ensure!(answer["failure"].is_null(), "{answer}");
-        Ok((devices(&only(&mut capture, account.address)?) == [large.name()]).then_some(()))
+        Ok((by(&mut capture)? == [large.name()].into()).then_some(()))
     })
     .await?;
     pod.exchange("held", 100).await?;

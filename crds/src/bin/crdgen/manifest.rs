@@ -1,6 +1,8 @@
 //! CRD manifests from the types.
 
-use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, EgressNode, ZoneBinding};
+use aegis_crds::{
+    AegisPrefix, EgressAddress, EgressAllocation, EgressApplication, EgressNode, EgressPolicy, ZoneBinding,
+};
 use anyhow::{Context, Result};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
@@ -8,10 +10,18 @@ use serde_json::{Map, Value, json};
 
 /// The definitions of all kinds as JSON, cleaned of what the derivation leaves behind.
 pub fn definitions() -> Result<Vec<Value>> {
-    [AegisPrefix::crd(), EgressAllocation::crd(), ZoneBinding::crd(), EgressAddress::crd(), EgressNode::crd()]
-        .iter()
-        .map(clean)
-        .collect()
+    [
+        AegisPrefix::crd(),
+        EgressAllocation::crd(),
+        ZoneBinding::crd(),
+        EgressPolicy::crd(),
+        EgressApplication::crd(),
+        EgressAddress::crd(),
+        EgressNode::crd(),
+    ]
+    .iter()
+    .map(clean)
+    .collect()
 }
 
 /// `<plural>.yaml`.

@@ -4,6 +4,7 @@ use super::lookup::{self, NETWORKS};
 use super::{Ipv6, LATER, Layers, START, follow_headers, ports};
 use crate::headers::{self, ETH_LEN, Ethernet, TCP, UDP};
 use crate::maps;
+use crate::observe::observe6;
 use aegis_common::*;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
@@ -76,7 +77,13 @@ fn covered(ctx: &TcContext, config: &Config, config6: &Config6) -> Result<bool, 
     if has_ports {
         flow.ports = ports(protocol, ctx.load(layers.offset as usize).map_err(|_| malformed)?);
     }
-    Ok(lookup::look_up_verdict6(generation, pod.class, &raw const flow, u32::from(!has_ports)) != 0)
+    let verdict = lookup::look_up_verdict6(generation, pod.class, &raw const flow, u32::from(!has_ports));
+    let verdict = VerdictValue::unpacked(verdict);
+    let binding = verdict.binding;
+    if binding >> OBSERVED_SHIFT != 0 && layers.fragment != LATER {
+        observe6(ctx.skb.skb, &raw const flow, layers.offset, generation, binding);
+    }
+    Ok(verdict.action != ACTION_PASS)
 }
 
 /// Whether the packet comes from the pod's own device, as for IPv4.

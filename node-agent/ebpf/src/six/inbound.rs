@@ -3,7 +3,7 @@
 //! the program at tcx ingress set the mark by which nftables tells such packets from others.
 
 use super::lookup::{self, SUFFIXES};
-use super::{ICMPV6, Ipv6, LATER, Layers, START, follow_headers_xdp, is_error, load, too_big};
+use super::{ICMPV6, Ipv6, LATER, Layers, START, follow_headers_xdp, is_error, load, ndp, too_big};
 use crate::headers::{ETH_LEN, Ethernet};
 use crate::maps::{self, SLOTS};
 use crate::steer::Step;
@@ -34,6 +34,11 @@ pub fn is(ctx: &XdpContext) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn arrive6(context: *mut xdp_md, steered: u32) -> u32 {
+    if steered != STEERED
+        && let Some(verdict) = ndp::answer(context)
+    {
+        return verdict;
+    }
     match judge6(context, steered) {
         ANSWER => too_big::answer6(context),
         verdict if verdict >= SEND => send6(context, verdict - SEND),

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::headers::{self, ETH_LEN, SYN, TCP, UDP};
 use crate::maps::{self, SLOTS};
+use crate::rule;
 use crate::snat::{self, Stop};
 use aegis_common::*;
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
@@ -118,6 +119,7 @@ fn translate(ctx: &TcContext, config: &Config, config6: &Config6, ip: &Ipv6) -> 
         match choose_network(generation, &raw const flow, &raw const pod, &raw mut way) {
             0 => {}
             FENCED => return Err(Stop::Refuse(Counter::RefuseFenced)),
+            FORBIDDEN => return Err(Stop::Refuse(Counter::RefusePolicy)),
             _ => return Err(Stop::Refuse(Counter::RefuseUnavailable)),
         }
         standing = standing6(&raw const way);
@@ -251,12 +253,14 @@ extern "C" fn standing6(way: *const Flow6Value) -> u32 {
 const NOTHING: u32 = 1;
 /// [`NOTHING`] and a bit more, so that outcomes are put together by "or".
 const FENCED: u32 = 3;
+/// The policy says so.
+const FORBIDDEN: u32 = 4;
 
 /// The way of a new flow, as the policy says; 0 if there is one.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn choose_network(
-    generation: u32,
+    mut generation: u32,
     flow: *const Flow6Key,
     pod: *const Pod6Value,
     way: *mut Flow6Value,
@@ -269,19 +273,52 @@ extern "C" fn choose_network(
         return NOTHING;
     }
     let any_port = u32::from(key.protocol != u32::from(TCP) && key.protocol != u32::from(UDP));
-    let mut verdict = lookup::look_up_verdict6(generation, pod.class, flow, any_port);
-    if verdict as u16 == ACTION_PASS {
+    let look_up = |generation, class| {
+        VerdictValue::unpacked(lookup::look_up_verdict6(generation, class, flow, any_port))
+    };
+    let mut verdict = look_up(generation, pod.class);
+    if verdict.action == ACTION_PASS {
         // Between `pod_ingress` and here the policy may have changed, as for IPv4.
         let last = generation.wrapping_sub(1);
         let Some(before) = lookup::pod(last, &key.local) else { return NOTHING };
-        verdict = lookup::look_up_verdict6(last, before.class, flow, any_port);
+        verdict = look_up(last, before.class);
+        generation = last;
     }
-    if verdict as u16 != ACTION_ALLOCATE {
-        return NOTHING;
+    let number = rule::number(verdict.binding);
+    match verdict.action {
+        ACTION_ALLOCATE => {}
+        ACTION_FORBID => {
+            rule::count_flow(generation, number, rule::DENIED);
+            return FORBIDDEN;
+        }
+        ACTION_DENY => {
+            rule::count_flow(generation, number, rule::LACKED);
+            return NOTHING;
+        }
+        _ => return NOTHING,
     }
-    let (index, mut step, mut outcome) = ((verdict >> 16) as u32 & 0xffff, 0, NOTHING);
+    let mut outcome = try_networks(u32::from(verdict.allocation), pod.suffix, way);
+    // Why the first is not left from is told, unless the second is left from.
+    if outcome != 0
+        && verdict.secondary != verdict.allocation
+        && try_networks(u32::from(verdict.secondary), pod.suffix, way) == 0
+    {
+        maps::count(Counter::SecondaryFlow, 0);
+        outcome = 0;
+    }
+    if outcome == 0 {
+        rule::count_flow(generation, number, rule::LEFT);
+    }
+    outcome
+}
+
+/// The way of a new flow of an allocation; 0 if there is one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn try_networks(allocation: u32, suffix: u32, way: *mut Flow6Value) -> u32 {
+    let (mut step, mut outcome) = (0, NOTHING);
     while step < NETWORKS_PER_ALLOCATION as u32 {
-        let tried = try_network(index, pod.suffix, step, way);
+        let tried = try_network(allocation, suffix, step, way);
         if tried == 0 {
             return 0;
         }

@@ -1,8 +1,9 @@
 //! The maps of IPv6, and looking things up in them. Sizes given here are defaults; the agent sets the real ones when it loads
 //! the object.
 
-use crate::maps::{LEASE, PORTS, VERDICTS};
+use crate::maps::{self, LEASE, PORTS};
 use aegis_common::*;
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
@@ -23,6 +24,10 @@ pub static ALLOCATIONS6: Array<Allocation6Value> = Array::with_max_entries(MAX_A
 /// Which /64 flows have chosen. What is forgotten here is decided anew.
 #[map]
 pub static FLOWS6: LruHashMap<Flow6Key, Flow6Value> = LruHashMap::with_max_entries(65536, 0);
+/// For which /64s neighbour solicitations are answered.
+#[map]
+pub static NDP_ANSWERS: HashMap<NdpKey, NdpValue> =
+    HashMap::with_max_entries(MAX_ARP_ANSWERS, BPF_F_NO_PREALLOC);
 
 /// The settings; `None` while IPv6 packets pass untouched.
 #[inline(always)]
@@ -67,7 +72,7 @@ pub fn destination_class(generation: u32, address: &Address6) -> Option<u32> {
     DESTINATIONS6.get(&key).map(|destination| destination.class)
 }
 
-/// What the policy says of packets of a pod class in a flow: the verdict's fields from the lowest bits on, 0 if it is not covered.
+/// What the policy says of packets of a pod class in a flow: the verdict, packed, 0 if it is not covered.
 /// `any_port`: the packet has none.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -94,10 +99,7 @@ pub extern "C" fn look_up_verdict6(
             port_class = *class;
         }
     }
-    let key = VerdictKey { generation, pod_class, destination_class, port_class };
-    // SAFETY: verdicts of a live generation are not changed.
-    let Some(verdict) = (unsafe { VERDICTS.get(&key) }) else { return u64::from(ACTION_PASS) };
-    u64::from(verdict.binding) << 32 | u64::from(verdict.allocation) << 16 | u64::from(verdict.action)
+    maps::verdict_of(VerdictKey { generation, pod_class, destination_class, port_class })
 }
 
 /// Which deadline of a /64 has passed. The clock is read last: an old lease only makes one pass earlier.

@@ -1,4 +1,4 @@
-//! Who answers ARP for an egress address: exactly one of the nodes that hold slices of it. Without the control plane, from
+//! Who answers ARP for an egress address, or neighbour solicitations for a /64: exactly one of the nodes that hold slices of it. Without the control plane, from
 //! what is said on the link and from the probes that nodes send each other. Pure: time is passed in.
 //!
 //! Who answers goes on (nothing moves because a node comes back or is better placed) until it is silent, hands over, or hears
@@ -6,8 +6,9 @@
 
 use crate::probe::Answer;
 use aegis_core::announcer::outranks;
+use aegis_core::egress::Egress;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 /// Address of a device.
@@ -36,7 +37,7 @@ pub struct Wanted {
     /// Name of this node.
     pub node: String,
     /// Addresses that one node is to answer for.
-    pub seats: BTreeMap<Ipv4Addr, Seat>,
+    pub seats: BTreeMap<Egress, Seat>,
     /// Tunnel address of each node, where probes go.
     pub tunnels: BTreeMap<String, Ipv4Addr>,
     /// Nodes by the MAC that they have on a link of this node.
@@ -50,21 +51,23 @@ pub struct Seat {
     pub stands: bool,
     /// Other nodes that may.
     pub others: BTreeSet<String>,
+    /// Of a /64, the addresses in it that pods of this node have: neighbours are told of each.
+    pub pods: BTreeSet<Ipv6Addr>,
 }
 
 /// What is to be done, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
     /// From now on the data plane answers.
-    Answer(Ipv4Addr),
+    Answer(Egress),
     /// It does not any more.
-    Stop(Ipv4Addr),
+    Stop(Egress),
     /// Everybody on the link is told that the address is here.
-    Announce(Ipv4Addr),
+    Announce(Egress),
     /// Everybody on the link is asked who answers.
-    Ask(Ipv4Addr),
+    Ask(Egress),
     /// The same by one that wants somebody else to.
-    HandOver(Ipv4Addr),
+    HandOver(Egress),
 }
 
 /// What somebody else on the link says of an address.
@@ -141,15 +144,15 @@ fn asking(now: Instant) -> Stage {
 #[derive(Clone, Debug, Default)]
 pub struct Election {
     wanted: Wanted,
-    stages: BTreeMap<Ipv4Addr, Stage>,
+    stages: BTreeMap<Egress, Stage>,
     answers: BTreeMap<Ipv4Addr, Answer>,
     looked: Option<Instant>,
 }
 
 impl Election {
     /// Follows what is wanted. For addresses in `answering` the data plane answers already.
-    pub fn follow(&mut self, wanted: Wanted, answering: &BTreeSet<Ipv4Addr>, now: Instant) -> Vec<Act> {
-        let mut gone: BTreeSet<Ipv4Addr> = answering.iter().copied().chain(self.answering()).collect();
+    pub fn follow(&mut self, wanted: Wanted, answering: &BTreeSet<Egress>, now: Instant) -> Vec<Act> {
+        let mut gone: BTreeSet<Egress> = answering.iter().copied().chain(self.answering()).collect();
         self.stages.retain(|address, stage| match (wanted.seats.get(address), stage) {
             (Some(seat), stage) => seat.stands || matches!(stage, Stage::Answering(_)),
             (None, _) => false,
@@ -167,7 +170,7 @@ impl Election {
     }
 
     /// Somebody else has said something of an address.
-    pub fn hear(&mut self, address: Ipv4Addr, mac: Mac, heard: Heard, now: Instant) -> Vec<Act> {
+    pub fn hear(&mut self, address: Egress, mac: Mac, heard: Heard, now: Instant) -> Vec<Act> {
         let view = View { wanted: &self.wanted, answers: &self.answers };
         let (Some(stage), Some(seat)) = (self.stages.get_mut(&address), view.wanted.seats.get(&address))
         else {
@@ -297,25 +300,39 @@ impl Election {
         self.wanted.macs.contains_key(mac)
     }
 
+    /// Whether this node takes the word of one that claims an address, in an election or without part in it.
+    pub fn believes(&self, address: Egress, mac: &Mac) -> bool {
+        match self.stages.get(&address) {
+            Some(Stage::Following(other)) => other.mac == *mac,
+            Some(_) => false,
+            None => self.knows(mac),
+        }
+    }
+
+    /// Addresses of this node's pods in a /64.
+    pub fn pods(&self, address: Egress) -> impl Iterator<Item = Ipv6Addr> + '_ {
+        self.wanted.seats.get(&address).into_iter().flat_map(|seat| seat.pods.iter().copied())
+    }
+
     /// Whether there is any address to care for.
     pub fn is_idle(&self) -> bool {
         self.stages.is_empty()
     }
 
     /// Addresses that this node answers for.
-    pub fn answering(&self) -> BTreeSet<Ipv4Addr> {
+    pub fn answering(&self) -> BTreeSet<Egress> {
         let own = self.stages.iter().filter(|(_, stage)| matches!(stage, Stage::Answering(_)));
         own.map(|(address, _)| *address).collect()
     }
 
     /// Addresses that another node answers for.
-    pub fn followed(&self) -> BTreeSet<Ipv4Addr> {
+    pub fn followed(&self) -> BTreeSet<Egress> {
         let others = self.stages.iter().filter(|(_, stage)| matches!(stage, Stage::Following(_)));
         others.map(|(address, _)| *address).collect()
     }
 
     /// Addresses for which nobody is known to answer.
-    pub fn vacant(&self) -> BTreeSet<Ipv4Addr> {
+    pub fn vacant(&self) -> BTreeSet<Egress> {
         let open = |stage: &&Stage| matches!(stage, Stage::Asking { .. } | Stage::Waiting { .. });
         self.stages.iter().filter(|(_, stage)| open(stage)).map(|(address, _)| *address).collect()
     }
@@ -361,12 +378,12 @@ impl View<'_> {
     }
 
     /// Nodes that are to take over before this one.
-    fn rank(&self, address: Ipv4Addr, seat: &Seat) -> u32 {
+    fn rank(&self, address: Egress, seat: &Seat) -> u32 {
         let better = |other: &&String| outranks(address, other, &self.wanted.node) && !self.is_silent(other);
         seat.others.iter().filter(better).count() as u32
     }
 
-    fn waiting(&self, address: Ipv4Addr, seat: &Seat, now: Instant) -> Stage {
+    fn waiting(&self, address: Egress, seat: &Seat, now: Instant) -> Stage {
         Stage::Waiting { until: now + INTERVAL * self.rank(address, seat) }
     }
 
@@ -374,7 +391,7 @@ impl View<'_> {
     fn look_after(
         &self,
         other: &mut Following,
-        address: Ipv4Addr,
+        address: Egress,
         seat: &Seat,
         now: Instant,
         acts: &mut Vec<Act>,
@@ -408,7 +425,7 @@ impl View<'_> {
     fn go_on(
         &self,
         own: &mut Answering,
-        address: Ipv4Addr,
+        address: Egress,
         seat: &Seat,
         before: &BTreeMap<Ipv4Addr, Answer>,
         now: Instant,

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
+const ADDRESS: Egress = Egress::V4(Ipv4Addr::new(203, 0, 113, 7));
 const STEP: Duration = Duration::from_millis(10);
 /// After so long without a fault, one node answers and no more.
 const SETTLED: Duration = Duration::from_secs(3);
@@ -65,6 +65,7 @@ impl Lan {
         let seat = Seat {
             stands: self.nodes[at].stands,
             others: others.map(|(_, node)| node.name.clone()).collect(),
+            pods: BTreeSet::new(),
         };
         Wanted {
             node: self.nodes[at].name.clone(),

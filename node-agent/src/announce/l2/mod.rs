@@ -1,20 +1,24 @@
-//! Announcing by L2: one of the nodes that hold slices of an address answers ARP for it. The data plane answers, so that it goes
-//! on without the agent; who does is found out by the agents among themselves ([`election`]).
+//! Announcing by L2: one of the nodes that hold slices of an address answers ARP for it, or neighbour solicitations for the
+//! addresses of a /64. The data plane answers, so that it goes on without the agent; who does is found out by the agents among
+//! themselves ([`election`]).
 //!
-//! Only IPv4. What NDP needs for a /64 (an answer by proxy for each address that is asked for, unsolicited advertisements with
-//! the Override flag) would stand beside [`arp`] and [`link`]; the election is the same.
+//! Routers know the addresses of a /64 one by one, and each node only those of its own pods. So when somebody claims the /64,
+//! every node tells of its own at which MAC they are from then on.
 
 pub mod arp;
 pub mod election;
 pub mod link;
+mod multicast;
+pub mod ndp;
 mod wanted;
 
 pub use wanted::wanted;
 
 use super::{Standing, reason};
-use crate::apply::ArpTable;
+use crate::apply::{AnswerTable, Answering};
 use crate::probe::Prober;
-use election::{Act, Election, Mac, Wanted};
+use aegis_core::egress::{Egress, Family};
+use election::{Act, Election, Heard, Mac, Wanted};
 use link::Link;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -30,11 +34,11 @@ const IDLE: u16 = 1000;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Addresses that this node answers for.
-    pub answering: BTreeSet<Ipv4Addr>,
+    pub answering: BTreeSet<Egress>,
     /// Addresses that it may answer for, and another node does.
-    pub followed: BTreeSet<Ipv4Addr>,
+    pub followed: BTreeSet<Egress>,
     /// Addresses that it may answer for, and for which nobody is known to answer.
-    pub vacant: BTreeSet<Ipv4Addr>,
+    pub vacant: BTreeSet<Egress>,
     /// Tunnel addresses of nodes that are to be probed.
     pub peers: BTreeSet<Ipv4Addr>,
     /// Why this node cannot take part.
@@ -50,14 +54,14 @@ impl Outcome {
         let (own, others) = (self.answering.len(), self.followed.len());
         if let Some(address) = self.vacant.first() {
             let message = format!(
-                "nobody is known to answer ARP for {} addresses, {address} among them: this node does soon, unless another one \
+                "nobody is known to answer for {} addresses, {address} among them: this node does soon, unless another one \
                  does",
                 self.vacant.len()
             );
             return Some(Standing { good: false, reason: reason::NOBODY_ANSWERS, message });
         }
         let message =
-            format!("answers ARP for {own} of {} addresses, and other nodes for the rest", own + others);
+            format!("answers for {own} of {} addresses, and other nodes for the rest", own + others);
         (own + others > 0).then_some(Standing { good: true, reason: reason::ANNOUNCED, message })
     }
 }
@@ -74,10 +78,10 @@ pub struct L2 {
 #[derive(Default)]
 struct State {
     election: Election,
-    links: BTreeMap<u32, Link>,
-    table: Option<Box<dyn ArpTable>>,
+    links: BTreeMap<(u32, Family), Link>,
+    table: Option<Box<dyn AnswerTable>>,
     /// What is in the table.
-    entries: BTreeMap<(Ipv4Addr, u32), Mac>,
+    entries: BTreeMap<(Egress, u32), Answering>,
     outcome: Outcome,
 }
 
@@ -98,10 +102,10 @@ impl L2 {
     }
 
     /// Takes the table of the data plane, with what an agent before has left in it.
-    pub fn take_table(&self, table: Box<dyn ArpTable>) {
+    pub fn take_table(&self, table: Box<dyn AnswerTable>) {
         self.with(|state| match table.read() {
             Ok(entries) => (state.table, state.entries) = (Some(table), entries),
-            Err(error) => state.fail(format!("cannot read for which addresses ARP is answered: {error}")),
+            Err(error) => state.fail(format!("cannot read for which addresses this node answers: {error}")),
         });
     }
 
@@ -112,11 +116,10 @@ impl L2 {
                 return;
             }
             let answering = state.answering();
-            let none = BTreeMap::new();
-            let idle = wanted.seats.is_empty() && answering.is_empty();
-            if let Err(error) = state.listen(if idle { &none } else { uplinks }) {
+            let families = wanted.seats.keys().chain(&answering).map(|egress| egress.family()).collect();
+            if let Err(error) = state.listen(&families, uplinks) {
                 // Who does not hear others must not take over from them.
-                return state.fail(format!("cannot listen to ARP: {error}"));
+                return state.fail(format!("cannot listen to what is said on the link: {error}"));
             }
             state.outcome.failure = None;
             let acts = state.election.follow(wanted, &answering, Instant::now());
@@ -156,12 +159,17 @@ impl L2 {
             });
             link::wait(&links, pause);
             self.with(|state| {
-                for (address, mac, heard) in links.iter().flat_map(Link::heard) {
+                let all =
+                    links.iter().flat_map(|link| link.heard().into_iter().map(move |said| (link, said)));
+                for (link, (address, mac, heard)) in all {
                     // A link may lead to two devices of this node.
                     if state.outcome.failure.is_some() || state.links.values().any(|link| link.mac == mac) {
                         continue;
                     }
                     let acts = state.election.hear(address, mac, heard, Instant::now());
+                    if heard == Heard::Claim && state.election.believes(address, &mac) {
+                        state.election.pods(address).for_each(|pod| drop(link.tell(pod, mac)));
+                    }
                     if acts == [Act::Announce(address)] && !state.election.knows(&mac) {
                         let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
                         tracing::warn!(%address, mac, "a stranger claims an egress address");
@@ -194,24 +202,35 @@ impl L2 {
 impl State {
     fn fail(&mut self, error: String) {
         if self.outcome.failure.as_ref() != Some(&error) {
-            tracing::error!(error, "cannot take part in answering ARP");
+            tracing::error!(error, "cannot take part in who answers for addresses");
         }
         self.outcome.failure = Some(error);
     }
 
-    /// Has a socket for each uplink, and no others.
-    fn listen(&mut self, uplinks: &BTreeMap<u32, Mac>) -> std::io::Result<()> {
-        self.links.retain(|index, link| uplinks.get(index) == Some(&link.mac));
+    /// Has a socket for each uplink and family, and no others.
+    fn listen(&mut self, families: &BTreeSet<Family>, uplinks: &BTreeMap<u32, Mac>) -> std::io::Result<()> {
+        self.links.retain(|(index, family), link| {
+            families.contains(family) && uplinks.get(index) == Some(&link.mac)
+        });
         for (index, mac) in uplinks {
-            if !self.links.contains_key(index) {
-                self.links.insert(*index, Link::open(*index, *mac)?);
+            for family in families
+                .iter()
+                .filter(|family| !self.links.contains_key(&(*index, **family)))
+                .collect::<Vec<_>>()
+            {
+                self.links.insert((*index, *family), Link::open(*index, *mac, *family)?);
             }
         }
         Ok(())
     }
 
+    /// The links on which an address is spoken of.
+    fn links_of(&self, address: Egress) -> impl Iterator<Item = &Link> {
+        self.links.values().filter(move |link| link.is_for(address))
+    }
+
     /// Addresses that the data plane answers for.
-    fn answering(&self) -> BTreeSet<Ipv4Addr> {
+    fn answering(&self) -> BTreeSet<Egress> {
         self.entries.keys().map(|(address, _)| *address).collect()
     }
 
@@ -223,14 +242,17 @@ impl State {
         for act in acts {
             // What cannot be sent is said again, or not needed: whoever does not hear this node finds out by itself.
             match act {
-                Act::Answer(address) => tracing::info!(%address, "answers ARP from now on"),
-                Act::Stop(address) => tracing::info!(%address, "leaves it to others to answer ARP"),
+                Act::Answer(address) => tracing::info!(%address, "answers for it from now on"),
+                Act::Stop(address) => tracing::info!(%address, "leaves it to others to answer"),
                 Act::Announce(address) => {
-                    self.links.values().for_each(|link| drop(link.announce(*address)));
+                    for link in self.links_of(*address) {
+                        let _ = link.announce(*address);
+                        self.election.pods(*address).for_each(|pod| drop(link.tell(pod, link.mac)));
+                    }
                 }
-                Act::Ask(address) => self.links.values().for_each(|link| drop(link.ask(*address))),
+                Act::Ask(address) => self.links_of(*address).for_each(|link| drop(link.ask(*address))),
                 Act::HandOver(address) => {
-                    self.links.values().for_each(|link| drop(link.hand_over(*address)));
+                    self.links_of(*address).for_each(|link| drop(link.hand_over(*address)));
                 }
             }
         }
@@ -238,30 +260,66 @@ impl State {
 
     /// Brings the table to what the election says.
     fn sync(&mut self) {
-        let Some(table) = &mut self.table else { return };
-        let answering = self.election.answering();
-        let mut wanted = BTreeMap::new();
-        for address in answering {
-            wanted.extend(self.links.iter().map(|(index, link)| ((address, *index), link.mac)));
+        if self.table.is_none() {
+            return;
         }
+        let mut wanted: BTreeMap<(Egress, u32), Answering> = BTreeMap::new();
+        for address in self.election.answering() {
+            let links = self.links.iter().filter(|(_, link)| link.is_for(address));
+            wanted.extend(links.map(|((index, _), link)| {
+                ((address, *index), Answering { mac: link.mac, multicast: false })
+            }));
+        }
+        let before = devices6(&self.entries);
+        for index in devices6(&wanted) {
+            // Before the first answer, and again should somebody have switched it off.
+            match multicast::set(index, true) {
+                Ok(switched) => {
+                    let ours =
+                        switched || self.entries.iter().any(|((_, at), it)| *at == index && it.multicast);
+                    let here = wanted.iter_mut().filter(|((egress, at), _)| *at == index && is_six(*egress));
+                    here.for_each(|(_, entry)| entry.multicast = ours);
+                }
+                Err(error) => {
+                    self.fail(format!("cannot hear who asks for IPv6 addresses: {error}"));
+                    wanted.retain(|(egress, at), _| *at != index || !is_six(*egress));
+                }
+            }
+        }
+        let ours = |index: &u32| self.entries.iter().any(|((_, at), it)| at == index && it.multicast);
+        let left: Vec<u32> = before.difference(&devices6(&wanted)).copied().filter(ours).collect();
         let gone = self.entries.keys().filter(|key| !wanted.contains_key(*key)).map(|key| (*key, None));
-        let new = wanted.iter().filter(|(key, mac)| self.entries.get(*key) != Some(*mac));
-        let changes: Vec<((Ipv4Addr, u32), Option<Mac>)> =
-            gone.chain(new.map(|(key, mac)| (*key, Some(*mac)))).collect();
+        let new = wanted.iter().filter(|(key, value)| self.entries.get(*key) != Some(*value));
+        let changes: Vec<((Egress, u32), Option<Answering>)> =
+            gone.chain(new.map(|(key, value)| (*key, Some(*value)))).collect();
         let mut failure = None;
-        for ((address, index), mac) in changes {
-            match table.set(address, index, mac) {
-                Ok(()) => match mac {
-                    Some(mac) => _ = self.entries.insert((address, index), mac),
+        for ((address, index), value) in changes {
+            let Some(table) = &mut self.table else { return };
+            match table.set(address, index, value) {
+                Ok(()) => match value {
+                    Some(value) => _ = self.entries.insert((address, index), value),
                     None => _ = self.entries.remove(&(address, index)),
                 },
                 Err(error) => failure = Some(error),
             }
         }
+        for index in left {
+            // The device may be gone.
+            let _ = multicast::set(index, false);
+        }
         if let Some(error) = failure {
-            self.fail(format!("cannot write for which addresses ARP is answered: {error}"));
+            self.fail(format!("cannot write for which addresses this node answers: {error}"));
         }
     }
+}
+
+fn is_six(egress: Egress) -> bool {
+    egress.family() == Family::V6
+}
+
+/// Devices on which /64s are answered for.
+fn devices6(entries: &BTreeMap<(Egress, u32), Answering>) -> BTreeSet<u32> {
+    entries.keys().filter(|(egress, _)| is_six(*egress)).map(|(_, index)| *index).collect()
 }
 
 #[cfg(test)]
@@ -270,7 +328,7 @@ mod tests {
 
     #[test]
     fn the_condition_counts_and_names_what_is_wrong() {
-        let address = |last| Ipv4Addr::new(203, 0, 113, last);
+        let address = |last| Egress::from(Ipv4Addr::new(203, 0, 113, last));
         let judged = |outcome: &Outcome| outcome.standing().map(|it| (it.good, it.reason, it.message));
         assert_eq!(judged(&Outcome::default()), None);
         let well = Outcome {
@@ -278,7 +336,7 @@ mod tests {
             followed: [address(2), address(3)].into(),
             ..Outcome::default()
         };
-        let message = "answers ARP for 1 of 3 addresses, and other nodes for the rest".to_owned();
+        let message = "answers for 1 of 3 addresses, and other nodes for the rest".to_owned();
         assert_eq!(judged(&well), Some((true, reason::ANNOUNCED, message)));
         let vacant = Outcome { vacant: [address(4)].into(), ..well.clone() };
         let (good, reason, message) = judged(&vacant).unwrap();

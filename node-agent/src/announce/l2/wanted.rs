@@ -1,37 +1,36 @@
 //! What the elections depend on, from what the agent knows.
 
-use super::super::{Facts, held, holders};
+use super::super::{Facts, held, holders, slices_of};
 use super::election::{Mac, Seat, Wanted};
 use crate::desired::{Inputs, tunnel_of};
 use crate::network::Network;
+use crate::observed::{from_map6, to_map6, to_network};
+use aegis_common::egress_address;
+use aegis_core::egress::Egress;
+use aegis_core::model::Address;
 use aegis_crds::AnnouncementMode;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Addresses of mode `L2`, with who may answer for each: holders on a link of this node that do not drain, or that drain
 /// like all others. One of `answering` stays so for as long as its object or its prefix is gone but the data plane has it:
-/// that alone says nothing about its flows.
+/// that alone says nothing about its flows. `suffixes`: this node's pods, by which they are known in a /64.
 pub fn wanted(
     facts: &Facts<'_>,
     inputs: &Inputs,
     network: &Network,
     uplinks: &BTreeMap<u32, Mac>,
-    answering: &BTreeSet<Ipv4Addr>,
+    answering: &BTreeSet<Egress>,
+    suffixes: &BTreeMap<Ipv6Addr, u32>,
 ) -> Wanted {
-    let of_mode = |address: &Ipv4Addr| {
-        let mode = facts.addresses.get(address).map(|object| facts.modes.get(&object.prefix));
-        mode.is_some_and(|mode| mode == Some(&AnnouncementMode::L2))
-    };
-    let unknown = |address: &Ipv4Addr| {
-        let object = facts.addresses.get(address);
-        object.is_none_or(|object| !facts.modes.contains_key(&object.prefix))
-    };
+    let of_mode = |address: &Egress| facts.mode(*address) == Some(AnnouncementMode::L2);
+    let unknown = |address: &Egress| facts.mode(*address).is_none();
     let own = held(facts, AnnouncementMode::L2);
     let kept = answering
         .iter()
         .copied()
         .filter(|address| of_mode(address) || unknown(address) && facts.programmed.contains(address));
-    let addresses: BTreeSet<Ipv4Addr> = own.iter().copied().chain(kept).collect();
+    let addresses: BTreeSet<Egress> = own.iter().copied().chain(kept).collect();
     if addresses.is_empty() {
         return Wanted::default();
     }
@@ -39,9 +38,9 @@ pub fn wanted(
         let route = tunnel_of(inputs, node).and_then(|tunnel| network.route(tunnel));
         route.is_some_and(|route| route.gateway.is_none() && uplinks.contains_key(&route.device))
     };
-    let seat = |address: &Ipv4Addr| {
-        let Some(object) = facts.addresses.get(address) else {
-            return Seat { stands: true, others: BTreeSet::new() };
+    let seat = |address: &Egress| {
+        let Some(object) = facts.object(*address) else {
+            return Seat { stands: true, ..Seat::default() };
         };
         let remains = |name: &str| facts.nodes.get(name).is_none_or(|node| !node.draining);
         let others = holders(object).into_iter().filter(|name| *name != facts.node && on_link(name));
@@ -52,10 +51,11 @@ pub fn wanted(
         Seat {
             stands: unknown(address) || fit && stays && own.contains(address),
             others: others.into_iter().map(str::to_owned).collect(),
+            pods: of_pods(facts, object, suffixes),
         }
     };
     let seats = addresses.iter().map(|address| (*address, seat(address))).collect();
-    let holders = addresses.iter().filter_map(|address| facts.addresses.get(address)).flat_map(holders);
+    let holders = addresses.iter().filter_map(|address| facts.object(*address)).flat_map(holders);
     let nodes: BTreeSet<&str> = holders.chain(facts.nodes.keys().map(String::as_str)).collect();
     let tunnels: BTreeMap<String, Ipv4Addr> = nodes
         .into_iter()
@@ -70,15 +70,29 @@ pub fn wanted(
     Wanted { node: facts.node.to_owned(), seats, tunnels, macs }
 }
 
+/// The addresses in a /64 of this node's pods.
+fn of_pods(facts: &Facts<'_>, object: &Address, suffixes: &BTreeMap<Ipv6Addr, u32>) -> BTreeSet<Ipv6Addr> {
+    let Some(network) = to_network(object.address) else { return BTreeSet::new() };
+    let slices = slices_of(object, facts.node);
+    let addresses = slices.flat_map(|slice| {
+        suffixes.iter().map(move |(pod, suffix)| {
+            from_map6(egress_address(&to_map6(*pod), network, u16::from(slice), *suffix))
+        })
+    });
+    addresses.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::network::{Device, Route};
     use crate::objects::NodeRecord;
-    use aegis_core::model::{Address, AllocationName, Holding, State};
+    use aegis_core::model::{AllocationName, Holding, State};
     use ipnet::Ipv4Net;
 
     const A: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+    /// 2001:db8:1:2::/64
+    const C: Egress = Egress::V6(0x2001_0db8_0001_0002);
     const UPLINK: u32 = 2;
     const MAC: Mac = [2, 0, 0, 0, 0, 1];
 
@@ -86,7 +100,7 @@ mod tests {
         inputs: Inputs,
         network: Network,
         modes: BTreeMap<String, AnnouncementMode>,
-        answering: BTreeSet<Ipv4Addr>,
+        answering: BTreeSet<Egress>,
         entry: bool,
     }
 
@@ -142,12 +156,14 @@ mod tests {
             let facts = Facts {
                 node: "n1",
                 addresses: &self.inputs.addresses,
+                networks: &self.inputs.networks,
                 modes: &self.modes,
                 nodes: &self.inputs.nodes,
-                programmed: &[A].into(),
+                programmed: &[A.into(), C].into(),
                 entry: self.entry,
             };
-            wanted(&facts, &self.inputs, &self.network, &[(UPLINK, MAC)].into(), &self.answering)
+            let suffixes = [("fd00::1:5".parse().unwrap(), 0x0001_0005u32.to_be())].into();
+            wanted(&facts, &self.inputs, &self.network, &[(UPLINK, MAC)].into(), &self.answering, &suffixes)
         }
 
         fn drain(&mut self, nodes: &[&str]) {
@@ -159,7 +175,7 @@ mod tests {
         /// Whether this node stands, and who else.
         fn seat(&self) -> Option<(bool, Vec<String>)> {
             let wanted = self.wanted();
-            let seat = wanted.seats.get(&A)?;
+            let seat = wanted.seats.get(&A.into())?;
             Some((seat.stands, seat.others.iter().cloned().collect()))
         }
     }
@@ -194,7 +210,7 @@ mod tests {
     fn only_the_mode_l2_counts_and_what_is_unknown_stays() {
         let mut world = world();
         world.modes.insert("p".into(), AnnouncementMode::BGP);
-        world.answering.insert(A);
+        world.answering.insert(A.into());
         assert_eq!(world.wanted(), Wanted::default(), "another mode is known");
         world.modes.clear();
         assert_eq!(world.seat().map(|seat| seat.0), Some(true), "its prefix is gone");
@@ -209,7 +225,20 @@ mod tests {
         let mut world = world();
         world.inputs.addresses.get_mut(&A).unwrap().holdings.remove(0);
         assert_eq!(world.seat(), None);
-        world.answering.insert(A);
+        world.answering.insert(A.into());
         assert_eq!(world.seat(), Some((false, others(&["n2", "n3"]))));
+    }
+
+    #[test]
+    fn of_a_64_a_holder_knows_where_its_own_pods_are() {
+        let mut world = world();
+        let object = world.inputs.addresses.remove(&A).unwrap();
+        world.inputs.networks = [(C, Address { address: C, ..object })].into();
+        let wanted = world.wanted();
+        let seat = &wanted.seats[&C];
+        assert!(seat.stands && seat.others.len() == 2, "{seat:?}");
+        // This node's slice is 4, and bits 80 to 95 are whatever keeps the sum.
+        let pods: Vec<[u16; 8]> = seat.pods.iter().map(Ipv6Addr::segments).collect();
+        assert!(matches!(pods[..], [[0x2001, 0xdb8, 1, 2, 4, _, 1, 5]]), "{:?}", seat.pods);
     }
 }

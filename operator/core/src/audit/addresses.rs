@@ -2,7 +2,7 @@
 
 use super::{Violation, World};
 use crate::egress::Egress;
-use crate::model::{Address, AddressRequest, Holding, MAX_ADDRESSES, Prefix, State};
+use crate::model::{Address, AddressRequest, Delegate, Holding, MAX_ADDRESSES, Prefix, State};
 use crate::plan::Plan;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +21,8 @@ pub(super) fn check(world: &World, plan: &Plan) -> Vec<Violation> {
             }
             Some(_) => {}
             None => {
-                violations.extend(refuse(world, after).map(|why| Violation::AddressTaken { address, why }));
+                violations
+                    .extend(refuse(world, plan, after).map(|why| Violation::AddressTaken { address, why }));
             }
         }
     }
@@ -55,7 +56,7 @@ pub(super) fn check(world: &World, plan: &Plan) -> Vec<Violation> {
 }
 
 /// Which rule stands against a new address, if any.
-fn refuse(world: &World, new: &Address) -> Option<&'static str> {
+fn refuse(world: &World, plan: &Plan, new: &Address) -> Option<&'static str> {
     let Some(allocation) = world.allocations.get(&new.allocation) else {
         return Some("its allocation does not exist");
     };
@@ -67,11 +68,17 @@ fn refuse(world: &World, new: &Address) -> Option<&'static str> {
     let shared = |other: &Prefix| {
         other.cidr.contains(&prefix.cidr.network()) || prefix.cidr.contains(&other.cidr.network())
     };
+    let account = &allocation.name.account;
+    let most = most(world, prefix, account);
     let rules = [
         (!allocation.deleting, "its allocation is being deleted"),
         (!prefix.deleting, "its prefix is being deleted"),
         (allocation.prefixes.contains(&prefix.name), "its allocation does not name the prefix"),
-        (prefix.account == allocation.name.account, "its prefix belongs to another account"),
+        (most > 0, "its prefix belongs to another account"),
+        (
+            most == usize::MAX || has(world, plan, &prefix.name, account) <= most,
+            "its account has as many addresses of the prefix as are delegated to it",
+        ),
         (prefix.cidr.contains(&range), "it is not in its prefix"),
         (
             !prefix.reserved.iter().any(|other| other.contains(&range) || range.contains(other)),
@@ -104,4 +111,24 @@ fn refuse(world: &World, new: &Address) -> Option<&'static str> {
         },
     ];
     rules.into_iter().find(|(holds, _)| !holds).map(|(_, why)| why)
+}
+
+/// How many addresses of a prefix an account may have.
+fn most(world: &World, prefix: &Prefix, account: &str) -> usize {
+    if prefix.account == account {
+        return usize::MAX;
+    }
+    let most = prefix.delegations.iter().filter(|delegation| match &delegation.to {
+        Delegate::Account(name) => name == account,
+        Delegate::Namespaces(selector) => {
+            world.inputs.namespaces.get(account).is_some_and(|labels| selector.matches(labels))
+        }
+    });
+    most.map(|delegation| delegation.max as usize).max().unwrap_or(0)
+}
+
+/// How many it would have.
+fn has(world: &World, plan: &Plan, prefix: &str, account: &str) -> usize {
+    let all = plan.addresses.iter().chain(&world.inputs.frozen);
+    all.filter(|it| it.prefix == prefix && it.allocation.account == account).count()
 }

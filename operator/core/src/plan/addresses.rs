@@ -1,6 +1,7 @@
 //! Which addresses each allocation has, gains and gives back.
 
 use super::Verdict;
+use crate::delegation::{Ledger, Right};
 use crate::egress::{Egress, Family};
 use crate::model::{
     Address, AddressRequest, Allocation, AllocationName, Inputs, MAX_ADDRESSES, MAX_ALLOCATIONS,
@@ -40,6 +41,7 @@ pub(super) fn assign(inputs: &Inputs, prefixes: &Prefixes) -> BTreeMap<Allocatio
         allocations: existing.len(),
         holder,
         withheld: &inputs.withheld,
+        ledger: Ledger::new(inputs, &inputs.addresses),
     };
     let mut oldest_first: Vec<&Allocation> = inputs.allocations.iter().collect();
     oldest_first.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
@@ -63,6 +65,8 @@ struct Desk<'a> {
     /// How many addresses there are, and how many allocations that have some: nodes have room for so many only.
     addresses: usize,
     allocations: usize,
+    /// How many addresses of each prefix each account has, with those taken while this plan is made.
+    ledger: Ledger<'a>,
 }
 
 /// Which of its addresses of a family an allocation keeps when it asks for fewer: those in use first, of these the ones
@@ -151,6 +155,11 @@ impl<'a> Desk<'a> {
                 false => None,
             };
             let Some((address, prefix)) = free else {
+                if let Some(limit) = self.delegation_against(allocation, family) {
+                    let limit = Verdict::bad(reason::DELEGATION_LIMIT, format!("{told}: {limit}"));
+                    assignment.missing.get_or_insert(limit);
+                    return;
+                }
                 assignment.missing.get_or_insert(Verdict::bad(
                     reason::NO_FREE_ADDRESS,
                     format!(
@@ -164,7 +173,7 @@ impl<'a> Desk<'a> {
                 ));
                 return;
             };
-            self.took(assignment, address, prefix);
+            self.took(allocation, assignment, address, prefix);
             served += 1;
         }
     }
@@ -183,7 +192,26 @@ impl<'a> Desk<'a> {
         ))
     }
 
-    fn took(&mut self, assignment: &mut Assignment, address: Egress, prefix: &str) {
+    /// Why no further address of a family can be taken from some prefix of the allocation, if so: because of a delegation.
+    fn delegation_against(&self, allocation: &Allocation, family: Family) -> Option<String> {
+        let of_family = |name: &&String| self.pools.get(name.as_str()).is_some_and(|it| it.family == family);
+        let mut names = allocation.prefixes.iter().filter(of_family);
+        names.find_map(|name| self.delegation_of(allocation, name))
+    }
+
+    /// The same of one prefix.
+    fn delegation_of(&self, allocation: &Allocation, prefix: &str) -> Option<String> {
+        self.ledger.against(self.prefixes.get(prefix)?.prefix, &allocation.name.account)
+    }
+
+    fn took(
+        &mut self,
+        allocation: &'a Allocation,
+        assignment: &mut Assignment,
+        address: Egress,
+        prefix: &'a str,
+    ) {
+        self.ledger.take(prefix, &allocation.name.account);
         self.addresses += 1;
         self.allocations += usize::from(assignment.wanted.is_empty());
         assignment.wanted.insert(address);
@@ -212,24 +240,28 @@ impl<'a> Desk<'a> {
             match self.holder.get(address) {
                 Some(holder) if **holder == allocation.name => {} // listed twice
                 Some(holder) => {
-                    assignment.missing.get_or_insert_with(|| {
-                        Verdict::bad(
-                            reason::NO_FREE_ADDRESS,
-                            format!(
-                                "{field} belongs to EgressAllocation {}/{}; choose another address, or wait until that allocation has given it back",
-                                holder.account, holder.name
-                            ),
-                        )
-                    });
+                    // Which other accounts there are, and what they have, is nobody else's business.
+                    let whose = match holder.account == allocation.name.account {
+                        true => format!("belongs to EgressAllocation {}/{}", holder.account, holder.name),
+                        false => "is in use by another account".to_owned(),
+                    };
+                    let message = format!(
+                        "{field} {whose}; choose another address, or wait until that has given it back"
+                    );
+                    assignment.missing.get_or_insert(Verdict::bad(reason::NO_FREE_ADDRESS, message));
                 }
-                None => match (self.prefix_of(allocation, *address), full) {
-                    (Some(_), Some(full)) if assignment.accepted.is_good() => {
-                        let full = Verdict::bad(reason::LIMIT, format!("{field}: {full}"));
-                        assignment.missing.get_or_insert(full);
-                    }
-                    (Some(prefix), None) if assignment.accepted.is_good() => {
+                None => match self.prefix_of(allocation, *address) {
+                    Some(prefix) if assignment.accepted.is_good() => {
+                        let limit = full.map(|full| (reason::LIMIT, full)).or_else(|| {
+                            Some((reason::DELEGATION_LIMIT, self.delegation_of(allocation, prefix)?))
+                        });
+                        if let Some((reason, limit)) = limit {
+                            let limit = Verdict::bad(reason, format!("{field}: {limit}"));
+                            assignment.missing.get_or_insert(limit);
+                            continue;
+                        }
                         self.holder.insert(*address, &allocation.name);
-                        self.took(assignment, *address, prefix);
+                        self.took(allocation, assignment, *address, prefix);
                     }
                     _ => assignment.missing = Some(assignment.accepted.clone()),
                 },
@@ -246,6 +278,7 @@ impl<'a> Desk<'a> {
         while let Some(address) = lost.pop() {
             if let Some(prefix) = self.prefix_of(allocation, address)
                 && !self.holder.contains_key(&address)
+                && self.delegation_of(allocation, prefix).is_none()
             {
                 self.holder.insert(address, &allocation.name);
                 return Some((address, prefix));
@@ -260,6 +293,9 @@ impl<'a> Desk<'a> {
             let Some(pool) = self.pools.get(name.as_str()).filter(|pool| pool.family == family) else {
                 continue;
             };
+            if self.delegation_of(allocation, name).is_some() {
+                continue;
+            }
             let from = self.next.get(name.as_str()).copied().unwrap_or(0);
             // Without a free address nothing below the very last one is free.
             let free =
@@ -308,15 +344,16 @@ impl<'a> Desk<'a> {
                     format!("{field} does not exist; create it or name another"),
                 ));
             };
-            let account = &judged.prefix.account;
-            if *account != allocation.name.account {
+            let account = &allocation.name.account;
+            if self.ledger.right(judged.prefix, account) == Right::Nothing {
                 // Says nothing about the owner: which accounts exist is nobody else's business.
+                let (reason, what) = match self.ledger.used(name, account) {
+                    0 => (reason::NOT_PERMITTED, "is another account's, and not delegated to"),
+                    _ => (reason::DELEGATION_WITHDRAWN, "is not delegated any more to"),
+                };
                 return Some((
-                    reason::NOT_PERMITTED,
-                    format!(
-                        "{field} belongs to another account than {:?}; name a prefix of this account",
-                        allocation.name.account
-                    ),
+                    reason,
+                    format!("{field} {what} {account:?}; name another, or have its owner delegate it"),
                 ));
             }
             if judged.accepted.is_good() {

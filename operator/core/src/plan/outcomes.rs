@@ -1,8 +1,10 @@
 //! What to tell the owners of allocations and prefixes.
 
 use super::addresses::Assignment;
+use super::delegated;
 use super::holdings::{Share, Shares};
 use super::{AllocationOutcome, PrefixOutcome, SiteOutcome, Verdict, plural};
+use crate::delegation::Ledger;
 use crate::egress::{Egress, Family};
 use crate::model::{Address, Allocation, AllocationName, Inputs};
 use crate::prefix::{Judged, Pool, Prefixes};
@@ -14,7 +16,11 @@ pub(super) fn allocations(
     mut assignments: BTreeMap<AllocationName, Assignment>,
     mut shares: BTreeMap<AllocationName, Shares>,
     planned: &[Address],
+    prefixes: &Prefixes,
+    ledger: &Ledger,
 ) -> BTreeMap<AllocationName, AllocationOutcome> {
+    let sources = delegated::sources(planned);
+    let none = BTreeSet::new();
     let mut addresses: BTreeMap<&AllocationName, usize> = BTreeMap::new();
     for address in planned {
         *addresses.entry(&address.allocation).or_default() += 1;
@@ -25,6 +31,12 @@ pub(super) fn allocations(
         let shares = shares.remove(&allocation.name).unwrap_or_default();
         let addresses = addresses.remove(&allocation.name).unwrap_or_default();
         let outcome = AllocationOutcome {
+            delegated: delegated::allocation(
+                allocation,
+                sources.get(&allocation.name).unwrap_or(&none),
+                prefixes,
+                ledger,
+            ),
             allocated: allocated(allocation, &assignment, &shares, addresses),
             sites: match shares.v6 {
                 Some(v6) if !wants(&assignment, Family::V4) => v6.sites,
@@ -224,10 +236,15 @@ fn foreign(assignment: &Assignment) -> String {
     )
 }
 
-pub(super) fn prefixes(prefixes: &Prefixes, planned: &[Address]) -> BTreeMap<String, PrefixOutcome> {
-    let mut used: BTreeMap<&str, Vec<&AllocationName>> = BTreeMap::new();
-    for address in planned {
-        used.entry(&address.prefix).or_default().push(&address.allocation);
+pub(super) fn prefixes(
+    inputs: &Inputs,
+    prefixes: &Prefixes,
+    planned: &[Address],
+    ledger: &Ledger,
+) -> BTreeMap<String, PrefixOutcome> {
+    let mut used: BTreeMap<&str, Vec<(Egress, &AllocationName)>> = BTreeMap::new();
+    for address in planned.iter().chain(&inputs.frozen) {
+        used.entry(&address.prefix).or_default().push((address.address, &address.allocation));
     }
     let none = Vec::new();
     let outcome = |judged: &Judged| {
@@ -238,18 +255,27 @@ pub(super) fn prefixes(prefixes: &Prefixes, planned: &[Address]) -> BTreeMap<Str
             }
             other => other.clone(),
         };
+        let pool = Pool::new(judged);
+        let taken: BTreeSet<Egress> =
+            holders.iter().map(|(address, _)| *address).chain(inputs.withheld.keys().copied()).collect();
+        let taken = taken.into_iter().filter(|it| pool.contains(*it) && !pool.is_reserved(*it)).count();
+        let accounts = delegated::accounts(judged.prefix, holders, ledger);
         PrefixOutcome {
             accepted,
-            capacity: Pool::new(judged).capacity(),
+            delegated: delegated::prefix(&judged.prefix.account, &accounts),
+            capacity: pool.capacity(),
+            reserved: pool.reserved(),
             used: u32::try_from(holders.len()).unwrap_or(u32::MAX),
+            free: pool.capacity().saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX)),
+            accounts,
         }
     };
     prefixes.iter().map(|judged| (judged.prefix.name.clone(), outcome(judged))).collect()
 }
 
 /// Whose addresses keep a prefix that is being deleted.
-fn holding_up(holders: &[&AllocationName]) -> String {
-    let distinct: BTreeSet<&AllocationName> = holders.iter().copied().collect();
+fn holding_up(holders: &[(Egress, &AllocationName)]) -> String {
+    let distinct: BTreeSet<&AllocationName> = holders.iter().map(|(_, allocation)| *allocation).collect();
     if distinct.is_empty() {
         return String::new();
     }

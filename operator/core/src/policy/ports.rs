@@ -1,4 +1,4 @@
-//! Port classes: ports that the same bindings name.
+//! Port classes: ports that the same terms of rules name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,11 +24,11 @@ pub struct PortPrefix {
     pub length: u8,
 }
 
-/// Numbers of bindings (those that name ports).
+/// Numbers of terms (those that name ports).
 type Members = BTreeSet<usize>;
 
-/// Ports divided into classes: two ports, of whichever protocol, are in the same class when the same bindings name
-/// them. Class 0 is what no binding names.
+/// Ports divided into classes: two ports, of whichever protocol, are in the same class when the same terms name
+/// them. Class 0 is what no term names.
 pub(super) struct PortClasses {
     /// Members of class 1, 2, ...
     members: Vec<Members>,
@@ -37,9 +37,9 @@ pub(super) struct PortClasses {
 }
 
 impl PortClasses {
-    pub fn new<'a>(bindings: impl Iterator<Item = (usize, &'a [PortRange])>) -> PortClasses {
+    pub fn new<'a>(terms: impl Iterator<Item = (usize, &'a [PortRange])>) -> PortClasses {
         let named: Vec<(usize, PortRange)> =
-            bindings.flat_map(|(number, ranges)| ranges.iter().map(move |range| (number, *range))).collect();
+            terms.flat_map(|(number, ranges)| ranges.iter().map(move |range| (number, *range))).collect();
         let runs = elementary_runs(&named);
         let distinct: BTreeSet<&Members> = runs.iter().map(|(_, members)| members).collect();
         let numbers: BTreeMap<&Members, u32> = distinct.iter().copied().zip(1..).collect();
@@ -54,10 +54,16 @@ impl PortClasses {
         self.members.len() as u32
     }
 
-    /// Whether the binding names the ports of the class.
-    pub fn has(&self, class: u32, binding: usize) -> bool {
+    /// Whether the term names the ports of the class.
+    pub fn has(&self, class: u32, term: usize) -> bool {
         let members = class.checked_sub(1).and_then(|index| self.members.get(index as usize));
-        members.is_some_and(|members| members.contains(&binding))
+        members.is_some_and(|members| members.contains(&term))
+    }
+
+    /// Class of a port.
+    pub fn class(&self, protocol: u8, port: u16) -> u32 {
+        let covers = |run: &PortRange| run.protocol == protocol && (run.first..=run.last).contains(&port);
+        self.runs.iter().find(|(run, _)| covers(run)).map_or(0, |(_, class)| *class)
     }
 
     /// The longest-prefix table. Its entries are disjoint.
@@ -69,8 +75,8 @@ impl PortClasses {
     }
 }
 
-/// Cuts the ports at every end of a range, so that between two cuts the same bindings name all ports, and joins
-/// neighbours that the same bindings name after all.
+/// Cuts the ports at every end of a range, so that between two cuts the same terms name all ports, and joins
+/// neighbours that the same terms name after all.
 fn elementary_runs(named: &[(usize, PortRange)]) -> Vec<(PortRange, Members)> {
     let named: Vec<&(usize, PortRange)> =
         named.iter().filter(|(_, range)| range.first <= range.last).collect();

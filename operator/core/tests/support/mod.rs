@@ -20,6 +20,7 @@ pub fn prefix(name: &str, cidr: &str) -> Prefix {
         cidr: cidr.parse().unwrap(),
         reserved: vec![],
         account: "shop".into(),
+        delegations: vec![],
         deleting: false,
     }
 }

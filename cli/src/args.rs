@@ -1,0 +1,164 @@
+//! The command line.
+
+use crate::allowlist::Form;
+use crate::output::Format;
+use crate::trace::Protocol;
+use clap::{Args as Arguments, Parser, Subcommand, ValueHint};
+use ipnet::IpNet;
+use std::path::PathBuf;
+
+/// Who leaves a Kubernetes cluster from which address, and why.
+///
+/// It reads with the rights of your kubeconfig, and decides by the code of the operator and the node agents.
+#[derive(Parser, Debug)]
+#[command(name = "kubectl-aegis", version, propagate_version = true)]
+pub struct Args {
+    /// Which cluster, and how to write.
+    #[command(flatten)]
+    pub common: Common,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of all commands.
+#[derive(Arguments, Clone, Debug, Default)]
+pub struct Common {
+    /// Which cluster.
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Form of the answer.
+    #[arg(long, short, global = true, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+/// Which cluster.
+#[derive(Arguments, Clone, Debug, Default)]
+pub struct Connection {
+    /// Path of the kubeconfig; else `KUBECONFIG`, or `~/.kube/config`.
+    #[arg(long, global = true, value_hint = ValueHint::FilePath)]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig.
+    #[arg(long, global = true)]
+    pub context: Option<String>,
+    /// Namespace; else that of the context.
+    #[arg(long, short, global = true)]
+    pub namespace: Option<String>,
+    /// All namespaces.
+    #[arg(long, short = 'A', global = true, conflicts_with = "namespace")]
+    pub all_namespaces: bool,
+    /// Namespace of the operator and the agents.
+    #[arg(long, global = true, default_value = "aegis-system")]
+    pub system_namespace: String,
+    /// Ranges inside the cluster that neither objects nor the agents' arguments tell, separated by commas.
+    #[arg(long, global = true, value_delimiter = ',')]
+    pub cluster_cidrs: Vec<IpNet>,
+}
+
+/// Objects of a cluster, from files.
+#[derive(Arguments, Clone, Debug, Default)]
+pub struct Offline {
+    /// Look at objects in these files or folders (`kubectl get -o yaml`; `-` is the standard input) instead of a cluster.
+    #[arg(long, value_name = "FILES", num_args = 1.., value_hint = ValueHint::AnyPath)]
+    pub state: Vec<PathBuf>,
+}
+
+/// Commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// What is there and what is wrong: 0 nothing, 1 something, 2 cannot tell.
+    ///
+    /// Of namespaced kinds all namespaces are looked at, unless -n says one.
+    Status {
+        /// Instead of a cluster.
+        #[command(flatten)]
+        offline: Offline,
+    },
+    /// Policies in the order in which they are asked, then the bindings.
+    Policies {
+        /// Tell which are about this pod: POD or NAMESPACE/POD.
+        #[arg(long)]
+        pod: Option<String>,
+        /// Instead of a cluster.
+        #[command(flatten)]
+        offline: Offline,
+    },
+    /// Where packets of a pod leave, and why: every rule in order, allocation, address, node, ports.
+    Trace {
+        /// POD, NAMESPACE/POD, or sa/NAME: all pods that run as this service account.
+        subject: String,
+        /// ADDRESS, ADDRESS:PORT, [ADDRESS]:PORT, NAME or NAME:PORT.
+        destination: String,
+        /// Protocol of the packet.
+        #[arg(long, value_enum, default_value_t)]
+        protocol: Protocol,
+        /// Also ask the agent of the pod's node for its live flows there (IPv4); needs the right to exec in the agents' pods.
+        #[arg(long, conflicts_with = "state")]
+        flows: bool,
+        /// Instead of a cluster.
+        #[command(flatten)]
+        offline: Offline,
+    },
+    /// What would change if these objects were applied: 0 nothing, 3 something, 1 it cannot be told.
+    ///
+    /// The planner of the operator and the rules of the agents are run on what stands, with and without the objects. Nothing is written.
+    Plan {
+        /// Files or folders with the objects; `-` is the standard input.
+        #[arg(long, short, value_name = "FILES", num_args = 1.., required = true, value_hint = ValueHint::AnyPath)]
+        filename: Vec<PathBuf>,
+        /// Plan as if they were deleted.
+        #[arg(long)]
+        delete: bool,
+        /// Instead of a cluster.
+        #[command(flatten)]
+        offline: Offline,
+    },
+    /// Empties a node, or gives back an allocation, and shows how it comes on.
+    Drain(Drain),
+    /// Addresses of an allocation, for the partner's firewall.
+    Allowlist {
+        /// Name of the allocation.
+        allocation: String,
+        /// Form of the list.
+        #[arg(long, short = 'F', value_enum, default_value_t)]
+        form: Form,
+        /// Instead of a cluster.
+        #[command(flatten)]
+        offline: Offline,
+    },
+    /// The completion script of a shell. For `kubectl aegis` see `--kubectl`.
+    Completion {
+        /// The shell.
+        #[arg(required_unless_present = "kubectl")]
+        shell: Option<clap_complete::Shell>,
+        /// The script that kubectl asks: put it on PATH as `kubectl_complete-aegis`.
+        #[arg(long)]
+        kubectl: bool,
+    },
+    /// Candidates for kubectl's completion.
+    #[command(name = "__complete", hide = true)]
+    Complete {
+        /// The words so far.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+}
+
+/// What to drain, and how.
+#[derive(Arguments, Clone, Debug)]
+pub struct Drain {
+    /// node/NAME, allocation/NAME, or a name alone if only one of both has it.
+    pub target: String,
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask.
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Seconds to wait until it is empty; 0 does not wait.
+    #[arg(long, value_name = "SECONDS", default_value_t = 7500)]
+    pub timeout: u64,
+    /// Let the node work again.
+    #[arg(long)]
+    pub undo: bool,
+}

@@ -1,0 +1,248 @@
+//! `kubectl-aegis`: see `kubectl aegis --help`.
+
+use aegis_cli::args::{Args, Command, Drain, Offline};
+use aegis_cli::cluster::{Cluster, Pods};
+use aegis_cli::drain::{Target, is_empty, preview, progress, slices};
+use aegis_cli::state::State;
+use aegis_cli::trace::{Destination, Subject};
+use aegis_cli::{allowlist, completion, drain, files, output, plan, policies, status, trace};
+use anyhow::{Context, Result, bail};
+use clap::{CommandFactory, FromArgMatches};
+use k8s_openapi::jiff::Timestamp;
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Time between two looks at what drains.
+const LOOK: Duration = Duration::from_secs(2);
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    // As which kubectl calls it. The completion scripts are for its own name.
+    let matches = Args::command().bin_name("kubectl aegis").get_matches();
+    let args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    // What a command cannot tell is not an answer of its own: those whose answer is in the exit code keep it apart.
+    let failed = if matches!(args.command, Command::Plan { .. } | Command::Drain(_)) { 1 } else { 2 };
+    match run(args).await {
+        Ok((text, code)) => {
+            // Whoever closed the pipe has read enough.
+            let _ = std::io::stdout().lock().write_all(text.as_bytes());
+            ExitCode::from(code)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(failed)
+        }
+    }
+}
+
+async fn run(args: Args) -> Result<(String, u8)> {
+    let Args { common, command } = args;
+    let format = common.output;
+    let connection = &common.connection;
+    let named = connection.namespace.as_deref().filter(|_| !connection.all_namespaces);
+    match command {
+        Command::Status { offline } => {
+            let (state, _) = look(&common, &offline, Pods::None).await?;
+            // What may be read of one namespace at least is worth telling.
+            let denied = |kind| state.missing.get(kind).is_some_and(|why| why.starts_with("may not"));
+            if denied("egressallocations") && denied("zonebindings") && denied("egresspolicies") {
+                bail!("nothing may be read: {}", state.notes().join("; "));
+            }
+            if state.missing.values().any(|why| why.contains("does not know this kind")) {
+                bail!("the cluster does not know the kinds of Aegis: it is not installed there");
+            }
+            let answer = status::status(&state, named);
+            Ok((output::write(&answer, format)?, u8::from(!answer.healthy)))
+        }
+        Command::Policies { pod, offline } => {
+            let online = connect(&common, &offline).await?;
+            let namespace = namespace(&common, online.as_ref());
+            let subject = pod.map(|pod| Subject::parse(&pod, &namespace)).transpose()?;
+            let pods = subject.as_ref().map_or(Pods::None, |it| Pods::Of(it.namespace()));
+            let state = state(&common, &offline, online.as_ref(), pods).await?;
+            state.require(&["egresspolicies", "egressapplications"])?;
+            let pod = match &subject {
+                Some(Subject::Pod(namespace, name)) => Some(policies::pod_of(&state, namespace, name)?),
+                Some(Subject::ServiceAccount(..)) => bail!("--pod is POD or NAMESPACE/POD"),
+                None => None,
+            };
+            let answer = policies::policies(&state, named, pod.as_ref());
+            Ok((output::write(&answer, format)?, 0))
+        }
+        Command::Trace { subject, destination, protocol, flows, offline } => {
+            let destination = Destination::parse(&destination)?;
+            let online = connect(&common, &offline).await?;
+            let namespace = namespace(&common, online.as_ref());
+            let subject = Subject::parse(&subject, &namespace)?;
+            let mut state = state(&common, &offline, online.as_ref(), Pods::Of(subject.namespace())).await?;
+            state.require(&["egresspolicies", "egressapplications", "egressaddresses"])?;
+            // An address outside of the cluster is no Service's (but for its external ones).
+            let inside = |it: std::net::IpAddr| state.internal().iter().any(|range| range.contains(&it));
+            if let Some(online) = online.as_ref().filter(|_| destination.address().is_none_or(inside)) {
+                online.services(&mut state).await?;
+            }
+            let found = destination.find(&state, subject.namespace(), protocol)?;
+            let mut answer = trace::traces(&state, &subject, &found)?;
+            if let Some(online) = online.filter(|_| flows) {
+                let (pods, _) = subject.pods(&state)?;
+                for trace in &mut answer.traces {
+                    let named = |it: &&trace::Placed| format!("{}/{}", it.0.account, it.0.name) == trace.pod;
+                    let Some((pod, Some(node))) = pods.iter().find(named) else { continue };
+                    let packet = found.packets.iter().find(|it| it.destination == trace.destination);
+                    let port = packet.and_then(|packet| packet.port);
+                    match online.flows(&state, pod, node, trace.destination, port).await {
+                        Ok(live) => trace.flows = Some(live),
+                        Err(error) => trace.notes.push(format!("live flows: {error:#}")),
+                    }
+                }
+            }
+            Ok((output::write(&answer, format)?, 0))
+        }
+        Command::Plan { filename, delete, offline } => {
+            let found = files::read(&filename)?;
+            let online = connect(&common, &offline).await?;
+            let namespace = namespace(&common, online.as_ref());
+            let state = state(&common, &offline, online.as_ref(), Pods::All).await?;
+            let kinds =
+                ["aegisprefixes", "egressallocations", "zonebindings", "egresspolicies", "egressaddresses"];
+            state.require(&kinds)?;
+            state.require(&["egressapplications", "egressnodes", "nodes", "namespaces"])?;
+            let plan::Overlay { state: after, objects, mut notes } =
+                plan::overlay(&state, &found, &namespace, delete)?;
+            match &online {
+                Some(online) => notes.extend(online.check(&state, &found, &namespace, delete).await?),
+                None => notes.push(
+                    "patterns and rules (CEL) of the fields are checked by an API server only".to_owned(),
+                ),
+            }
+            let answer = plan::changes(&state, &after, objects, notes)?;
+            Ok((output::write(&answer, format)?, if answer.changes { 3 } else { 0 }))
+        }
+        Command::Drain(how) => drained(&common, &how).await,
+        Command::Allowlist { allocation, form, offline } => {
+            let (state, namespace) = look(&common, &offline, Pods::None).await?;
+            let (namespace, name) = allocation.split_once('/').unwrap_or((&namespace, &allocation));
+            let object = drain::allocation(&state, namespace, name).with_context(|| {
+                let why = state.missing.get("egressallocations").map(|why| format!(" ({why})"));
+                format!(
+                    "there is no EgressAllocation {name} in namespace {namespace}{}",
+                    why.unwrap_or_default()
+                )
+            })?;
+            Ok((allowlist::allowlist(object, form)?, 0))
+        }
+        Command::Completion { shell, kubectl } => Ok((
+            match shell.filter(|_| !kubectl) {
+                Some(shell) => completion::script(shell),
+                None => completion::PLUGIN.to_owned(),
+            },
+            0,
+        )),
+        Command::Complete { words } => Ok((completion::candidates(&words), 0)),
+    }
+}
+
+async fn connect(common: &aegis_cli::args::Common, offline: &Offline) -> Result<Option<Cluster>> {
+    if offline.state.is_empty() { Ok(Some(Cluster::connect(&common.connection).await?)) } else { Ok(None) }
+}
+
+/// The namespace that counts where an argument names none.
+fn namespace(common: &aegis_cli::args::Common, online: Option<&Cluster>) -> String {
+    let of_context = online.map(|online| online.namespace.clone());
+    common.connection.namespace.clone().or(of_context).unwrap_or_else(|| "default".to_owned())
+}
+
+async fn state(
+    common: &aegis_cli::args::Common,
+    offline: &Offline,
+    online: Option<&Cluster>,
+    pods: Pods<'_>,
+) -> Result<State> {
+    let namespace = namespace(common, online);
+    let mut state = match online {
+        Some(online) => online.state(&namespace, pods).await?,
+        None => files::state(&offline.state)?,
+    };
+    if online.is_none() {
+        state.now = Timestamp::now().as_second();
+    }
+    state.cluster_cidrs.clone_from(&common.connection.cluster_cidrs);
+    Ok(state)
+}
+
+async fn look(
+    common: &aegis_cli::args::Common,
+    offline: &Offline,
+    pods: Pods<'_>,
+) -> Result<(State, String)> {
+    let online = connect(common, offline).await?;
+    let namespace = namespace(common, online.as_ref());
+    Ok((state(common, offline, online.as_ref(), pods).await?, namespace))
+}
+
+async fn drained(common: &aegis_cli::args::Common, how: &Drain) -> Result<(String, u8)> {
+    let online = Cluster::connect(&common.connection).await?;
+    let namespace = namespace(common, Some(&online));
+    let state = online.state(&namespace, Pods::None).await?;
+    state.require(&["egressaddresses", "egressallocations"])?;
+    let target = Target::parse(&how.target, &namespace, &state)?;
+    if matches!(target, Target::Allocation(..)) {
+        state.require(&["zonebindings", "egresspolicies"])?;
+    }
+    let preview = preview(&state, &target, how.undo);
+    let text = output::write(&preview, common.output)?;
+    if how.dry_run || !preview.refused.is_empty() {
+        return Ok((text, u8::from(!preview.refused.is_empty())));
+    }
+    print!("{text}");
+    if !how.yes && !agreed()? {
+        return Ok(("nothing is done\n".to_owned(), 1));
+    }
+    online.drain(&target, how.undo).await?;
+    if how.undo || how.timeout == 0 {
+        return Ok((String::new(), 0));
+    }
+    follow(&online, &namespace, &target, Duration::from_secs(how.timeout)).await
+}
+
+/// Asks, if somebody is there to answer.
+fn agreed() -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        bail!("nobody can be asked: say --yes, or --dry-run");
+    }
+    eprint!("go on? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// Waits until nothing is used any more, and says each time that something has changed.
+async fn follow(online: &Cluster, namespace: &str, target: &Target, limit: Duration) -> Result<(String, u8)> {
+    let begin = Instant::now();
+    let mut told = String::new();
+    loop {
+        match online.state(namespace, Pods::None).await {
+            Ok(state) => {
+                let slices = slices(&state, target);
+                let now = progress(&slices);
+                if now != told {
+                    eprintln!("{:>5} s  {now}", begin.elapsed().as_secs());
+                    told = now;
+                }
+                if is_empty(&slices) {
+                    return Ok(("empty\n".to_owned(), 0));
+                }
+            }
+            // An API server that is away for a while is no reason to stop looking.
+            Err(error) => eprintln!("{:>5} s  {error:#}", begin.elapsed().as_secs()),
+        }
+        if begin.elapsed() >= limit {
+            return Ok((
+                format!("not empty within {} s; it goes on: look again with --dry-run\n", limit.as_secs()),
+                1,
+            ));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

@@ -1,0 +1,224 @@
+//! The program against a real API server, with the chart's roles: what it says is what it says of the same objects in files, it writes
+//! nothing but what `drain` is for, and needs no other rights than the page names.
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
+
+use aegis_cli::drain::LABEL;
+use aegis_tests::apiserver::ApiServer;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Objects of Aegis that only Aegis writes, written by the test in its place.
+const VALUES: [&str; 1] = ["admission.exemptGroups={system:masters}"];
+
+/// What an administrator of the platform may read beside the objects of Aegis, as `docs/cli.md` says.
+const READER: &str = "
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: cluster-reader}
+rules:
+  - {apiGroups: [''], resources: [pods, nodes, namespaces], verbs: [get, list]}
+  - {apiGroups: [networking.k8s.io], resources: [servicecidrs], verbs: [list]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: viewer-reads}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-reader}
+subjects: [{kind: ServiceAccount, name: viewer, namespace: people}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: viewer-views}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: aegis-cluster-viewer}
+subjects: [{kind: ServiceAccount, name: viewer, namespace: people}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: shop, namespace: shop}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: aegis-viewer}
+subjects: [{kind: ServiceAccount, name: shop, namespace: people}]
+";
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+fn golden(name: &str) -> String {
+    std::fs::read_to_string(data(name)).expect("read")
+}
+
+/// Somebody with a kubeconfig.
+struct Person {
+    kubeconfig: PathBuf,
+}
+
+impl Person {
+    /// Output, error output and exit code.
+    fn run(&self, arguments: &[&str]) -> (String, String, i32) {
+        let output = Command::new(env!("CARGO_BIN_EXE_kubectl-aegis"))
+            .current_dir(data(""))
+            .arg("--kubeconfig")
+            .arg(&self.kubeconfig)
+            .args(arguments)
+            .output()
+            .expect("run the program");
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        (text(output.stdout), text(output.stderr), output.status.code().unwrap_or(-1))
+    }
+
+    fn says(&self, arguments: &[&str], code: i32) -> String {
+        let (out, err, status) = self.run(arguments);
+        assert_eq!(status, code, "{arguments:?}\n{out}{err}");
+        out + &err
+    }
+}
+
+/// A service account with a token of its own.
+fn person(server: &ApiServer, name: &str) -> Person {
+    let token = server.kubectl(&["create", "token", "-n", "people", name]).expect("token");
+    let admin = std::fs::read_to_string(server.kubeconfig()).expect("kubeconfig");
+    let kubeconfig = server.kubeconfig().with_file_name(format!("{name}.yaml"));
+    let text = admin.replace("user: {token: admin}", &format!("user: {{token: {}}}", token.trim()));
+    std::fs::write(&kubeconfig, text).expect("kubeconfig");
+    Person { kubeconfig }
+}
+
+/// Puts the objects of the test's cluster into the API server.
+fn provide(server: &ApiServer) {
+    let list: Value = serde_yaml_ng::from_str(&golden("cluster.yaml")).expect("YAML");
+    let apply =
+        |objects: &Value| server.kubectl_with(&["apply", "--server-side", "-f", "-"], &objects.to_string());
+    let accounts =
+        [("people", "viewer"), ("people", "shop"), ("shop", "web"), ("shop", "worker"), ("bank", "default")];
+    for namespace in ["people", "shop", "bank"] {
+        apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}))
+            .expect("namespace");
+    }
+    for (namespace, name) in accounts {
+        let metadata = json!({"name": name, "namespace": namespace});
+        apply(&json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})).expect("account");
+    }
+    for item in list["items"].as_array().expect("items") {
+        // The API server makes its own ServiceCIDR.
+        if item["kind"] == "ServiceCIDR" {
+            continue;
+        }
+        let mut object = item.clone();
+        let metadata = object["metadata"].as_object_mut().expect("metadata");
+        for field in ["uid", "generation", "creationTimestamp"] {
+            metadata.remove(field);
+        }
+        let status = object.as_object_mut().expect("object").remove("status");
+        apply(&object).unwrap_or_else(|error| panic!("{object}: {error}"));
+        let Some(status) = status else { continue };
+        let (kind, name) =
+            (object["kind"].as_str().expect("kind"), object["metadata"]["name"].as_str().expect("name"));
+        let patch = json!({"status": status}).to_string();
+        let mut arguments = vec!["patch", kind, name, "--subresource=status", "--type=merge", "-p", &patch];
+        if let Some(namespace) = object["metadata"]["namespace"].as_str() {
+            arguments.extend(["-n", namespace]);
+        }
+        server.kubectl(&arguments).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    server.kubectl_with(&["apply", "-f", "-"], READER).expect("roles");
+}
+
+#[test]
+fn answers_are_those_of_the_files_and_need_the_rights_that_the_page_names() {
+    let server = ApiServer::shared(&VALUES).expect("an API server");
+    provide(&server);
+    let (viewer, shop) = (person(&server, "viewer"), person(&server, "shop"));
+    let admin = Person { kubeconfig: server.kubeconfig() };
+
+    assert_eq!(viewer.says(&["status"], 1), golden("status.txt"));
+    assert_eq!(viewer.says(&["policies"], 0), golden("policies.txt"));
+    assert_eq!(viewer.says(&["trace", "shop/web", "198.51.100.7:443"], 0), golden("trace-web.txt"));
+    assert_eq!(
+        viewer.says(&["trace", "-n", "shop", "worker", "198.51.100.7:80"], 0),
+        golden("trace-worker.txt")
+    );
+    let list = viewer.says(&["allowlist", "shop/partners", "-F", "csv"], 0);
+    assert_eq!(list, golden("allowlist-csv.txt"));
+
+    // An account sees its own; what its pods do depends on what it does not see.
+    let own = shop.says(&["status", "-n", "shop"], 0);
+    assert!(
+        own.contains("shop/partners") && own.contains("only those of namespace shop may be read"),
+        "{own}"
+    );
+    assert!(!own.contains("vault"), "{own}");
+    let refused = shop.says(&["trace", "-n", "shop", "web", "198.51.100.7"], 2);
+    assert!(refused.contains("the answer could be wrong") && refused.contains("egresspolicies"), "{refused}");
+
+    // A plan writes nothing, and the API server checks what it is made from.
+    let plan = admin.says(&["plan", "-f", "change.yaml"], 3);
+    let offline = golden("plan.txt");
+    let (offline, _) = offline.split_once("\nnote:").expect("a note");
+    assert!(plan.contains(offline), "{plan}");
+    assert!(server.kubectl(&["get", "egressallocation", "-n", "shop", "workers"]).is_err(), "it was stored");
+    assert!(admin.says(&["plan", "-f", "cluster-policy.yaml"], 0).contains("nothing would change"));
+    let wrong = admin.says(&["plan", "-f", "bad-rule.yaml"], 1);
+    assert!(
+        wrong.contains("the API server would refuse") && wrong.contains("egress must be given"),
+        "{wrong}"
+    );
+    let unchecked = viewer.says(&["plan", "-f", "change.yaml"], 3);
+    assert!(unchecked.contains("not checked by the API server"), "{unchecked}");
+
+    drains(&server, &admin, &viewer);
+}
+
+fn drains(server: &ApiServer, admin: &Person, viewer: &Person) {
+    let node = || -> Value {
+        let text = server.kubectl(&["get", "node", "n1", "-o", "json"]).expect("node");
+        serde_json::from_str(&text).expect("JSON")
+    };
+    let preview = viewer.says(&["drain", "n1", "--dry-run"], 0);
+    for part in ["cordon the node", LABEL, "1 covered pod", "203.0.113.0"] {
+        assert!(preview.contains(part), "{part:?} is not in {preview}");
+    }
+    assert!(node()["metadata"]["labels"][LABEL].is_null());
+    assert!(viewer.says(&["drain", "n1", "--yes"], 1).contains("forbidden"));
+    assert!(admin.says(&["drain", "n1"], 1).contains("nobody can be asked"));
+    // Nobody drains anything here, so it does not come to an end.
+    let waits = admin.says(&["drain", "node/n1", "--yes", "--timeout", "1"], 1);
+    assert!(waits.contains("16 held, 0 draining") && waits.contains("not empty within 1 s"), "{waits}");
+    assert_eq!(
+        (&node()["metadata"]["labels"][LABEL], &node()["spec"]["unschedulable"]),
+        (&json!("true"), &json!(true))
+    );
+    // The agents' DaemonSet goes by that very label.
+    let set = server
+        .kubectl(&["get", "daemonset", "-n", "aegis-system", "aegis-node-agent", "-o", "json"])
+        .expect("set");
+    let set: Value = serde_json::from_str(&set).expect("JSON");
+    let terms = set
+        .pointer("/spec/template/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution");
+    let wanted =
+        json!({"nodeSelectorTerms": [{"matchExpressions": [{"key": LABEL, "operator": "DoesNotExist"}]}]});
+    assert_eq!(terms, Some(&wanted));
+    admin.says(&["drain", "node/n1", "--undo", "--yes"], 0);
+    assert!(node()["metadata"]["labels"][LABEL].is_null() && node()["spec"]["unschedulable"].is_null());
+
+    let used = admin.says(&["drain", "-n", "shop", "allocation/partners", "--yes"], 1);
+    assert!(used.contains("ZoneBinding shop/partners leaves from it"), "{used}");
+    assert!(admin.says(&["drain", "nowhere"], 1).contains("neither a node nowhere nor an EgressAllocation"));
+    admin.says(&["drain", "-n", "bank", "vault", "--yes", "--timeout", "0"], 0);
+    let vault = server.kubectl(&[
+        "get",
+        "egressallocation",
+        "-n",
+        "bank",
+        "vault",
+        "-o",
+        "jsonpath={.metadata.deletionTimestamp}",
+    ]);
+    assert!(!vault.expect("its finalizer keeps it").is_empty());
+    assert!(admin.says(&["drain", "-n", "bank", "vault", "--undo"], 1).contains("cannot be undone"));
+}
+
+#[test]
+fn a_cluster_that_does_not_answer_is_no_answer() {
+    let nobody = Person { kubeconfig: "/nonexistent".into() };
+    assert!(nobody.says(&["status"], 2).contains("error: "));
+}

@@ -1,0 +1,193 @@
+//! What each command says, from files: the very program, its output and its exit code. `AEGIS_BLESS=1` writes the expected output anew.
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+fn run(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-aegis"));
+    // Neither a cluster nor a configuration of whoever tests.
+    command.current_dir(data("")).env("KUBECONFIG", "/nonexistent").env_remove("KUBERNETES_SERVICE_HOST");
+    command.args(arguments).output().expect("run the program")
+}
+
+fn output(arguments: &[&str], code: i32) -> String {
+    let Output { status, stdout, stderr } = run(arguments);
+    let (out, err) = (String::from_utf8(stdout).expect("UTF-8"), String::from_utf8(stderr).expect("UTF-8"));
+    assert_eq!(status.code(), Some(code), "{arguments:?}\n{out}{err}");
+    out
+}
+
+/// Compares with `data/<name>`.
+fn golden(name: &str, arguments: &[&str], code: i32) {
+    let text = output(arguments, code);
+    let path = data(name);
+    if std::env::var_os("AEGIS_BLESS").is_some() {
+        std::fs::write(&path, &text).expect("write");
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(text == expected, "{arguments:?} says other than {}:\n{text}", path.display());
+}
+
+/// An error's text.
+fn error(arguments: &[&str], code: i32) -> String {
+    let output = run(arguments);
+    let text = String::from_utf8(output.stderr).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}\n{text}");
+    text
+}
+
+const STATE: [&str; 2] = ["--state", "cluster.yaml"];
+
+fn with<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    arguments.iter().chain(&STATE).copied().collect()
+}
+
+#[test]
+fn status() {
+    golden("status.txt", &with(&["status"]), 1);
+    golden("status.json", &with(&["status", "-o", "json"]), 1);
+    let shop = output(&with(&["status", "-n", "shop"]), 1);
+    assert!(shop.contains("shop/partners") && !shop.contains("vault"), "{shop}");
+    assert!(error(&["status", "--state", "nowhere.yaml"], 2).contains("read nowhere.yaml"));
+}
+
+#[test]
+fn policies() {
+    golden("policies.txt", &with(&["policies"]), 0);
+    golden("policies-of-pod.txt", &with(&["policies", "--pod", "shop/worker"]), 0);
+    golden("policies.json", &with(&["policies", "-o", "json", "--pod", "shop/worker"]), 0);
+}
+
+#[test]
+fn trace() {
+    // From the secondary, since the primary does not exist, by slices of its own node.
+    golden("trace-web.txt", &with(&["trace", "shop/web", "198.51.100.7:443"]), 0);
+    golden("trace-web.json", &with(&["trace", "shop/web", "198.51.100.7:443", "-o", "json"]), 0);
+    // Through a node that holds slices.
+    golden("trace-worker.txt", &with(&["trace", "worker", "198.51.100.7:80", "-n", "shop"]), 0);
+    golden("trace-denied.txt", &with(&["trace", "sa/worker", "198.51.100.200:443", "-n", "shop"]), 0);
+    // Covered over IPv6, and the allocation has none.
+    golden("trace-no-ipv6.txt", &with(&["trace", "shop/web", "[2001:db8:9::1]:443"]), 0);
+    for (subject, destination, said) in [
+        ("bank/teller", "192.0.2.99", "no rule matches: it leaves with the node's address"),
+        ("bank/teller", "10.96.0.10:53", "10.96.0.0/16 is inside the cluster"),
+        ("bank/teller", "172.20.1.1", "172.20.0.0/16 is inside the cluster"),
+        ("bank/teller", "10.244.3.9", "10.244.3.0/24 is inside the cluster"),
+        ("shop/web", "198.51.100.7", "no port is given, so no rule with ports matches"),
+    ] {
+        let text = output(&with(&["trace", subject, destination]), 0);
+        assert!(text.contains(said), "{subject} to {destination}:\n{text}");
+    }
+    assert!(
+        error(&with(&["trace", "shop/nobody", "192.0.2.1"]), 2).contains("no pod nobody in namespace shop")
+    );
+    assert!(error(&with(&["trace", "shop/web", "192.0.2.1:99999"]), 2).contains("no port"));
+    let text = output(&with(&["trace", "sa/ghost", "198.51.100.7:443", "-n", "shop"]), 0);
+    assert!(text.contains("no pod of namespace shop runs as ghost"), "{text}");
+}
+
+#[test]
+fn plan() {
+    golden("plan.txt", &with(&["plan", "-f", "change.yaml"]), 3);
+    golden("plan.json", &with(&["plan", "-f", "change.yaml", "-o", "json"]), 3);
+    golden("plan-delete.txt", &with(&["plan", "--delete", "-f", "change.yaml"]), 3);
+    let same = output(&with(&["plan", "-f", "cluster-policy.yaml"]), 0);
+    assert!(same.contains("nothing would change"), "{same}");
+    let wrong = error(&with(&["plan", "-f", "bad.yaml"]), 1);
+    for fault in ["spec.precedence: must be at least 0", "spec.matches: there is no such field"] {
+        assert!(wrong.contains(fault), "{wrong}");
+    }
+    let senseless = error(&with(&["plan", "-f", "bad-rule.yaml"]), 1);
+    assert!(senseless.contains("EgressPolicy nowhere: spec.egress: "), "{senseless}");
+}
+
+#[test]
+fn applications() {
+    golden("plan-application.txt", &with(&["plan", "-f", "application.yaml"]), 3);
+    let with = |file: &'static str, arguments: &[&'static str]| {
+        let state = ["--state", "cluster.yaml", "--state", file];
+        output(&arguments.iter().copied().chain(state).collect::<Vec<_>>(), 0)
+    };
+    let policies = with("application.yaml", &["policies"]);
+    assert!(policies.contains("namespace shop; to application ledger"), "{policies}");
+    let trace = |file, to| with(file, &["trace", "shop/worker", to]);
+    let (inside, outside) =
+        (trace("application.yaml", "192.0.2.65:22"), trace("application.yaml", "198.51.100.7:22"));
+    assert!(inside.contains("policy ledger: it leaves from shop/partners"), "{inside}");
+    assert!(outside.contains("no: ports: TCP 22 is none of TCP 7000-7009"), "{outside}");
+    let missing = trace("application-missing.yaml", "203.0.113.200:80");
+    for said in [
+        "policy ledger: it is refused, since EgressApplication ledger is not known",
+        "EgressPolicy ledger names EgressApplication ledger, which does not exist; so pods that it matches otherwise are refused",
+    ] {
+        assert!(missing.contains(said), "{missing}");
+    }
+}
+
+#[test]
+fn services() {
+    let trace = |to| {
+        let state = ["--state", "cluster.yaml", "--state", "service.yaml"];
+        output(&["trace", "shop/web", to].into_iter().chain(state).collect::<Vec<_>>(), 0)
+    };
+    for to in ["10.96.0.7:443", "partner:443", "partner.shop.svc.cluster.local:443"] {
+        let text = trace(to);
+        assert!(text.contains("to 198.51.100.9, TCP 443"), "{text}");
+        assert!(text.contains("policy web-out: it leaves from shop/partners"), "{text}");
+        assert!(text.contains("10.96.0.7 is a Service's"), "{text}");
+    }
+    // It has no such port.
+    assert!(trace("10.96.0.7:80").contains("10.96.0.0/16 is inside the cluster"));
+}
+
+#[test]
+fn allowlist() {
+    for form in ["text", "json", "csv", "terraform", "iptables", "nftables", "aws", "gcp", "azure"] {
+        let name = format!("allowlist-{form}.txt");
+        golden(&name, &with(&["allowlist", "partners", "-n", "shop", "-F", form]), 0);
+    }
+    assert!(error(&with(&["allowlist", "shop/missing"]), 2).contains("no EgressAllocation missing"));
+}
+
+/// Every example of the page is what the program says of the test's cluster.
+#[test]
+fn examples_of_the_page_are_real() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/cli.md");
+    let page = std::fs::read_to_string(&path).expect("read the page");
+    let mut parts: Vec<String> = page.split("```").map(str::to_owned).collect();
+    let mut examples = 0;
+    for block in parts.iter_mut().skip(1).step_by(2) {
+        let Some(rest) = block.strip_prefix("console\n$ kubectl aegis ") else { continue };
+        let command = rest.lines().next().expect("a command").to_owned();
+        let arguments: Vec<&str> = command.split_whitespace().collect();
+        let said = String::from_utf8(run(&with(&arguments)).stdout).expect("UTF-8");
+        let wanted = format!("console\n$ kubectl aegis {command}\n{said}");
+        if std::env::var_os("AEGIS_BLESS").is_some() {
+            *block = wanted;
+        } else {
+            assert!(
+                *block == wanted,
+                "docs/cli.md: `kubectl aegis {command}` says other than the page:\n{said}"
+            );
+        }
+        examples += 1;
+    }
+    assert!(examples >= 5, "only {examples} examples");
+    if std::env::var_os("AEGIS_BLESS").is_some() {
+        std::fs::write(path, parts.join("```")).expect("write the page");
+    }
+}
+
+#[test]
+fn every_form_of_an_answer_says_the_same() {
+    let yaml = output(&with(&["status", "-o", "yaml"]), 1);
+    let json = output(&with(&["status", "-o", "json"]), 1);
+    let yaml: serde_json::Value = serde_yaml_ng::from_str(&yaml).expect("YAML");
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(yaml, json);
+}

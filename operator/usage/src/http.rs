@@ -1,0 +1,136 @@
+//! What the collector serves: `POST /v1/reports` for agents, `POST /v1/graphql` for everybody else, each by token.
+
+use crate::access::{Access, Denied};
+use crate::graphql::{self, Asker, Schema};
+use crate::inbox::Inbox;
+use crate::ingest::Receipt;
+use crate::store::Store;
+use aegis_usage_report::Report;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Serialize;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// The time, in seconds since the Unix epoch.
+pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
+
+/// Most reports of a delivery.
+const REPORTS: usize = 64;
+
+/// Most bytes of a delivery: some full reports.
+const DELIVERY: usize = 16 << 20;
+
+/// Most bytes of a question.
+const QUESTION: usize = 64 << 10;
+
+/// Questions that are answered at a time; others wait.
+const QUESTIONS: usize = 4;
+
+/// After how many seconds an agent is to come again.
+const AGAIN: HeaderValue = HeaderValue::from_static("5");
+
+struct Shared {
+    access: Arc<dyn Access>,
+    inbox: Inbox,
+    schema: Schema,
+    turn: Arc<Semaphore>,
+}
+
+/// The service. To be made where tokio runs, since a task of its own takes the reports.
+pub fn router(store: Arc<Store>, access: Arc<dyn Access>, clock: Clock) -> Router {
+    let turn = Arc::new(Semaphore::new(QUESTIONS));
+    let schema = graphql::schema(store.clone(), access.clone());
+    let shared = Shared { access, inbox: Inbox::open(store, clock), schema, turn };
+    Router::new()
+        .route("/v1/reports", post(reports).layer(DefaultBodyLimit::max(DELIVERY)))
+        .route("/v1/graphql", post(question).layer(DefaultBodyLimit::max(QUESTION)))
+        .route("/healthz", get(|| async { "ok" }))
+        .with_state(Arc::new(shared))
+}
+
+/// What an agent is told of one report. Whatever it is, the report need not come again.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase", tag = "outcome")]
+enum Told {
+    Stored,
+    Repeated,
+    TooOld,
+    TooNew,
+    Invalid { reason: String },
+}
+
+impl From<Receipt> for Told {
+    fn from(receipt: Receipt) -> Told {
+        match receipt {
+            Receipt::Stored => Told::Stored,
+            Receipt::Repeated => Told::Repeated,
+            Receipt::TooOld => Told::TooOld,
+            Receipt::TooNew => Told::TooNew,
+            Receipt::Invalid(invalid) => Told::Invalid { reason: invalid.to_string() },
+        }
+    }
+}
+
+async fn reports(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: bytes::Bytes) -> Response {
+    // Before anything of the body is read: whoever is not an agent costs no more than a look at the token.
+    let node = match token(&headers) {
+        Some(token) => shared.access.node(token).await,
+        None => Err(Denied::Unknown),
+    };
+    let node = match node {
+        Ok(node) => node,
+        Err(denied) => return refuse(denied),
+    };
+    let reports: Vec<Report> = match serde_json::from_slice(&body) {
+        Ok(reports) => reports,
+        Err(error) => {
+            return (StatusCode::BAD_REQUEST, format!("not a list of reports: {error}\n")).into_response();
+        }
+    };
+    if reports.len() > REPORTS {
+        let text = format!("{} reports are more than {REPORTS} of one delivery\n", reports.len());
+        return (StatusCode::PAYLOAD_TOO_LARGE, text).into_response();
+    }
+    if let Some(other) = reports.iter().find(|report| report.node != node) {
+        let text = format!("a report of node {:?} with the token of {node}\n", other.node);
+        return (StatusCode::FORBIDDEN, text).into_response();
+    }
+    match shared.inbox.deliver(reports).await {
+        Some(receipts) => Json(receipts.into_iter().map(Told::from).collect::<Vec<_>>()).into_response(),
+        None => {
+            (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, AGAIN)], "not now\n").into_response()
+        }
+    }
+}
+
+async fn question(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    Json(request): Json<async_graphql::Request>,
+) -> Response {
+    let Some(token) = token(&headers) else { return refuse(Denied::Unknown) };
+    // The schema too is only for those who are known.
+    if let Err(denied) = shared.access.viewer(token, &[]).await {
+        return refuse(denied);
+    }
+    let Ok(_turn) = shared.turn.acquire().await else { return refuse(Denied::Unavailable) };
+    Json(shared.schema.execute(request.data(Asker(token.into()))).await).into_response()
+}
+
+fn token(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+fn refuse(denied: Denied) -> Response {
+    let status = match denied {
+        Denied::Unknown => StatusCode::UNAUTHORIZED,
+        Denied::Forbidden => StatusCode::FORBIDDEN,
+        Denied::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (status, format!("{denied}\n")).into_response()
+}

@@ -1,0 +1,51 @@
+//! The collector of use: takes the reports of agents, keeps them in SQLite or PostgreSQL, and answers who used how many ports of
+//! which egress address towards which origin, when.
+//!
+//! | to change | look in |
+//! |---|---|
+//! | what agents send | the crate `aegis-usage-report` |
+//! | which reports count, and when one counts twice | `ingest` |
+//! | how 10 seconds become minutes and hours, and what is forgotten | `rollup`, `level` |
+//! | tables and columns | `schema` |
+//! | what may be asked, and how it is put to a database | `query` |
+//! | who may see what | `scope`; how they show who they are, `access` |
+//! | what is served, and how much at a time | `http`, `graphql`, `inbox` |
+//! | which nodes did not report, and when | `coverage` |
+//! | where SQLite and PostgreSQL differ | `sqlite`, `postgres` |
+//!
+//! Time is an argument, in whole seconds since the Unix epoch. The store blocks; `http` and `inbox` put it on
+//! threads where it may.
+#![forbid(unsafe_code)]
+
+mod access;
+mod coverage;
+mod graphql;
+mod http;
+mod inbox;
+mod ingest;
+mod level;
+mod postgres;
+mod query;
+mod rollup;
+mod schema;
+mod scope;
+mod series;
+mod sql;
+mod sqlite;
+mod store;
+
+pub use access::{Access, Denied, Pending};
+pub use coverage::{Coverage, Gap};
+pub use graphql::sdl;
+pub use http::{Clock, router};
+pub use inbox::keep;
+pub use ingest::{FUTURE, Receipt};
+pub use level::{Level, Retention, RetentionError};
+pub use query::{
+    Aggregation, Answer, Dimension, Figure, Filter, Measure, Order, OriginFilter, Page, Query, QueryError,
+    most,
+};
+pub use rollup::{Maintained, SETTLE};
+pub use scope::{Prefix, Scope, Viewer};
+pub use sql::Error;
+pub use store::Store;

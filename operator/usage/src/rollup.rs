@@ -1,0 +1,138 @@
+//! Making minutes of 10 seconds and hours of minutes, and forgetting what is old.
+//!
+//! A slot of a coarser level is not counted up: it is made anew of the finer one whenever that has changed. So a late report is right
+//! in every level, and a collector that dies in between has lost nothing.
+
+use crate::ingest::{Known, NEWEST, horizon_name, meta, set_meta, soil};
+use crate::level::{Level, Retention};
+use crate::sql::{Error, FIGURES, Join, Sql, Value, int, text};
+
+/// How long after its end a slot is made, in seconds: most reports of it are there by then.
+pub const SETTLE: i64 = 20;
+
+/// Slots that are made in one transaction.
+const PART: i64 = 16;
+
+/// Series that are looked at in one transaction.
+const SERIES_PART: i64 = 10_000;
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Maintained {
+    /// Slots of nodes that were made of finer ones.
+    pub rolled: u64,
+    /// Series that nothing is kept of any more.
+    pub dropped: u64,
+}
+
+/// Makes a few slots that are to be made, in the caller's transaction: how many. 0: there is none left.
+pub(crate) fn roll(sql: &mut dyn Sql, now: i64) -> Result<u64, Error> {
+    for level in [Level::Minutes, Level::Hours] {
+        let ended = now.saturating_sub(SETTLE).saturating_sub(level.resolution());
+        let rows = sql.rows(
+            "SELECT slot, node FROM dirty WHERE level = $1 AND slot <= $2 ORDER BY slot, node LIMIT $3",
+            &[level.resolution().into(), ended.into(), PART.into()],
+        )?;
+        for row in &rows {
+            make(sql, level, int(row, 0)?, &text(row, 1)?.into())?;
+        }
+        if !rows.is_empty() {
+            return Ok(rows.len() as u64);
+        }
+    }
+    Ok(0)
+}
+
+/// Makes one slot of one node of the finer level.
+fn make(sql: &mut dyn Sql, level: Level, slot: i64, node: &Value) -> Result<(), Error> {
+    let Some(finer) = level.finer() else { return Ok(()) };
+    let end = slot + level.resolution();
+    let this = [level.resolution().into(), slot.into(), node.clone()];
+    sql.run("DELETE FROM dirty WHERE level = $1 AND slot = $2 AND node = $3", &this)?;
+    let again = sql.run("DELETE FROM coverage WHERE level = $1 AND slot = $2 AND node = $3", &this)? > 0;
+    let rows = sql.rows(
+        "SELECT CAST(SUM(samples) AS BIGINT), CAST(SUM(seconds) AS BIGINT) FROM coverage
+         WHERE level = $1 AND slot >= $2 AND slot < $3 AND node = $4",
+        &[finer.resolution().into(), slot.into(), end.into(), node.clone()],
+    )?;
+    let Some(sums) = rows.first().filter(|row| row.first() != Some(&Value::Null)) else { return Ok(()) };
+    let (samples, seconds) = (int(sums, 0)?, int(sums, 1)?);
+    sql.run(
+        "INSERT INTO coverage (level, slot, node, samples, seconds) VALUES ($1, $2, $3, $4, $5)",
+        &[level.resolution().into(), slot.into(), node.clone(), samples.into(), seconds.into()],
+    )?;
+    sql.make_room(level, slot)?;
+    let table = level.table();
+    if again {
+        sql.run(
+            &format!(
+                "DELETE FROM {table} WHERE slot = $1 AND series IN (SELECT id FROM series WHERE node = $2)"
+            ),
+            &[slot.into(), node.clone()],
+        )?;
+    }
+    let columns: Vec<&str> = FIGURES.iter().map(|(name, _)| *name).collect();
+    let sums = FIGURES.iter().map(|(name, join)| match join {
+        Join::Same => "CAST($2 AS BIGINT)".into(),
+        Join::Sum => format!("CAST(SUM(u.{name}) AS BIGINT)"),
+        Join::Max => format!("MAX(u.{name})"),
+    });
+    let sums: Vec<String> = sums.collect();
+    let text = format!(
+        "INSERT INTO {table} (series, slot, {}) SELECT u.series, CAST($1 AS BIGINT), {}
+         FROM series s JOIN {} u ON u.series = s.id
+         WHERE s.node = $3 AND u.slot >= $1 AND u.slot < $4 GROUP BY u.series",
+        columns.join(", "),
+        sums.join(", "),
+        finer.table()
+    );
+    sql.run(&text, &[slot.into(), samples.into(), node.clone(), end.into()])?;
+    level.coarser().map_or(Ok(()), |coarser| soil(sql, coarser, slot, node))
+}
+
+/// Forgets what is older than it need be, by the collector's clock or by the newest report, whichever is earlier: a clock that jumps
+/// ahead must not empty the store. In the caller's transaction; true if anything was.
+pub(crate) fn forget(sql: &mut dyn Sql, now: i64, retention: &Retention) -> Result<bool, Error> {
+    let Some(newest) = meta(sql, NEWEST)? else { return Ok(false) };
+    let mut forgot = false;
+    for level in Level::ALL {
+        let name = horizon_name(level);
+        let horizon = retention.horizon(level, now.min(newest));
+        // It never goes back: what was forgotten could not be summed again.
+        if horizon <= meta(sql, name)?.unwrap_or(0) {
+            continue;
+        }
+        sql.forget(level, horizon)?;
+        sql.run(
+            "DELETE FROM coverage WHERE level = $1 AND slot < $2",
+            &[level.resolution().into(), horizon.into()],
+        )?;
+        if level == Level::Tens {
+            sql.run("DELETE FROM reports WHERE begins < $1", &[horizon.into()])?;
+        }
+        set_meta(sql, name, horizon)?;
+        forgot = true;
+    }
+    Ok(forgot)
+}
+
+/// Drops series that no level has a row of, from `first` on, in the caller's transaction: how many, and where to go on.
+pub(crate) fn drop_series(
+    sql: &mut dyn Sql,
+    known: &mut Known,
+    first: i64,
+) -> Result<(u64, Option<i64>), Error> {
+    let unused: Vec<String> = Level::ALL
+        .iter()
+        .map(|level| format!("NOT EXISTS (SELECT 1 FROM {} u WHERE u.series = series.id)", level.table()))
+        .collect();
+    let next = first + SERIES_PART;
+    let text = format!("DELETE FROM series WHERE id >= $1 AND id < $2 AND {}", unused.join(" AND "));
+    let dropped = sql.run(&text, &[first.into(), next.into()])?;
+    if dropped > 0 {
+        known.clear();
+    }
+    let rows = sql.rows("SELECT MIN(id) FROM series WHERE id >= $1", &[next.into()])?;
+    let more = rows.first().filter(|row| row.first() != Some(&Value::Null));
+    Ok((dropped, more.map(|row| int(row, 0)).transpose()?))
+}

@@ -1,0 +1,180 @@
+//! The store: one connection that writes, and a few that read.
+
+use crate::coverage::{self, Coverage, Gap};
+use crate::ingest::{self, Known, Receipt};
+use crate::level::{Level, Retention};
+use crate::postgres::{self, Postgres};
+use crate::query::{self, Page, Query};
+use crate::rollup::{self, Maintained};
+use crate::schema;
+use crate::scope::Scope;
+use crate::sql::{Error, Sql, transaction};
+use crate::sqlite::{self, Sqlite};
+use aegis_usage_report::Report;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Connections that wait for the next question; more are opened while they are needed.
+const READERS: usize = 4;
+
+/// Where use is kept. Its methods block.
+pub struct Store {
+    place: Place,
+    patience: Duration,
+    writer: Mutex<Writer>,
+    readers: Mutex<Vec<Box<dyn Sql>>>,
+}
+
+enum Place {
+    Sqlite(PathBuf),
+    Postgres(String),
+}
+
+#[derive(Default)]
+struct Writer {
+    /// None until it is needed, and after an error that it did not survive.
+    sql: Option<Box<dyn Sql>>,
+    known: Known,
+}
+
+impl Store {
+    /// A file of SQLite, which is made if it is missing. No question takes longer than `patience`.
+    ///
+    /// # Errors
+    /// The file cannot be opened or made, or a newer collector did.
+    pub fn sqlite(path: impl Into<PathBuf>, patience: Duration) -> Result<Store, Error> {
+        Store::open(Place::Sqlite(path.into()), patience)
+    }
+
+    /// A database of PostgreSQL 12 or newer, by a connection string (`postgres://…` or `host=… user=…`), without TLS.
+    ///
+    /// # Errors
+    /// It cannot be reached, another collector writes to it ([`Error::Taken`]), or a newer one made it.
+    pub fn postgres(url: impl Into<String>, patience: Duration) -> Result<Store, Error> {
+        Store::open(Place::Postgres(url.into()), patience)
+    }
+
+    fn open(place: Place, patience: Duration) -> Result<Store, Error> {
+        let store = Store { place, patience, writer: Mutex::default(), readers: Mutex::default() };
+        store.write(|_, _| Ok(()))?;
+        Ok(store)
+    }
+
+    /// Takes reports, all in one transaction: what became of each, in their order. `now` is the collector's time.
+    ///
+    /// # Errors
+    /// The database fails; then none is stored.
+    pub fn ingest(&self, reports: &[Report], now: i64) -> Result<Vec<Receipt>, Error> {
+        self.write(|sql, known| ingest::ingest(sql, known, reports, now))
+    }
+
+    /// Makes the slots of coarser levels that are due, and forgets what is older than `retention` says. Between its parts reports are
+    /// taken.
+    ///
+    /// # Errors
+    /// The database fails; what is left is done the next time.
+    pub fn maintain(&self, now: i64, retention: &Retention) -> Result<Maintained, Error> {
+        let mut done = Maintained::default();
+        loop {
+            let rolled = self.write(|sql, _| rollup::roll(sql, now))?;
+            if rolled == 0 {
+                break;
+            }
+            done.rolled += rolled;
+        }
+        if self.write(|sql, _| rollup::forget(sql, now, retention))? {
+            let mut next = Some(0);
+            while let Some(first) = next {
+                let (dropped, more) = self.write(|sql, known| rollup::drop_series(sql, known, first))?;
+                done.dropped += dropped;
+                next = more;
+            }
+        }
+        Ok(done)
+    }
+
+    /// Answers a question, with what `scope` may see.
+    ///
+    /// # Errors
+    /// The question is too wide or takes too long, its cursor is of another one, or the database fails.
+    pub fn query(&self, scope: &Scope, query: &Query) -> Result<Page, Error> {
+        self.read(|sql| query::answer(sql, scope, query))
+    }
+
+    /// How much of each slot of `from..to` each node reported: the first `limit`, by slot and node.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn coverage(&self, level: Level, from: i64, to: i64, limit: u32) -> Result<Vec<Coverage>, Error> {
+        self.read(|sql| coverage::coverage(sql, level, (from, to), limit.into()))
+    }
+
+    /// Reports that are missing before one that begins in `from..to`: the first `limit`, by time.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn gaps(&self, from: i64, to: i64, limit: u32) -> Result<Vec<Gap>, Error> {
+        self.read(|sql| coverage::gaps(sql, (from, to), limit.into()))
+    }
+
+    fn write<T>(&self, work: impl FnOnce(&mut dyn Sql, &mut Known) -> Result<T, Error>) -> Result<T, Error> {
+        let mut writer = lock(&self.writer);
+        let mut sql = match writer.sql.take() {
+            Some(sql) => sql,
+            None => {
+                // Another connection may have dropped series in between.
+                writer.known.clear();
+                self.writer()?
+            }
+        };
+        let known = &mut writer.known;
+        let done = transaction(sql.as_mut(), |sql| work(sql, known));
+        if done.is_err() {
+            // Series that were numbered in this transaction are gone with it.
+            known.clear();
+        }
+        if done.is_ok() || sql.alive() {
+            writer.sql = Some(sql);
+        }
+        done
+    }
+
+    fn read<T>(&self, work: impl FnOnce(&mut dyn Sql) -> Result<T, Error>) -> Result<T, Error> {
+        let waiting = lock(&self.readers).pop();
+        let mut sql = match waiting {
+            Some(sql) => sql,
+            None => self.reader()?,
+        };
+        let done = work(sql.as_mut());
+        // Of the errors that leave it whole two are common: a question that may not be put, and one that took too long.
+        if matches!(done, Ok(_) | Err(Error::Query(_) | Error::TooSlow(_))) {
+            let mut readers = lock(&self.readers);
+            if readers.len() < READERS {
+                readers.push(sql);
+            }
+        }
+        done
+    }
+
+    fn writer(&self) -> Result<Box<dyn Sql>, Error> {
+        let (mut sql, words): (Box<dyn Sql>, _) = match &self.place {
+            Place::Sqlite(path) => (Box::new(Sqlite::writer(path)?), sqlite::WORDS),
+            Place::Postgres(url) => (Box::new(Postgres::writer(url)?), postgres::WORDS),
+        };
+        schema::create(sql.as_mut(), &words)?;
+        Ok(sql)
+    }
+
+    fn reader(&self) -> Result<Box<dyn Sql>, Error> {
+        Ok(match &self.place {
+            Place::Sqlite(path) => Box::new(Sqlite::reader(path, self.patience)?),
+            Place::Postgres(url) => Box::new(Postgres::reader(url, self.patience)?),
+        })
+    }
+}
+
+/// A thread that panicked left nothing half done in here: a transaction that was not committed is none.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
