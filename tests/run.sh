@@ -59,8 +59,8 @@ else
   absent+=("licences and advisories (cargo-deny is not installed)")
 fi
 # All tests at once: who compiles holds the folder, and nobody else gets at it meanwhile.
-suite "tests are compiled" cargo test --no-run --workspace --lib --bins --tests
-suite "programs are compiled" cargo build --workspace --bins
+limit=1800 suite "tests are compiled" cargo test --no-run --workspace --lib --bins --tests
+limit=1800 suite "programs are compiled" cargo build --workspace --bins
 suite unit cargo test --no-fail-fast --workspace --lib --bins
 # What needs nothing but a processor.
 limit=1800 behind "planner properties" cargo test --no-fail-fast --package aegis-core --test '*'

@@ -28,6 +28,10 @@ use std::time::{Duration, Instant};
 use support::packet::{Packet, SYN};
 use support::{World, context};
 
+/// As the agent has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const POLICIES: u32 = 500;
 const PODS: u32 = 250;
 const COUNTRIES: u32 = 200;

@@ -16,6 +16,10 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+/// The image is linked with musl, whose allocator makes policies of hundreds of rules take several times as long.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Time for the process to wind down.
 const END: Duration = Duration::from_secs(2);
 

@@ -135,12 +135,12 @@ pub(super) fn compile(
     let bound_by: BTreeSet<&BindingName> =
         inputs.bindings.iter().filter(|it| it.binds).map(|it| &it.name).collect();
     let binds = |name: &RuleName| matches!(name, RuleName::Binding(name) if bound_by.contains(name));
-    let mut numbers = BTreeMap::new();
+    let mut numbers = vec![NO_NUMBER; rules.rules.len()];
     let mut covering = Vec::new();
     for (number, name) in rules.rules.iter().enumerate() {
         if rules.covered.get(name).is_some_and(|pods| *pods > 0) {
             let flag = if binds(name) { VERDICT_BINDS } else { 0 };
-            numbers.insert(number, flag | u32::try_from(covering.len()).unwrap_or(NO_NUMBER));
+            numbers[number] = flag | u32::try_from(covering.len()).unwrap_or(NO_NUMBER);
             covering.push(name.clone());
         }
     }
@@ -321,8 +321,8 @@ fn pods(classes: &BTreeMap<IpAddr, u32>, inputs: &Inputs) -> Vec<(IpAddr, PodVal
 /// In place of a rule's number.
 const NO_NUMBER: u32 = u16::MAX as u32;
 
-fn verdict(action: &Action, numbers: &BTreeMap<usize, u32>, denying: &BTreeSet<usize>) -> Verdict {
-    let number = |rule: &usize| numbers.get(rule).copied().unwrap_or(NO_NUMBER);
+fn verdict(action: &Action, numbers: &[u32], denying: &BTreeSet<usize>) -> Verdict {
+    let number = |rule: &usize| numbers.get(*rule).copied().unwrap_or(NO_NUMBER);
     match action {
         Action::Pass => Verdict { action: ACTION_PASS, allocation: None, secondary: None, rule: 0 },
         Action::Deny { rule } => {
@@ -339,12 +339,12 @@ fn verdict(action: &Action, numbers: &BTreeMap<usize, u32>, denying: &BTreeSet<u
 }
 
 /// What a verdict says of a policy that only observes.
-fn observing(observed: &Observed, numbers: &BTreeMap<usize, u32>, denying: &BTreeSet<usize>) -> u32 {
+fn observing(observed: &Observed, numbers: &[u32], denying: &BTreeSet<usize>) -> u32 {
     let would = match &observed.action {
         Action::Allocate { .. } => WOULD_LEAVE,
         Action::Pass => WOULD_PASS,
         Action::Deny { .. } if denying.contains(&observed.rule) => WOULD_DENY,
         Action::Deny { .. } => WOULD_LACK,
     };
-    observes(numbers.get(&observed.rule).copied().unwrap_or(NO_NUMBER), would)
+    observes(numbers.get(observed.rule).copied().unwrap_or(NO_NUMBER), would)
 }

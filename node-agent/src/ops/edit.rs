@@ -62,9 +62,15 @@ pub(super) fn edit(before: &Generation, after: &Generation) -> Result<Edit, Unsa
     let (met_before, met_after) = (Met::of(before), Met::of(after));
 
     let mut edit = Edit::default();
-    for (key, then, now) in differences(&before.verdicts, &after.verdicts) {
+    let mut by_port: Vec<Row> = Vec::new();
+    for (key, then, now) in pairs(&before.verdicts, &after.verdicts) {
+        let row = (key.0, key.1);
+        if key.2 != 0 && by_port.last() != Some(&row) {
+            by_port.push(row);
+        }
         match (then, now) {
-            (None, Some(now)) if !met_before.contains(key) => edit.new.push((key, now)),
+            _ if then == now => {}
+            (None, Some(now)) if !met_before.contains(key) => edit.new.push((key, *now)),
             (Some(_), None) if !met_after.contains(key) => edit.unused.push(key),
             _ => return Err(Unsafe::Changes),
         }
@@ -73,13 +79,12 @@ pub(super) fn edit(before: &Generation, after: &Generation) -> Result<Edit, Unsa
     edit.new.extend(mixed.iter().map(|(key, value)| (*key, *value)));
     edit.unused.extend(mixed.keys());
 
-    let by_port = before.verdicts.keys().chain(after.verdicts.keys()).filter(|(.., port)| *port != 0);
     let mut proof = Proof {
         before,
         after,
         mixed,
         met_after,
-        by_port: by_port.map(|(pod, destination, _)| (*pod, *destination)).collect(),
+        by_port,
         ports: ports.iter().copied().chain([(0, 0)]).collect(),
         left: MOST_LOOK_UPS,
     };
@@ -249,8 +254,8 @@ struct Proof<'a> {
     after: &'a Generation,
     mixed: BTreeMap<VerdictEntry, VerdictValue>,
     met_after: Met,
-    /// Rows with verdicts for ports.
-    by_port: HashSet<Row>,
+    /// Rows with verdicts for ports, ascending.
+    by_port: Vec<Row>,
     /// Class of each port before and after.
     ports: Moves<u32>,
     /// Look-ups that it may still take.
@@ -270,8 +275,7 @@ impl Proof<'_> {
         if self.ports.iter().all(|(then, now)| then == now) {
             return Ok(());
         }
-        let rows: BTreeSet<Row> = self.by_port.iter().copied().collect();
-        for (pod, destination) in rows {
+        for (pod, destination) in self.by_port.clone() {
             let stays = (Some(destination), Some(destination));
             if pods.contains(&(pod, pod)) && destinations.contains(&stays) {
                 self.look_at((pod, pod), stays)?;
@@ -285,7 +289,8 @@ impl Proof<'_> {
         let pods = [pod.0, pod.1];
         let destinations = [destination.0, destination.1];
         let by_port = pods.iter().any(|pod| {
-            destinations.iter().flatten().any(|destination| self.by_port.contains(&(*pod, *destination)))
+            let row = |destination: &u32| self.by_port.binary_search(&(*pod, *destination)).is_ok();
+            destinations.iter().flatten().any(row)
         });
         // Where no verdict is by port, all of them are alike.
         let ports = if by_port { self.ports.clone() } else { [(0, 0)].into() };

@@ -3,7 +3,7 @@
 //!
 //! A class has no name: what it was before is told by what is in it. So an agent that has just started numbers like the one before.
 
-use crate::observed::Generation;
+use crate::observed::{Generation, VerdictEntry};
 use aegis_common::{
     DESTINATION_INTERNAL, DESTINATION_OBSERVED, HOST_UNKNOWN, POD_REFUSED, VERDICT_BINDS, VerdictValue,
     observed, observes,
@@ -33,8 +33,13 @@ pub(super) fn number_binding(binding: u32, passes: bool, numbers: &[u32]) -> u32
 }
 
 /// The same policy with the numbers that its classes have in `live`. A class of pods or of ports has that of the one with which it has
-/// most in common; a class of destinations only if its verdicts are the same too, so that no verdict changes.
-pub(super) fn follow(mut wanted: Generation, live: &Generation) -> Generation {
+/// most in common; a class of destinations only if its verdicts are the same too, so that no verdict changes. Its verdicts come apart
+/// from it: they are put in order once, by the numbers that they get.
+pub(super) fn follow(
+    mut wanted: Generation,
+    verdicts: Vec<(VerdictEntry, VerdictValue)>,
+    live: &Generation,
+) -> Generation {
     let mut pods = Votes::default();
     for (address, pod) in &live.pods {
         let now = wanted.pods.get(address).filter(|now| now.incarnation == pod.incarnation);
@@ -69,7 +74,7 @@ pub(super) fn follow(mut wanted: Generation, live: &Generation) -> Generation {
     all.filter(|class| own(*class)).for_each(|class| classes.insert(class));
     // Of pods of the host network, while nobody looks at these.
     let mut unmet = Set::default();
-    let all = wanted.verdicts.keys().map(|(pod, ..)| *pod);
+    let all = verdicts.iter().map(|((pod, ..), _)| *pod);
     all.filter(|class| !classes.contains(place(*class))).for_each(|class| unmet.insert(class));
     let mut pods = pods.numbers(&classes, &unmet, |_, _| true);
 
@@ -78,7 +83,7 @@ pub(super) fn follow(mut wanted: Generation, live: &Generation) -> Generation {
     let ports = ports.numbers(&classes, &Set::default(), |_, _| true);
 
     // Of pods and ports that had classes before and have them now.
-    let after = wanted.verdicts.iter().filter(|((pod, _, port), _)| pods.has(*pod) && ports.has(*port));
+    let after = verdicts.iter().filter(|((pod, _, port), _)| pods.has(*pod) && ports.has(*port));
     let after = digests(after.map(|(key, value)| (key.1, [pods.of(key.0), ports.of(key.2)], value)));
     let before = live.verdicts.iter().filter(|((pod, _, port), _)| pods.gave(*pod) && ports.gave(*port));
     let before = digests(before.map(|(key, value)| (key.1, [key.0, key.2], value)));
@@ -89,7 +94,7 @@ pub(super) fn follow(mut wanted: Generation, live: &Generation) -> Generation {
     let destinations = destinations.numbers(&classes, &Set::default(), same);
 
     // Pods of a class may all be others now.
-    let after = wanted.verdicts.iter().filter(|((pod, ..), _)| !pods.has(*pod));
+    let after = verdicts.iter().filter(|((pod, ..), _)| !pods.has(*pod));
     let after = digests(after.map(|(key, value)| (key.0, [destinations.of(key.1), ports.of(key.2)], value)));
     let before = live.verdicts.iter().filter(|((pod, ..), _)| !pods.gave(*pod));
     pods.adopt(&after, &digests(before.map(|(key, value)| (key.0, [key.1, key.2], value))));
@@ -99,8 +104,7 @@ pub(super) fn follow(mut wanted: Generation, live: &Generation) -> Generation {
     wanted.hosts.values_mut().for_each(|pod| pod.class = pods.of(pod.class));
     wanted.destinations.values_mut().for_each(|class| *class = destinations.of(*class));
     wanted.ports.values_mut().for_each(|class| *class = ports.of(*class));
-    let verdicts = std::mem::take(&mut wanted.verdicts).into_iter();
-    let verdicts = verdicts.map(|((pod, destination, port), value)| {
+    let verdicts = verdicts.into_iter().map(|((pod, destination, port), value)| {
         ((pods.of(pod), destinations.of(destination), ports.of(port)), value)
     });
     wanted.verdicts = verdicts.collect();

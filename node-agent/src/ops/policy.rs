@@ -4,7 +4,7 @@ use super::edit::{Edit, edit, in_order, unmet};
 use super::numbering::{Rules, follow, number_binding, number_rules};
 use super::{Builder, Op};
 use crate::desired::Policy;
-use crate::observed::{DestinationEntry, Generation, to_map6};
+use crate::observed::{DestinationEntry, Generation, VerdictEntry, to_map6};
 use crate::suffix;
 use aegis_common::{
     ACTION_DENY, ACTION_PASS, Config6, HOST_UNKNOWN, HostValue, MAC_LEAVING, MAX_POD_RANGES6, Pod6Value,
@@ -130,7 +130,8 @@ impl Builder<'_> {
         let rules = number_rules(&self.desired.rules, known.unwrap_or(&Rules::new()));
         self.plan.rules = rules.iter().copied().zip(self.desired.rules.iter().cloned()).collect();
         let policy = &self.desired.policy;
-        let wanted = follow(number_policy(policy, numbers, suffixes, &rules), live);
+        let verdicts = number_verdicts(policy, numbers, &rules);
+        let wanted = follow(number_pods(policy, suffixes), verdicts, live);
         // Where both a pod and an address change their class, neither may do so before the other.
         let same_destinations = live.destinations == wanted.destinations
             || classes_stay(live, &wanted) && wide(&live.destinations).eq(wide(&wanted.destinations));
@@ -278,13 +279,12 @@ fn classes_stay(before: &Generation, after: &Generation) -> bool {
     v4 && v6 && hosts.all(|(own, pod)| after.hosts.get(own).is_none_or(|it| it.class == pod.class))
 }
 
-/// The policy in numbers. An allocation without number (its table is full) becomes a refusal.
-fn number_policy(
+/// The verdicts in numbers. An allocation without number (its table is full) becomes a refusal.
+fn number_verdicts(
     policy: &Policy,
     numbers: &BTreeMap<AllocationName, u32>,
-    suffixes: &BTreeMap<Ipv6Addr, u32>,
     rules: &[u32],
-) -> Generation {
+) -> Vec<(VerdictEntry, VerdictValue)> {
     let number = |name: &AllocationName| numbers.get(name).and_then(|number| u16::try_from(*number).ok());
     // Thousands of verdicts share an allocation.
     let mut known: HashMap<*const AllocationName, Option<u16>> = HashMap::new();
@@ -303,7 +303,11 @@ fn number_policy(
         };
         (*key, value)
     });
-    let verdicts = verdicts.collect();
+    verdicts.collect()
+}
+
+/// All but the verdicts, in numbers.
+fn number_pods(policy: &Policy, suffixes: &BTreeMap<Ipv6Addr, u32>) -> Generation {
     let pods6 = policy.pods6.iter().map(|(address, pod)| {
         let PodValue { class, incarnation, mac, .. } = *pod;
         let suffix = suffixes.get(address).copied().unwrap_or_default().to_be();
@@ -315,6 +319,6 @@ fn number_policy(
         hosts: policy.hosts.clone(),
         destinations: policy.destinations.clone(),
         ports: policy.ports.clone(),
-        verdicts,
+        verdicts: BTreeMap::new(),
     }
 }

@@ -428,6 +428,11 @@ pub fn patterns(policies: &[EgressPolicy], bindings: &[Binding], applications: &
 }
 
 impl PolicyInputs {
+    /// Ranges of a country; none while nobody knows them.
+    fn ranges_of(&self, country: &str) -> &[IpNet] {
+        self.countries.as_deref().and_then(|table| table.get(country)).map_or(&[], Vec::as_slice)
+    }
+
     fn is_usable(&self, allocation: &AllocationName, family: Family) -> bool {
         match family {
             Family::V4 => self.usable.contains(allocation),

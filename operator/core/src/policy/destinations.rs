@@ -41,10 +41,20 @@ impl Destinations {
     /// `terms` come with the numbers of the rules that they are of.
     pub fn new(rules: &[Rule<'_>], terms: &[(usize, Term<'_>)], inputs: &PolicyInputs) -> Destinations {
         let internal: BTreeSet<IpNet> = inputs.internal.iter().map(IpNet::trunc).collect();
-        // Many terms may name the same thousands of ranges (those of a country), each of them in order.
+        // Who names ranges: each term its own, and all terms with a country together that country's. There are thousands of them, which
+        // would else be there for each term.
+        let mut namers: Vec<Vec<usize>> = (0..terms.len()).map(|number| vec![number]).collect();
         let mut named: Vec<(IpNet, usize)> = Vec::new();
+        let mut of_countries: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (number, (_, term)) in terms.iter().enumerate() {
-            named.extend(term.ranges(inputs).map(|range| (range.trunc(), number)));
+            named.extend(term.own_ranges(inputs).map(|range| (range.trunc(), number)));
+            for country in term.countries {
+                of_countries.entry(country).or_default().push(number);
+            }
+        }
+        for (country, numbers) in of_countries {
+            named.extend(inputs.ranges_of(country).iter().map(|range| (range.trunc(), namers.len())));
+            namers.push(numbers);
         }
         named.sort();
         named.dedup();
@@ -64,8 +74,12 @@ impl Destinations {
                 around.pop();
             }
             let length = |number: usize| rules[terms[number].0].length(range.prefix_len());
-            let own = by.iter().map(|(_, number)| (*number, length(*number)));
-            let members = sets.within(around.last().map(|(_, members)| *members), Family::of(&range), own);
+            let outer = around.last().map(|(_, members)| *members);
+            // What matters of the length depends on the kind of rule, and countries are of one kind.
+            let namer = |number: usize| (number, namers[number].first().map_or(0, |term| length(*term)));
+            let asked = (outer, Family::of(&range), by.iter().map(|(_, number)| namer(*number)).collect());
+            let own = by.iter().flat_map(|(_, number)| &namers[*number]);
+            let members = sets.within(asked, own.map(|number| (*number, length(*number))));
             around.push((range, members));
             if !inside(&range) {
                 found.push((range, members));
@@ -121,9 +135,12 @@ impl Destinations {
 struct Sets {
     members: Vec<Members>,
     numbers: HashMap<Members, usize>,
-    /// What was asked last, and the answer.
-    last: Option<(Option<usize>, Members, usize)>,
+    /// What was asked, and the answers.
+    asked: HashMap<Asked, usize>,
 }
+
+/// The set of the range around, the family, and who names the range itself, with what matters of its length.
+type Asked = (Option<usize>, Family, Vec<(usize, u8)>);
 
 impl Sets {
     /// The number of the set.
@@ -134,24 +151,17 @@ impl Sets {
         })
     }
 
-    /// The number of a set with what names a range itself added to what names the one around it.
-    fn within(
-        &mut self,
-        around: Option<usize>,
-        family: Family,
-        own: impl Iterator<Item = (usize, u8)>,
-    ) -> usize {
-        let own = Members { family, terms: own.collect(), ways: Vec::new() };
-        if let Some((outer, last, number)) = &self.last
-            && (*outer, last) == (around, &own)
-        {
+    /// The number of a set with the terms that name a range itself added to those of the one around it.
+    fn within(&mut self, asked: Asked, own: impl Iterator<Item = (usize, u8)>) -> usize {
+        if let Some(number) = self.asked.get(&asked) {
             return *number;
         }
+        let (around, family, _) = asked;
         // The range itself is the longest one.
         let outer = around.map(|outer| self.members[outer].terms.iter().copied()).into_iter().flatten();
-        let all: BTreeMap<usize, u8> = outer.chain(own.terms.iter().copied()).collect();
-        let number = self.number(Members { terms: all.into_iter().collect(), ..own.clone() });
-        self.last = Some((around, own, number));
+        let all: BTreeMap<usize, u8> = outer.chain(own).collect();
+        let number = self.number(Members { family, terms: all.into_iter().collect(), ways: Vec::new() });
+        self.asked.insert(asked, number);
         number
     }
 }

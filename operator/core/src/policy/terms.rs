@@ -33,7 +33,8 @@ pub(super) struct Term<'a> {
     /// Ports, ascending; empty = all, and other protocols too.
     pub ports: Vec<PortRange>,
     cidrs: Vec<&'a [IpNet]>,
-    countries: &'a [String],
+    /// Countries.
+    pub countries: &'a [String],
     hosts: Vec<&'a [HostPattern]>,
     /// Nobody knows what is meant: it may be any destination.
     anything: bool,
@@ -62,15 +63,17 @@ impl<'a> Term<'a> {
         terms.into_iter().map(|(ports, term)| Term { ports, ..term }).collect()
     }
 
-    /// The ranges: its own, those of its countries, and what its host names are known to be. Without a table of countries theirs may be
-    /// any.
+    /// All ranges: its own, and those of its countries.
     pub fn ranges(&self, inputs: &'a PolicyInputs) -> impl Iterator<Item = IpNet> {
-        let countries = inputs.countries.as_deref();
-        let of =
-            move |country: &'a String| countries.and_then(|table| table.get(country)).into_iter().flatten();
-        let any = self.anything || lacks(self.countries, countries);
+        let of_countries = self.countries.iter().flat_map(|country| inputs.ranges_of(country));
+        self.own_ranges(inputs).chain(of_countries.copied())
+    }
+
+    /// The ranges but for those of its countries, and what its host names are known to be. Without a table of countries theirs may be any.
+    pub fn own_ranges(&self, inputs: &'a PolicyInputs) -> impl Iterator<Item = IpNet> {
+        let any = self.anything || lacks(self.countries, inputs.countries.as_deref());
         let resolved = self.hosts.iter().flat_map(move |hosts| inputs.resolved.of(hosts));
-        let cidrs = self.cidrs.iter().copied().flatten().chain(self.countries.iter().flat_map(of)).copied();
+        let cidrs = self.cidrs.iter().copied().flatten().copied();
         cidrs
             .chain(resolved.map(|address| IpNet::from(*address)))
             .chain(everything().into_iter().filter(move |_| any))
