@@ -84,6 +84,11 @@ fi
 integration documentation aegis-tests docs
 integration scripts aegis-tests scripts
 integration admission aegis-tests admit
+if command -v prometheus >/dev/null && command -v promtool >/dev/null; then
+  integration monitoring aegis-tests monitoring
+else
+  absent+=("monitoring (Prometheus is not installed)")
+fi
 
 meet "operator and agent are compiled"
 

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=${AEGIS_TOOLS:-$HOME/.cache/aegis/tools}
 packages=(containernetworking-plugins nftables iptables iproute2 openssl ethtool tcpdump conntrack kmod procps
-  iputils-ping iputils-tracepath traceroute iperf3 curl dnsmasq-base bind9-dnsutils util-linux frr bird2 gcc g++ musl-tools libc6-dev llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev)
+  iputils-ping iputils-tracepath traceroute iperf3 curl dnsmasq-base bind9-dnsutils util-linux frr bird2 prometheus gcc g++ musl-tools libc6-dev llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev)
 # Docker's packages bring a runc of their own, which Debian's would push out.
 command -v runc >/dev/null || packages+=(runc)
 linker=0.13.0
@@ -54,8 +54,8 @@ MESSAGE
   exit 1
 }
 
-# The routing daemons come as services that start at once and at every boot; the lab runs its own.
-services=(frr bird)
+# Routing daemons and Prometheus come as services that start at once and at every boot; lab and tests run their own.
+services=(frr bird prometheus)
 policy=/usr/sbin/policy-rc.d
 start_nothing() {
   [ ! -e "$policy" ] || return 0

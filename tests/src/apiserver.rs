@@ -80,12 +80,13 @@ impl ApiServer {
     }
 
     fn try_start() -> Result<ApiServer> {
-        let (etcd, _) = (tool("etcd")?, tool("kube-apiserver")?);
+        let (program, _) = (tool("etcd")?, tool("kube-apiserver")?);
         let directory = new_directory()?;
-        let ports = Ports { etcd: 0, etcd_peers: 0, server: 0 }.choose()?;
+        let [etcd, etcd_peers, server] = free_ports()?;
+        let ports = Ports { etcd, etcd_peers, server };
         write_keys(&directory)?;
-        write_kubeconfig(&directory, ports.server)?;
-        let mut command = Command::new(etcd);
+        write_kubeconfig(&directory.join("kubeconfig"), ports.server, "admin")?;
+        let mut command = Command::new(program);
         command.arg(format!("--data-dir={}/etcd", directory.display())).args([
             "--unsafe-no-fsync".to_owned(),
             format!("--listen-client-urls=http://127.0.0.1:{}", ports.etcd),
@@ -141,6 +142,18 @@ impl ApiServer {
     /// Credentials of an administrator; the user `nobody` in it has none.
     pub fn kubeconfig(&self) -> PathBuf {
         self.directory.join("kubeconfig")
+    }
+
+    /// Credentials of whoever has this token, in a file of this name.
+    pub fn kubeconfig_of(&self, name: &str, token: &str) -> Result<PathBuf> {
+        let path = self.directory.join(format!("kubeconfig-{name}"));
+        write_kubeconfig(&path, self.ports.server, token)?;
+        Ok(path)
+    }
+
+    /// The folder of its files, which goes when it ends.
+    pub fn folder(&self) -> &Path {
+        &self.directory
     }
 
     /// A client with an administrator's rights.
@@ -231,21 +244,21 @@ impl Drop for ApiServer {
     }
 }
 
-impl Ports {
-    fn choose(mut self) -> Result<Ports> {
-        // All are held at once, so that they differ.
-        let mut held = Vec::new();
-        for port in [&mut self.etcd, &mut self.etcd_peers, &mut self.server] {
-            let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
-            *port = listener.local_addr()?.port();
-            held.push(listener);
-        }
-        Ok(self)
+/// Ports of loopback that nobody has at the moment.
+pub fn free_ports<const N: usize>() -> Result<[u16; N]> {
+    // All are held at once, so that they differ.
+    let mut held = Vec::new();
+    let mut ports = [0; N];
+    for port in &mut ports {
+        let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
+        *port = listener.local_addr()?.port();
+        held.push(listener);
     }
+    Ok(ports)
 }
 
-/// A folder `aegis-api-<process>-<number>`; those of processes that are gone are removed.
-fn new_directory() -> Result<PathBuf> {
+/// A new folder `aegis-api-<process>-<number>`; those of processes that are gone are removed.
+pub fn new_directory() -> Result<PathBuf> {
     let parent = std::env::temp_dir();
     for entry in fs::read_dir(&parent)?.flatten() {
         let name = entry.file_name().into_string().unwrap_or_default();
@@ -272,17 +285,17 @@ fn write_keys(directory: &Path) -> Result<()> {
     finish(command, "").map(drop)
 }
 
-fn write_kubeconfig(directory: &Path, port: u16) -> Result<()> {
+fn write_kubeconfig(path: &Path, port: u16, token: &str) -> Result<()> {
     let text = format!(
         "apiVersion: v1
 kind: Config
 clusters: [{{name: test, cluster: {{server: 'https://127.0.0.1:{port}', insecure-skip-tls-verify: true}}}}]
-users: [{{name: admin, user: {{token: admin}}}}, {{name: nobody, user: {{}}}}]
+users: [{{name: admin, user: {{token: '{token}'}}}}, {{name: nobody, user: {{}}}}]
 contexts: [{{name: test, context: {{cluster: test, user: admin}}}}]
 current-context: test
 "
     );
-    fs::write(directory.join("kubeconfig"), text).context("write the kubeconfig")
+    fs::write(path, text).context("write the kubeconfig")
 }
 
 fn finish(mut command: Command, input: &str) -> Result<String> {
@@ -317,7 +330,7 @@ fn end(child: &mut Child) {
 }
 
 /// Starts a server that the kernel kills when this process ends, however it ends.
-fn spawn(mut command: Command, log: &Path) -> Result<Child> {
+pub fn spawn(mut command: Command, log: &Path) -> Result<Child> {
     let log = File::create(log).with_context(|| format!("create {}", log.display()))?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     // SAFETY: prctl with these arguments only sets a number of the forked child.

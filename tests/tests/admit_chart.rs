@@ -38,7 +38,12 @@ const SETS: [&[&str]; 9] = [
         "agent.announcement.frr.neighbors[0].address=192.0.2.1",
         "agent.announcement.frr.neighbors[0].asn=4200000000",
     ],
-    &["admission.exemptGroups={a,b}", "imagePullSecrets[0].name=registry", "agent.extraArgs={--log=debug}"],
+    &[
+        "admission.exemptGroups={a,b}",
+        "imagePullSecrets[0].name=registry",
+        "agent.extraArgs={--log=debug}",
+        "metrics.dashboards.enabled=true",
+    ],
 ];
 
 fn server() -> Arc<ApiServer> {
