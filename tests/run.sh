@@ -59,19 +59,19 @@ else
   absent+=("licences and advisories (cargo-deny is not installed)")
 fi
 # All tests at once: who compiles holds the folder, and nobody else gets at it meanwhile.
-limit=1800 suite "tests are compiled" cargo test --no-run --workspace --lib --bins --tests
-limit=1800 suite "programs are compiled" cargo build --workspace --bins
+suite "tests are compiled" cargo test --no-run --workspace --lib --bins --tests
+suite "programs are compiled" cargo build --workspace --bins
 suite unit cargo test --no-fail-fast --workspace --lib --bins
 # What needs nothing but a processor.
-limit=1800 behind "planner properties" cargo test --no-fail-fast --package aegis-core --test '*'
+behind "planner properties" cargo test --no-fail-fast --package aegis-core --test '*'
 # As the lab compiles them for the images: with other packages beside them they would have other features, and be compiled anew.
-limit=1800 behind "operator and agent are compiled" cargo build --quiet --release --target x86_64-unknown-linux-musl \
+behind "operator and agent are compiled" cargo build --quiet --release --target x86_64-unknown-linux-musl \
   --package aegis-operator --package aegis-node-agent
 integration "resource types" aegis-crds ""
 suite chart helm lint --quiet charts/aegis
 # They hold the folder for minutes: so not before the tests of packets, which take longer, have begun.
-limit=1800 behind clippy sh -c 'sleep 30; exec cargo clippy --workspace --all-targets -- -D warnings'
-limit=1800 behind "neither root nor BPF linker" sh -c 'sleep 60; exec tests/bare.sh'
+behind clippy sh -c 'sleep 30; exec cargo clippy --workspace --all-targets -- -D warnings'
+behind "neither root nor BPF linker" sh -c 'sleep 60; exec tests/bare.sh'
 integration packet aegis-node-agent "" --test-threads=1
 integration API aegis-operator ""
 integration "command line" aegis-cli ""
@@ -97,14 +97,14 @@ lab_is_up=maybe
 if suite "lab starts" "${lab[@]}" up; then
   integration lab aegis-tests lab --test-threads=1
   # Ports rest two minutes between two nodes, and slices that are not needed stay ten: tests would have to wait for both.
-  if limit=1800 suite "Aegis is installed" "${lab[@]}" install --set operator.quarantineSeconds=5 --set agent.demandWindowSeconds=30; then
+  if suite "Aegis is installed" "${lab[@]}" install --set operator.quarantineSeconds=5 --set agent.demandWindowSeconds=30; then
     # What is compiled or measured from here on has no rival but the lab.
     meet
-    limit=1500 integration "traffic end to end" aegis-tests e2e_traffic --test-threads=1
-    limit=1500 integration "life end to end" aegis-tests e2e_life --test-threads=1
-    limit=600 integration "chaos" aegis-tests e2e_chaos --test-threads=1
+    integration "traffic end to end" aegis-tests e2e_traffic --test-threads=1
+    integration "life end to end" aegis-tests e2e_life --test-threads=1
+    integration "chaos" aegis-tests e2e_chaos --test-threads=1
     # Last: it changes values of the release.
-    limit=1500 integration "announcement end to end" aegis-tests e2e_announce --test-threads=1
+    integration "announcement end to end" aegis-tests e2e_announce --test-threads=1
   fi
 fi
 if suite "lab ends and leaves nothing" "${lab[@]}" down; then

@@ -5,7 +5,7 @@ passed=0 failed=0 broken=() absent=() reasons=() running=
 aside=() aside_log=() aside_name=()
 log=$(mktemp)
 # Longest time of one suite in seconds, unless a call says otherwise: one that hangs must not eat the time of the others.
-limit=900
+limit=1800
 # A test's message says what is wrong; a backtrace only pushes it out of sight.
 export RUST_BACKTRACE=0
 
