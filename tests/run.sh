@@ -13,16 +13,20 @@ export AEGIS_REQUIRE_LAB=1
 unset KUBECONFIG AEGIS_ORIGINS AEGIS_PROBE_IMAGE
 lab=("${CARGO_TARGET_DIR:-target}/debug/aegis-lab")
 lab_is_up=
+# What cargo says of the programs of all tests.
+compiled=$(mktemp)
 
 cleanup() {
+  rm -f "$compiled"
   [ -z "$lab_is_up" ] || "${lab[@]}" down
 }
 
-# integration NAME PACKAGE PREFIX [ARGUMENTS OF THE TEST PROGRAM...]: the integration tests of a package that begin so. Of the whole
-# workspace they are asked for, whose names are unique: of a package alone, dependencies would have other features, and be compiled anew.
+# integration NAME PACKAGE PREFIX [ARGUMENTS OF THE TEST PROGRAM...]: the integration tests of a package that begin so. Those of the whole
+# workspace have names of their own.
 integration() {
-  local name=$1 package=$2 prefix=$3 folder path tests=()
+  local name=$1 package=$2 prefix=$3 folder path program programs=() run=suite
   shift 3
+  [ "$package" != aegis-core ] || run=behind
   case $package in
     aegis-node-agent) folder=node-agent/tests ;;
     aegis-operator) folder=operator/tests ;;
@@ -34,15 +38,16 @@ integration() {
   esac
   for path in "$folder/$prefix"*; do
     if [[ $path == *.rs || -f $path/main.rs ]]; then
-      tests+=(--test "$(basename "$path" .rs)")
+      program=$(sed -n "s|.* Executable tests/.* (\(.*/$(basename "$path" .rs)-[0-9a-f]*\))\$|\1|p" "$compiled")
+      programs+=("$(realpath "${program:-/nonexistent/$path}")")
     fi
   done
-  if ((${#tests[@]} == 0)); then
+  if ((${#programs[@]} == 0)); then
     printf '\n=== %s: there is no %s/%s*\n' "$name" "$folder" "$prefix"
     fail "$name"
     return 1
   fi
-  suite "$name" cargo test --no-fail-fast --workspace "${tests[@]}" -- "$@"
+  "$run" "$name" tests/each.sh "${folder%/tests}" "${programs[@]}" -- "$@"
 }
 
 if ! tests/setup.sh; then
@@ -58,20 +63,20 @@ if command -v cargo-deny >/dev/null; then
 else
   absent+=("licences and advisories (cargo-deny is not installed)")
 fi
-# All tests at once: who compiles holds the folder, and nobody else gets at it meanwhile.
-suite "tests are compiled" cargo test --no-run --workspace --lib --bins --tests
-suite "programs are compiled" cargo build --workspace --bins
-suite unit cargo test --no-fail-fast --workspace --lib --bins
+# All at once, so that dependencies have the same features for all of them, and are compiled once.
+suite "tests and programs are compiled" cargo build --workspace --lib --bins --tests
+cargo test --no-run --workspace --lib --bins --tests >"$compiled" 2>&1 </dev/null
 # What needs nothing but a processor.
-behind "planner properties" cargo test --no-fail-fast --package aegis-core --test '*'
+integration "planner properties" aegis-core ""
+suite unit cargo test --no-fail-fast --workspace --lib --bins
 # As the lab compiles them for the images: with other packages beside them they would have other features, and be compiled anew.
 behind "operator and agent are compiled" cargo build --quiet --release --target x86_64-unknown-linux-musl \
   --package aegis-operator --package aegis-node-agent
 integration "resource types" aegis-crds ""
 suite chart helm lint --quiet charts/aegis
-# They hold the folder for minutes: so not before the tests of packets, which take longer, have begun.
-behind clippy sh -c 'sleep 30; exec cargo clippy --workspace --all-targets -- -D warnings'
-behind "neither root nor BPF linker" sh -c 'sleep 60; exec tests/bare.sh'
+# From here on nobody else needs the folder of what is compiled.
+behind clippy cargo clippy --workspace --all-targets -- -D warnings
+behind "neither root nor BPF linker" tests/bare.sh
 integration packet aegis-node-agent "" --test-threads=1
 integration API aegis-operator ""
 integration "command line" aegis-cli ""

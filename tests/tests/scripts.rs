@@ -5,6 +5,7 @@ use aegis_tests::apiserver::repository;
 use aegis_tests::cluster::Cluster;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,10 @@ fn bash(script: &str) -> Command {
     let mut command = Command::new("bash");
     command.current_dir(repository()).args(["-c", &format!("exec 2>&1; {script}")]);
     command
+}
+
+fn this_program() -> PathBuf {
+    std::env::current_exe().expect("this program")
 }
 
 /// The output's lines, and whether it went well.
@@ -55,7 +60,7 @@ async fn fails_with_an_error() -> anyhow::Result<()> {
 
 #[test]
 fn the_end_of_the_output_says_what_failed_and_why() {
-    let this = std::env::current_exe().expect("this program");
+    let this = this_program();
     let suites = format!(
         "suite tests {} --test-threads=1 --ignored fails_with_; suite good true
          suite compiles sh -c 'echo much; echo \"error: no such thing\"; echo \" --> here\"; exit 1'
@@ -102,6 +107,21 @@ fn a_suite_that_runs_beside_others_is_counted_when_it_is_met() {
         let at = |line: &str| lines.iter().position(|other| other == line).expect("a heading");
         assert!(at("=== quick") < at("=== slow"), "{lines:#?}");
     }
+}
+
+#[test]
+fn each_program_of_a_suite_runs_whatever_became_of_those_before() {
+    let script =
+        "tests/each.sh tests \"$0\" /nonexistent/program \"$0\" -- --exact fails_with_an_error --ignored";
+    let output =
+        Command::new("bash").current_dir(repository()).args(["-c", script]).arg(this_program()).output();
+    let output = output.expect("run bash");
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(text.matches("test result: FAILED. 0 passed; 1 failed").count(), 2, "{text}");
+    let fine = "tests/each.sh tests \"$0\" -- --exact fails_with_nothing";
+    let fine = Command::new("bash").current_dir(repository()).args(["-c", fine]).arg(this_program()).output();
+    assert!(fine.expect("run bash").status.success());
 }
 
 #[test]
@@ -170,7 +190,7 @@ async fn needs_a_lab() -> anyhow::Result<()> {
 #[test]
 fn a_test_without_a_lab_is_skipped_unless_one_is_required() {
     for (required, passes) in [("0", true), ("1", false)] {
-        let mut test = Command::new(std::env::current_exe().expect("this program"));
+        let mut test = Command::new(this_program());
         test.args(["--exact", "needs_a_lab", "--ignored"]).env_remove("KUBECONFIG");
         let output = test.env("AEGIS_LAB", "nobody").env("AEGIS_REQUIRE_LAB", required).output();
         assert_eq!(output.expect("run the test").status.success(), passes, "AEGIS_REQUIRE_LAB={required}");
