@@ -1,5 +1,7 @@
 //! What the API server is asked: whose a token is, and what somebody may.
 
+use crate::error::Error;
+use crate::metrics::{Kind, Metrics};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::api::{Api, PostParams};
@@ -7,17 +9,14 @@ use kube::{Client, Config};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
-use crate::error::Error;
-use crate::metrics::{Kind, Metrics};
-
 /// Longest time to connect to the API server.
 const CONNECT: Duration = Duration::from_secs(2);
 
 /// Longest time of a question, its turn included.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Questions at a time.
-const AT_A_TIME: usize = 32;
+/// Questions of each kind at a time. Those about rights, which may be many for one person, do not keep agents waiting.
+const AT_A_TIME: usize = 16;
 
 /// The virtual resource that roles name: who may `get` it in a namespace sees the use of that account.
 const RESOURCE: (&str, &str, &str) = ("aegis.dev", "egressallocations", "usage");
@@ -25,7 +24,8 @@ const RESOURCE: (&str, &str, &str) = ("aegis.dev", "egressallocations", "usage")
 /// Asks.
 pub struct Reviewer {
     client: Client,
-    turn: Semaphore,
+    tokens: Semaphore,
+    rights: Semaphore,
     metrics: Metrics,
 }
 
@@ -36,7 +36,8 @@ pub struct Unanswered;
 impl Reviewer {
     /// By this client.
     pub fn new(client: Client, metrics: Metrics) -> Reviewer {
-        Reviewer { client, turn: Semaphore::new(AT_A_TIME), metrics }
+        let turns = || Semaphore::new(AT_A_TIME);
+        Reviewer { client, tokens: turns(), rights: turns(), metrics }
     }
 
     /// Whose a token is that is meant for `audience`, or without one for the API server itself. None: nobody's.
@@ -85,8 +86,12 @@ impl Reviewer {
         kind: Kind,
         question: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, Unanswered> {
+        let turns = match kind {
+            Kind::Token => &self.tokens,
+            Kind::Access => &self.rights,
+        };
         let asked = tokio::time::timeout(PATIENCE, async {
-            let _turn = self.turn.acquire().await;
+            let _turn = turns.acquire().await;
             question.await
         });
         let answer = match asked.await {
