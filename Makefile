@@ -15,6 +15,7 @@ setup: ## install what is missing: packages, toolchain, BPF linker, Kubernetes
 
 build: setup ## compile the static binaries that go into the images
 	cargo build --release --target x86_64-unknown-linux-musl $(IMAGES)
+	cargo build --release --target x86_64-unknown-linux-musl --package aegis-collector
 
 lab: setup ## start the lab, install Aegis, and print how to use it
 	@$(LAB) up

@@ -34,6 +34,7 @@ integration() {
     aegis-crds) folder=crds/tests ;;
     aegis-cli) folder=cli/tests ;;
     aegis-usage) folder=operator/usage/tests ;;
+    aegis-collector) folder=operator/usage/collector/tests ;;
     *) folder=tests/tests ;;
   esac
   for path in "$folder/$prefix"*; do
@@ -81,6 +82,7 @@ integration packet aegis-node-agent "" --test-threads=1
 integration API aegis-operator ""
 integration "command line" aegis-cli ""
 integration collector aegis-usage collector
+integration "collector in a cluster" aegis-collector collector
 if command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then
   integration "collector on PostgreSQL" aegis-usage postgres
 else

@@ -8,7 +8,7 @@ use std::fs;
 use std::sync::Arc;
 
 /// Sets of values that people use, as `--set` takes them.
-const SETS: [&[&str]; 9] = [
+const SETS: [&[&str]; 11] = [
     &[],
     &[
         "operator.image=registry.example/op:1",
@@ -43,6 +43,19 @@ const SETS: [&[&str]; 9] = [
         "imagePullSecrets[0].name=registry",
         "agent.extraArgs={--log=debug}",
         "metrics.dashboards.enabled=true",
+    ],
+    &[
+        "usage.enabled=true",
+        "usage.storage.storageClass=fast",
+        "usage.priorityClassName=system-cluster-critical",
+    ],
+    &[
+        "usage.enabled=true",
+        "usage.postgres.existingSecret=database",
+        "usage.tls.existingSecret=certificate",
+        "usage.apiTokens=true",
+        "usage.extraArgs={--audience=use}",
+        "metrics.scrapeAnnotations=false",
     ],
 ];
 
@@ -133,6 +146,12 @@ fn wrong_values_are_refused_by_name() {
         ("agent.announcement.frr.enabled=true", "neighbors"),
         ("agent.announcement.frr.neighbors[0].address=router", "address"),
         ("agent.announcement.frr.neighbors[0].password=two words", "password"),
+        ("usage.storage.size=much", "size"),
+        ("usage.retention.tensHours=0", "tensHours"),
+        ("usage.enabled=true,usage.retention.minutesDays=500", "minutesDays"),
+        ("usage.enabled=true,usage.retention.tensHours=500", "minutesDays"),
+        ("usage.postgres.existingSecret=A B", "existingSecret"),
+        ("usage.replicas=2", "replicas"),
     ] {
         let error = render(&server, NAMESPACE, &[value]).expect_err(value);
         assert!(error.contains(name), "{value}: {error}");
@@ -181,6 +200,98 @@ fn values_reach_the_arguments() {
     assert_eq!((&mount["mountPath"], &mount["readOnly"]), (&"/run/aegis/countries".into(), &true.into()));
     assert_eq!(pod["containers"][0]["env"][0]["valueFrom"]["fieldRef"]["fieldPath"], "spec.nodeName");
     assert_eq!(agent["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"], 1);
+}
+
+/// Kind and name of an object.
+fn identity(object: &Value) -> (String, String) {
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    (text(&object["kind"]), text(&object["metadata"]["name"]))
+}
+
+#[test]
+fn the_collector_is_all_that_usage_adds() {
+    let monitors = "metrics.serviceMonitor.enabled=true";
+    let without = render(&server(), NAMESPACE, &[monitors]).expect("render");
+    assert!(
+        !without.contains("aegis-collector") && !without.contains("/usage"),
+        "off, there is nothing of it"
+    );
+    let without = objects(&without);
+    let with = objects(&render(&server(), NAMESPACE, &[monitors, "usage.enabled=true"]).expect("render"));
+    let mut added = Vec::new();
+    for object in &with {
+        let (kind, name) = identity(object);
+        let Some(before) = without.iter().find(|it| identity(it) == (kind.clone(), name.clone())) else {
+            assert!(name.starts_with("aegis-collector"), "{kind} {name}");
+            added.push(kind);
+            continue;
+        };
+        let mut object = object.clone();
+        if ["aegis-viewer", "aegis-cluster-viewer"].contains(&name.as_str()) {
+            let rules = object["rules"].as_array_mut().expect("rules");
+            let last = rules.pop().expect("a rule");
+            assert_eq!(strings(&last["resources"]), ["egressallocations/usage"]);
+            assert_eq!(strings(&last["verbs"]), ["get"]);
+        }
+        assert_eq!(object, *before, "{kind} {name}");
+    }
+    added.sort();
+    let expected = [
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "Deployment",
+        "PersistentVolumeClaim",
+        "Secret",
+        "Service",
+        "ServiceAccount",
+        "ServiceMonitor",
+    ];
+    assert_eq!(added, expected);
+    assert_eq!(with.len(), without.len() + added.len(), "nothing is gone");
+}
+
+#[test]
+fn the_collector_gets_its_values() {
+    let pod = |values: &[&str]| {
+        let rendered = render(&server(), NAMESPACE, &[&["usage.enabled=true"], values].concat());
+        let rendered = objects(&rendered.expect("render"));
+        let deployment = object(&rendered, "Deployment", "aegis-collector");
+        assert_eq!(
+            (&deployment["spec"]["replicas"], &deployment["spec"]["strategy"]["type"]),
+            (&1.into(), &"Recreate".into())
+        );
+        let kinds: Vec<String> = rendered.iter().map(|it| identity(it).0).collect();
+        (deployment["spec"]["template"]["spec"].clone(), kinds)
+    };
+    let (sqlite, kinds) = pod(&["usage.retention.tensHours=12"]);
+    let container = &sqlite["containers"][0];
+    let arguments = strings(&container["args"]);
+    for argument in [
+        "--agent-service-account=aegis-system/aegis-node-agent",
+        "--keep-tens-hours=12",
+        "--keep-hours-days=400",
+        "--tls-cert=/etc/aegis/tls/tls.crt",
+    ] {
+        assert!(arguments.contains(&argument), "{argument}: {arguments:?}");
+    }
+    assert!(!arguments.contains(&"--api-tokens"));
+    assert_eq!(container["env"][0]["value"], "/var/lib/aegis/use.db");
+    assert_eq!(sqlite["volumes"][2]["persistentVolumeClaim"]["claimName"], "aegis-collector");
+    assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
+    assert!(kinds.contains(&"Secret".into()) && kinds.contains(&"PersistentVolumeClaim".into()));
+
+    let (postgres, kinds) = pod(SETS[10]);
+    let container = &postgres["containers"][0];
+    assert!(strings(&container["args"]).contains(&"--api-tokens"));
+    // The password is neither in the arguments nor in the manifest.
+    let from = &container["env"][0]["valueFrom"]["secretKeyRef"];
+    assert_eq!((&from["name"], &from["key"]), (&"database".into(), &"url".into()));
+    assert_eq!(postgres["volumes"].as_array().map(Vec::len), Some(2), "no volume for SQLite");
+    assert_eq!(postgres["volumes"][0]["secret"]["secretName"], "certificate");
+    assert!(!kinds.contains(&"Secret".into()) && !kinds.contains(&"PersistentVolumeClaim".into()));
+    let (claimed, kinds) = pod(&["usage.storage.existingClaim=mine"]);
+    assert_eq!(claimed["volumes"][2]["persistentVolumeClaim"]["claimName"], "mine");
+    assert!(!kinds.contains(&"PersistentVolumeClaim".into()));
 }
 
 /// Renders with the FRR sidecar, two neighbours and further values.
@@ -286,12 +397,20 @@ fn definitions_survive_the_release() {
 fn an_upgrade_and_an_uninstall_keep_what_people_wrote() {
     // A server of its own, since the release goes.
     let server = ApiServer::start().expect("start the API server");
-    server.install_chart(&[]).expect("install");
+    server.install_chart(&["usage.enabled=true"]).expect("install");
     let prefix = repository().join("examples/quickstart.yaml").display().to_string();
     server.kubectl(&["apply", "-f", &prefix]).expect("apply the quickstart");
-    server.install_chart(&["agent.logFormat=Text"]).expect("upgrade");
+    let certificate = || {
+        let get = ["get", "secret", "aegis-collector-tls", "-n", NAMESPACE, "-o", "jsonpath={.data}"];
+        server.kubectl(&get).expect("the certificate of the collector")
+    };
+    let before = certificate();
+    server.install_chart(&["usage.enabled=true", "agent.logFormat=Text"]).expect("upgrade");
+    assert_eq!(certificate(), before, "clients that trust it go on");
     server.helm(&["uninstall", "aegis", "--namespace", NAMESPACE]).expect("uninstall");
     server.kubectl(&["get", "apfx", "documentation"]).expect("the prefix is still there");
+    let claim = ["get", "persistentvolumeclaim", "aegis-collector", "-n", NAMESPACE];
+    server.kubectl(&claim).expect("what is known of use is still there");
     server.install_chart(&[]).expect("install again");
     server.kubectl(&["get", "zbind", "partners", "-n", "shop"]).expect("the binding is still there");
 }
@@ -300,7 +419,7 @@ fn an_upgrade_and_an_uninstall_keep_what_people_wrote() {
 fn every_right_says_why() {
     let folder = repository().join("charts/aegis/templates");
     let mut rules = 0;
-    for file in ["rbac-operator.yaml", "rbac-node-agent.yaml", "rbac-accounts.yaml"] {
+    for file in ["rbac-operator.yaml", "rbac-node-agent.yaml", "rbac-accounts.yaml", "rbac-collector.yaml"] {
         let text = fs::read_to_string(folder.join(file)).expect(file);
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         for (number, line) in lines.iter().enumerate().filter(|(_, line)| line.starts_with("- apiGroups:")) {

@@ -19,7 +19,12 @@ fn literals(source: &str) -> Vec<(&str, &str)> {
 #[test]
 fn every_metric_is_in_the_reference() {
     let page = read("docs/reference/metrics.md");
-    for (file, least) in [("operator/src/metrics.rs", 10), ("node-agent/src/metrics.rs", 20)] {
+    for (file, least) in [
+        ("operator/src/metrics.rs", 10),
+        ("node-agent/src/metrics.rs", 20),
+        ("operator/usage/src/metrics.rs", 10),
+        ("operator/usage/collector/src/metrics.rs", 2),
+    ] {
         let source = read(file);
         let code = source.split("#[cfg(test)]").next().unwrap_or_default();
         // A metric is registered with its name and, after a comma, what it means.
@@ -116,9 +121,11 @@ fn flags(source: &str) -> Vec<(String, Option<String>)> {
 #[test]
 fn every_flag_is_in_the_reference() {
     let page = read("docs/reference/flags.md");
-    for (program, file, least) in
-        [("aegis-operator", "operator/src/args.rs", 6), ("aegis-node-agent", "node-agent/src/args.rs", 15)]
-    {
+    for (program, file, least) in [
+        ("aegis-operator", "operator/src/args.rs", 6),
+        ("aegis-node-agent", "node-agent/src/args.rs", 15),
+        ("aegis-collector", "operator/usage/collector/src/args.rs", 12),
+    ] {
         let section = page.split("\n## ").find(|section| section.starts_with(&format!("{program}\n")));
         let section = section.unwrap_or_else(|| panic!("docs/reference/flags.md has no section {program}"));
         let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| `--")).collect();

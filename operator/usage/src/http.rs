@@ -4,15 +4,19 @@ use crate::access::{Access, Denied};
 use crate::graphql::{self, Asker, Schema};
 use crate::inbox::Inbox;
 use crate::ingest::Receipt;
+use crate::metrics::{Failed, Metrics};
 use crate::store::Store;
 use aegis_usage_report::Report;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::Semaphore;
 
 /// The time, in seconds since the Unix epoch.
@@ -38,18 +42,67 @@ struct Shared {
     inbox: Inbox,
     schema: Schema,
     turn: Arc<Semaphore>,
+    metrics: Metrics,
 }
 
 /// The service. To be made where tokio runs, since a task of its own takes the reports.
-pub fn router(store: Arc<Store>, access: Arc<dyn Access>, clock: Clock) -> Router {
+pub fn router(store: Arc<Store>, access: Arc<dyn Access>, clock: Clock, metrics: Metrics) -> Router {
     let turn = Arc::new(Semaphore::new(QUESTIONS));
     let schema = graphql::schema(store.clone(), access.clone());
-    let shared = Shared { access, inbox: Inbox::open(store, clock), schema, turn };
+    let inbox = Inbox::open(store, clock, metrics.clone());
+    let shared = Arc::new(Shared { access, inbox, schema, turn, metrics });
+    let reports = post(reports)
+        .layer(DefaultBodyLimit::max(DELIVERY))
+        .layer(from_fn_with_state(shared.clone(), count_delivery));
+    let question = post(question)
+        .layer(DefaultBodyLimit::max(QUESTION))
+        .layer(from_fn_with_state(shared.clone(), count_question));
     Router::new()
-        .route("/v1/reports", post(reports).layer(DefaultBodyLimit::max(DELIVERY)))
-        .route("/v1/graphql", post(question).layer(DefaultBodyLimit::max(QUESTION)))
+        .route("/v1/reports", reports)
+        .route("/v1/graphql", question)
         .route("/healthz", get(|| async { "ok" }))
-        .with_state(Arc::new(shared))
+        .with_state(shared)
+}
+
+/// The node whose agent sends a request. Known before anything of the body is read: whoever is not an agent costs no more than
+/// a look at the token.
+struct Agent(String);
+
+impl FromRequestParts<Arc<Shared>> for Agent {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Agent, Response> {
+        let token = token(&parts.headers).ok_or_else(|| refuse(Denied::Unknown))?;
+        shared.access.node(token).await.map(Agent).map_err(refuse)
+    }
+}
+
+/// The token of somebody who is known: the schema too is only for them.
+struct Known(String);
+
+impl FromRequestParts<Arc<Shared>> for Known {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Known, Response> {
+        let token = token(&parts.headers).ok_or_else(|| refuse(Denied::Unknown))?;
+        shared.access.viewer(token, &[]).await.map_err(refuse)?;
+        Ok(Known(token.into()))
+    }
+}
+
+async fn count_delivery(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    let again = response.headers().contains_key(header::RETRY_AFTER);
+    shared.metrics.delivered(response.status(), again);
+    response
+}
+
+async fn count_question(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let begin = Instant::now();
+    let response = next.run(request).await;
+    let failed = response.extensions().get::<Failed>().is_some();
+    shared.metrics.answered(response.status(), failed, begin.elapsed());
+    response
 }
 
 /// What an agent is told of one report. Whatever it is, the report need not come again.
@@ -75,16 +128,7 @@ impl From<Receipt> for Told {
     }
 }
 
-async fn reports(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: bytes::Bytes) -> Response {
-    // Before anything of the body is read: whoever is not an agent costs no more than a look at the token.
-    let node = match token(&headers) {
-        Some(token) => shared.access.node(token).await,
-        None => Err(Denied::Unknown),
-    };
-    let node = match node {
-        Ok(node) => node,
-        Err(denied) => return refuse(denied),
-    };
+async fn reports(State(shared): State<Arc<Shared>>, Agent(node): Agent, body: bytes::Bytes) -> Response {
     let reports: Vec<Report> = match serde_json::from_slice(&body) {
         Ok(reports) => reports,
         Err(error) => {
@@ -109,16 +153,17 @@ async fn reports(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: by
 
 async fn question(
     State(shared): State<Arc<Shared>>,
-    headers: HeaderMap,
+    Known(token): Known,
     Json(request): Json<async_graphql::Request>,
 ) -> Response {
-    let Some(token) = token(&headers) else { return refuse(Denied::Unknown) };
-    // The schema too is only for those who are known.
-    if let Err(denied) = shared.access.viewer(token, &[]).await {
-        return refuse(denied);
-    }
     let Ok(_turn) = shared.turn.acquire().await else { return refuse(Denied::Unavailable) };
-    Json(shared.schema.execute(request.data(Asker(token.into()))).await).into_response()
+    let answer = shared.schema.execute(request.data(Asker(token))).await;
+    let failed = answer.is_err();
+    let mut response = Json(answer).into_response();
+    if failed {
+        response.extensions_mut().insert(Failed);
+    }
+    response
 }
 
 fn token(headers: &HeaderMap) -> Option<&str> {

@@ -3,11 +3,12 @@
 use crate::http::Clock;
 use crate::ingest::Receipt;
 use crate::level::Retention;
+use crate::metrics::Metrics;
 use crate::sql::Error;
 use crate::store::Store;
 use aegis_usage_report::Report;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
@@ -28,25 +29,30 @@ struct Delivery {
 
 /// The way into the store.
 #[derive(Clone)]
-pub(crate) struct Inbox(mpsc::Sender<Delivery>);
+pub(crate) struct Inbox {
+    deliveries: mpsc::Sender<Delivery>,
+    metrics: Metrics,
+}
 
 impl Inbox {
     /// Begins the task that takes deliveries; it ends with the last of the inbox.
-    pub fn open(store: Arc<Store>, clock: Clock) -> Inbox {
-        let (sender, receiver) = mpsc::channel(WAITING);
-        tokio::spawn(take(store, clock, receiver));
-        Inbox(sender)
+    pub fn open(store: Arc<Store>, clock: Clock, metrics: Metrics) -> Inbox {
+        let (deliveries, receiver) = mpsc::channel(WAITING);
+        tokio::spawn(take(store, clock, receiver, metrics.clone()));
+        Inbox { deliveries, metrics }
     }
 
     /// What became of each report; None if there is no room or the store fails: none is stored, as far as anybody knows.
     pub async fn deliver(&self, reports: Vec<Report>) -> Option<Vec<Receipt>> {
         let (answer, answered) = oneshot::channel();
-        self.0.try_send(Delivery { reports, answer }).ok()?;
+        let place = self.deliveries.try_reserve().ok()?;
+        self.metrics.wait(1);
+        place.send(Delivery { reports, answer });
         answered.await.ok().flatten()
     }
 }
 
-async fn take(store: Arc<Store>, clock: Clock, mut deliveries: mpsc::Receiver<Delivery>) {
+async fn take(store: Arc<Store>, clock: Clock, mut deliveries: mpsc::Receiver<Delivery>, metrics: Metrics) {
     while let Some(first) = deliveries.recv().await {
         let mut reports = first.reports;
         let mut answers = vec![(reports.len(), first.answer)];
@@ -56,7 +62,9 @@ async fn take(store: Arc<Store>, clock: Clock, mut deliveries: mpsc::Receiver<De
             answers.push((more.len(), answer));
             reports.extend(more);
         }
-        let mut receipts = ingest(&store, &clock, reports).await.map(Vec::into_iter);
+        let waited = answers.len() as i64;
+        let mut receipts = ingest(&store, &clock, reports, &metrics).await.map(Vec::into_iter);
+        metrics.wait(-waited);
         for (count, answer) in answers {
             // Who has gone does not hear; the reports come again.
             let _ = answer.send(receipts.as_mut().map(|it| it.by_ref().take(count).collect()));
@@ -64,9 +72,23 @@ async fn take(store: Arc<Store>, clock: Clock, mut deliveries: mpsc::Receiver<De
     }
 }
 
-async fn ingest(store: &Arc<Store>, clock: &Clock, reports: Vec<Report>) -> Option<Vec<Receipt>> {
-    let (store, now) = (store.clone(), clock());
-    let done = tokio::task::spawn_blocking(move || store.ingest(&reports, now)).await;
+async fn ingest(
+    store: &Arc<Store>,
+    clock: &Clock,
+    reports: Vec<Report>,
+    metrics: &Metrics,
+) -> Option<Vec<Receipt>> {
+    let (store, now, metrics) = (store.clone(), clock(), metrics.clone());
+    let done = tokio::task::spawn_blocking(move || {
+        let begin = Instant::now();
+        let receipts = store.ingest(&reports, now)?;
+        metrics.ingested(begin.elapsed());
+        for (report, receipt) in reports.iter().zip(&receipts) {
+            metrics.reported(receipt, report.rows.len(), report.to);
+        }
+        Ok::<_, Error>(receipts)
+    })
+    .await;
     match done {
         Ok(Ok(receipts)) => Some(receipts),
         Ok(Err(error)) => {
@@ -81,19 +103,26 @@ async fn ingest(store: &Arc<Store>, clock: &Clock, reports: Vec<Report>) -> Opti
 }
 
 /// Makes slots and forgets old ones, for ever.
-pub async fn keep(store: Arc<Store>, retention: Retention, clock: Clock) {
+pub async fn keep(store: Arc<Store>, retention: Retention, clock: Clock, metrics: Metrics) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let (store, now) = (store.clone(), clock());
-        let done = tokio::task::spawn_blocking(move || store.maintain(now, &retention)).await;
-        let failed: Option<Box<dyn std::error::Error>> = match done {
-            Ok(Ok(_)) => None,
+        let done = tokio::task::spawn_blocking(move || {
+            store.maintain(now, &retention)?;
+            store.contents()
+        });
+        let failed: Option<Box<dyn std::error::Error>> = match done.await {
+            Ok(Ok(contents)) => {
+                metrics.contents(&contents);
+                None
+            }
             Ok(Err(error)) => Some(Box::<Error>::from(error)),
             Err(error) => Some(Box::from(error)),
         };
         if let Some(error) = failed {
+            metrics.failed();
             warn!(%error, "minutes and hours are not made; they will be the next time");
         }
     }

@@ -10,8 +10,10 @@
 //! | what may be asked, and how it is put to a database | `query` |
 //! | who may see what | `scope`; how they show who they are, `access` |
 //! | what is served, and how much at a time | `http`, `graphql`, `inbox` |
+//! | what is counted of the service itself | `metrics` |
 //! | which nodes did not report, and when | `coverage` |
 //! | where SQLite and PostgreSQL differ | `sqlite`, `postgres` |
+//! | the program: flags, tokens checked by Kubernetes, TLS | the crate `aegis-collector`, in `collector` |
 //!
 //! Time is an argument, in whole seconds since the Unix epoch. The store blocks; `http` and `inbox` put it on
 //! threads where it may.
@@ -24,6 +26,7 @@ mod http;
 mod inbox;
 mod ingest;
 mod level;
+mod metrics;
 mod postgres;
 mod query;
 mod rollup;
@@ -41,6 +44,7 @@ pub use http::{Clock, router};
 pub use inbox::keep;
 pub use ingest::{FUTURE, Receipt};
 pub use level::{Level, Retention, RetentionError};
+pub use metrics::Metrics;
 pub use query::{
     Aggregation, Answer, Dimension, Figure, Filter, Measure, Order, OriginFilter, Page, Query, QueryError,
     most,
@@ -48,4 +52,4 @@ pub use query::{
 pub use rollup::{Maintained, SETTLE};
 pub use scope::{Prefix, Scope, Viewer};
 pub use sql::Error;
-pub use store::Store;
+pub use store::{Contents, Store};

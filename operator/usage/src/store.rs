@@ -8,7 +8,7 @@ use crate::query::{self, Page, Query};
 use crate::rollup::{self, Maintained};
 use crate::schema;
 use crate::scope::Scope;
-use crate::sql::{Error, Sql, transaction};
+use crate::sql::{Error, Sql, int, transaction};
 use crate::sqlite::{self, Sqlite};
 use aegis_usage_report::Report;
 use std::path::PathBuf;
@@ -24,6 +24,17 @@ pub struct Store {
     patience: Duration,
     writer: Mutex<Writer>,
     readers: Mutex<Vec<Box<dyn Sql>>>,
+}
+
+/// What a store has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contents {
+    /// End of the newest report.
+    pub newest: Option<i64>,
+    /// Series of which something is kept.
+    pub series: i64,
+    /// Bytes that it takes on disk, without SQLite's log.
+    pub bytes: i64,
 }
 
 enum Place {
@@ -116,6 +127,22 @@ impl Store {
     /// The database fails.
     pub fn gaps(&self, from: i64, to: i64, limit: u32) -> Result<Vec<Gap>, Error> {
         self.read(|sql| coverage::gaps(sql, (from, to), limit.into()))
+    }
+
+    /// How much there is, and up to when.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn contents(&self) -> Result<Contents, Error> {
+        let size = match self.place {
+            Place::Sqlite(_) => "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()",
+            Place::Postgres(_) => "SELECT pg_database_size(current_database())",
+        };
+        self.read(|sql| {
+            let mut one = |text: &str| sql.rows(text, &[])?.first().map_or(Ok(0), |row| int(row, 0));
+            let (series, bytes) = (one("SELECT COUNT(*) FROM series")?, one(size)?);
+            Ok(Contents { newest: ingest::meta(sql, ingest::NEWEST)?, series, bytes })
+        })
     }
 
     fn write<T>(&self, work: impl FnOnce(&mut dyn Sql, &mut Known) -> Result<T, Error>) -> Result<T, Error> {

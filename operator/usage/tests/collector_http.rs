@@ -3,7 +3,7 @@
 
 mod support;
 
-use aegis_usage::{Access, Denied, Level, Pending, Prefix, Store, Viewer};
+use aegis_usage::{Access, Denied, Level, Metrics, Pending, Prefix, Store, Viewer};
 use aegis_usage_report::{Figures, Key, Report};
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -62,7 +62,7 @@ impl Service {
     fn new() -> Service {
         let (store, folder) = support::sqlite();
         let store = Arc::new(store);
-        let router = aegis_usage::router(store.clone(), Arc::new(Words), Arc::new(|| NOW));
+        let router = aegis_usage::router(store.clone(), Arc::new(Words), Arc::new(|| NOW), Metrics::new());
         Service { router, store, folder }
     }
 
@@ -125,6 +125,11 @@ async fn agents_report_for_their_own_node() {
     ] {
         assert_eq!(service.deliver(token, std::slice::from_ref(&one)).await.0, expected, "{token}");
     }
+    // Nobody sends much before it is known who they are.
+    let much = || "x".repeat(17 << 20);
+    assert_eq!(service.post("/v1/reports", "expired", much()).await.0, StatusCode::UNAUTHORIZED);
+    let (status, _) = service.post("/v1/reports", "agent-of-node-a", much()).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
     let many = vec![one; 65];
     assert_eq!(service.deliver("agent-of-node-a", &many).await.0, StatusCode::PAYLOAD_TOO_LARGE);
     let text = service.post("/v1/reports", "agent-of-node-a", "{}".into()).await;

@@ -55,6 +55,9 @@ pub fn a_report_counts_once(make: Make) {
     // The first one counts, also if another says something else under its number.
     assert_eq!(store.ingest(&[of("node-a", 1, 900)], T0 + 90).unwrap(), [Receipt::Repeated]);
     assert_eq!(numbers(&store, Level::Tens), [42.0, 46.0, 6.0]);
+    let contents = store.contents().unwrap();
+    assert_eq!((contents.newest, contents.series), (Some(T0 + 20), 2));
+    assert!(contents.bytes > 0);
     let done = store.maintain(T0 + 80, &Retention::default()).unwrap();
     assert_eq!(done.rolled, 2);
     assert_eq!(numbers(&store, Level::Minutes), [42.0, 46.0, 6.0]);

@@ -1,0 +1,109 @@
+//! Command line.
+
+use aegis_usage::{Retention, RetentionError};
+use clap::{Parser, ValueEnum};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Takes what agents report of use, keeps it, and answers those who may know.
+#[derive(Clone, Debug, Parser)]
+#[command(version, args_override_self = true)]
+pub struct Args {
+    /// Where reports are taken and questions answered. Without a certificate only an address of this machine.
+    #[arg(long, env = "AEGIS_LISTEN", default_value = "0.0.0.0:8443")]
+    pub listen: SocketAddr,
+    /// Certificate chain in PEM, the server's own first. It is read again when it changes.
+    #[arg(long, env = "AEGIS_TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key in PEM.
+    #[arg(long, env = "AEGIS_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Where /healthz, /readyz and /metrics are served.
+    #[arg(long, env = "AEGIS_METRICS_LISTEN", default_value = "0.0.0.0:8080")]
+    pub metrics_listen: SocketAddr,
+    /// File of SQLite, or `postgres://user:password@host/name`. Better given by the environment, which others on the machine don't see.
+    #[arg(long, env = "AEGIS_DATABASE", hide_env_values = true)]
+    pub database: String,
+    /// Hours for which figures of 10 seconds are kept.
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(i64).range(1..=8_760))]
+    pub keep_tens_hours: i64,
+    /// Days for which figures of a minute are kept.
+    #[arg(long, default_value_t = 14, value_parser = clap::value_parser!(i64).range(1..=3_650))]
+    pub keep_minutes_days: i64,
+    /// Days for which figures of an hour are kept.
+    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(i64).range(1..=36_500))]
+    pub keep_hours_days: i64,
+    /// Audience of the tokens that are taken: one that is meant for somebody else is worth nothing here.
+    #[arg(long, default_value = "aegis-collector")]
+    pub audience: String,
+    /// Service account of the agents, as NAMESPACE/NAME: nobody else may deliver.
+    #[arg(long, default_value = "aegis-system/aegis-node-agent", value_parser = user)]
+    pub agent_service_account: String,
+    /// Questions may also be asked with tokens that are meant for the API server, as where people sign in by OIDC. Whoever has hold of the
+    /// collector has these tokens, too.
+    #[arg(long)]
+    pub api_tokens: bool,
+    /// Log filter, as `info` or `aegis_collector=debug,info`.
+    #[arg(long, env = "AEGIS_LOG", default_value = "info")]
+    pub log: String,
+    /// Form of the log.
+    #[arg(long, env = "AEGIS_LOG_FORMAT", value_enum, ignore_case = true, default_value = "Json")]
+    pub log_format: LogFormat,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+impl Args {
+    /// For how long each level is kept.
+    ///
+    /// # Errors
+    /// A level is to be kept for less than a finer one.
+    pub fn retention(&self) -> Result<Retention, RetentionError> {
+        let days = 86_400;
+        Retention::new(
+            self.keep_tens_hours * 3_600,
+            self.keep_minutes_days * days,
+            self.keep_hours_days * days,
+        )
+    }
+}
+
+/// The user name of a service account.
+fn user(account: &str) -> Result<String, String> {
+    match account.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok(format!("system:serviceaccount:{namespace}:{name}"))
+        }
+        _ => Err("must be NAMESPACE/NAME".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(more: &[&str]) -> Result<Args, clap::Error> {
+        Args::try_parse_from([&["aegis-collector", "--database=usage.db"], more].concat())
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        assert!(parse(&[]).unwrap().retention().is_ok());
+        assert!(parse(&["--keep-minutes-days=500"]).unwrap().retention().is_err());
+        for wrong in
+            ["--keep-tens-hours=0", "--tls-cert=tls.crt", "--agent-service-account=agent", "--log-format=Xml"]
+        {
+            assert!(parse(&[wrong]).is_err(), "{wrong}");
+        }
+        let agent = parse(&["--agent-service-account=a/b"]).unwrap().agent_service_account;
+        assert_eq!(agent, "system:serviceaccount:a:b");
+    }
+}
