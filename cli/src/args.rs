@@ -5,6 +5,7 @@ use crate::output::Format;
 use crate::trace::Protocol;
 use clap::{Args as Arguments, Parser, Subcommand, ValueHint};
 use ipnet::IpNet;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 /// Who leaves a Kubernetes cluster from which address, and why.
@@ -115,6 +116,32 @@ pub enum Command {
     },
     /// Empties a node, or gives back an allocation, and shows how it comes on.
     Drain(Drain),
+    /// Live IPv4 flows, those with the latest packets first: of all nodes, of a pod, or towards an origin.
+    Flows {
+        /// POD or NAMESPACE/POD.
+        pod: Option<String>,
+        /// Only those to ADDRESS or ADDRESS:PORT.
+        #[arg(long)]
+        to: Option<String>,
+        /// Only those that leave from this egress address.
+        #[arg(long)]
+        egress: Option<Ipv4Addr>,
+        /// Only those that this node knows.
+        #[arg(long)]
+        node: Option<String>,
+        /// Flows to show at most.
+        #[arg(long, default_value_t = 50)]
+        most: usize,
+    },
+    /// What does not get through, by node and reason, while it is watched.
+    Drops {
+        /// Only on this node.
+        #[arg(long)]
+        node: Option<String>,
+        /// Seconds to watch; 0 tells what there was since the data planes were loaded.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
     /// Addresses of an allocation, for the partner's firewall.
     Allowlist {
         /// Name of the allocation.

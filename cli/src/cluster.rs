@@ -1,9 +1,11 @@
 //! Objects from a cluster, by the rights of whoever asks.
 
+mod agents;
 mod flows;
 mod writes;
 
-pub use flows::{Flow, Live};
+pub use agents::Agent;
+pub use flows::{Flow, Live, Which};
 
 use crate::args::Connection;
 use crate::state::{AGENT, State, is_part};

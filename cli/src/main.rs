@@ -1,11 +1,11 @@
 //! `kubectl-aegis`: see `kubectl aegis --help`.
 
 use aegis_cli::args::{Args, Command, Drain, Offline};
-use aegis_cli::cluster::{Cluster, Pods};
+use aegis_cli::cluster::{Agent, Cluster, Pods};
 use aegis_cli::drain::{Target, is_empty, preview, progress, slices};
 use aegis_cli::state::State;
 use aegis_cli::trace::{Destination, Subject};
-use aegis_cli::{allowlist, completion, drain, files, output, plan, policies, status, trace};
+use aegis_cli::{allowlist, completion, drain, drops, files, flows, output, plan, policies, status, trace};
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, FromArgMatches};
 use k8s_openapi::jiff::Timestamp;
@@ -97,6 +97,24 @@ async fn run(args: Args) -> Result<(String, u8)> {
                     }
                 }
             }
+            Ok((output::write(&answer, format)?, 0))
+        }
+        Command::Flows { pod, to, egress, node, most } => {
+            let online = Cluster::connect(&common.connection).await?;
+            let namespace = namespace(&common, Some(&online));
+            let subject = pod.map(|pod| Subject::parse(&pod, &namespace)).transpose()?;
+            let pods = subject.as_ref().map_or(Pods::All, |it| Pods::Of(it.namespace()));
+            let state = state(&common, &Offline::default(), Some(&online), pods).await?;
+            let (which, of) = flows::which(&state, subject.as_ref(), to.as_deref(), egress)?;
+            let agents = Agent::of_node_or_all(&state, node.as_deref().or(of.as_deref()))?;
+            let answer = flows::flows(&online, &state, &agents, &which, most).await?;
+            Ok((output::write(&answer, format)?, 0))
+        }
+        Command::Drops { node, seconds } => {
+            let online = Cluster::connect(&common.connection).await?;
+            let state = state(&common, &Offline::default(), Some(&online), Pods::None).await?;
+            let agents = Agent::of_node_or_all(&state, node.as_deref())?;
+            let answer = drops::drops(&online, &state, &agents, Duration::from_secs(seconds)).await?;
             Ok((output::write(&answer, format)?, 0))
         }
         Command::Plan { filename, delete, offline } => {

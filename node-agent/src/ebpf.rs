@@ -5,13 +5,14 @@ use crate::flows::{EnterProgram, FlowValue, Flows};
 use crate::links::Links;
 use crate::test_run;
 use aegis_common::{
-    BlockKey, FORWARD_TABLE, FlowKey, ForwardValue, LoadFix, PeakKey, REVERSE_TABLE, ReverseValue, SCHEMA,
-    SWEEP_BATCH, SWEEP_BLOCKS, SWEEP_CUT_SHORT, SWEEP_FLOWS, SWEEP_HEADER, SWEEP_LOADS, SWEEP_PEAKS,
-    SWEEP_RESTING, SWEEP_REVERSE, SWEEP_REVOKED, TableValue,
+    BlockKey, Counter, CounterValue, FORWARD_TABLE, FlowKey, ForwardValue, LoadFix, PeakKey, REVERSE_TABLE,
+    ReverseValue, SCHEMA, SWEEP_BATCH, SWEEP_BLOCKS, SWEEP_CUT_SHORT, SWEEP_FLOWS, SWEEP_HEADER, SWEEP_LOADS,
+    SWEEP_PEAKS, SWEEP_RESTING, SWEEP_REVERSE, SWEEP_REVOKED, TableValue,
 };
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
 use aya::programs::{CgroupSockAddr, ProgramError, ProgramFd, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -488,6 +489,20 @@ pub(crate) fn sock_addr<'a>(
     name: &'static str,
 ) -> Result<&'a mut CgroupSockAddr, EbpfError> {
     object.program_mut(name).and_then(|program| program.try_into().ok()).ok_or(EbpfError::Missing(name))
+}
+
+/// `COUNTERS`, by index, summed over the CPUs.
+pub(crate) fn sums(
+    counters: &PerCpuArray<impl Borrow<MapData>, CounterValue>,
+) -> Result<Vec<CounterValue>, MapError> {
+    let sum = |index: usize| {
+        let values = counters.get(&(index as u32), 0)?;
+        Ok(values.iter().fold(CounterValue::default(), |sum, value| CounterValue {
+            packets: sum.packets + value.packets,
+            bytes: sum.bytes + value.bytes,
+        }))
+    };
+    (0..Counter::ALL.len()).map(sum).collect()
 }
 
 /// An error with the causes it hides: aya's own texts stop at "syscall failed".

@@ -13,7 +13,7 @@ use crate::attach::Mode;
 use crate::carry;
 use crate::conntrack;
 use crate::demand::Ports;
-use crate::ebpf::{Dataplane, EbpfError, MapSizes};
+use crate::ebpf::{self, Dataplane, EbpfError, MapSizes};
 use crate::fragments::{self, Fragments};
 use crate::groups;
 use crate::limited::Counted;
@@ -464,14 +464,7 @@ impl Plane for Kernel {
         let failed =
             |error: &dyn std::error::Error| PlaneError::Read { map: "COUNTERS", reason: chain(error) };
         let map = self.dataplane.per_cpu::<CounterValue>("COUNTERS").map_err(|error| failed(&error))?;
-        let sum = |index: usize| {
-            let values = map.get(&(index as u32), 0).map_err(|error| failed(&error))?;
-            Ok(values.iter().fold(CounterValue::default(), |sum, value| CounterValue {
-                packets: sum.packets + value.packets,
-                bytes: sum.bytes + value.bytes,
-            }))
-        };
-        (0..Counter::ALL.len()).map(sum).collect()
+        ebpf::sums(&map).map_err(|error| failed(&error))
     }
 
     fn pressure(&self, numbers: &BTreeSet<u32>) -> Result<BTreeMap<u32, PressureValue>, PlaneError> {

@@ -24,8 +24,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const END: Duration = Duration::from_secs(2);
 
 fn main() -> anyhow::Result<()> {
-    if std::env::args_os().nth(1).is_some_and(|first| first == live::COMMAND) {
-        return live::answer();
+    if let Some(answered) = live::answer() {
+        return answered;
     }
     let args = Args::parse();
     let filter = EnvFilter::try_new(&args.log).context("--log")?;

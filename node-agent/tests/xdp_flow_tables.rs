@@ -170,10 +170,11 @@ fn xdp_flow_tables_the_live_flows_of_a_pod_are_told() {
     assert_eq!(world.out(&Packet::tcp((POD, 10_000), (ORIGIN, 80), SYN).frame()).verdict, TCX_NEXT);
     let question = Question {
         pin_root: world.root().into(),
-        pod: POD,
-        uid: uid.into(),
-        destination: ORIGIN,
+        pod: Some(POD),
+        uid: Some(uid.into()),
+        destination: Some(ORIGIN),
         port: Some(443),
+        egress: None,
         most: 2,
     };
     let told = live(&world.plane.forward().unwrap(), &question, now() + 5);
@@ -193,10 +194,35 @@ fn xdp_flow_tables_the_live_flows_of_a_pod_are_told() {
     assert_eq!((&answer["total"], &answer["flows"][0]["egress"]), (&3.into(), &EGRESS.to_string().into()));
     let any_port = Question { port: None, ..question.clone() };
     assert_eq!(live(&world.plane.forward().unwrap(), &any_port, now()).total, 4);
-    let earlier = Question { uid: "before".into(), ..question };
-    assert_eq!(
-        live(&world.plane.forward().unwrap(), &earlier, now()).total,
-        0,
-        "an earlier pod with its address"
-    );
+    let told = |question: Question| live(&world.plane.forward().unwrap(), &question, now());
+    let earlier = Question { uid: Some("before".into()), ..question.clone() };
+    assert_eq!(told(earlier).total, 0, "an earlier pod with its address");
+    let all = told(Question { most: 10, ..Question::default() });
+    assert_eq!(all.total, 5);
+    assert!(all.flows.iter().any(|flow| flow.pod == POD_2), "{all:?}");
+    assert!(all.flows.iter().all(|flow| flow.destination == ORIGIN && !flow.guest), "{all:?}");
+    assert_eq!(told(Question { egress: Some(EGRESS), ..Question::default() }).total, 5);
+    assert_eq!(told(Question { egress: Some(ORIGIN), ..Question::default() }).total, 0);
+}
+
+/// What `kubectl aegis drops` is told.
+#[test]
+fn xdp_flow_tables_counters_are_told() {
+    let world = World::new();
+    let asked = || {
+        let asked = std::process::Command::new(env!("CARGO_BIN_EXE_aegis-node-agent"))
+            .args(["counters", &format!("--pin-root={}", world.root().display())])
+            .output()
+            .unwrap();
+        serde_json::from_slice::<serde_json::Value>(&asked.stdout).unwrap()
+    };
+    let packets = |answer: &serde_json::Value, reason: &str| answer["packets"][reason].as_u64().unwrap();
+    let before = asked();
+    for at in 0..3 {
+        sent(&world, 11_000 + at, SYN).unwrap();
+    }
+    let after = asked();
+    assert_eq!(packets(&after, "new_flow") - packets(&before, "new_flow"), 3);
+    assert_eq!(packets(&after, "drop_leak"), packets(&before, "drop_leak"));
+    assert!(after["at"].as_u64() >= before["at"].as_u64() && before["at"].as_u64() > Some(0));
 }

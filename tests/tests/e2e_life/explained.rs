@@ -1,8 +1,11 @@
-//! What `kubectl aegis trace` says of a pod is what the origin sees.
+//! What `kubectl aegis` says of a pod is what the origin sees: `trace`, `flows` and `drops`.
 
 use std::net::{IpAddr, SocketAddrV4};
+use std::time::Duration;
 
-use aegis_cli::cluster::{Cluster as Reader, Pods};
+use aegis_cli::cluster::{Agent, Cluster as Reader, Pods, Which};
+use aegis_cli::drops::drops;
+use aegis_cli::flows::flows;
 use aegis_cli::trace::{Destination, Outcome, Protocol, Subject, traces};
 use aegis_tests::apiserver::NAMESPACE;
 use aegis_tests::cluster::{PATIENCE, wait_for};
@@ -22,8 +25,7 @@ pub async fn names_what_the_origin_sees(
     to: SocketAddrV4,
 ) -> anyhow::Result<()> {
     let namespace = account.namespace.name();
-    let client = account.namespace.cluster().client();
-    let reader = Reader { client, namespace: namespace.to_owned(), system: NAMESPACE.to_owned() };
+    let reader = reader(account);
     let state = reader.state(namespace, Pods::Of(namespace)).await?;
     let subject = Subject::parse(&format!("{name}-{}", pod.node()), namespace)?;
     let destination = Destination::parse(&to.to_string())?;
@@ -45,5 +47,28 @@ pub async fn names_what_the_origin_sees(
         ensure!(from_there, "{live:?}");
         Ok((live.total >= LIVE).then_some(()))
     })
-    .await
+    .await?;
+    let agents = Agent::of_node_or_all(&state, None)?;
+    let which = Which { destination: Some(*to.ip()), port: Some(to.port()), ..Which::default() };
+    let all = flows(&reader, &state, &agents, &which, 1_000).await?;
+    let own = all.flows.iter().filter(|it| it.pod == format!("{namespace}/{}", asked.name));
+    let own: Vec<_> = own.filter(|it| it.node == pod.node() && it.egress == Some(seen)).collect();
+    ensure!(own.len() >= LIVE && all.notes.is_empty(), "{all:?}");
+    Ok(())
+}
+
+/// Looks for flows that a policy has refused on a node.
+pub async fn names_what_is_refused(account: &Account, node: &str) -> anyhow::Result<()> {
+    let reader = reader(account);
+    let state = reader.state(account.namespace.name(), Pods::None).await?;
+    let agents = Agent::of_node_or_all(&state, Some(node))?;
+    let told = drops(&reader, &state, &agents, Duration::ZERO).await?;
+    let refused = told.drops.iter().find(|it| it.reason == "refuse_policy" && it.node == node);
+    ensure!(refused.is_some_and(|it| it.total > 0), "{told:?}");
+    Ok(())
+}
+
+fn reader(account: &Account) -> Reader {
+    let (client, namespace) = (account.namespace.cluster().client(), account.namespace.name().to_owned());
+    Reader { client, namespace, system: NAMESPACE.to_owned() }
 }

@@ -121,6 +121,7 @@ async fn policies_decide_in_order_and_before_bindings() -> anyhow::Result<()> {
     let status = policies.enforce("deny", 30, &zone, "action: Deny").await?;
     ensure!(status.pods == 1, "{status:?}");
     is_refused(&pod, first, "a policy comes before the binding").await?;
+    explained::names_what_is_refused(&account, pod.node()).await?;
     policies.enforce("default", 20, &zone, "action: Default").await?;
     leaves(&pod, first, node, "with the node's address").await?;
     pod.open("plain", first, 20).await?;
