@@ -116,6 +116,20 @@ pub enum Command {
     },
     /// Empties a node, or gives back an allocation, and shows how it comes on.
     Drain(Drain),
+    /// How full the ports of allocations are, by node, the fullest first.
+    ///
+    /// Of all namespaces, unless -n says one.
+    Top {
+        /// Only of this node.
+        #[arg(long)]
+        node: Option<String>,
+        /// Look again every so many seconds, until it is interrupted.
+        #[arg(long, short, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", conflicts_with = "state")]
+        watch: Option<u64>,
+        /// Instead of a cluster.
+        #[command(flatten)]
+        offline: Offline,
+    },
     /// Live IPv4 flows, those with the latest packets first: of all nodes, of a pod, or towards an origin.
     Flows {
         /// POD or NAMESPACE/POD.

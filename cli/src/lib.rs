@@ -17,4 +17,5 @@ pub mod policies;
 pub mod schema;
 pub mod state;
 pub mod status;
+pub mod top;
 pub mod trace;

@@ -5,7 +5,9 @@ use aegis_cli::cluster::{Agent, Cluster, Pods};
 use aegis_cli::drain::{Target, is_empty, preview, progress, slices};
 use aegis_cli::state::State;
 use aegis_cli::trace::{Destination, Subject};
-use aegis_cli::{allowlist, completion, drain, drops, files, flows, output, plan, policies, status, trace};
+use aegis_cli::{
+    allowlist, completion, drain, drops, files, flows, output, plan, policies, status, top, trace,
+};
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, FromArgMatches};
 use k8s_openapi::jiff::Timestamp;
@@ -99,6 +101,16 @@ async fn run(args: Args) -> Result<(String, u8)> {
             }
             Ok((output::write(&answer, format)?, 0))
         }
+        Command::Top { node, watch, offline } => loop {
+            let (state, _) = look(&common, &offline, Pods::None).await?;
+            let text = output::write(&top::top(&state, named, node.as_deref()), format)?;
+            let Some(seconds) = watch else { break Ok((text, 0)) };
+            // On a terminal each takes the place of the one before.
+            let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+            write!(std::io::stdout().lock(), "{clear}{text}")?;
+            std::io::stdout().lock().flush()?;
+            tokio::time::sleep(Duration::from_secs(seconds.max(1))).await;
+        },
         Command::Flows { pod, to, egress, node, most } => {
             let online = Cluster::connect(&common.connection).await?;
             let namespace = namespace(&common, Some(&online));

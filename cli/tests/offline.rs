@@ -146,6 +146,16 @@ fn services() {
 }
 
 #[test]
+fn top() {
+    golden("top.txt", &with(&["top"]), 0);
+    golden("top.json", &with(&["top", "-o", "json"]), 0);
+    assert!(
+        output(&with(&["top", "-n", "shop", "--node", "n3"]), 0).contains("nobody holds or wants a slice")
+    );
+    assert!(error(&with(&["top", "--watch"]), 2).contains("cannot be used with"));
+}
+
+#[test]
 fn allowlist() {
     for form in ["text", "json", "csv", "terraform", "iptables", "nftables", "aws", "gcp", "azure"] {
         let name = format!("allowlist-{form}.txt");
