@@ -76,10 +76,7 @@ impl Person {
 /// A service account with a token of its own.
 fn person(server: &ApiServer, name: &str) -> Person {
     let token = server.kubectl(&["create", "token", "-n", "people", name]).expect("token");
-    let admin = std::fs::read_to_string(server.kubeconfig()).expect("kubeconfig");
-    let kubeconfig = server.kubeconfig().with_file_name(format!("{name}.yaml"));
-    let text = admin.replace("user: {token: admin}", &format!("user: {{token: {}}}", token.trim()));
-    std::fs::write(&kubeconfig, text).expect("kubeconfig");
+    let kubeconfig = server.kubeconfig_of(&format!("{name}.yaml"), token.trim()).expect("kubeconfig");
     Person { kubeconfig }
 }
 
