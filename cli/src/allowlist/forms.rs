@@ -179,7 +179,7 @@ fn terraform(word: &str, both: &[Group; 2], protocol: &str, ports: &BTreeSet<u16
     text
 }
 
-/// A chain of its own, filled anew in one step: what is no longer there is no longer let in.
+/// A chain of its own, filled anew in one step: what the family no longer has is no longer let in.
 fn iptables(name: &str, group: &Group, protocol: &str, ports: &str) -> String {
     let command = if group.word == "ipv4" { "iptables" } else { "ip6tables" };
     let rule =
