@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::allowlist::Form;
+use crate::allowlist::{Form, Only, Rule};
 use crate::output::Format;
 use crate::trace::Protocol;
 use clap::{Args as Arguments, Parser, Subcommand, ValueHint};
@@ -14,22 +14,19 @@ use std::path::PathBuf;
 #[derive(Parser, Debug)]
 #[command(name = "kubectl-aegis", version, propagate_version = true)]
 pub struct Args {
-    /// Which cluster, and how to write.
+    /// Which cluster.
     #[command(flatten)]
-    pub common: Common,
+    pub connection: Connection,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// Flags of all commands.
-#[derive(Arguments, Clone, Debug, Default)]
-pub struct Common {
-    /// Which cluster.
-    #[command(flatten)]
-    pub connection: Connection,
+/// How to write.
+#[derive(Arguments, Clone, Copy, Debug, Default)]
+pub struct Written {
     /// Form of the answer.
-    #[arg(long, short, global = true, value_enum, default_value_t)]
+    #[arg(long, short, value_enum, default_value_t)]
     pub output: Format,
 }
 
@@ -71,6 +68,9 @@ pub enum Command {
     ///
     /// Of namespaced kinds all namespaces are looked at, unless -n says one.
     Status {
+        /// How to write.
+        #[command(flatten)]
+        written: Written,
         /// Instead of a cluster.
         #[command(flatten)]
         offline: Offline,
@@ -80,6 +80,9 @@ pub enum Command {
         /// Tell which are about this pod: POD or NAMESPACE/POD.
         #[arg(long)]
         pod: Option<String>,
+        /// How to write.
+        #[command(flatten)]
+        written: Written,
         /// Instead of a cluster.
         #[command(flatten)]
         offline: Offline,
@@ -96,6 +99,9 @@ pub enum Command {
         /// Also ask the agent of the pod's node for its live flows there (IPv4); needs the right to exec in the agents' pods.
         #[arg(long, conflicts_with = "state")]
         flows: bool,
+        /// How to write.
+        #[command(flatten)]
+        written: Written,
         /// Instead of a cluster.
         #[command(flatten)]
         offline: Offline,
@@ -110,6 +116,9 @@ pub enum Command {
         /// Plan as if they were deleted.
         #[arg(long)]
         delete: bool,
+        /// How to write.
+        #[command(flatten)]
+        written: Written,
         /// Instead of a cluster.
         #[command(flatten)]
         offline: Offline,
@@ -126,6 +135,9 @@ pub enum Command {
         /// Look again every so many seconds, until it is interrupted.
         #[arg(long, short, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", conflicts_with = "state")]
         watch: Option<u64>,
+        /// How to write.
+        #[command(flatten)]
+        written: Written,
         /// Instead of a cluster.
         #[command(flatten)]
         offline: Offline,
@@ -146,6 +158,9 @@ pub enum Command {
         /// Flows to show at most.
         #[arg(long, default_value_t = 50)]
         most: usize,
+        /// How to write.
+        #[command(flatten)]
+        written: Written,
     },
     /// What does not get through, by node and reason, while it is watched.
     Drops {
@@ -155,18 +170,14 @@ pub enum Command {
         /// Seconds to watch; 0 tells what there was since the data planes were loaded.
         #[arg(long, default_value_t = 5)]
         seconds: u64,
-    },
-    /// Addresses of an allocation, for the partner's firewall.
-    Allowlist {
-        /// Name of the allocation.
-        allocation: String,
-        /// Form of the list.
-        #[arg(long, short = 'F', value_enum, default_value_t)]
-        form: Form,
-        /// Instead of a cluster.
+        /// How to write.
         #[command(flatten)]
-        offline: Offline,
+        written: Written,
     },
+    /// Addresses of allocations, as the partner's firewall takes them.
+    ///
+    /// All that they have, also those that are on their way out and still send.
+    Allowlist(Allowlist),
     /// The completion script of a shell. For `kubectl aegis` see `--kubectl`.
     Completion {
         /// The shell.
@@ -202,4 +213,30 @@ pub struct Drain {
     /// Let the node work again.
     #[arg(long)]
     pub undo: bool,
+    /// How to write.
+    #[command(flatten)]
+    pub written: Written,
+}
+
+/// What to list, and how.
+#[derive(Arguments, Clone, Debug)]
+pub struct Allowlist {
+    /// NAME or NAMESPACE/NAME; several make one list.
+    #[arg(value_name = "ALLOCATION", required_unless_present = "all", conflicts_with = "all")]
+    pub allocations: Vec<String>,
+    /// All of the namespace, or with -A of the cluster.
+    #[arg(long)]
+    pub all: bool,
+    /// Form of the list.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Form,
+    /// IPv4 or IPv6 alone.
+    #[arg(long, value_enum)]
+    pub family: Option<Only>,
+    /// What rules say.
+    #[command(flatten)]
+    pub rule: Rule,
+    /// Instead of a cluster.
+    #[command(flatten)]
+    pub offline: Offline,
 }

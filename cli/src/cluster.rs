@@ -20,7 +20,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::DeserializeGuard;
 use kube::{Client, Config, Resource};
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +41,8 @@ pub struct Cluster {
     pub client: Client,
     /// The namespace of the context.
     pub namespace: String,
+    /// The context, if a kubeconfig says one.
+    pub context: Option<String>,
     /// That of Aegis.
     pub system: String,
 }
@@ -61,17 +63,22 @@ impl Cluster {
     pub async fn connect(connection: &Connection) -> Result<Cluster> {
         let options =
             KubeConfigOptions { context: connection.context.clone(), ..KubeConfigOptions::default() };
+        let mut context = connection.context.clone();
         let config = match &connection.kubeconfig {
             Some(path) => {
                 let file = Kubeconfig::read_from(path)?;
+                context = context.or_else(|| file.current_context.clone());
                 Config::from_custom_kubeconfig(file, &options).await?
             }
             None if options.context.is_some() => Config::from_kubeconfig(&options).await?,
-            None => Config::infer().await?,
+            None => {
+                context = Kubeconfig::read().ok().and_then(|file| file.current_context);
+                Config::infer().await?
+            }
         };
         let namespace = config.default_namespace.clone();
         let client = Client::try_from(config)?;
-        Ok(Cluster { client, namespace, system: connection.system_namespace.clone() })
+        Ok(Cluster { client, namespace, context, system: connection.system_namespace.clone() })
     }
 
     /// Everything that may be read. `namespace` is where namespaced kinds are looked for if they can't be listed everywhere.
@@ -110,6 +117,22 @@ impl Cluster {
 }
 
 impl Cluster {
+    /// Allocations of these namespaces, or of all if none is named, with all EgressAddresses if these may be read.
+    pub async fn allocations(&self, namespaces: &BTreeSet<&str>) -> Result<State> {
+        let mut reader =
+            Reader { client: &self.client, namespace: &self.namespace, missing: BTreeMap::new() };
+        let mut state = State::default();
+        if namespaces.is_empty() {
+            state.snapshot.allocations = reader.all("egressallocations").await?;
+        }
+        for namespace in namespaces {
+            state.snapshot.allocations.extend(reader.within("egressallocations", namespace).await?);
+        }
+        state.snapshot.addresses = reader.all("egressaddresses").await?;
+        state.missing = reader.missing;
+        Ok(state)
+    }
+
     /// Adds Services and their endpoints, which few questions need.
     pub async fn services(&self, state: &mut State) -> Result<()> {
         let missing = std::mem::take(&mut state.missing);
@@ -174,7 +197,11 @@ impl Reader<'_> {
         match list(Api::namespaced(self.client.clone(), namespace)).await {
             Ok(objects) => Ok(objects),
             Err(Failure::Other(error)) => Err(error).with_context(|| format!("list {kind}")),
-            Err(_) => {
+            Err(Failure::Absent) => {
+                self.missing.insert(kind, UNKNOWN_KIND.to_owned());
+                Ok(Vec::new())
+            }
+            Err(Failure::Forbidden(_)) => {
                 self.missing.insert(kind, format!("may not be read in namespace {namespace}"));
                 Ok(Vec::new())
             }

@@ -1,14 +1,13 @@
 //! `kubectl-aegis`: see `kubectl aegis --help`.
 
-use aegis_cli::args::{Args, Command, Drain, Offline};
+use aegis_cli::allowlist::Wanted;
+use aegis_cli::args::{Allowlist, Args, Command, Connection, Drain, Offline};
 use aegis_cli::cluster::{Agent, Cluster, Pods};
 use aegis_cli::drain::{Target, is_empty, preview, progress, slices};
 use aegis_cli::state::State;
 use aegis_cli::trace::{Destination, Subject};
-use aegis_cli::{
-    allowlist, completion, drain, drops, files, flows, output, plan, policies, status, top, trace,
-};
-use anyhow::{Context, Result, bail};
+use aegis_cli::{allowlist, completion, drops, files, flows, output, plan, policies, status, top, trace};
+use anyhow::{Result, bail};
 use clap::{CommandFactory, FromArgMatches};
 use k8s_openapi::jiff::Timestamp;
 use std::io::{IsTerminal, Write};
@@ -39,13 +38,11 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<(String, u8)> {
-    let Args { common, command } = args;
-    let format = common.output;
-    let connection = &common.connection;
+    let Args { connection, command } = args;
     let named = connection.namespace.as_deref().filter(|_| !connection.all_namespaces);
     match command {
-        Command::Status { offline } => {
-            let (state, _) = look(&common, &offline, Pods::None).await?;
+        Command::Status { written, offline } => {
+            let (state, _) = look(&connection, &offline, Pods::None).await?;
             // What may be read of one namespace at least is worth telling.
             let denied = |kind| state.missing.get(kind).is_some_and(|why| why.starts_with("may not"));
             if denied("egressallocations") && denied("zonebindings") && denied("egresspolicies") {
@@ -55,14 +52,14 @@ async fn run(args: Args) -> Result<(String, u8)> {
                 bail!("the cluster does not know the kinds of Aegis: it is not installed there");
             }
             let answer = status::status(&state, named);
-            Ok((output::write(&answer, format)?, u8::from(!answer.healthy)))
+            Ok((output::write(&answer, written.output)?, u8::from(!answer.healthy)))
         }
-        Command::Policies { pod, offline } => {
-            let online = connect(&common, &offline).await?;
-            let namespace = namespace(&common, online.as_ref());
+        Command::Policies { pod, written, offline } => {
+            let online = connect(&connection, &offline).await?;
+            let namespace = namespace(&connection, online.as_ref());
             let subject = pod.map(|pod| Subject::parse(&pod, &namespace)).transpose()?;
             let pods = subject.as_ref().map_or(Pods::None, |it| Pods::Of(it.namespace()));
-            let state = state(&common, &offline, online.as_ref(), pods).await?;
+            let state = state(&connection, &offline, online.as_ref(), pods).await?;
             state.require(&["egresspolicies", "egressapplications"])?;
             let pod = match &subject {
                 Some(Subject::Pod(namespace, name)) => Some(policies::pod_of(&state, namespace, name)?),
@@ -70,14 +67,15 @@ async fn run(args: Args) -> Result<(String, u8)> {
                 None => None,
             };
             let answer = policies::policies(&state, named, pod.as_ref());
-            Ok((output::write(&answer, format)?, 0))
+            Ok((output::write(&answer, written.output)?, 0))
         }
-        Command::Trace { subject, destination, protocol, flows, offline } => {
+        Command::Trace { subject, destination, protocol, flows, written, offline } => {
             let destination = Destination::parse(&destination)?;
-            let online = connect(&common, &offline).await?;
-            let namespace = namespace(&common, online.as_ref());
+            let online = connect(&connection, &offline).await?;
+            let namespace = namespace(&connection, online.as_ref());
             let subject = Subject::parse(&subject, &namespace)?;
-            let mut state = state(&common, &offline, online.as_ref(), Pods::Of(subject.namespace())).await?;
+            let mut state =
+                state(&connection, &offline, online.as_ref(), Pods::Of(subject.namespace())).await?;
             state.require(&["egresspolicies", "egressapplications", "egressaddresses"])?;
             // An address outside of the cluster is no Service's (but for its external ones).
             let inside = |it: std::net::IpAddr| state.internal().iter().any(|range| range.contains(&it));
@@ -99,11 +97,11 @@ async fn run(args: Args) -> Result<(String, u8)> {
                     }
                 }
             }
-            Ok((output::write(&answer, format)?, 0))
+            Ok((output::write(&answer, written.output)?, 0))
         }
-        Command::Top { node, watch, offline } => loop {
-            let (state, _) = look(&common, &offline, Pods::None).await?;
-            let text = output::write(&top::top(&state, named, node.as_deref()), format)?;
+        Command::Top { node, watch, written, offline } => loop {
+            let (state, _) = look(&connection, &offline, Pods::None).await?;
+            let text = output::write(&top::top(&state, named, node.as_deref()), written.output)?;
             let Some(seconds) = watch else { break Ok((text, 0)) };
             // On a terminal each takes the place of the one before.
             let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
@@ -111,29 +109,29 @@ async fn run(args: Args) -> Result<(String, u8)> {
             std::io::stdout().lock().flush()?;
             tokio::time::sleep(Duration::from_secs(seconds.max(1))).await;
         },
-        Command::Flows { pod, to, egress, node, most } => {
-            let online = Cluster::connect(&common.connection).await?;
-            let namespace = namespace(&common, Some(&online));
+        Command::Flows { pod, to, egress, node, most, written } => {
+            let online = Cluster::connect(&connection).await?;
+            let namespace = namespace(&connection, Some(&online));
             let subject = pod.map(|pod| Subject::parse(&pod, &namespace)).transpose()?;
             let pods = subject.as_ref().map_or(Pods::All, |it| Pods::Of(it.namespace()));
-            let state = state(&common, &Offline::default(), Some(&online), pods).await?;
+            let state = state(&connection, &Offline::default(), Some(&online), pods).await?;
             let (which, of) = flows::which(&state, subject.as_ref(), to.as_deref(), egress)?;
             let agents = Agent::of_node_or_all(&state, node.as_deref().or(of.as_deref()))?;
             let answer = flows::flows(&online, &state, &agents, &which, most).await?;
-            Ok((output::write(&answer, format)?, 0))
+            Ok((output::write(&answer, written.output)?, 0))
         }
-        Command::Drops { node, seconds } => {
-            let online = Cluster::connect(&common.connection).await?;
-            let state = state(&common, &Offline::default(), Some(&online), Pods::None).await?;
+        Command::Drops { node, seconds, written } => {
+            let online = Cluster::connect(&connection).await?;
+            let state = state(&connection, &Offline::default(), Some(&online), Pods::None).await?;
             let agents = Agent::of_node_or_all(&state, node.as_deref())?;
             let answer = drops::drops(&online, &state, &agents, Duration::from_secs(seconds)).await?;
-            Ok((output::write(&answer, format)?, 0))
+            Ok((output::write(&answer, written.output)?, 0))
         }
-        Command::Plan { filename, delete, offline } => {
+        Command::Plan { filename, delete, written, offline } => {
             let found = files::read(&filename)?;
-            let online = connect(&common, &offline).await?;
-            let namespace = namespace(&common, online.as_ref());
-            let state = state(&common, &offline, online.as_ref(), Pods::All).await?;
+            let online = connect(&connection, &offline).await?;
+            let namespace = namespace(&connection, online.as_ref());
+            let state = state(&connection, &offline, online.as_ref(), Pods::All).await?;
             let kinds =
                 ["aegisprefixes", "egressallocations", "zonebindings", "egresspolicies", "egressaddresses"];
             state.require(&kinds)?;
@@ -147,21 +145,10 @@ async fn run(args: Args) -> Result<(String, u8)> {
                 ),
             }
             let answer = plan::changes(&state, &after, objects, notes)?;
-            Ok((output::write(&answer, format)?, if answer.changes { 3 } else { 0 }))
+            Ok((output::write(&answer, written.output)?, if answer.changes { 3 } else { 0 }))
         }
-        Command::Drain(how) => drained(&common, &how).await,
-        Command::Allowlist { allocation, form, offline } => {
-            let (state, namespace) = look(&common, &offline, Pods::None).await?;
-            let (namespace, name) = allocation.split_once('/').unwrap_or((&namespace, &allocation));
-            let object = drain::allocation(&state, namespace, name).with_context(|| {
-                let why = state.missing.get("egressallocations").map(|why| format!(" ({why})"));
-                format!(
-                    "there is no EgressAllocation {name} in namespace {namespace}{}",
-                    why.unwrap_or_default()
-                )
-            })?;
-            Ok((allowlist::allowlist(object, form)?, 0))
-        }
+        Command::Drain(how) => drained(&connection, &how).await,
+        Command::Allowlist(how) => listed(&connection, &how).await,
         Command::Completion { shell, kubectl } => Ok((
             match shell.filter(|_| !kubectl) {
                 Some(shell) => completion::script(shell),
@@ -173,23 +160,23 @@ async fn run(args: Args) -> Result<(String, u8)> {
     }
 }
 
-async fn connect(common: &aegis_cli::args::Common, offline: &Offline) -> Result<Option<Cluster>> {
-    if offline.state.is_empty() { Ok(Some(Cluster::connect(&common.connection).await?)) } else { Ok(None) }
+async fn connect(connection: &Connection, offline: &Offline) -> Result<Option<Cluster>> {
+    if offline.state.is_empty() { Ok(Some(Cluster::connect(connection).await?)) } else { Ok(None) }
 }
 
 /// The namespace that counts where an argument names none.
-fn namespace(common: &aegis_cli::args::Common, online: Option<&Cluster>) -> String {
+fn namespace(connection: &Connection, online: Option<&Cluster>) -> String {
     let of_context = online.map(|online| online.namespace.clone());
-    common.connection.namespace.clone().or(of_context).unwrap_or_else(|| "default".to_owned())
+    connection.namespace.clone().or(of_context).unwrap_or_else(|| "default".to_owned())
 }
 
 async fn state(
-    common: &aegis_cli::args::Common,
+    connection: &Connection,
     offline: &Offline,
     online: Option<&Cluster>,
     pods: Pods<'_>,
 ) -> Result<State> {
-    let namespace = namespace(common, online);
+    let namespace = namespace(connection, online);
     let mut state = match online {
         Some(online) => online.state(&namespace, pods).await?,
         None => files::state(&offline.state)?,
@@ -197,23 +184,42 @@ async fn state(
     if online.is_none() {
         state.now = Timestamp::now().as_second();
     }
-    state.cluster_cidrs.clone_from(&common.connection.cluster_cidrs);
+    state.cluster_cidrs.clone_from(&connection.cluster_cidrs);
     Ok(state)
 }
 
-async fn look(
-    common: &aegis_cli::args::Common,
-    offline: &Offline,
-    pods: Pods<'_>,
-) -> Result<(State, String)> {
-    let online = connect(common, offline).await?;
-    let namespace = namespace(common, online.as_ref());
-    Ok((state(common, offline, online.as_ref(), pods).await?, namespace))
+async fn look(connection: &Connection, offline: &Offline, pods: Pods<'_>) -> Result<(State, String)> {
+    let online = connect(connection, offline).await?;
+    let namespace = namespace(connection, online.as_ref());
+    Ok((state(connection, offline, online.as_ref(), pods).await?, namespace))
 }
 
-async fn drained(common: &aegis_cli::args::Common, how: &Drain) -> Result<(String, u8)> {
-    let online = Cluster::connect(&common.connection).await?;
-    let namespace = namespace(common, Some(&online));
+async fn listed(connection: &Connection, how: &Allowlist) -> Result<(String, u8)> {
+    let online = connect(connection, &how.offline).await?;
+    let namespace = namespace(connection, online.as_ref());
+    let wanted = match how.all {
+        true => Wanted::All((!connection.all_namespaces).then_some(namespace)),
+        false => Wanted::named(&how.allocations, &namespace),
+    };
+    let mut state = match &online {
+        Some(online) => online.allocations(&wanted.namespaces()).await?,
+        None => files::state(&how.offline.state)?,
+    };
+    // Who keeps lists under version control wants the same one for the same addresses (https://reproducible-builds.org/specs/source-date-epoch/).
+    let told = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|it| it.parse().ok());
+    state.now = told.unwrap_or_else(|| Timestamp::now().as_second());
+    let (mut list, warnings) = allowlist::list(&state, &wanted, how.family)?;
+    list.context = online.and_then(|online| online.context);
+    let text = allowlist::write(&list, how.output, &how.rule)?;
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
+    Ok((text, 0))
+}
+
+async fn drained(connection: &Connection, how: &Drain) -> Result<(String, u8)> {
+    let online = Cluster::connect(connection).await?;
+    let namespace = namespace(connection, Some(&online));
     let state = online.state(&namespace, Pods::None).await?;
     state.require(&["egressaddresses", "egressallocations"])?;
     let target = Target::parse(&how.target, &namespace, &state)?;
@@ -221,7 +227,7 @@ async fn drained(common: &aegis_cli::args::Common, how: &Drain) -> Result<(Strin
         state.require(&["zonebindings", "egresspolicies"])?;
     }
     let preview = preview(&state, &target, how.undo);
-    let text = output::write(&preview, common.output)?;
+    let text = output::write(&preview, how.written.output)?;
     if how.dry_run || !preview.refused.is_empty() {
         return Ok((text, u8::from(!preview.refused.is_empty())));
     }

@@ -247,6 +247,16 @@ fn is_bad(condition: &Condition) -> bool {
     }
 }
 
+/// What keeps an allocation from having all of its addresses on all nodes.
+pub fn faults(object: &aegis_crds::EgressAllocation) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let conditions = object.status.as_ref().map(|status| status.conditions.as_slice());
+    judge("EgressAllocation", object, conditions, &mut problems);
+    // How much of them is used is another matter.
+    problems.retain(|it| ![type_::CAPACITY_LOW, type_::WITHIN_LIMITS].contains(&it.condition.as_str()));
+    problems
+}
+
 fn problem(kind: &'static str, name: String, condition: &Condition) -> Problem {
     Problem {
         kind: kind.to_owned(),

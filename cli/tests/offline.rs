@@ -12,6 +12,8 @@ fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-aegis"));
     // Neither a cluster nor a configuration of whoever tests.
     command.current_dir(data("")).env("KUBECONFIG", "/nonexistent").env_remove("KUBERNETES_SERVICE_HOST");
+    // Allowlists tell when they were made.
+    command.env("SOURCE_DATE_EPOCH", "1767225600");
     command.args(arguments).output().expect("run the program")
 }
 
@@ -157,11 +159,64 @@ fn top() {
 
 #[test]
 fn allowlist() {
+    let with = |arguments: &[&'static str]| {
+        let state = [&STATE[..], &["--state", "allowlist.yaml"]].concat();
+        [&["allowlist"], arguments, &state].concat()
+    };
     for form in ["text", "json", "csv", "terraform", "iptables", "nftables", "aws", "gcp", "azure"] {
-        let name = format!("allowlist-{form}.txt");
-        golden(&name, &with(&["allowlist", "partners", "-n", "shop", "-F", form]), 0);
+        golden(&format!("allowlist-{form}.txt"), &with(&["feed", "-n", "mill", "-o", form]), 0);
     }
-    assert!(error(&with(&["allowlist", "shop/missing"]), 2).contains("no EgressAllocation missing"));
+    for (arguments, said) in [
+        (&["shop/partners", "bank/vault"][..], "203.0.113.0/31\n"),
+        (&["-n", "shop", "partners", "bank/vault", "mill/young"], "203.0.113.0/31\n203.0.113.25/32\n"),
+        (&["mill/feed", "mill/feed", "--family", "4"], "203.0.113.20/31\n203.0.113.22/32\n"),
+        (&["mill/feed", "--family", "6"], "2001:db8:1:4::/63\n"),
+        (&["--all", "-n", "shop"], "203.0.113.0/32\n"),
+        (
+            &["--all", "-A", "--family", "4"],
+            "203.0.113.0/31\n203.0.113.20/31\n203.0.113.22/32\n203.0.113.25/32\n",
+        ),
+    ] {
+        assert_eq!(output(&with(arguments), 0), said, "{arguments:?}");
+    }
+    for (arguments, said) in [
+        (&["shop/missing"][..], "there is no EgressAllocation missing in namespace shop"),
+        (&["shop/partners", "mill/idle"], "mill/idle has no addresses (the prefixes have no free address)"),
+        (&["shop/partners", "--family", "6"], "there are no IPv6 addresses among them"),
+        (&["--all", "-n", "nobody"], "no EgressAllocation there has addresses"),
+        (&["--all", "shop/partners"], "cannot be used with"),
+        (&[], "required"),
+        (
+            &["mill/feed", "-o", "gcp", "--name", "Partner"],
+            "--name \"Partner\": a name is of lowercase letters",
+        ),
+        (&["mill/feed", "--port", "0"], "invalid value '0'"),
+    ] {
+        assert!(output(&with(arguments), 2).is_empty(), "{arguments:?}");
+        let text = error(&with(arguments), 2);
+        assert!(text.contains(said), "{arguments:?}: {text}");
+    }
+    // What has not come to its end is told beside the list.
+    assert_eq!(error(&with(&["mill/feed"]), 0), "");
+    let pending = "EgressAllocation mill/young: Programmed (Pending): 2 of 3 nodes; n2 does not have it yet";
+    assert_eq!(error(&with(&["mill/young"]), 0), format!("warning: {pending}\n"));
+    let idle = "EgressAllocation mill/idle has no addresses (the prefixes have no free address)";
+    assert_eq!(error(&with(&["--all", "-n", "mill"]), 0), format!("warning: {idle}\nwarning: {pending}\n"));
+    // Ports, protocol and name.
+    let rule =
+        ["mill/feed", "--family", "4", "--port", "8443,443,443", "--protocol", "udp", "--name", "from-mill"];
+    for (form, said) in [
+        ("terraform", "\"from_mill_ipv4_8443\""),
+        ("iptables", "-A from-mill -s 203.0.113.22/32 -p udp -m multiport --dports 443,8443 -j ACCEPT"),
+        ("nftables", "ip saddr @from_mill_ipv4 udp dport { 443, 8443 } accept"),
+        ("aws", "--prefix-list-name from-mill-ipv4"),
+        ("gcp", "create from-mill-ipv4"),
+        ("gcp", "--rules=udp:443,udp:8443"),
+        ("azure", "--protocol Udp --destination-port-ranges 443 8443"),
+    ] {
+        let text = output(&with(&[&rule[..], &["-o", form]].concat()), 0);
+        assert!(text.contains(said), "{form}: {text}");
+    }
 }
 
 /// Every example of the page is what the program says of the test's cluster.
@@ -175,7 +230,9 @@ fn examples_of_the_page_are_real() {
         let Some(rest) = block.strip_prefix("console\n$ kubectl aegis ") else { continue };
         let command = rest.lines().next().expect("a command").to_owned();
         let arguments: Vec<&str> = command.split_whitespace().collect();
-        let said = String::from_utf8(run(&with(&arguments)).stdout).expect("UTF-8");
+        let more = ["--state", "allowlist.yaml"];
+        let more = if command.starts_with("allowlist") { &more[..] } else { &[] };
+        let said = String::from_utf8(run(&[&with(&arguments), more].concat()).stdout).expect("UTF-8");
         let wanted = format!("console\n$ kubectl aegis {command}\n{said}");
         if std::env::var_os("AEGIS_BLESS").is_some() {
             *block = wanted;

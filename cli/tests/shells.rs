@@ -41,6 +41,7 @@ fn bash_completes() {
     assert_eq!(offered(&["kubectl-aegis", "tra"]), ["trace"]);
     assert!(offered(&["kubectl-aegis", "status", "--out"]).contains(&"--output".to_owned()));
     assert!(offered(&["kubectl-aegis", "status", "--output", "j"]).contains(&"json".to_owned()));
+    assert_eq!(offered(&["kubectl-aegis", "allowlist", "--output", "te"]), ["text", "terraform"]);
 }
 
 #[test]
@@ -62,6 +63,10 @@ fn kubectl_completes() {
     assert!(ask(&["trace", "pod", "192.0.2.1", "--pro"]).contains("--protocol\n"));
     assert_eq!(ask(&["trace", "--protocol", "u"]), "udp\n:4\n");
     assert_eq!(ask(&["plan", "-f", ""]), ":0\n", "files");
+    // Forms of a list are others than those of an answer.
+    assert_eq!(ask(&["allowlist", "-o", "n"]), "nftables\n:4\n");
+    assert_eq!(ask(&["allowlist", "--family", ""]), "4\n6\n:4\n");
+    assert_eq!(ask(&["status", "-o", ""]), "table\njson\nyaml\n:4\n");
     // The script that kubectl runs passes its words on.
     assert!(run(&["completion", "--kubectl"]).contains("exec kubectl-aegis __complete \"$@\""));
 }
