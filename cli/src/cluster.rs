@@ -1,10 +1,10 @@
 //! Objects from a cluster, by the rights of whoever asks.
 
-mod agents;
+mod ask;
 mod flows;
 mod writes;
 
-pub use agents::Agent;
+pub use ask::Agent;
 pub use flows::{Flow, Live, Which};
 
 use crate::args::Connection;

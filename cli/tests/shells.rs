@@ -56,7 +56,9 @@ fn kubectl_completes() {
     let ask = |words: &[&str]| run(&[&["__complete"], words].concat());
     assert_eq!(ask(&["tra"]), "trace\n:4\n");
     let commands = ask(&[""]);
-    for command in ["status", "policies", "trace", "plan", "drain", "allowlist", "completion"] {
+    for command in
+        ["status", "policies", "trace", "plan", "drain", "allowlist", "top", "flows", "drops", "completion"]
+    {
         assert!(commands.contains(&format!("{command}\n")), "{commands}");
     }
     assert!(!commands.contains("__complete") && !commands.contains("help"), "{commands}");

@@ -1,7 +1,7 @@
 //! Live flows, asked of nodes' agents. Over IPv6 there are none to tell: a /64 is translated without state.
 
 use super::Cluster;
-use super::agents::Agent;
+use super::ask::Agent;
 use crate::state::State;
 use aegis_core::policy::Pod;
 use anyhow::{Result, bail};

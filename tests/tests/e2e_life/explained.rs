@@ -70,5 +70,5 @@ pub async fn names_what_is_refused(account: &Account, node: &str) -> anyhow::Res
 
 fn reader(account: &Account) -> Reader {
     let (client, namespace) = (account.namespace.cluster().client(), account.namespace.name().to_owned());
-    Reader { client, namespace, system: NAMESPACE.to_owned() }
+    Reader { client, context: None, namespace, system: NAMESPACE.to_owned() }
 }
