@@ -75,10 +75,10 @@ behind "operator and agent are compiled" cargo build --quiet --release --target 
   --package aegis-operator --package aegis-node-agent
 integration "resource types" aegis-crds ""
 suite chart helm lint --quiet charts/aegis
-# From here on nobody else needs the folder of what is compiled.
+integration packet aegis-node-agent "" --test-threads=1
+# Nobody else needs the folder of what is compiled, and the tests that follow wait more than they work.
 behind clippy cargo clippy --workspace --all-targets -- -D warnings
 behind "neither root nor BPF linker" tests/bare.sh
-integration packet aegis-node-agent "" --test-threads=1
 integration API aegis-operator ""
 integration "command line" aegis-cli ""
 integration collector aegis-usage collector

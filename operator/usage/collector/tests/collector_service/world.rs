@@ -167,18 +167,13 @@ impl World {
 
     /// The API server's folder, which goes with it.
     pub fn folder(&self) -> PathBuf {
-        self.api.kubeconfig().parent().expect("folder").into()
+        self.api.folder().into()
     }
 
     /// Credentials of the collector's own account, with which it runs in a cluster.
     pub async fn collector(&self) -> PathBuf {
         let token = self.token(&format!("{NAMESPACE}/aegis-collector"), "", None).await;
-        let admin = std::fs::read_to_string(self.api.kubeconfig()).expect("kubeconfig");
-        assert!(admin.contains("{token: admin}"), "{admin}");
-        let path = self.folder().join("collector");
-        std::fs::write(&path, admin.replace("{token: admin}", &format!("{{token: {token}}}")))
-            .expect("write");
-        path
+        self.api.kubeconfig_of("collector", &token).expect("write")
     }
 }
 
