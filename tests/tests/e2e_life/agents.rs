@@ -76,11 +76,21 @@ pub fn process(lab: &Lab, node: Node) -> anyhow::Result<Option<i32>> {
     Ok(lab.programs(node, AGENTS)?.first().copied())
 }
 
-/// Undoes [`exclude`] and [`forbid`] and waits until the agent is ready.
+/// Undoes [`exclude`] and [`forbid`] and waits until all agents are ready: where the chart's template says more than an empty one, other
+/// nodes get new pods too, one after the other.
 pub async fn allow(cluster: &Cluster, lab: &Lab, node: Node) -> anyhow::Result<()> {
     patch(cluster, json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}}), Value::Null)
         .await?;
-    back(cluster, lab, node, &[]).await
+    back(cluster, lab, node, &[]).await?;
+    let sets: Api<DaemonSet> = Api::namespaced(cluster.client(), NAMESPACE);
+    wait_for("the agents of all nodes", 4 * PATIENCE, async || {
+        let set = sets.get(AGENTS).await?;
+        let (generation, status) = (set.metadata.generation, set.status.unwrap_or_default());
+        let all = Some(status.desired_number_scheduled);
+        let rolled_out = status.observed_generation == generation && status.updated_number_scheduled == all;
+        Ok((rolled_out && status.number_available == all).then_some(()))
+    })
+    .await
 }
 
 async fn patch(cluster: &Cluster, strategy: Value, affinity: Value) -> anyhow::Result<()> {
