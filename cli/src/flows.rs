@@ -154,23 +154,27 @@ fn names(pods: &[Pod]) -> BTreeMap<Ipv4Addr, String> {
     .collect()
 }
 
+/// Where a flow leaves, in a table.
+pub(crate) fn leaves_from(egress: Option<Ipv4Addr>, port: Option<u16>) -> String {
+    match egress.zip(port) {
+        Some((egress, port)) => format!("{egress}:{port}"),
+        None => "another node".to_owned(),
+    }
+}
+
 impl Answer for Flows {
     fn table(&self) -> String {
         let mut table = Table::new(["NODE", "POD", "PROTOCOL", "FROM PORT", "TO", "LEAVES FROM", "IDLE"]);
         for flow in &self.flows {
             let destination = IpAddr::from(flow.destination);
             let protocol = Packet { destination, protocol: flow.protocol, port: None };
-            let from = match (flow.egress, flow.egress_port) {
-                (Some(egress), Some(port)) => format!("{egress}:{port}"),
-                _ => "another node".to_owned(),
-            };
             table.row([
                 flow.node.clone(),
                 if flow.guest { format!("{} (of another node)", flow.pod) } else { flow.pod.clone() },
                 protocol.to_string(),
                 flow.pod_port.to_string(),
                 format!("{}:{}", flow.destination, flow.port),
-                from,
+                leaves_from(flow.egress, flow.egress_port),
                 format!("{} s", flow.idle),
             ]);
         }

@@ -8,6 +8,7 @@ pub use question::{Destination, Found, Placed, Protocol, Subject};
 use crate::cluster::Live;
 use crate::decision::{Decider, Way};
 use crate::describe;
+use crate::flows::leaves_from;
 use crate::output::{Answer, Table, notes, plural, sections};
 use crate::state::{State, lacks};
 use aegis_core::egress::Family;
@@ -423,15 +424,11 @@ fn flows(live: &Live) -> String {
     let mut table = Table::new(["FLOW", "FROM PORT", "TO PORT", "LEAVES FROM", "IDLE"]);
     for flow in &live.flows {
         let protocol = Packet { destination: UNSPECIFIED, protocol: flow.protocol, port: None };
-        let from = match (flow.egress, flow.egress_port) {
-            (Some(egress), Some(port)) => format!("{egress}:{port}"),
-            _ => "another node".to_owned(),
-        };
         table.row([
             protocol.to_string(),
             flow.pod_port.to_string(),
             flow.port.to_string(),
-            from,
+            leaves_from(flow.egress, flow.egress_port),
             format!("{} s", flow.idle),
         ]);
     }
