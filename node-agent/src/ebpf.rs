@@ -47,6 +47,7 @@ const PINNED: &[&str] = &[
     "TABLES",
     "FRAGMENTS_OUT",
     "FRAGMENTS_IN",
+    "SPENT",
     "IDENTIFICATIONS",
     "ARP_ANSWERS",
     "COUNTERS",

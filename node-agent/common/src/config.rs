@@ -62,6 +62,8 @@ pub const VNI_FRAGMENT: u32 = 0xae9151;
 pub const VNI_GATEWAY: u32 = 0xae9152;
 /// A packet for a pod of this node, which the sender has translated back.
 pub const VNI_RETURN: u32 = 0xae9153;
+/// The same for a refusal in the origin's place: the sender has no port to send the packet from. Another gateway may have one.
+pub const VNI_REFUSED: u32 = 0xae9156;
 /// To be answered: does the receiver's data plane work?
 pub const VNI_PROBE: u32 = 0xae9154;
 /// The answer: for the agent that asked, and never answered itself.

@@ -164,4 +164,7 @@ counters! {
     SecondaryFlow = "secondary_flow",
     /// New flow refused: a policy says so.
     RefusePolicy = "refuse_policy",
+    /// In: dropped, a gateway's refusal of a new flow for want of a port: the flow's next packet takes another gateway, or the policy's
+    /// secondary allocation.
+    DropGatewayFull = "drop_gateway_full",
 }

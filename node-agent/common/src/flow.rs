@@ -131,6 +131,33 @@ pub const SEEN_RST: u16 = 8;
 /// before the host stack touched them, so that answers need no more translation than the uplink's.
 pub const SEEN_FAST: u16 = 16;
 
+/// Not seen, but known when the flow was made: what its gateway refuses for want of a port may leave from the policy's secondary
+/// allocation.
+pub const HAS_SECONDARY: u16 = 1 << 15;
+
+/// Key of `SPENT`: a gateway that had no port for a new flow of an allocation towards an origin.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SpentKey {
+    /// The allocation, by the egress address that names it (`AllocationValue::name`).
+    pub name: u32,
+    /// Tunnel address of the gateway.
+    pub gateway: u32,
+    /// Origin's address.
+    pub remote: u32,
+    /// Origin's port; 0 for ICMP echo.
+    pub remote_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+}
+map_type!(SpentKey, 16);
+
+/// Seconds for which a gateway that had no port towards an origin is passed over, where there is another way. Then one flow
+/// tries it again, and is late by one packet if there is still none.
+pub const SPENT_LIFE: u32 = 10;
+
 /// Key of `FRAGMENTS_OUT` and `FRAGMENTS_IN` (LRU hashes: they hold no NAT state, only hints that live for the
 /// time a datagram is under way).
 #[repr(C)]

@@ -123,7 +123,7 @@ fn reopened(flow: &ForwardValue, key: &FlowKey) -> u16 {
     }
     // SAFETY: as in `Found::touch`.
     unsafe { (*back.place).seen = 0 };
-    0
+    flow.seen & HAS_SECONDARY
 }
 
 /// The way back of a flow as it was when it was looked at, or that there is none.

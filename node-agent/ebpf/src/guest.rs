@@ -314,6 +314,7 @@ fn refuse(
         return Step::Drop(reason);
     }
     maps::count(reason, u32::from(ip.total_length()));
+    let asked = ip.destination;
     let answer = match ip.protocol {
         headers::TCP => answer::reset(ctx, ip, transport_offset),
         _ => answer::unreachable(ctx, ip, refuse::code(reason as u32), 0),
@@ -321,5 +322,10 @@ fn refuse(
     let Some(ip) = answer else { return Step::Drop(Counter::DropMalformedIn) };
     maps::count(Counter::RefusalSent, 0);
     let inbound = Inbound { ip, transport_offset: ETH_LEN + 20, address: 0, arrival: Arrival::Guest };
-    tunnel::send(ctx, config, &inbound, peer, VNI_RETURN)
+    // Another node may have what is missing here, unless nobody listens there.
+    let missing =
+        matches!(reason, Counter::RefuseNoPort | Counter::RefuseFenced | Counter::RefuseUnavailable);
+    // SAFETY: only presence matters.
+    let elsewhere = missing && unsafe { ADDRESSES.get(&asked) }.is_none();
+    tunnel::send(ctx, config, &inbound, peer, if elsewhere { VNI_REFUSED } else { VNI_RETURN })
 }

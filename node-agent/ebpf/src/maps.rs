@@ -65,6 +65,9 @@ pub static IDENTIFICATIONS: Array<u32> = Array::with_max_entries(COUNTERS_OF_IDE
 pub static EARLY: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 #[map]
 pub static EARLY_SCRATCH: PerCpuArray<EarlyScratch> = PerCpuArray::with_max_entries(1, 0);
+/// Gateways that had no port towards an origin, with the second at which they said so. What is forgotten is asked for again.
+#[map]
+pub static SPENT: LruHashMap<SpentKey, u32> = LruHashMap::with_max_entries(8192, 0);
 /// Next hops whose MAC the kernel does not know, with the second at which one was last wanted. XDP cannot make it ask: the
 /// agent does.
 #[map]

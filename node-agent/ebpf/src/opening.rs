@@ -21,7 +21,7 @@ pub struct Opener {
 #[inline(always)]
 pub fn make(leaving: &mut Leaving, allocation: u32, by: Opener, flags: u8) -> Result<(), Stop> {
     let whose = u64::from(by.incarnation) << 32 | u64::from(by.binding) << 16 | u64::from(by.peer);
-    result(make_flow(leaving, allocation, whose, u32::from(flags)))
+    result(make_flow(leaving, allocation, whose, u32::from(flags) | allocation << 16))
 }
 
 /// The same of one of two allocations: of the second where the first has nothing that a flow could leave from now, be it a node or a
@@ -38,7 +38,7 @@ pub fn make_of_either(
     let mut first = MADE;
     // A loop, since a function of its own would be one call too deep.
     loop {
-        let made = make_flow(leaving, allocation, whose, u32::from(flags));
+        let made = make_flow(leaving, allocation, whose, u32::from(flags) | second << 16);
         if first != MADE {
             if made == MADE {
                 maps::count(Counter::SecondaryFlow, 0);
@@ -77,7 +77,8 @@ fn drop(counter: Counter) -> u32 {
     SILENT | counter as u32
 }
 
-/// Makes a flow: [`MADE`], or the counter of why not.
+/// Makes a flow: [`MADE`], or the counter of why not. The upper half of `flags` is the allocation that is turned to if no port can be had
+/// of this one; the same, if there is no other.
 #[inline(always)]
 fn make_flow(leaving: &mut Leaving, allocation: u32, whose: u64, flags: u32) -> u32 {
     if maps::taking_over() {
@@ -203,6 +204,8 @@ pub struct Opening {
     /// The way back: its key in `REVERSE`, and its value.
     pub back_key: FlowKey,
     pub back: ReverseValue,
+    /// A gateway of which it is asked whether it has a port: see `via`.
+    pub spent: SpentKey,
 }
 
 /// Takes a port for a new flow and enters it. A function of its own for the verifier's sake, like `take` in `ports`, and for
@@ -266,18 +269,27 @@ extern "C" fn undo(key: *const FlowKey, egress: u32, port: u32) -> u32 {
 extern "C" fn open_through(leaving: *mut Leaving, allocation: u32, whose: u64, flags: u32) -> u32 {
     // SAFETY: as above.
     let Some(leaving) = (unsafe { leaving.as_mut() }) else { return ports::UNAVAILABLE };
-    let peer = via::choose(allocation, leaving.key.digest()) as u16;
-    if peer == 0 {
+    let chosen = via::choose(allocation, &raw const leaving.key);
+    if chosen == 0 {
         return ports::UNAVAILABLE;
     }
+    let another = flags >> 16 != allocation;
+    // With no other way the gateway is to judge: it answers at once, and may have a port by now.
+    if chosen & via::SPENT != 0 && another {
+        return ports::FULL;
+    }
+    let peer = chosen as u16;
     let Some(opening) = OPENING.get_ptr_mut(0) else { return ports::NO_ROOM };
     // SAFETY: as above.
-    let Opening { claim: Claim { flow, .. }, back_key, back } = unsafe { &mut *opening };
+    let Opening { claim: Claim { flow, .. }, back_key, back, .. } = unsafe { &mut *opening };
     *back_key = leaving.key;
     *flow = fresh(back_key, allocation, whose, flags);
     flow.egress = back_key.local;
     flow.egress_port = back_key.local_port;
     flow.peer = peer;
+    if another {
+        flow.seen |= HAS_SECONDARY;
+    }
     let entered = flow::enter(back_key, flow);
     let Entered::New = entered else { return instead(leaving, entered) };
     // Only by who has entered the flow, so that nobody else's way back is touched. One that is there has no flow.

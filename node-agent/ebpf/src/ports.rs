@@ -208,7 +208,7 @@ extern "C" fn next_address(claim: *mut Claim) -> u32 {
 /// Enters a flow that has taken a port into `REVERSE`. False if another port should be tried.
 #[inline(always)]
 pub fn enter(opening: &mut Opening) -> bool {
-    let Opening { claim, back_key, back } = opening;
+    let Opening { claim, back_key, back, .. } = opening;
     *back_key = flow::reverse_key(&claim.key, &claim.flow);
     *back = flow::back(back_key, &claim.key, &claim.flow);
     match table::insert_reverse(back_key, back) {

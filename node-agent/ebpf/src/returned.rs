@@ -5,6 +5,8 @@ use crate::headers::{self, Ipv4};
 use crate::maps::{self, FRAGMENTS_IN};
 use crate::reverse;
 use crate::steer::{Inbound, Step};
+use crate::tunnel::Arrival;
+use crate::via;
 use crate::xdp;
 use aegis_common::*;
 use aya_ebpf::bindings::BPF_ANY;
@@ -27,6 +29,9 @@ pub fn run(ctx: &XdpContext, inbound: &Inbound, gateway: u32) -> Step {
     // Only flows that leave through a gateway are entered under the pod's own address, and only theirs may answer.
     if !back.exists() || flow.pod != ip.destination || flow.buried != 0 || u32::from(flow.peer) != gateway {
         return Step::Drop(Counter::DropNoFlow);
+    }
+    if inbound.arrival == Arrival::Refused && via::gives_way(&key) != 0 {
+        return Step::Drop(Counter::DropGatewayFull);
     }
     let seen = match ip.protocol {
         headers::TCP => match xdp::at::<[u8; 20]>(ctx, inbound.transport_offset) {

@@ -8,7 +8,7 @@ use crate::headers::{self, ACK, ETH_LEN, Ipv4, SYN, Transport};
 use crate::maps;
 use crate::steer::Inbound;
 use crate::xdp;
-use aegis_common::{Config, Counter, FlowKey, ReverseValue, SEEN_FAST, seen_after};
+use aegis_common::{Config, Counter, FlowKey, SEEN_FAST, seen_after};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_csum_diff, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;

@@ -72,7 +72,7 @@ pub fn run(ctx: &XdpContext) -> u32 {
     let address = match unsafe { ADDRESSES.get(&ip.destination) } {
         Some(address) => address.index,
         None if arrival == Arrival::Wire => return XDP_PASS,
-        None if arrival == Arrival::Guest || arrival == Arrival::Returned => 0,
+        None if matches!(arrival, Arrival::Guest | Arrival::Returned | Arrival::Refused) => 0,
         None => {
             maps::count(Counter::DropNotOwner, u32::from(ip.total_length()));
             return XDP_DROP;
@@ -87,7 +87,7 @@ pub fn run(ctx: &XdpContext) -> u32 {
             let inbound = Inbound { ip, transport_offset: ETH_LEN + length, address, arrival };
             match arrival {
                 Arrival::Guest => guest::run(ctx, config, &ip, inbound.transport_offset, &received),
-                Arrival::Returned => returned::run(ctx, &inbound, received.peer),
+                Arrival::Returned | Arrival::Refused => returned::run(ctx, &inbound, received.peer),
                 _ => handle(ctx, config, &inbound),
             }
         }

@@ -12,7 +12,7 @@ use crate::steer::{Inbound, Step};
 use crate::xdp;
 use aegis_common::{
     Config, Counter, GATEWAY_OVERHEAD, OPTION_ALLOCATION, PeerValue, TUNNEL_OVERHEAD, VNI_FRAGMENT,
-    VNI_GATEWAY, VNI_PROBE, VNI_PROBE_ANSWER, VNI_RETURN, VNI_STEER, mix,
+    VNI_GATEWAY, VNI_PROBE, VNI_PROBE_ANSWER, VNI_REFUSED, VNI_RETURN, VNI_STEER, mix,
 };
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_TX};
 use aya_ebpf::helpers::bpf_xdp_adjust_head;
@@ -37,6 +37,8 @@ pub enum Arrival {
     Guest,
     /// From another node, for a pod of this one.
     Returned,
+    /// The same, and a refusal for want of a port.
+    Refused,
 }
 
 /// A packet that came through the tunnel.
@@ -121,6 +123,7 @@ pub fn receive(ctx: &XdpContext, config: &Config, ip: &Ipv4) -> Result<Outer, Co
         VNI_STEER => Arrival::Steered,
         VNI_FRAGMENT => Arrival::Fragment,
         VNI_RETURN => Arrival::Returned,
+        VNI_REFUSED => Arrival::Refused,
         VNI_GATEWAY => Arrival::Guest,
         VNI_PROBE => Arrival::Wire,
         _ => return Ok(Outer::Foreign),
@@ -218,7 +221,8 @@ pub fn send(ctx: &XdpContext, config: &Config, inbound: &Inbound, peer: u32, vni
         *ip = outer;
         *geneve = Geneve::new(from, config.tunnel_port as u16, length + 16, vni);
     }
-    let reason = if vni == VNI_RETURN { Counter::Returned } else { Counter::Steered };
+    let returned = vni == VNI_RETURN || vni == VNI_REFUSED;
+    let reason = if returned { Counter::Returned } else { Counter::Steered };
     transmit(ctx, config, peer, &ethernet, reason, u32::from(length))
 }
 

@@ -5,13 +5,13 @@
 
 use crate::flow;
 use crate::headers::{self, ETH_LEN, Packet, SYN};
-use crate::maps::{self, PEERS};
+use crate::maps::{self, OPENING, PEERS, SPENT as SPENT_GATEWAYS};
 use crate::snat::Stop;
 use crate::split;
 use crate::tunnel::{Geneve, encapsulation, source_port};
 use aegis_common::*;
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
+    __sk_buff, BPF_ANY, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
 };
 use aya_ebpf::helpers::bpf_redirect_neigh;
 use aya_ebpf::programs::TcContext;
@@ -19,30 +19,100 @@ use aya_ebpf::programs::TcContext;
 /// `BPF_ADJ_ROOM_MAC`: room between the Ethernet and the IP header.
 const BEHIND_ETHERNET: u32 = 1;
 
-/// The gateway of a new flow: of those that answer, of these of the near ones, the one with the highest hash (rendezvous
-/// hashing: one that fails moves its own flows only). If none answers, all count: it may be us who do not hear. 0 =
-/// there is none. A function of its own for the verifier's sake, like `take` in `ports`.
+/// Beside a gateway: it, and all others that answer, had no port towards the origin just before.
+pub const SPENT: u32 = 1 << 16;
+
+/// The gateway of a new flow: of those that answer, of these of those that are not known to lack a port towards the origin, of
+/// these of the near ones, the one with the highest hash (rendezvous hashing: one that fails moves its own flows only). If none
+/// answers, all count: it may be us who do not hear. 0 = there is none. A function of its own for the verifier's sake, like `take`
+/// in `ports`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn choose(allocation: u32, flow: u32) -> u32 {
-    let Some(allocation) = maps::ALLOCATIONS.get(allocation) else { return 0 };
-    let (mut best, mut best_hash) = (0, 0);
-    let mut at = 0;
-    while at < GATEWAYS_PER_ALLOCATION {
-        let gateway = allocation.gateways[at];
-        if at >= usize::from(allocation.gateway_count) {
-            break;
-        }
-        let near = at < usize::from(allocation.near_count);
+pub extern "C" fn choose(allocation: u32, flow: *const FlowKey) -> u32 {
+    let (mut best, mut at) = (0, 0);
+    while at < GATEWAYS_PER_ALLOCATION as u32 {
+        best = rank(allocation, at, flow).max(best);
         at += 1;
-        let Some(peer) = PEERS.get(u32::from(gateway)).filter(|peer| peer.address != 0) else { continue };
-        let mut hash = mix(flow ^ peer.address) >> 2;
-        hash |= u32::from(peer.flags & PEER_SILENT == 0) << 31 | u32::from(near) << 30;
-        if best == 0 || hash > best_hash {
-            (best, best_hash) = (u32::from(gateway), hash);
-        }
     }
-    best
+    let spent = best != 0 && best & UNSPENT == 0;
+    best as u32 & 0xffff | if spent { SPENT } else { 0 }
+}
+
+// Bits of a rank, which is the greater the better.
+const ANSWERS: u64 = 1 << 63;
+const UNSPENT: u64 = 1 << 62;
+const NEAR: u64 = 1 << 61;
+
+/// How good a gateway is for a flow, with its index in the lowest bits; 0 = there is none at this place. A function of its own, so
+/// that the verifier follows it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn rank(allocation: u32, at: u32, flow: *const FlowKey) -> u64 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
+    let Some(allocation) = maps::ALLOCATIONS.get(allocation) else { return 0 };
+    if at >= u32::from(allocation.gateway_count) || at >= GATEWAYS_PER_ALLOCATION as u32 {
+        return 0;
+    }
+    let gateway = allocation.gateways[at as usize & (GATEWAYS_PER_ALLOCATION - 1)];
+    let Some(peer) = PEERS.get(u32::from(gateway)) else { return 0 };
+    if peer.address == 0 {
+        return 0;
+    }
+    let mut rank = u64::from(mix(flow.digest() ^ peer.address)) << 16 | u64::from(gateway);
+    if peer.flags & PEER_SILENT == 0 {
+        rank |= ANSWERS;
+    }
+    if !is_spent(allocation.name, peer.address, flow) {
+        rank |= UNSPENT;
+    }
+    if at < u32::from(allocation.near_count) {
+        rank |= NEAR;
+    }
+    rank
+}
+
+/// Says which gateway, allocation and origin; not on the stack, where there is no room for it.
+#[inline(always)]
+fn spent_key(name: u32, gateway: u32, flow: &FlowKey) -> Option<&'static SpentKey> {
+    let opening = OPENING.get_ptr_mut(0)?;
+    // SAFETY: a per-CPU value, of which only this function and its callers use this part; programs on one CPU do not nest here.
+    let key = unsafe { &mut (*opening).spent };
+    (key.name, key.gateway, key.remote) = (name, gateway, flow.remote);
+    (key.remote_port, key.protocol, key.pad) = (flow.remote_port, flow.protocol, 0);
+    Some(key)
+}
+
+/// Whether the gateway said not long ago that it has no port.
+#[inline(always)]
+fn is_spent(name: u32, gateway: u32, flow: &FlowKey) -> bool {
+    let Some(key) = spent_key(name, gateway, flow) else { return false };
+    // SAFETY: an aligned word in a map's value, read at once.
+    let Some(said) = (unsafe { SPENT_GATEWAYS.get(key) }) else { return false };
+    maps::now().saturating_sub(*said) <= SPENT_LIFE
+}
+
+/// Notes that the gateway of a new flow has no port for it. Where there is another way the flow is ended, so that its next packet
+/// takes that: gives 1. A function of its own for the verifier's sake, like `take` in `ports`, and for that of the stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn gives_way(key: *const FlowKey) -> u32 {
+    // SAFETY: as above.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let found = flow::find(key);
+    let flow = &found.value;
+    if !found.exists() || maps::taking_over() {
+        return 0;
+    }
+    let allocation = u32::from(flow.allocation);
+    let (Some(named), Some(gateway)) = (maps::ALLOCATIONS.get(allocation), PEERS.get(u32::from(flow.peer)))
+    else {
+        return 0;
+    };
+    let Some(spent) = spent_key(named.name, gateway.address, key) else { return 0 };
+    let _ = SPENT_GATEWAYS.insert(spent, &maps::now(), u64::from(BPF_ANY));
+    let elsewhere = flow.seen & HAS_SECONDARY != 0 || choose(allocation, key) & SPENT == 0;
+    u32::from(elsewhere && found.end(key))
 }
 
 /// What is known of a gateway's silence.
