@@ -3,6 +3,7 @@
 use crate::demand::Ports;
 use crate::fragments::Fragments;
 use crate::limited::Counted;
+use crate::meter::Maps;
 use crate::observed::Observed;
 use crate::ops::Op;
 use crate::sweep::Sweeper;
@@ -65,6 +66,8 @@ pub trait Plane: Send {
     fn limited(&self, numbers: &BTreeSet<u32>) -> Result<BTreeMap<u32, Counted>, PlaneError>;
     /// `RULES` of the first so many rules, summed over the CPUs, of even and of odd generations.
     fn rules(&self, count: usize) -> Result<[Vec<RuleValue>; 2], PlaneError>;
+    /// The maps of meters, for a thread of their own.
+    fn meters(&self) -> Result<Maps, PlaneError>;
     /// Says that the agent lives. Gives a number that rises while ports run short somewhere.
     fn beat(&mut self) -> Result<u64, PlaneError>;
     /// Ports in use at this moment.

@@ -76,6 +76,15 @@ pub struct Args {
     #[arg(long, env = "AEGIS_MAX_DESTINATIONS", default_value_t = 1 << 16)]
     pub max_destinations: u32,
 
+    /// Meters that fit: one for each egress address, origin, protocol and rule in use. What finds none is counted by address only.
+    #[arg(
+        long,
+        env = "AEGIS_MAX_METERS",
+        default_value_t = 1 << 14,
+        value_parser = clap::value_parser!(u32).range(16..=i64::from(aegis_common::MAX_METERS))
+    )]
+    pub max_meters: u32,
+
     /// Database by which policies know countries, in MaxMind's format (`.mmdb`). It is read again when it changes.
     #[arg(long, env = "AEGIS_COUNTRIES")]
     pub countries: Option<PathBuf>,

@@ -102,6 +102,7 @@ impl Dataplane {
         let rest = self.carry_flows(source).and_then(|all| {
             self.make_blocks(now)?;
             self.make_loads(now)?;
+            self.make_rest()?;
             Ok(all)
         });
         // Whatever came of it: new connections can't wait for ever, and what is not here now never will be.

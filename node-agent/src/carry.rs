@@ -17,7 +17,7 @@ use crate::raw;
 use crate::sweep;
 use aegis_common::{
     AllLoads, BlockKey, BlockValue, Config, Counter, CounterValue, FlowKey, ForwardValue, LoadKey, LoadValue,
-    PORTS_PER_BLOCK, ReverseValue, WORDS_PER_BLOCK, permutation_key, place_of_port,
+    MeterUse, PORTS_PER_BLOCK, REST_METER, ReverseValue, WORDS_PER_BLOCK, permutation_key, place_of_port,
 };
 use aya::maps::{MapData, MapError, PerCpuArray, PerCpuValues};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -275,6 +275,18 @@ impl Dataplane {
         loads.set(0, value, 0).map_err(|source| EbpfError::Map { name: "ALL_LOADS".into(), source })
     }
 
+    /// Lets flows that were carried count as in use, until they end: of whom, only their own meters knew.
+    pub(crate) fn make_rest(&mut self) -> Result<(), EbpfError> {
+        let mut in_use = 0;
+        self.forward()?.for_each(|key, flow| {
+            let here = flow.is_of(key) && flow.egress != key.local;
+            in_use += u32::from(here && u32::from(flow.meter) == REST_METER);
+        });
+        let mut uses = self.array::<MeterUse>("METER_USE")?;
+        let value = MeterUse { in_use, peak: in_use };
+        uses.set(REST_METER, value, 0).map_err(|source| EbpfError::Map { name: "METER_USE".into(), source })
+    }
+
     /// Adds to the counters what was carried.
     pub(crate) fn count_carried(&mut self, carried: Carried) -> Result<(), EbpfError> {
         for (counter, packets) in [(Counter::Carried, carried.flows), (Counter::NotCarried, carried.lost)] {
@@ -316,6 +328,7 @@ fn follow<V: Followed>(
     let (mut there, mut refused) = (HashMap::new(), 0);
     let mut lost = source
         .read(map, |key: FlowKey, value: V| {
+            let value = value.unmetered();
             if wanted(&key, &value) {
                 there.insert(key, value);
             } else if value.is_live() {
@@ -345,6 +358,8 @@ trait Followed: FlowValue {
     fn newer_than(&self, here: &Self) -> Option<Self>;
     /// Whether it is of a flow that goes on.
     fn is_live(&self) -> bool;
+    /// The same without the meter that it had in another version's maps.
+    fn unmetered(self) -> Self;
 }
 
 impl Followed for ForwardValue {
@@ -363,6 +378,10 @@ impl Followed for ForwardValue {
 
     fn is_live(&self) -> bool {
         self.life != 0
+    }
+
+    fn unmetered(self) -> Self {
+        ForwardValue { meter: REST_METER as u16, ..self }
     }
 }
 
@@ -383,6 +402,10 @@ impl Followed for ReverseValue {
 
     fn is_live(&self) -> bool {
         true
+    }
+
+    fn unmetered(self) -> Self {
+        ReverseValue { meter: REST_METER as u16, ..self }
     }
 }
 

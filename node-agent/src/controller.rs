@@ -13,7 +13,7 @@ mod sockets;
 mod table;
 mod tallying;
 
-pub use plane::Open;
+pub use plane::{Open, Tell};
 
 use crate::announce::Keeper;
 use crate::announce::health::Health;
@@ -212,6 +212,7 @@ impl Controller {
     pub fn new(
         args: Args,
         open: Open,
+        tell: Tell,
         shared: Shared,
         signals: Arc<Signals>,
         metrics: Metrics,
@@ -227,7 +228,7 @@ impl Controller {
         Controller {
             table: TableKeeper::new(0, args.nft.clone(), now),
             table6: TableKeeper::new(1, args.nft.clone(), now),
-            pinned: Pinned::new(open, now),
+            pinned: Pinned::new(open, tell, now),
             growing: Growing::new(Duration::from_secs(args.demand_window.into()), now),
             sockets: Sockets::new(Duration::from_secs(args.demand_window.into()), now),
             args,
@@ -699,6 +700,7 @@ impl Controller {
                     self.metrics.reconciled(started.elapsed().as_secs_f64());
                 }
                 self.numbers = change.numbers;
+                self.pinned.names.set(tallying::names(&rules, &self.numbers, wanted, inputs));
                 self.tally.name(
                     self.pinned.observed.config.generation,
                     &rules,

@@ -58,6 +58,14 @@ const PINNED: &[&str] = &[
     "GROWING",
     "PULSE",
     "LIMITER",
+    "METER_INDEX",
+    "METERS",
+    "METER_USE",
+    "FREE_METERS",
+    "METERS_TOLD",
+    "METER_CLOCK",
+    "REFUSALS",
+    "REFUSALS_TOLD",
     "HANDOVER",
     "CONFIG6",
     "NETWORKS",
@@ -172,6 +180,8 @@ pub struct MapSizes {
     pub ports: u32,
     /// `VERDICTS`, two generations.
     pub verdicts: u32,
+    /// Meters, at most [`MAX_METERS`](aegis_common::MAX_METERS).
+    pub meters: u32,
 }
 
 impl Default for MapSizes {
@@ -183,6 +193,7 @@ impl Default for MapSizes {
             destinations: 1 << 16,
             ports: 1 << 16,
             verdicts: 1 << 18,
+            meters: 1 << 14,
         }
     }
 }
@@ -230,6 +241,11 @@ impl Dataplane {
             ("DESTINATIONS6", sizes.destinations),
             ("PORTS", sizes.ports),
             ("VERDICTS", sizes.verdicts),
+            ("METER_INDEX", sizes.meters),
+            ("METERS", sizes.meters),
+            ("METER_USE", sizes.meters),
+            ("FREE_METERS", sizes.meters),
+            ("METERS_TOLD", sizes.meters),
         ]);
         check_layout(&maps)?;
         let mut loader = EbpfLoader::new();
@@ -355,6 +371,8 @@ impl Dataplane {
                 | Map::LruHashMap(data)
                 | Map::Array(data)
                 | Map::LpmTrie(data)
+                | Map::PerCpuArray(data)
+                | Map::Queue(data)
                 | Map::RingBuf(data),
             ) => Ok(data.fd().as_fd()),
             _ => Err(EbpfError::Missing(name)),

@@ -18,6 +18,7 @@ use crate::fragments::{self, Fragments};
 use crate::groups;
 use crate::limited::Counted;
 use crate::links::{Links, Pin};
+use crate::meter::Maps;
 use crate::network::{Device, Network};
 use crate::observed::{
     Homes, NO_ALLOCATION, Observed, from_map, from_map6, from_network, to_map, to_map6, to_network,
@@ -68,6 +69,7 @@ pub fn open(args: &Args) -> Result<Box<dyn Plane>, PlaneError> {
         flows: args.max_flows,
         blocks: args.max_blocks,
         destinations: args.max_destinations,
+        meters: args.max_meters,
         ..MapSizes::default()
     };
     let mut dataplane =
@@ -75,10 +77,12 @@ pub fn open(args: &Args) -> Result<Box<dyn Plane>, PlaneError> {
     let flows = dataplane.table(FORWARD_TABLE).map_err(load)?.limit;
     let blocks = dataplane.max_entries("BLOCKS").map_err(load)?;
     let destinations = dataplane.max_entries("DESTINATIONS").map_err(load)?;
+    let meters = dataplane.max_entries("METER_USE").map_err(load)?;
     for (map, flag, size, wanted) in [
         ("FORWARD", "--max-flows", flows, sizes.flows),
         ("BLOCKS", "--max-blocks", blocks, sizes.blocks),
         ("DESTINATIONS", "--max-destinations", destinations, sizes.destinations),
+        ("METER_USE", "--max-meters", meters, sizes.meters),
     ] {
         if size != wanted {
             tracing::warn!(
@@ -634,6 +638,10 @@ impl Plane for Kernel {
         let failed = |error: &dyn std::error::Error| PlaneError::Sweeper(chain(error));
         let tables = Kept::new(&self.dataplane).map_err(|error| failed(&error))?;
         Sweeper::start(tables).map_err(|error| failed(&error))
+    }
+
+    fn meters(&self) -> Result<Maps, PlaneError> {
+        Maps::open(&self.dataplane).map_err(|error| PlaneError::Read { map: "METERS", reason: chain(&error) })
     }
 
     fn fragments(&self) -> Result<Fragments, PlaneError> {

@@ -54,6 +54,7 @@ pub mod links;
 pub mod live;
 pub mod load;
 pub mod local;
+pub mod meter;
 pub mod metrics;
 pub mod names;
 pub mod neighbour;

@@ -1,7 +1,7 @@
 //! The node agent's process: wires the watches, the event sources, the controller and the servers together.
 
 use aegis_node_agent::args::{Args, LogFormat};
-use aegis_node_agent::controller::{Controller, Signals};
+use aegis_node_agent::controller::{Controller, Signals, Tell};
 use aegis_node_agent::lease::{self, Access};
 use aegis_node_agent::metrics::Metrics;
 use aegis_node_agent::names::Names;
@@ -119,8 +119,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let counted = metrics.clone();
     let (socket, wait) = (args.nri_socket.clone(), Duration::from_millis(args.nri_wait));
     let (said, waited) = (Arc::clone(&signals), metrics.clone());
+    let tell: Tell = Arc::new(|_, _, _| {});
     let controller =
-        Controller::new(args, open, shared, signals, metrics, netlink, report, held, names.clone());
+        Controller::new(args, open, tell, shared, signals, metrics, netlink, report, held, names.clone());
     let listening = controller.listening();
     let answered = names.clone();
     tokio::spawn(async move { names::serve(answered, listening).await });

@@ -96,6 +96,8 @@ pub struct Most {
 pub struct Allocation {
     /// Labels that the nodes of each site carry (see [`gateway::label`]), in the order of the sites' names.
     pub sites: Vec<Vec<u64>>,
+    /// Their names, in the same order.
+    pub site_names: Vec<String>,
     /// Time-outs of its flows.
     pub timeouts: Timeouts,
     /// Ports that may rest at a time on a node.
@@ -224,7 +226,8 @@ pub fn allocation(object: &EgressAllocation) -> (AllocationName, Allocation) {
     let max_resting = object.spec.timeouts.max_resting_ports.unwrap_or(ANY_NUMBER);
     let by_name: BTreeMap<&String, _> =
         object.spec.sites.iter().map(|site| (&site.name, &site.node_selector)).collect();
-    let sites = by_name.into_values().map(|selector| labels(selector).collect());
+    let (site_names, sites) =
+        by_name.into_iter().map(|(name, selector)| (name.clone(), labels(selector).collect())).unzip();
     let ports = &object.spec.ports;
     let slice = |port: u32| u8::try_from(port / slice::PORTS).unwrap_or(slice::LAST);
     let slices = SliceSet::range(slice(ports.first).max(slice::FIRST), slice(ports.last));
@@ -233,7 +236,7 @@ pub fn allocation(object: &EgressAllocation) -> (AllocationName, Allocation) {
         flows: limits.flows.unwrap_or_default(),
         per_second: limits.new_flows_per_second.unwrap_or_default(),
     });
-    (name, Allocation { sites: sites.collect(), timeouts, max_resting, per_pod, slices, per_node_max })
+    (name, Allocation { sites, site_names, timeouts, max_resting, per_pod, slices, per_node_max })
 }
 
 /// Reads an EgressAddress.

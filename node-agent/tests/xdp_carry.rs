@@ -7,6 +7,7 @@ use aegis_common::*;
 use aegis_node_agent::carry::{Change, Entry, SERIES, STEPS, Step};
 use aegis_node_agent::ebpf::MapSizes;
 use aegis_node_agent::flows::Table;
+use aegis_node_agent::meter::Maps;
 use aegis_node_agent::observed::NO_ALLOCATION;
 use aegis_node_agent::raw::{self, Sizes};
 use aegis_node_agent::sweep::for_each;
@@ -26,6 +27,7 @@ const SIZES: MapSizes = MapSizes {
     destinations: 1 << 16,
     ports: 1 << 16,
     verdicts: 1 << 17,
+    meters: 1 << 12,
 };
 /// Layouts of the same version under other numbers.
 const OTHER: u32 = SCHEMA + SERIES;
@@ -71,6 +73,27 @@ fn xdp_carry_flows_keep_their_ports_and_no_port_is_given_twice() {
     assert_eq!(new.values().flatten().count(), 56);
     assert_eq!(world.consistent(), 256);
     assert!(!world.root().join(format!("v{SCHEMA}")).exists(), "nothing is left of the version before");
+}
+
+#[test]
+fn xdp_carry_flows_count_as_in_use_until_they_end() {
+    let mut world = World::sized(&SIZES);
+    let mut meters = Maps::open(&world.plane).unwrap();
+    meters.give_out().unwrap();
+    sent(&world, 10_000..10_100, SYN);
+    let key = flow(6, (POD, 10_000), (ORIGIN, 443));
+    assert_ne!(u32::from(world.forward(&key).unwrap().meter), REST_METER);
+    drop(world.load_beside(OTHER, STEPS, &SIZES));
+    world.plane.take_over(&none(), now()).unwrap();
+    // Numbers of the other version's meters mean nothing here.
+    assert_eq!(u32::from(world.forward(&key).unwrap().meter), REST_METER);
+    let mut meters = Maps::open(&world.plane).unwrap();
+    let mut in_use = || meters.look([REST_METER].into_iter()).unwrap().meters[&REST_METER].0.in_use;
+    assert_eq!(in_use(), 100);
+    let over = ForwardValue { last_seen: 1, seen: SEEN_RST, ..world.forward(&key).unwrap() };
+    world.set_forward(key, over);
+    assert_eq!(world.plane.sweeper().unwrap().flows(&[key]).unwrap(), 1);
+    assert_eq!(in_use(), 99);
 }
 
 #[test]
@@ -242,8 +265,8 @@ fn pin_version(world: &World, schema: u32, shape: Shape) {
         let map = MapData::from_pin(&path).unwrap();
         let info = map.info().unwrap();
         let kind = info.map_type().unwrap() as u32;
-        // Those of one CPU each are not carried.
-        if kind == 6 {
+        // Those of one CPU each are not carried, nor is a queue.
+        if kind == 6 || kind == 22 {
             continue;
         }
         let sizes = Sizes { key: info.key_size() as usize, value: info.value_size() as usize };

@@ -17,6 +17,7 @@ const SIZES: MapSizes = MapSizes {
     destinations: 1 << 16,
     ports: 1 << 16,
     verdicts: 1 << 17,
+    meters: 1 << 12,
 };
 
 fn segment(pod_port: u16, flags: u8) -> Packet {

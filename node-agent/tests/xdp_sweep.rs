@@ -29,7 +29,7 @@ fn open(world: &World, packet: &Packet) -> (FlowKey, FlowKey) {
 }
 
 /// Sets when the last packets passed, and what was seen.
-fn set(world: &mut World, keys: &(FlowKey, FlowKey), out: (u32, u16), back: (u32, u16)) {
+fn set(world: &mut World, keys: &(FlowKey, FlowKey), out: (u32, u8), back: (u32, u8)) {
     let forward = ForwardValue { last_seen: out.0, seen: out.1, ..world.forward(&keys.0).unwrap() };
     let reverse = ReverseValue { last_seen: back.0, seen: back.1, ..world.reverse(&keys.1).unwrap() };
     world.set_forward(keys.0, forward);

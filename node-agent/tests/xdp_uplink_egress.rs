@@ -78,6 +78,7 @@ fn xdp_uplink_egress_enters_the_flow_into_all_tables() {
         last_seen: forward.last_seen,
         incarnation: INCARNATION,
         peer: 0,
+        meter: REST_METER as u16,
     };
     assert_eq!(forward, expected);
     let key = flow(6, (EGRESS, port), (ORIGIN, 443));

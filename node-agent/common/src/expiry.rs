@@ -29,7 +29,7 @@ pub enum Phase {
 /// An RST from outside may be anybody's, since sequence numbers are not followed: of an established connection it proves
 /// nothing before the pod agrees (RFC 7857 section 2.2). A connection that the pod has not yet acknowledged is refused by it.
 #[inline(always)]
-pub fn phase(protocol: u8, out: u16, back: u16) -> Phase {
+pub fn phase(protocol: u8, out: u8, back: u8) -> Phase {
     match protocol {
         TCP if out & SEEN_RST != 0 || out & back & SEEN_FIN != 0 => Phase::Closed,
         TCP if back & SEEN_RST != 0 && (out & SEEN_FIN != 0 || out & SEEN_ACK == 0) => Phase::Closed,
@@ -66,7 +66,7 @@ pub fn expired(
 mod tests {
     use super::*;
 
-    fn flow(out: u16, back: u16, last: u32) -> (ForwardValue, ReverseValue) {
+    fn flow(out: u8, back: u8, last: u32) -> (ForwardValue, ReverseValue) {
         let forward = ForwardValue { seen: out, last_seen: last, ..Default::default() };
         (forward, ReverseValue { seen: back, last_seen: last / 2, ..Default::default() })
     }

@@ -57,14 +57,16 @@ pub struct ForwardValue {
     /// address has no part in it.
     pub incarnation: u32,
     /// What was seen in this direction: [`SEEN_SYN`] and the others.
-    pub seen: u16,
+    pub seen: u8,
+    /// Not 0: [`ReverseValue::buried`] was set, which a packet of the pod undoes.
+    pub buried: u8,
     /// Index into `PEERS` of the other node that takes part: the gateway through which the flow leaves, or, on the
     /// gateway, the node whose pod it is of. 0 = none.
     pub peer: u16,
     /// Index of the binding that made the flow (see `VerdictValue::binding`).
     pub binding: u16,
-    /// Not 0: [`ReverseValue::buried`] was set, which a packet of the pod undoes.
-    pub buried: u16,
+    /// Number of the flow's meter; [`REST_METER`](crate::REST_METER) also where another node translates it, and meters it.
+    pub meter: u16,
 }
 map_type!(ForwardValue, 32);
 
@@ -105,9 +107,11 @@ pub struct ReverseValue {
     /// Second at which the flow was made.
     pub made: u32,
     /// What was seen in this direction: [`SEEN_SYN`] and the others.
-    pub seen: u16,
+    pub seen: u8,
     /// Not 0: the pod is gone. The port rests, and nothing is taken to the next pod with that address.
-    pub buried: u16,
+    pub buried: u8,
+    /// As in [`ForwardValue::meter`].
+    pub meter: u16,
 }
 map_type!(ReverseValue, 24);
 
@@ -120,20 +124,20 @@ impl ReverseValue {
 }
 
 /// A TCP SYN passed in this direction.
-pub const SEEN_SYN: u16 = 1;
+pub const SEEN_SYN: u8 = 1;
 /// A TCP segment without SYN (so, one that acknowledges) passed in this direction.
-pub const SEEN_ACK: u16 = 2;
+pub const SEEN_ACK: u8 = 2;
 /// A TCP FIN passed in this direction.
-pub const SEEN_FIN: u16 = 4;
+pub const SEEN_FIN: u8 = 4;
 /// A TCP RST passed in this direction.
-pub const SEEN_RST: u16 = 8;
+pub const SEEN_RST: u8 = 8;
 /// The flow may take the fast path, in both directions: it is established, as conntrack has seen too, and the pod's packets had its key
 /// before the host stack touched them, so that answers need no more translation than the uplink's.
-pub const SEEN_FAST: u16 = 16;
+pub const SEEN_FAST: u8 = 16;
 
 /// Not seen, but known when the flow was made: what its gateway refuses for want of a port may leave from the policy's secondary
 /// allocation.
-pub const HAS_SECONDARY: u16 = 1 << 15;
+pub const HAS_SECONDARY: u8 = 1 << 7;
 
 /// Key of `SPENT`: a gateway that had no port for a new flow of an allocation towards an origin.
 #[repr(C)]
@@ -190,8 +194,8 @@ pub struct FragmentValue {
     pub seen: u32,
     /// Identification that replaces the datagram's (out), host order.
     pub identification: u16,
-    /// Zero.
-    pub pad: u16,
+    /// As in [`ForwardValue::meter`].
+    pub meter: u16,
 }
 map_type!(FragmentValue, 16);
 
@@ -211,7 +215,7 @@ pub const ACK: u8 = 16;
 /// What a direction has seen after a segment with these flags. A segment that goes on after an RST shows that the RST
 /// did not end the connection.
 #[inline(always)]
-pub fn seen_after(seen: u16, flags: u8) -> u16 {
+pub fn seen_after(seen: u8, flags: u8) -> u8 {
     let mut seen = seen;
     if flags & RST != 0 {
         return seen | SEEN_RST;

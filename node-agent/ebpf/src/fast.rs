@@ -29,7 +29,7 @@ const PLAIN: u8 = 0x45;
 
 /// Whether a packet of a flow that saw this in its direction neither opens nor closes it.
 #[inline(always)]
-pub fn goes_on(seen: u16, flags: u8) -> bool {
+pub fn goes_on(seen: u8, flags: u8) -> bool {
     flags & (SYN | FIN | RST) == 0 && seen & (SEEN_FIN | SEEN_RST) == 0
 }
 

@@ -8,6 +8,7 @@ use crate::atomics;
 use crate::headers::TCP;
 use crate::load;
 use crate::maps;
+use crate::meter;
 use crate::ports;
 use crate::table::{self, Forward, Reverse};
 use aegis_common::*;
@@ -39,6 +40,7 @@ pub fn find(key: &FlowKey) -> Found {
             seen: (&raw const (*place).seen).read_volatile(),
             peer: (&raw const (*place).peer).read_volatile(),
             binding: (&raw const (*place).binding).read_volatile(),
+            meter: (&raw const (*place).meter).read_volatile(),
             buried: (&raw const (*place).buried).read_volatile(),
             life: (&raw const (*place).life).read_volatile(),
         }
@@ -116,7 +118,7 @@ impl Found {
 
 /// What a connection saw, which is forgotten when it has ended, by whichever side, and the pod uses its port for a new one.
 #[inline(always)]
-fn reopened(flow: &ForwardValue, key: &FlowKey) -> u16 {
+fn reopened(flow: &ForwardValue, key: &FlowKey) -> u8 {
     let back = find_back(&reverse_key(key, flow));
     if !back.exists() || (flow.seen | back.value.seen) & (SEEN_FIN | SEEN_RST) == 0 {
         return flow.seen;
@@ -149,6 +151,7 @@ pub fn find_back(key: &FlowKey) -> Back {
             made: (&raw const (*place).made).read_volatile(),
             seen: (&raw const (*place).seen).read_volatile(),
             buried: (&raw const (*place).buried).read_volatile(),
+            meter: REST_METER as u16,
             digest: (&raw const (*place).digest).read_volatile(),
         }
     };
@@ -161,9 +164,23 @@ impl Back {
         !self.place.is_null()
     }
 
+    /// The flow's meter. (Not copied with the rest, for the sake of the stack.)
+    #[inline(always)]
+    pub fn meter(&self) -> u16 {
+        // SAFETY: map values stay readable until the program ends.
+        unsafe { (&raw const (*self.place).meter).read_volatile() }
+    }
+
+    /// Notes a packet in of so many bytes that is taken to the pod, and meters it.
+    #[inline(always)]
+    pub fn receive(&self, seen: u8, bytes: u32) {
+        self.touch(seen);
+        meter::receives(u32::from(self.meter()), bytes);
+    }
+
     /// Notes a packet in.
     #[inline(always)]
-    pub fn touch(&self, seen: u16) {
+    pub fn touch(&self, seen: u8) {
         let now = maps::now();
         // SAFETY: as in `Found::touch`.
         let back = unsafe { &mut *self.place };
@@ -211,6 +228,7 @@ pub fn back(back_key: &FlowKey, key: &FlowKey, flow: &ForwardValue) -> ReverseVa
         pod_port: key.local_port,
         peer: flow.peer,
         made: flow.last_seen,
+        meter: flow.meter,
         ..Default::default()
     }
 }
@@ -231,7 +249,8 @@ pub struct Exit {
     pub egress: u32,
     pub egress_port: u16,
     pub peer: u16,
-    pub allocation: u32,
+    pub allocation: u16,
+    pub meter: u16,
     /// Lower half of the flow's life; the upper one is in the key.
     life: u32,
 }
@@ -239,7 +258,7 @@ pub struct Exit {
 impl Leaving {
     #[inline(always)]
     pub fn new(key: FlowKey) -> Leaving {
-        Leaving { key, way: Exit { egress: 0, egress_port: 0, peer: 0, allocation: 0, life: 0 } }
+        Leaving { key, way: Exit { egress: 0, egress_port: 0, peer: 0, allocation: 0, meter: 0, life: 0 } }
     }
 
     /// Ends the flow: see [`Found::end`]. (Not where it was found, for the sake of the stack.)
@@ -257,7 +276,8 @@ impl Exit {
         self.egress = flow.egress;
         self.egress_port = flow.egress_port;
         self.peer = flow.peer;
-        self.allocation = u32::from(flow.allocation);
+        self.allocation = flow.allocation;
+        self.meter = flow.meter;
         self.life = flow.life as u32;
     }
 }
@@ -308,10 +328,13 @@ extern "C" fn finish(key: *const FlowKey, life: u64, egress: u32, port: u32) -> 
     }
     // It has ended, and counts no more. (Said first for the sake of the stack: nothing of it is kept then.)
     // SAFETY: as above; nobody writes these fields once the flow is made.
-    let (allocation, incarnation, peer) = unsafe {
+    let (allocation, incarnation, peer, meter) = unsafe {
         let value = &*seen.value;
-        (u32::from(value.allocation), value.incarnation, value.peer)
+        (u32::from(value.allocation), value.incarnation, value.peer, u32::from(value.meter))
     };
+    if egress != key.local {
+        meter::ends(meter);
+    }
     let pod = match peer != 0 && egress != key.local {
         true => load::GUEST,
         false => LoadKey::pod(key.local, incarnation, allocation).id,

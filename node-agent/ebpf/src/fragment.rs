@@ -4,6 +4,7 @@
 use crate::flow;
 use crate::headers::{self, ETH_LEN};
 use crate::maps::{self, EARLY, EARLY_SCRATCH, FRAGMENTS_IN, HOMES};
+use crate::meter;
 use crate::reverse;
 use crate::steer::{self, Inbound, Step, owner};
 use crate::tunnel::{self, Arrival};
@@ -40,8 +41,8 @@ pub fn first(ctx: &XdpContext, config: &Config, inbound: &Inbound, port: u16) ->
             return Some(tunnel::send(ctx, config, inbound, home, VNI_FRAGMENT));
         }
     }
-    let (pod, peer) = pod_of(ctx, inbound).unwrap_or((0, 0));
-    let value = FragmentValue { address: pod, port, peer, seen: maps::now(), ..Default::default() };
+    let (pod, peer, meter) = pod_of(ctx, inbound).unwrap_or((0, 0, 0));
+    let value = FragmentValue { address: pod, port, peer, seen: maps::now(), meter, ..Default::default() };
     let _ = FRAGMENTS_IN.insert(&key(inbound), &value, u64::from(BPF_ANY));
     None
 }
@@ -70,6 +71,7 @@ pub fn later(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Step {
     if peer != 0 && u32::from(inbound.ip.total_length()) > config.tunnel_mtu {
         return Step::Drop(Counter::DropTooBig);
     }
+    meter::receives(u32::from(first.meter), u32::from(inbound.ip.total_length()));
     match reverse::destination(ctx, inbound, pod) {
         Some(()) if peer != 0 => steer::to_pod_elsewhere(ctx, config, inbound, peer),
         Some(()) => {
@@ -130,10 +132,10 @@ fn forward(ctx: &XdpContext, config: &Config, inbound: &Inbound, port: u16) -> S
     tunnel::send(ctx, config, inbound, owner, VNI_STEER)
 }
 
-/// The pod whose flow a first fragment belongs to and the node it is on, if the flow is translated here.
+/// The pod whose flow a first fragment belongs to, the node it is on, and the flow's meter, if the flow is translated here.
 #[inline(always)]
-fn pod_of(ctx: &XdpContext, inbound: &Inbound) -> Option<(u32, u16)> {
+fn pod_of(ctx: &XdpContext, inbound: &Inbound) -> Option<(u32, u16, u16)> {
     let key = reverse::key(ctx, inbound)?;
     let back = flow::find_back(&key);
-    (back.exists() && back.value.buried == 0).then_some((back.value.pod, back.value.peer))
+    (back.exists() && back.value.buried == 0).then(|| (back.value.pod, back.value.peer, back.meter()))
 }

@@ -7,7 +7,8 @@ use crate::flow::{self, Leaving};
 use crate::headers::{self, ACK, ETH_LEN, Ipv4, SYN, Transport};
 use crate::icmp_out::key_to_pod;
 use crate::identification;
-use crate::maps::{self, ADDRESSES, FRAGMENTS_OUT};
+use crate::maps::{self, ADDRESSES, FRAGMENTS_OUT, OPENING};
+use crate::meter;
 use crate::opening::{self, Opener};
 use crate::refuse;
 use crate::reverse::{replace_checksum, replace_word};
@@ -17,7 +18,8 @@ use crate::steer::{Inbound, Step};
 use crate::tunnel::{self, Arrival, Received};
 use crate::xdp;
 use aegis_common::*;
-use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::bindings::{BPF_ANY, xdp_md};
+use aya_ebpf::helpers::bpf_xdp_load_bytes;
 use aya_ebpf::programs::XdpContext;
 
 const MALFORMED: Stop = Stop::Drop(Counter::DropMalformedIn);
@@ -42,7 +44,10 @@ pub fn run(
         },
         Err(Stop::Drop(reason)) => Step::Drop(reason),
         Err(Stop::Refuse(_)) if maps::taking_over() => Step::Drop(Counter::DropTakingOver),
-        Err(Stop::Refuse(reason)) => refuse(ctx, config, ip, transport_offset, received.peer, reason),
+        Err(Stop::Refuse(reason)) => {
+            count_refusal(ctx.ctx, transport_offset as u32, reason as u32);
+            refuse(ctx, config, ip, transport_offset, received.peer, reason)
+        }
     }
 }
 
@@ -65,6 +70,7 @@ fn translate(
         if fence::is_closed(first.address) {
             return Err(FENCED);
         }
+        meter::sends(u32::from(first.meter), 1, u64::from(ip.total_length()));
         source(ctx, ip, first.address).ok_or(MALFORMED)?;
         renumber(ctx, first.identification).ok_or(MALFORMED)?;
         return Ok(first.address);
@@ -107,6 +113,10 @@ fn translate(
             if !opens {
                 return Err(Stop::Refuse(Counter::RefuseNoFlow));
             }
+            if let Some(opening) = OPENING.get_ptr_mut(0) {
+                // SAFETY: a per-CPU value.
+                unsafe { (*opening).asked = allocation };
+            }
             opening::make(&mut leaving, allocation, Opener { incarnation: 0, binding: 0, peer }, flags)?;
         }
     }
@@ -117,9 +127,11 @@ fn translate(
         true => identification::next_identification(egress, ip.destination, flow, 1) as u16,
         false => 0,
     };
+    let meter = leaving.way.meter;
+    meter::sends(u32::from(meter), 1, u64::from(ip.total_length()));
     if ip.is_first_fragment() {
         let value =
-            FragmentValue { address: egress, port, peer: 0, seen: maps::now(), identification, pad: 0 };
+            FragmentValue { address: egress, port, peer: 0, seen: maps::now(), identification, meter };
         let _ = FRAGMENTS_OUT.insert(&fragment_key(ip), &value, u64::from(BPF_ANY));
     }
     rewrite(ctx, ip, transport_offset, &transport, egress, port).ok_or(MALFORMED)?;
@@ -323,9 +335,37 @@ fn refuse(
     maps::count(Counter::RefusalSent, 0);
     let inbound = Inbound { ip, transport_offset: ETH_LEN + 20, address: 0, arrival: Arrival::Guest };
     // Another node may have what is missing here, unless nobody listens there.
-    let missing =
-        matches!(reason, Counter::RefuseNoPort | Counter::RefuseFenced | Counter::RefuseUnavailable);
     // SAFETY: only presence matters.
-    let elsewhere = missing && unsafe { ADDRESSES.get(&asked) }.is_none();
+    let elsewhere = may_be_elsewhere(reason) && unsafe { ADDRESSES.get(&asked) }.is_none();
     tunnel::send(ctx, config, &inbound, peer, if elsewhere { VNI_REFUSED } else { VNI_RETURN })
+}
+
+/// Whether another node may have what is missing here. The pod's node counts the flow as refused, if it is in the end.
+#[inline(always)]
+fn may_be_elsewhere(reason: Counter) -> bool {
+    matches!(reason, Counter::RefuseNoPort | Counter::RefuseFenced | Counter::RefuseUnavailable)
+}
+
+/// Counts a new flow that is refused here and nowhere else. A function of its own for the stack's sake.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn count_refusal(ctx: *mut xdp_md, transport: u32, reason: u32) -> u32 {
+    let reason = Counter::from_index(reason).unwrap_or(Counter::RefuseNoFlow);
+    let opens_nothing = matches!(reason, Counter::RefuseNoFlow | Counter::RefuseProtocol);
+    let ctx = &XdpContext::new(ctx);
+    let Some(ip) = xdp::at::<Ipv4>(ctx, ETH_LEN) else { return 0 };
+    let mut ports = Transport { bytes: [0; 8] };
+    let (to, length) = ((&raw mut ports).cast(), size_of::<Transport>() as u32);
+    // SAFETY: eight bytes have room.
+    if unsafe { bpf_xdp_load_bytes(ctx.ctx, transport, to, length) } != 0 {
+        return 0;
+    }
+    // SAFETY: within the frame.
+    let key = unsafe { snat::key(&*ip, &ports) };
+    let Some(opening) = OPENING.get_ptr_mut(0) else { return 0 };
+    if opens_nothing || may_be_elsewhere(reason) {
+        return 0;
+    }
+    // SAFETY: a per-CPU value; what is left has been asked for just before.
+    meter::refuses(&raw const key, unsafe { (*opening).asked }, 0, reason as u32)
 }

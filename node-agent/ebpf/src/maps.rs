@@ -5,7 +5,7 @@ use aegis_common::*;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf};
 
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -109,6 +109,32 @@ pub static RULES: PerCpuArray<RuleValue> = PerCpuArray::with_max_entries(2 * RUL
 /// forgotten here is counted twice, and nothing more.
 #[map]
 pub static OBSERVED: LruHashMap<ObservedKey, u32> = LruHashMap::with_max_entries(16384, 0);
+
+/// Numbers of meters, by what they meter.
+#[map]
+pub static METER_INDEX: HashMap<MeterKey, u32> = HashMap::with_max_entries(MAX_METERS, BPF_F_NO_PREALLOC);
+/// What was counted, by number.
+#[map]
+pub static METERS: PerCpuArray<MeterValue> = PerCpuArray::with_max_entries(MAX_METERS, 0);
+/// Ports in use, by number.
+#[map]
+pub static METER_USE: Array<MeterUse> = Array::with_max_entries(MAX_METERS, BPF_F_MMAPABLE);
+/// Numbers that nobody has.
+#[map]
+pub static FREE_METERS: Queue<u32> = Queue::with_max_entries(MAX_METERS, 0);
+/// What of `METERS` the agent has told: its own.
+#[map]
+pub static METERS_TOLD: Array<MeterValue> = Array::with_max_entries(MAX_METERS, 0);
+/// Second since boot up to which it has told: its own.
+#[map]
+pub static METER_CLOCK: Array<u64> = Array::with_max_entries(1, 0);
+/// New flows that were refused.
+#[map]
+pub static REFUSALS: HashMap<RefusalKey, u64> = HashMap::with_max_entries(MAX_REFUSALS, BPF_F_NO_PREALLOC);
+/// How many of them the agent has told: its own.
+#[map]
+pub static REFUSALS_TOLD: HashMap<RefusalKey, u64> =
+    HashMap::with_max_entries(MAX_REFUSALS, BPF_F_NO_PREALLOC);
 
 /// What a new flow asks for, while a port is sought: see `opening`.
 #[map]

@@ -3,6 +3,7 @@
 use crate::flow::{self, Entered, Leaving};
 use crate::load;
 use crate::maps::{self, ALLOCATIONS, OPENING};
+use crate::meter;
 use crate::ports::{self, Claim};
 use crate::snat::Stop;
 use crate::table;
@@ -17,11 +18,11 @@ pub struct Opener {
     pub peer: u16,
 }
 
-/// Makes a flow of an allocation, or finds the one that another CPU has just made.
+/// Makes a flow of an allocation for a pod of another node, or finds the one that another CPU has just made.
 #[inline(always)]
 pub fn make(leaving: &mut Leaving, allocation: u32, by: Opener, flags: u8) -> Result<(), Stop> {
     let whose = u64::from(by.incarnation) << 32 | u64::from(by.binding) << 16 | u64::from(by.peer);
-    result(make_flow(leaving, allocation, whose, u32::from(flags) | allocation << 16))
+    result(make_flow(leaving, allocation, whose, u32::from(flags) | allocation << 16, false))
 }
 
 /// The same of one of two allocations: of the second where the first has nothing that a flow could leave from now, be it a node or a
@@ -38,7 +39,7 @@ pub fn make_of_either(
     let mut first = MADE;
     // A loop, since a function of its own would be one call too deep.
     loop {
-        let made = make_flow(leaving, allocation, whose, u32::from(flags) | second << 16);
+        let made = make_flow(leaving, allocation, whose, u32::from(flags) | second << 16, true);
         if first != MADE {
             if made == MADE {
                 maps::count(Counter::SecondaryFlow, 0);
@@ -78,9 +79,10 @@ fn drop(counter: Counter) -> u32 {
 }
 
 /// Makes a flow: [`MADE`], or the counter of why not. The upper half of `flags` is the allocation that is turned to if no port can be had
-/// of this one; the same, if there is no other.
+/// of this one; the same, if there is no other. `local`: the pod is this node's, as the caller
+/// knows when it is compiled: a gateway has no use for others, and no stack.
 #[inline(always)]
-fn make_flow(leaving: &mut Leaving, allocation: u32, whose: u64, flags: u32) -> u32 {
+fn make_flow(leaving: &mut Leaving, allocation: u32, whose: u64, flags: u32, local: bool) -> u32 {
     if maps::taking_over() {
         return drop(Counter::DropTakingOver);
     }
@@ -91,7 +93,6 @@ fn make_flow(leaving: &mut Leaving, allocation: u32, whose: u64, flags: u32) -> 
         load::NO_COUNT => return Counter::RefuseTableFull as u32,
         limit => return reason(limit) as u32,
     }
-    let local = whose as u16 == 0;
     let here = !local || ALLOCATIONS.get(allocation).is_some_and(|allocation| allocation.count != 0);
     let mut outcome = if here {
         open_here(leaving, allocation, whose, flags)
@@ -204,6 +205,8 @@ pub struct Opening {
     /// The way back: its key in `REVERSE`, and its value.
     pub back_key: FlowKey,
     pub back: ReverseValue,
+    /// Allocation that a guest has asked for: see `guest`.
+    pub asked: u32,
     /// A gateway of which it is asked whether it has a port: see `via`.
     pub spent: SpentKey,
 }
@@ -244,6 +247,7 @@ extern "C" fn open_here(leaving: *mut Leaving, allocation: u32, whose: u64, flag
     let entered = flow::enter(key, flow);
     if let Entered::New = entered {
         leaving.way.like(flow);
+        meter::begins(u32::from(leaving.way.meter));
         return ports::TAKEN;
     }
     undo(key, flow.egress, u32::from(flow.egress_port));

@@ -8,6 +8,7 @@ use crate::fence;
 use crate::flow;
 use crate::load;
 use crate::maps::{self, BLOCKS, GROWING, HOLDINGS, OPENING, PULSE, SCRATCH};
+use crate::meter;
 use crate::opening::Opening;
 use crate::table;
 use aegis_common::*;
@@ -208,6 +209,7 @@ extern "C" fn next_address(claim: *mut Claim) -> u32 {
 /// Enters a flow that has taken a port into `REVERSE`. False if another port should be tried.
 #[inline(always)]
 pub fn enter(opening: &mut Opening) -> bool {
+    opening.claim.flow.meter = meter::find_meter(opening) as u16;
     let Opening { claim, back_key, back, .. } = opening;
     *back_key = flow::reverse_key(&claim.key, &claim.flow);
     *back = flow::back(back_key, &claim.key, &claim.flow);

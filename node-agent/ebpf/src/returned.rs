@@ -30,7 +30,8 @@ pub fn run(ctx: &XdpContext, inbound: &Inbound, gateway: u32) -> Step {
     if !back.exists() || flow.pod != ip.destination || flow.buried != 0 || u32::from(flow.peer) != gateway {
         return Step::Drop(Counter::DropNoFlow);
     }
-    if inbound.arrival == Arrival::Refused && via::gives_way(&key) != 0 {
+    let refused = inbound.arrival == Arrival::Refused;
+    if refused && via::may_turn(&raw const key) != 0 && via::turn(&raw const key) != 0 {
         return Step::Drop(Counter::DropGatewayFull);
     }
     let seen = match ip.protocol {

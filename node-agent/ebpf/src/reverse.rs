@@ -122,22 +122,23 @@ fn rewrite(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u32, 
     may_go_on(config, inbound, &back)?;
     let change = difference(inbound.ip.destination, pod) + difference16(local_port.to_be(), pod_port.to_be());
     let mut goes_on = true;
+    let bytes = u32::from(inbound.ip.total_length());
     match inbound.ip.protocol {
         headers::TCP => {
-            let bytes = xdp::at::<[u8; 20]>(ctx, offset).ok_or(malformed)?;
+            let header = xdp::at::<[u8; 20]>(ctx, offset).ok_or(malformed)?;
             // SAFETY: within the frame.
-            let flags = unsafe { (*bytes)[13] };
+            let flags = unsafe { (*header)[13] };
             // Only a connection that is being opened from our side too can meet a SYN (RFC 5382 REQ-2).
             if flags & (SYN | ACK) == SYN && flow.seen != 0 {
                 return Err(Counter::DropNoFlow);
             }
-            back.touch(seen_after(flow.seen, flags));
+            back.receive(seen_after(flow.seen, flags), bytes);
             goes_on = fast::goes_on(flow.seen, flags);
             replace_checksum(ctx, offset + 16, change).ok_or(malformed)?;
             replace_word(ctx, offset + 2, pod_port.to_be()).ok_or(malformed)?;
         }
         headers::UDP => {
-            back.touch(flow.seen);
+            back.receive(flow.seen, bytes);
             // SAFETY: within the frame.
             let checksum = unsafe { *xdp::at::<u16>(ctx, offset + 6).ok_or(malformed)? };
             // Zero means "no checksum", so a computed zero is sent as ones (RFC 768).
@@ -149,7 +150,7 @@ fn rewrite(ctx: &XdpContext, config: &Config, inbound: &Inbound) -> Result<u32, 
             replace_word(ctx, offset + 2, pod_port.to_be()).ok_or(malformed)?;
         }
         _ => {
-            back.touch(flow.seen);
+            back.receive(flow.seen, bytes);
             let id = difference16(local_port.to_be(), pod_port.to_be());
             replace_checksum(ctx, offset + 2, id).ok_or(malformed)?;
             replace_word(ctx, offset + 4, pod_port.to_be()).ok_or(malformed)?;

@@ -7,7 +7,7 @@ use crate::headers::{self, ACK, ETH_LEN, ETH_P_IP, Ipv4, Packet, SYN, Transport}
 use crate::identification;
 use crate::maps::{self, ADDRESSES, FRAGMENTS_OUT};
 use crate::opening::{self, Opener};
-use crate::{bind, host, icmp_out, mss, observe, refuse, rule, six, via};
+use crate::{bind, host, icmp_out, meter, mss, observe, refuse, rule, six, via};
 use aegis_common::*;
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
@@ -209,7 +209,8 @@ fn translate(
     let renumbered = peer == 0 && identification::matters(&packet.ip);
     let identification = if renumbered { number(ctx, packet, egress, port) } else { 0 };
     if packet.ip.is_first_fragment() {
-        let value = FragmentValue { address: egress, port, peer, seen: maps::now(), identification, pad: 0 };
+        let meter = leaving.way.meter;
+        let value = FragmentValue { address: egress, port, peer, seen: maps::now(), identification, meter };
         let _ = FRAGMENTS_OUT.insert(&fragment_key(&packet.ip), &value, u64::from(BPF_ANY));
     }
     if protocol == headers::TCP && flags & SYN != 0 && config.mss != 0 {
@@ -218,8 +219,12 @@ fn translate(
     }
     if peer != 0 {
         let ports = u32::from(transport.source_port()) << 16 | u32::from(transport.destination_port());
-        return via::send(ctx, peer, leaving.way.allocation, ports);
+        return via::send(ctx, peer, u32::from(leaving.way.allocation), ports);
     }
+    let header = (packet.transport_offset - ETH_LEN) as u32
+        | (packet.transport_offset as u32) << 8
+        | u32::from(protocol == headers::TCP) << 16;
+    meter::sends_segments(ctx.skb.skb, u32::from(leaving.way.meter), packet.length, header);
     rewrite(ctx, packet, &transport, egress, port).map_err(|_| MALFORMED)?;
     if renumbered {
         identification::write(ctx, &packet.ip, identification).map_err(|_| MALFORMED)?;
@@ -336,18 +341,33 @@ fn open(generation: u32, class: u32, incarnation: u32, leaving: &mut Leaving, fl
     match verdict.action {
         ACTION_ALLOCATE => {
             let opener = Opener { incarnation, binding: number as u16, peer: 0 };
-            opening::make_of_either(leaving, [verdict.allocation, verdict.secondary], opener, flags)?;
-            rule::count_flow(by, number, rule::LEFT);
-            Ok(())
+            let made =
+                opening::make_of_either(leaving, [verdict.allocation, verdict.secondary], opener, flags);
+            match made {
+                Ok(()) => _ = rule::count_flow(by, number, rule::LEFT),
+                Err(Stop::Refuse(reason)) => refuses(leaving, verdict.allocation, number, reason),
+                Err(Stop::Drop(_)) => {}
+            }
+            made
         }
         ACTION_FORBID => {
             rule::count_flow(by, number, rule::DENIED);
+            refuses(leaving, NO_ALLOCATION, number, Counter::RefusePolicy);
             Err(Stop::Refuse(Counter::RefusePolicy))
         }
         _ => {
             rule::count_flow(by, number, rule::LACKED);
+            refuses(leaving, NO_ALLOCATION, number, Counter::RefuseUnavailable);
             Err(Stop::Refuse(Counter::RefuseUnavailable))
         }
+    }
+}
+
+/// Counts a new flow that is refused, unless it may come again and find its flow taken over.
+#[inline(always)]
+fn refuses(leaving: &Leaving, allocation: u16, number: u32, reason: Counter) {
+    if !maps::taking_over() {
+        meter::refuses(&raw const leaving.key, u32::from(allocation), number, reason as u32);
     }
 }
 
@@ -397,6 +417,7 @@ fn later_fragment(ctx: &TcContext, packet: &Packet) -> Result<i32, Stop> {
     if fence::is_closed(first.address) {
         return Err(Stop::Drop(Counter::DropFenced));
     }
+    meter::sends(u32::from(first.meter), 1, u64::from(packet.length));
     rewrite_source(ctx, packet, first.address)
         .and_then(|()| identification::write(ctx, &packet.ip, first.identification))
         .map_err(|_| MALFORMED)?;

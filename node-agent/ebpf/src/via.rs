@@ -6,6 +6,7 @@
 use crate::flow;
 use crate::headers::{self, ETH_LEN, Packet, SYN};
 use crate::maps::{self, OPENING, PEERS, SPENT as SPENT_GATEWAYS};
+use crate::meter;
 use crate::snat::Stop;
 use crate::split;
 use crate::tunnel::{Geneve, encapsulation, source_port};
@@ -92,11 +93,11 @@ fn is_spent(name: u32, gateway: u32, flow: &FlowKey) -> bool {
     maps::now().saturating_sub(*said) <= SPENT_LIFE
 }
 
-/// Notes that the gateway of a new flow has no port for it. Where there is another way the flow is ended, so that its next packet
-/// takes that: gives 1. A function of its own for the verifier's sake, like `take` in `ports`, and for that of the stack.
+/// Notes that the gateway of a new flow has no port for it. Gives 1 where there is another way, which the flow's next packet takes if it
+/// is ended. A function of its own for the verifier's sake, like `take` in `ports`, and for that of the stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn gives_way(key: *const FlowKey) -> u32 {
+pub extern "C" fn may_turn(key: *const FlowKey) -> u32 {
     // SAFETY: as above.
     let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
     let found = flow::find(key);
@@ -112,7 +113,21 @@ pub extern "C" fn gives_way(key: *const FlowKey) -> u32 {
     let Some(spent) = spent_key(named.name, gateway.address, key) else { return 0 };
     let _ = SPENT_GATEWAYS.insert(spent, &maps::now(), u64::from(BPF_ANY));
     let elsewhere = flow.seen & HAS_SECONDARY != 0 || choose(allocation, key) & SPENT == 0;
-    u32::from(elsewhere && found.end(key))
+    if !elsewhere {
+        meter::refuses(key, allocation, u32::from(flow.binding), Counter::RefuseNoPort as u32);
+    }
+    u32::from(elsewhere)
+}
+
+/// Ends a flow; gives 1 if there was one. A function of its own for the verifier's sake, like `take` in `ports`, and for that of the
+/// stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn turn(key: *const FlowKey) -> u32 {
+    // SAFETY: as above.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    let found = flow::find(key);
+    u32::from(found.exists() && found.end(key))
 }
 
 /// What is known of a gateway's silence.

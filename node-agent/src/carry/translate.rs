@@ -36,13 +36,15 @@ pub struct Step {
 /// All steps that this agent knows, in order.
 pub const STEPS: &[Step] = &[
     Step { from: 4, changes: &[("HOLDINGS", Change::Grown(48))] },
-    // The flows went from hashes into tables of our own, but what is known of each is the same.
+    // The flows went from hashes into tables of our own, and have meters.
     // Values of `FRAGMENTS_OUT` and `FRAGMENTS_IN` have grown, too: they are hints for seconds, and not carried.
     Step {
         from: 5,
         changes: &[
             ("ALLOCATIONS", Change::Anew(allocations_of_6)),
             ("CONFIG", Change::Grown(116)),
+            ("FORWARD", Change::Anew(forward_of_6)),
+            ("REVERSE", Change::Anew(reverse_of_6)),
             ("VERDICTS", Change::Anew(verdicts_of_6)),
         ],
     },
@@ -57,6 +59,24 @@ fn allocations_of_6(entry: Entry<'_>) -> Option<Entry<'_>> {
     let (rest, most) = if written { (REST, ANY_NUMBER) } else { (0, 0) };
     let value = [timeouts, &rest.to_ne_bytes(), gateways, &most.to_ne_bytes(), identity, &[0; 32]].concat();
     Some(Entry { key: entry.key, value: value.into() })
+}
+
+/// That a pod is gone is said beside what was seen, in place of the upper half of that, and there is a meter where it was said: of
+/// flows from before the one that meters the rest.
+fn flows_of_6(entry: Entry<'_>, seen: usize, buried: usize) -> Option<Entry<'_>> {
+    let mut value = entry.value.into_owned();
+    let gone = u8::from(*value.get(buried)? != 0);
+    *value.get_mut(seen + 1)? = gone;
+    value.get_mut(buried..buried + 2)?.fill(0);
+    Some(Entry { key: entry.key, value: value.into() })
+}
+
+fn forward_of_6(entry: Entry<'_>) -> Option<Entry<'_>> {
+    flows_of_6(entry, 24, 30)
+}
+
+fn reverse_of_6(entry: Entry<'_>) -> Option<Entry<'_>> {
+    flows_of_6(entry, 20, 22)
 }
 
 /// Verdicts name a second allocation. There was none, which the same one says.
@@ -142,6 +162,23 @@ mod tests {
         assert_eq!(translated(5, 6, "FORWARD", &[8]), Some((vec![3, 4, 1, 2], vec![8])));
         assert_eq!(translated(5, 6, "FORWARD", &[7]), None, "cannot be carried");
         assert_eq!(translated(4, 5, "HOLDINGS", &[7; 9]), None, "larger than it can have been");
+    }
+
+    #[test]
+    fn that_a_pod_is_gone_is_said_in_another_place() {
+        let flow = |map, mut value: Vec<u8>, at: usize| {
+            value[at] = 1;
+            let entry = Entry { key: vec![1; 16].into(), value: value.into() };
+            Way::between(5, 6, STEPS).unwrap().translate(map, entry).unwrap().value.into_owned()
+        };
+        // A SYN was seen in both.
+        let seen =
+            |length: usize, at: usize| (0..length).map(|byte| u8::from(byte == at)).collect::<Vec<u8>>();
+        let both = |length: usize, at: usize| {
+            (0..length).map(|byte| u8::from(byte == at || byte == at + 1)).collect::<Vec<u8>>()
+        };
+        assert_eq!(flow("FORWARD", seen(32, 24), 30), both(32, 24));
+        assert_eq!(flow("REVERSE", seen(24, 20), 22), both(24, 20));
     }
 
     #[test]

@@ -5,11 +5,14 @@ use crate::args::Args;
 use crate::desired::Shared;
 use crate::fragments::Fragments;
 use crate::kernel;
+use crate::meter::{Meters, Published};
 use crate::network::Network;
 use crate::observed::Observed;
 use crate::sweep::{Sweeper, Usage};
 use aegis_core::policy::Room;
+use aegis_usage_report::Row;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Time after which the maps are read again, in case somebody else wrote to them.
@@ -19,6 +22,9 @@ const LOAD_AGAIN: Duration = Duration::from_secs(3);
 
 /// Loads the data plane, or finds it pinned.
 pub type Open = Box<dyn Fn(&Args) -> Result<Box<dyn Plane>, PlaneError> + Send>;
+
+/// Takes what egress addresses were used for, from one second since the Unix epoch to another. It must not block.
+pub type Tell = Arc<dyn Fn(Vec<Row>, i64, i64) + Send + Sync>;
 
 /// The data plane, with what its maps hold.
 pub(super) struct Pinned {
@@ -35,10 +41,16 @@ pub(super) struct Pinned {
     fragments: Option<Fragments>,
     /// Why there is none.
     no_fragments: String,
+    meters: Option<Meters>,
+    /// Why there is none.
+    no_meters: String,
+    /// What numbers in the maps stand for.
+    pub names: Published,
+    tell: Tell,
 }
 
 impl Pinned {
-    pub fn new(open: Open, now: Instant) -> Pinned {
+    pub fn new(open: Open, tell: Tell, now: Instant) -> Pinned {
         Pinned {
             open,
             plane: None,
@@ -50,6 +62,10 @@ impl Pinned {
             no_sweeper: "it has not started yet".to_owned(),
             fragments: None,
             no_fragments: String::new(),
+            meters: None,
+            no_meters: String::new(),
+            names: Published::default(),
+            tell,
         }
     }
 
@@ -75,6 +91,7 @@ impl Pinned {
         }
         self.start_fragments();
         self.start_sweeper();
+        self.start_meters(args);
         let Some(plane) = &mut self.plane else { return new };
         if !doubted && now < self.read_at {
             return new;
@@ -126,10 +143,33 @@ impl Pinned {
         }
     }
 
+    fn start_meters(&mut self, args: &Args) {
+        let Some(plane) = &self.plane else { return };
+        if self.meters.is_some() || plane.inherits() {
+            return;
+        }
+        let tell = Arc::clone(&self.tell);
+        let start = |maps| {
+            let tell = move |rows, from, to| tell(rows, from, to);
+            Meters::start(maps, self.names.clone(), args.state.clone(), tell)
+                .map_err(|error| error.to_string())
+        };
+        match plane.meters().map_err(|error| error.to_string()).and_then(start) {
+            Ok(meters) => self.meters = Some(meters),
+            Err(error) => {
+                if self.no_meters != error {
+                    tracing::error!(error, "use is not metered");
+                }
+                self.no_meters = error;
+            }
+        }
+    }
+
     fn fail(&mut self, error: &PlaneError, now: Instant) {
         self.plane = None;
         self.sweeper = None;
         self.fragments = None;
+        self.meters = None;
         self.failure = error.to_string();
         self.open_at = now + LOAD_AGAIN;
     }

@@ -3,13 +3,48 @@
 use super::Controller;
 use crate::apply::Plane;
 use crate::countries::{self, State};
-use crate::desired::Desired;
+use crate::desired::{Desired, Inputs};
+use crate::meter::{Names, Whose};
 use crate::metrics::RuleCount;
+use crate::ops::Rules;
 use crate::status::NotReady;
 use crate::tally::Tally;
+use aegis_core::model::AllocationName;
 use aegis_core::policy::{EgressPolicy, RuleName};
 use aegis_crds::reason;
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+/// What numbers in the maps stand for.
+pub(super) fn names(
+    rules: &Arc<Rules>,
+    numbers: &BTreeMap<AllocationName, u32>,
+    wanted: &Desired,
+    inputs: &Inputs,
+) -> Names {
+    let mut addresses = BTreeMap::new();
+    let mut all: BTreeMap<u32, Vec<Ipv4Addr>> = BTreeMap::new();
+    for (address, own) in &wanted.addresses {
+        let Some(number) = own.allocation.as_ref().and_then(|name| numbers.get(name)) else { continue };
+        all.entry(*number).or_default().push(*address);
+        if !own.kept.is_empty() {
+            addresses.insert(*address, *number);
+        }
+    }
+    let whose = |(name, number): (&AllocationName, &u32)| {
+        let site = || {
+            let allocation = inputs.allocations.get(name)?;
+            allocation.site_names.get(allocation.site_of(inputs.nodes.get(&inputs.node)?)).cloned()
+        };
+        let sole = match all.get(number).map(Vec::as_slice) {
+            Some([address]) => Some(*address),
+            _ => None,
+        };
+        (*number, Whose { name: name.clone(), site: site().unwrap_or_default(), sole })
+    };
+    Names { rules: Arc::clone(rules), allocations: numbers.iter().map(whose).collect(), addresses }
+}
 
 impl Tally {
     /// Takes what the programs have counted for the rules that are known, and for so many numbers that may get names.

@@ -230,6 +230,7 @@ pub fn inputs(holdings: Vec<Holding>, timeouts: Timeouts) -> Inputs {
     };
     let limits = objects::Allocation {
         sites: Vec::new(),
+        site_names: Vec::new(),
         timeouts,
         max_resting: ANY_NUMBER,
         per_pod: Default::default(),
