@@ -6,7 +6,7 @@ use aegis_node_agent::lease::{self, Access};
 use aegis_node_agent::metrics::Metrics;
 use aegis_node_agent::names::Names;
 use aegis_node_agent::watch::Shared;
-use aegis_node_agent::{cni, groups, leave, live, names, network, nft, nri, server, status, watch};
+use aegis_node_agent::{cni, groups, leave, live, names, network, nft, nri, server, status, usage, watch};
 use anyhow::Context;
 use clap::Parser;
 use futures::StreamExt;
@@ -103,6 +103,15 @@ async fn run(args: Args) -> anyhow::Result<()> {
             tokio::time::sleep(Duration::from_secs(5)).await;
         }
     });
+
+    // What counts use hands its rows to this. Without it the agent works as well.
+    let reporter = usage::start(&args).unwrap_or_else(|error| {
+        tracing::error!(%error, "use is not reported");
+        None
+    });
+    if let Some(reporter) = reporter {
+        metrics.follow_usage(reporter);
+    }
 
     let tunnel_port = args.tunnel_port;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -45,6 +45,9 @@ pub enum Step {
     Wait(Arc<Notify>),
 }
 
+/// When a delivery came, and the numbers of its reports.
+pub type Came = (Instant, Vec<u64>);
+
 /// What happens to those that come, one after the other; afterwards all are taken.
 #[derive(Clone, Default)]
 pub struct Script {
@@ -53,8 +56,8 @@ pub struct Script {
     pub poison: Arc<Mutex<Option<u64>>>,
     /// Tokens that are believed.
     pub tokens: Arc<Mutex<BTreeSet<String>>>,
-    /// When each came, and the numbers of its reports.
-    pub came: Arc<Mutex<Vec<(Instant, Vec<u64>)>>>,
+    /// Those that came.
+    pub came: Arc<Mutex<Vec<Came>>>,
 }
 
 impl Script {
