@@ -34,6 +34,7 @@ integration() {
     aegis-crds) folder=crds/tests ;;
     aegis-cli) folder=cli/tests ;;
     aegis-usage) folder=operator/usage/tests ;;
+    aegis-delivery) folder=node-agent/delivery/tests ;;
     aegis-collector) folder=operator/usage/collector/tests ;;
     *) folder=tests/tests ;;
   esac
@@ -82,6 +83,7 @@ behind "neither root nor BPF linker" tests/bare.sh
 integration API aegis-operator ""
 integration "command line" aegis-cli ""
 integration collector aegis-usage collector
+integration "delivery of reports" aegis-delivery ""
 integration "collector in a cluster" aegis-collector collector
 if command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then
   integration "collector on PostgreSQL" aegis-usage postgres

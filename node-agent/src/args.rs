@@ -1,6 +1,7 @@
 //! Command line and environment.
 
 use aegis_core::policy::names::Limits;
+use aegis_delivery::Collector;
 use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
@@ -152,6 +153,30 @@ pub struct Args {
     #[arg(long, env = "AEGIS_STATE")]
     pub state: Option<PathBuf>,
 
+    /// Collector of use that this agent reports to, `https://HOST` or `https://HOST:PORT`. Not given: it does not report.
+    #[arg(long, env = "AEGIS_USAGE_COLLECTOR")]
+    pub usage_collector: Option<Collector>,
+
+    /// File of the token with which it reports: a projected one, for the collector's audience. It is read anew for each delivery.
+    #[arg(long, env = "AEGIS_USAGE_TOKEN", default_value = "/run/aegis/collector/token")]
+    pub usage_token: PathBuf,
+
+    /// File of the authority that the collector's certificate is by, in PEM. It is read again when it changes.
+    #[arg(long, env = "AEGIS_USAGE_CA", default_value = "/run/aegis/collector/ca.crt")]
+    pub usage_ca: PathBuf,
+
+    /// Folder for reports that the collector has not taken yet. Nobody else's; better one that outlives the node's boot.
+    #[arg(long, env = "AEGIS_USAGE_BACKLOG", default_value = "/var/lib/aegis/usage")]
+    pub usage_backlog: PathBuf,
+
+    /// Bytes that they may take, as `134217728` or `128Mi`. When they are used up the oldest go.
+    #[arg(long, env = "AEGIS_USAGE_BACKLOG_SIZE", default_value = "128Mi", value_parser = parse_size)]
+    pub usage_backlog_size: u64,
+
+    /// Hours after which they go, since the collector would not take them any more: for as long as it keeps figures of 10 seconds.
+    #[arg(long, env = "AEGIS_USAGE_BACKLOG_HOURS", default_value_t = 6, value_parser = clap::value_parser!(i64).range(1..=8_760))]
+    pub usage_backlog_hours: i64,
+
     /// Seconds without need after which this node gives back half of the slices that it wanted beyond the least.
     #[arg(long, env = "AEGIS_DEMAND_WINDOW", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
     pub demand_window: u32,
@@ -256,6 +281,15 @@ fn parse_table(text: &str) -> Result<u32, String> {
     }
 }
 
+/// A number of bytes, or of KiB, MiB or GiB as Kubernetes writes them.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let units = [("Ki", 1 << 10), ("Mi", 1 << 20), ("Gi", 1u64 << 30)];
+    let unit = units.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes)));
+    let (number, bytes) = unit.unwrap_or((text, 1));
+    let number: u64 = number.parse().map_err(|_| "must be a number, or one with Ki, Mi or Gi".to_owned())?;
+    number.checked_mul(bytes).filter(|size| *size >= 1 << 20).ok_or_else(|| "must be 1Mi at least".to_owned())
+}
+
 fn parse_mark(text: &str) -> Result<u32, String> {
     let parsed = match text.strip_prefix("0x") {
         Some(hex) => u32::from_str_radix(hex, 16),
@@ -279,6 +313,23 @@ mod tests {
         for wrong in ["0", "0x1800", "0x", "mark", "0x100000000"] {
             assert!(parse_mark(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn sizes_are_bytes_or_have_a_unit() {
+        assert_eq!([parse_size("1048576"), parse_size("2048Ki")], [Ok(1 << 20), Ok(2 << 20)]);
+        assert_eq!([parse_size("128Mi"), parse_size("3Gi")], [Ok(128 << 20), Ok(3 << 30)]);
+        for wrong in ["", "Mi", "1MB", "1.5Gi", "-1", "1Ki", "0", "99999999999Gi"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn reports_of_use_go_nowhere_in_plain_text() {
+        let parse =
+            |url: &str| Args::try_parse_from(["x", "--node-name=n1", &format!("--usage-collector={url}")]);
+        assert!(parse("https://aegis-collector.aegis-system.svc").is_ok());
+        assert!(parse("http://aegis-collector.aegis-system.svc").is_err());
     }
 
     #[test]

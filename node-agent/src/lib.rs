@@ -25,6 +25,7 @@
 //! | sockets that have an egress address themselves | [`uses`], [`sockets`], [`local`] |
 //! | how flows end, how ports are counted | [`sweep`], [`demand`] |
 //! | what is reported | [`status`], [`metrics`], [`server`] |
+//! | how reports of use get to the collector | [`usage`] (rules: `aegis_delivery`) |
 //! | when all of this happens | [`controller`] |
 
 pub mod announce;
@@ -78,5 +79,6 @@ pub mod tally;
 pub mod tcx;
 pub mod test_run;
 pub mod uplink;
+pub mod usage;
 pub mod uses;
 pub mod watch;

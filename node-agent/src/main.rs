@@ -6,7 +6,7 @@ use aegis_node_agent::lease::{self, Access};
 use aegis_node_agent::metrics::Metrics;
 use aegis_node_agent::names::Names;
 use aegis_node_agent::watch::Shared;
-use aegis_node_agent::{cni, groups, leave, live, names, network, nft, nri, server, status, watch};
+use aegis_node_agent::{cni, groups, leave, live, names, network, nft, nri, server, status, usage, watch};
 use anyhow::Context;
 use clap::Parser;
 use futures::StreamExt;
@@ -104,6 +104,19 @@ async fn run(args: Args) -> anyhow::Result<()> {
         }
     });
 
+    // What counts use hands its rows to this. Without it the agent works as well.
+    let reporter = usage::start(&args).unwrap_or_else(|error| {
+        tracing::error!(%error, "use is not reported");
+        None
+    });
+    let tell: Tell = match reporter {
+        Some(reporter) => {
+            metrics.follow_usage(reporter.clone());
+            Arc::new(move |rows, from, to| reporter.report(rows, from, to))
+        }
+        None => Arc::new(|_, _, _| {}),
+    };
+
     let tunnel_port = args.tunnel_port;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(node = args.node_name, version = env!("CARGO_PKG_VERSION"), "started");
@@ -119,7 +132,6 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let counted = metrics.clone();
     let (socket, wait) = (args.nri_socket.clone(), Duration::from_millis(args.nri_wait));
     let (said, waited) = (Arc::clone(&signals), metrics.clone());
-    let tell: Tell = Arc::new(|_, _, _| {});
     let controller =
         Controller::new(args, open, tell, shared, signals, metrics, netlink, report, held, names.clone());
     let listening = controller.listening();

@@ -1,5 +1,7 @@
 //! Prometheus metrics: a snapshot that the controller renews, encoded when somebody asks.
 
+mod usage;
+
 use crate::load::Taken;
 use crate::names::Tally;
 use crate::status::NotReady;
@@ -7,6 +9,7 @@ use aegis_common::{
     Counter as Reason, CounterValue, LimitedValue, RuleValue, WOULD_DENY, WOULD_LACK, WOULD_LEAVE, WOULD_PASS,
 };
 use aegis_core::egress::Egress;
+use aegis_delivery::Reporter;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -17,7 +20,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 /// New flows about which a rule has decided, or would have.
@@ -169,6 +172,7 @@ pub struct Metrics {
     report_failures: Counter,
     lease_renewals: Family<[(&'static str, &'static str); 1], Counter>,
     runtime_waits: Family<[(&'static str, &'static str); 2], Histogram>,
+    usage: Arc<OnceLock<Reporter>>,
     registry: Arc<Registry>,
 }
 
@@ -202,12 +206,15 @@ impl Default for Metrics {
             runtime_waits.clone(),
         );
         registry.register_collector(Box::new(Encoder(Arc::clone(&snapshot))));
+        let usage = Arc::new(OnceLock::new());
+        registry.register_collector(Box::new(usage::Encoder(Arc::clone(&usage))));
         Metrics {
             snapshot,
             reconcile,
             report_failures,
             lease_renewals,
             runtime_waits,
+            usage,
             registry: Arc::new(registry),
         }
     }
@@ -237,6 +244,11 @@ impl Metrics {
     /// Counts a wait of the container runtime.
     pub fn runtime_waited(&self, event: &'static str, outcome: &'static str, seconds: f64) {
         self.runtime_waits.get_or_create(&[("event", event), ("outcome", outcome)]).observe(seconds);
+    }
+
+    /// From now on they say what becomes of the reports of use; of the first reporter, if there are several.
+    pub fn follow_usage(&self, reporter: Reporter) {
+        let _ = self.usage.set(reporter);
     }
 
     /// The metrics in the OpenMetrics text format.

@@ -54,7 +54,9 @@ const SETS: [&[&str]; 11] = [
         "usage.postgres.existingSecret=database",
         "usage.tls.existingSecret=certificate",
         "usage.apiTokens=true",
-        "usage.extraArgs={--audience=use}",
+        "usage.extraArgs={--log=debug}",
+        "usage.backlog.size=1Gi",
+        "usage.backlog.folder=/var/lib/reports",
         "metrics.scrapeAnnotations=false",
     ],
 ];
@@ -152,6 +154,9 @@ fn wrong_values_are_refused_by_name() {
         ("usage.enabled=true,usage.retention.tensHours=500", "minutesDays"),
         ("usage.postgres.existingSecret=A B", "existingSecret"),
         ("usage.replicas=2", "replicas"),
+        ("usage.backlog.size=128", "size"),
+        ("usage.backlog.size=1Ki", "size"),
+        ("usage.backlog.folder=usage", "folder"),
     ] {
         let error = render(&server, NAMESPACE, &[value]).expect_err(value);
         assert!(error.contains(name), "{value}: {error}");
@@ -209,7 +214,7 @@ fn identity(object: &Value) -> (String, String) {
 }
 
 #[test]
-fn the_collector_is_all_that_usage_adds() {
+fn the_collector_and_a_way_to_it_are_all_that_usage_adds() {
     let monitors = "metrics.serviceMonitor.enabled=true";
     let without = render(&server(), NAMESPACE, &[monitors]).expect("render");
     assert!(
@@ -232,6 +237,18 @@ fn the_collector_is_all_that_usage_adds() {
             let last = rules.pop().expect("a rule");
             assert_eq!(strings(&last["resources"]), ["egressallocations/usage"]);
             assert_eq!(strings(&last["verbs"]), ["get"]);
+        }
+        if (kind.as_str(), name.as_str()) == ("DaemonSet", "aegis-node-agent") {
+            let pod = &mut object["spec"]["template"]["spec"];
+            let list = |value: &mut Value, of: &dyn Fn(&Value) -> bool| {
+                value.as_array_mut().expect("a list").retain(|it| !of(it));
+            };
+            let own = |it: &Value| ["collector", "usage"].map(Value::from).contains(&it["name"]);
+            list(&mut pod["volumes"], &own);
+            list(&mut pod["containers"][0]["volumeMounts"], &own);
+            list(&mut pod["containers"][0]["args"], &|it| {
+                it.as_str().is_some_and(|it| it.starts_with("--usage-"))
+            });
         }
         assert_eq!(object, *before, "{kind} {name}");
     }
@@ -292,6 +309,41 @@ fn the_collector_gets_its_values() {
     let (claimed, kinds) = pod(&["usage.storage.existingClaim=mine"]);
     assert_eq!(claimed["volumes"][2]["persistentVolumeClaim"]["claimName"], "mine");
     assert!(!kinds.contains(&"PersistentVolumeClaim".into()));
+}
+
+#[test]
+fn agents_get_a_token_for_the_collector_and_its_authority_but_not_its_key() {
+    for (values, secret, more) in [
+        (
+            &["usage.enabled=true"][..],
+            "aegis-collector-tls",
+            ["--usage-backlog-size=128Mi", "--usage-backlog-hours=6"],
+        ),
+        (SETS[10], "certificate", ["--usage-backlog-size=1Gi", "--usage-backlog-hours=6"]),
+    ] {
+        let rendered = objects(&render(&server(), "elsewhere", values).expect("render"));
+        let pod = &object(&rendered, "DaemonSet", "aegis-node-agent")["spec"]["template"]["spec"];
+        let arguments = strings(&pod["containers"][0]["args"]);
+        for argument in more.iter().chain(&["--usage-collector=https://aegis-collector.elsewhere.svc"]) {
+            assert!(arguments.contains(argument), "{argument}: {arguments:?}");
+        }
+        let volume = |name: &str| {
+            let volumes = pod["volumes"].as_array().into_iter().flatten();
+            volumes.into_iter().find(|it| it["name"] == name).expect("a volume").clone()
+        };
+        let sources = &volume("collector")["projected"]["sources"];
+        let token = &sources[0]["serviceAccountToken"];
+        assert_eq!((&token["audience"], &token["path"]), (&"aegis-collector".into(), &"token".into()));
+        let authority = &sources[1]["secret"];
+        assert_eq!(authority["name"], secret);
+        assert_eq!(authority["items"], serde_json::json!([{"key": "ca.crt", "path": "ca.crt"}]));
+        assert_eq!(authority["optional"], true, "no agent waits for a certificate");
+        assert_eq!(sources.as_array().map(Vec::len), Some(2));
+        // Of all containers only the agent has them.
+        let mounts =
+            pod["containers"].as_array().into_iter().flatten().map(|it| it["volumeMounts"].to_string());
+        assert_eq!(mounts.filter(|it| it.contains("/run/aegis/collector")).count(), 1);
+    }
 }
 
 /// Renders with the FRR sidecar, two neighbours and further values.
