@@ -106,7 +106,8 @@ lab_is_up=maybe
 if suite "lab starts" "${lab[@]}" up; then
   integration lab aegis-tests lab --test-threads=1
   # Ports rest two minutes between two nodes, and slices that are not needed stay ten: tests would have to wait for both.
-  if suite "Aegis is installed" "${lab[@]}" install --set operator.quarantineSeconds=5 --set agent.demandWindowSeconds=30; then
+  if suite "Aegis is installed" "${lab[@]}" install --set operator.quarantineSeconds=5 --set agent.demandWindowSeconds=30 \
+    --set usage.enabled=true; then
     # What is compiled or measured from here on has no rival but the lab.
     meet
     integration "traffic end to end" aegis-tests e2e_traffic --test-threads=1

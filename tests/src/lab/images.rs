@@ -19,6 +19,8 @@ pub struct Images {
     pub operator: Archive,
     /// `aegis-node-agent`, with `nft`.
     pub agent: Archive,
+    /// `aegis-collector`, where it is wanted.
+    pub collector: Option<Archive>,
 }
 
 /// Compiles packages for the images. Cargo shows its own progress; nothing to do takes well under a second.
@@ -66,8 +68,8 @@ fn prune() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The operator's and the agent's image.
-pub fn project() -> anyhow::Result<Images> {
+/// The operator's and the agent's image, and on request the collector's.
+pub fn project(with_collector: bool) -> anyhow::Result<Images> {
     let image = |name: &str, more: Vec<ImageFile>| {
         let mut files = vec![compiled(name, &format!("/{name}"))?];
         files.extend(more);
@@ -77,9 +79,34 @@ pub fn project() -> anyhow::Result<Images> {
     let images = Images {
         operator: image("aegis-operator", Vec::new())?,
         agent: image("aegis-node-agent", with_libraries("nft")?)?,
+        collector: if with_collector { Some(collector()?) } else { None },
     };
     prune()?;
     Ok(images)
+}
+
+/// The collector's image, from the program that its tests run: with SQLite it takes long to compile, and here nobody looks at its speed.
+fn collector() -> anyhow::Result<Archive> {
+    let name = "aegis-collector";
+    let program = target().join("debug").join(name);
+    if !program.exists() {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let status = cargo.current_dir(workspace()).args(["build", "--package", name]).status();
+        if !status.context("run cargo")?.success() {
+            bail!("cargo build of {name} failed");
+        }
+    }
+    // Most of it is for debuggers.
+    let stripped = folder().join(name);
+    std::fs::create_dir_all(folder())?;
+    run(
+        "strip",
+        &["--strip-all".into(), "-o".into(), stripped.display().to_string(), program.display().to_string()],
+    )?;
+    let mut files = vec![ImageFile::read(&stripped, &format!("/{name}"))?];
+    files.extend(libraries_of(&program)?);
+    Image { repository: format!("aegis.test/{name}"), entrypoint: vec![format!("/{name}")], files }
+        .write(&folder())
 }
 
 /// The probe on this machine, for origins and captures.
@@ -99,12 +126,15 @@ fn with_libraries(program: &str) -> anyhow::Result<Vec<ImageFile>> {
         .map(|folder| Path::new(folder).join(program))
         .find(|path| path.exists())
         .with_context(|| format!("{program} is not installed; run `make setup`"))?;
-    let listing = run("ldd", &[&path.display().to_string()])?;
     let mut files = vec![ImageFile::read(&path, &format!("/usr/sbin/{program}"))?];
-    for library in libraries(&listing) {
-        files.push(ImageFile::read(Path::new(&library), &library)?);
-    }
+    files.extend(libraries_of(&path)?);
     Ok(files)
+}
+
+/// The loader of a program, and all libraries that it names.
+fn libraries_of(program: &Path) -> anyhow::Result<Vec<ImageFile>> {
+    let listing = run("ldd", &[&program.display().to_string()])?;
+    libraries(&listing).iter().map(|library| ImageFile::read(Path::new(library), library)).collect()
 }
 
 /// Paths in the output of `ldd`.

@@ -13,6 +13,12 @@ use super::{Lab, images};
 /// Namespace of the chart.
 pub const NAMESPACE: &str = "aegis-system";
 
+/// Value with which agents report use, and there is a collector.
+const USAGE: &str = "usage.enabled=true";
+
+/// User and group of the collector: see the chart.
+const COLLECTOR: u32 = 65532;
+
 /// Folder with the database of countries among the node's files.
 const COUNTRIES: &str = "countries";
 
@@ -23,6 +29,8 @@ pub struct Installed {
     pub operator: String,
     /// Image of the agent.
     pub agent: String,
+    /// Image of the collector, where it is wanted.
+    pub collector: Option<String>,
 }
 
 impl Lab {
@@ -31,7 +39,11 @@ impl Lab {
     /// `settings` are further Helm values, each as for `--set` (`a.b=c`).
     pub fn install(&self, settings: &[&str]) -> anyhow::Result<Installed> {
         let progress = Progress::new();
-        let installed = self.load_images()?;
+        let usage = settings.iter().any(|setting| *setting == USAGE);
+        let installed = self.load(usage)?;
+        if usage {
+            self.give_volume()?;
+        }
         progress.step("helm upgrade --install aegis");
         let state = self.state()?;
         let mut helm = Command::new(state.tools.join("helm"));
@@ -43,6 +55,9 @@ impl Lab {
             .arg(format!("--set=agent.image={}", installed.agent))
             .arg(format!("--set=agent.countries.volume.hostPath.path={FILES}/{COUNTRIES}"))
             .arg("--set=agent.countries.volume.hostPath.type=DirectoryOrCreate");
+        if let Some(collector) = &installed.collector {
+            helm.arg(format!("--set=usage.image={collector}"));
+        }
         for setting in settings {
             helm.arg(format!("--set={setting}"));
         }
@@ -92,14 +107,44 @@ impl Lab {
 
     /// Compiles, makes the images and brings them to every node.
     pub fn load_images(&self) -> anyhow::Result<Installed> {
+        self.load(false)
+    }
+
+    /// The lab has nobody who makes volumes: a folder of the first node is the collector's.
+    fn give_volume(&self) -> anyhow::Result<()> {
+        let volume = format!(
+            "apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: aegis-collector}}\nspec:\n  \
+             capacity: {{storage: 20Gi}}\n  accessModes: [ReadWriteOnce]\n  \
+             claimRef: {{namespace: {NAMESPACE}, name: aegis-collector}}\n  \
+             hostPath: {{path: {FILES}/collector, type: Directory}}\n  \
+             nodeAffinity: {{required: {{nodeSelectorTerms: [{{matchExpressions: \
+             [{{key: kubernetes.io/hostname, operator: In, values: [{}]}}]}}]}}}}\n",
+            NODES[0].name()
+        );
+        let folder = node::data(&self.plan, NODES[0]).join("files/collector");
+        fs::create_dir_all(&folder)?;
+        // Volumes of the kubelet's own are given to the pod's group; a folder of the node is not.
+        std::os::unix::fs::chown(&folder, Some(COLLECTOR), Some(COLLECTOR))?;
+        let file = self.plan.state_dir().join("collector-volume.yaml");
+        fs::write(&file, volume)?;
+        let mut kubectl = Command::new(self.state()?.tools.join("kubectl"));
+        kubectl.env("KUBECONFIG", self.kubeconfig()).arg("apply").arg("--filename").arg(&file);
+        finish(&mut kubectl, "kubectl apply").map(drop)
+    }
+
+    fn load(&self, usage: bool) -> anyhow::Result<Installed> {
         let progress = Progress::new();
         progress.step("compiling operator and agent");
         images::compile(&["aegis-operator", "aegis-node-agent"])?;
-        let images = images::project()?;
-        for archive in [&images.operator, &images.agent] {
+        let images = images::project(usage)?;
+        for archive in [&images.operator, &images.agent].into_iter().chain(&images.collector) {
             progress.step(&format!("image {} on every node", archive.reference));
             self.load_image(archive)?;
         }
-        Ok(Installed { operator: images.operator.reference, agent: images.agent.reference })
+        Ok(Installed {
+            operator: images.operator.reference,
+            agent: images.agent.reference,
+            collector: images.collector.map(|archive| archive.reference),
+        })
     }
 }

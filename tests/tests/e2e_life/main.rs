@@ -32,4 +32,5 @@ mod restart;
 mod sites;
 mod unusable;
 mod upgrade;
+mod usage;
 mod withdrawal;
