@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 
 mod agents;
+mod alerts;
 mod collector;
 mod people;
 #[allow(dead_code, reason = "these tests need a part of it")]
