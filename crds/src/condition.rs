@@ -33,6 +33,8 @@ pub mod type_ {
     pub const DELEGATED: &str = "Delegated";
     /// The network has been told of the addresses that a node takes packets for; the message has "n of m addresses".
     pub const ANNOUNCED: &str = "Announced";
+    /// An alert is raised for something.
+    pub const FIRING: &str = "Firing";
 }
 
 /// Condition reasons.
@@ -115,4 +117,8 @@ pub mod reason {
     pub const ACCOUNT_FLOWS: &str = "AccountFlows";
     /// The account begins flows on a node faster than it may.
     pub const ACCOUNT_NEW_FLOWS: &str = "AccountNewFlows";
+    /// An alert is raised for something.
+    pub const RAISED: &str = "Raised";
+    /// An alert is raised for nothing.
+    pub const QUIET: &str = "Quiet";
 }

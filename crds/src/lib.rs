@@ -13,6 +13,7 @@ mod prefix;
 pub mod rules;
 mod schema;
 pub mod services;
+mod usage_alert;
 mod zone_binding;
 
 pub use condition::{Condition, reason, type_};
@@ -22,6 +23,7 @@ pub use egress_application::*;
 pub use egress_node::*;
 pub use egress_policy::*;
 pub use prefix::*;
+pub use usage_alert::*;
 pub use zone_binding::*;
 
 /// API group of all kinds.

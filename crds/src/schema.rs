@@ -202,6 +202,11 @@ fn outside_cidr() -> Schema {
     text(CIDR, &[IS_CIDR, NO_HOST_BITS, outside])
 }
 
+/// A range of any addresses.
+pub fn cidr(_: &mut SchemaGenerator) -> Schema {
+    text(CIDR, &[IS_CIDR, NO_HOST_BITS])
+}
+
 /// `EgressPolicy.spec.match.destination.applications`.
 pub fn applications(_: &mut SchemaGenerator) -> Schema {
     set(subdomain(63), 1, 32)

@@ -226,6 +226,7 @@ impl ApiServer {
             "zonebindings",
             "egresspolicies",
             "egressapplications",
+            "usagealerts",
             "egressaddresses",
             "egressnodes",
         ] {

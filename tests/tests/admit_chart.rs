@@ -47,6 +47,7 @@ const SETS: [&[&str]; 11] = [
     &[
         "usage.enabled=true",
         "usage.storage.storageClass=fast",
+        "usage.publicUrl=https://use.example.com:8443",
         "usage.priorityClassName=system-cluster-critical",
     ],
     &[
@@ -153,6 +154,7 @@ fn wrong_values_are_refused_by_name() {
         ("usage.enabled=true,usage.retention.minutesDays=500", "minutesDays"),
         ("usage.enabled=true,usage.retention.tensHours=500", "minutesDays"),
         ("usage.postgres.existingSecret=A B", "existingSecret"),
+        ("usage.publicUrl=use.example", "publicUrl"),
         ("usage.replicas=2", "replicas"),
         ("usage.backlog.size=128", "size"),
         ("usage.backlog.size=1Ki", "size"),
@@ -218,7 +220,7 @@ fn the_collector_and_a_way_to_it_are_all_that_usage_adds() {
     let monitors = "metrics.serviceMonitor.enabled=true";
     let without = render(&server(), NAMESPACE, &[monitors]).expect("render");
     assert!(
-        !without.contains("aegis-collector") && !without.contains("/usage"),
+        !without.contains("aegis-collector") && !without.contains("egressallocations/usage"),
         "off, there is nothing of it"
     );
     let without = objects(&without);
@@ -232,11 +234,16 @@ fn the_collector_and_a_way_to_it_are_all_that_usage_adds() {
             continue;
         };
         let mut object = object.clone();
-        if ["aegis-viewer", "aegis-cluster-viewer"].contains(&name.as_str()) {
+        let right = match name.as_str() {
+            "aegis-viewer" | "aegis-cluster-viewer" => Some("get"),
+            "aegis-editor" => Some("update"),
+            _ => None,
+        };
+        if let Some(verb) = right {
             let rules = object["rules"].as_array_mut().expect("rules");
             let last = rules.pop().expect("a rule");
             assert_eq!(strings(&last["resources"]), ["egressallocations/usage"]);
-            assert_eq!(strings(&last["verbs"]), ["get"]);
+            assert_eq!(strings(&last["verbs"]), [verb]);
         }
         if (kind.as_str(), name.as_str()) == ("DaemonSet", "aegis-node-agent") {
             let pod = &mut object["spec"]["template"]["spec"];
@@ -288,6 +295,7 @@ fn the_collector_gets_its_values() {
         "--keep-tens-hours=12",
         "--keep-hours-days=400",
         "--tls-cert=/etc/aegis/tls/tls.crt",
+        "--public-url=https://aegis-collector.aegis-system.svc",
     ] {
         assert!(arguments.contains(&argument), "{argument}: {arguments:?}");
     }
@@ -436,7 +444,7 @@ fn definitions_survive_the_release() {
     let rendered = objects(&render(&server(), NAMESPACE, &[]).expect("render"));
     let definitions: Vec<&Value> =
         rendered.iter().filter(|object| object["kind"] == "CustomResourceDefinition").collect();
-    assert_eq!(definitions.len(), 7);
+    assert_eq!(definitions.len(), 8);
     for definition in definitions {
         assert_eq!(definition["metadata"]["annotations"]["helm.sh/resource-policy"], "keep", "{definition}");
     }

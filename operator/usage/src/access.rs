@@ -15,6 +15,9 @@ pub trait Access: Send + Sync + 'static {
     /// Who has this token: with the accounts that are theirs anyway, and those of `accounts` that they may see.
     fn viewer<'a>(&'a self, token: &'a str, accounts: &'a [String]) -> Pending<'a, Result<Viewer, Denied>>;
 
+    /// Whether who has this token may give the feed of an account another address: whoever has the old one loses it.
+    fn renews<'a>(&'a self, token: &'a str, account: &'a str) -> Pending<'a, Result<bool, Denied>>;
+
     /// All prefixes of the cluster.
     fn prefixes(&self) -> Vec<Prefix>;
 }

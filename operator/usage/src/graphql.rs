@@ -1,5 +1,7 @@
 //! The questions as GraphQL. `schema.graphql` beside the crate is the whole of it.
 
+mod alerts;
+
 use crate::access::{Access, Denied};
 use crate::level::Level;
 use crate::query::{self, Aggregation, Dimension, Filter, Measure, Order, OriginFilter, Query, most};
@@ -327,6 +329,21 @@ impl Root {
         };
         let page = ask(context, move |store| store.query(&scope, &query)).await?;
         Ok(page.into())
+    }
+
+    /// What exceeds the limits of alerts, raised or not yet, of the accounts whose use you may see.
+    #[graphql(complexity = "COST + child_complexity")]
+    async fn alerts(
+        &self,
+        context: &Context<'_>,
+        #[graphql(
+            default,
+            desc = "Accounts. Name those that you may see beside your own. Without any: all that you see."
+        )]
+        accounts: Vec<String>,
+        #[graphql(default = 100, desc = "At most 1,000.")] first: u32,
+    ) -> Result<Vec<alerts::Alert>> {
+        alerts::alerts(context, accounts, first).await
     }
 
     /// How much of each slot each node reported. For those who may see the whole cluster.

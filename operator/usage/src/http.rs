@@ -166,12 +166,12 @@ async fn question(
     response
 }
 
-fn token(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn token(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
-fn refuse(denied: Denied) -> Response {
+pub(crate) fn refuse(denied: Denied) -> Response {
     let status = match denied {
         Denied::Unknown => StatusCode::UNAUTHORIZED,
         Denied::Forbidden => StatusCode::FORBIDDEN,

@@ -10,6 +10,8 @@
 //! | what may be asked, and how it is put to a database | `query` |
 //! | who may see what | `scope`; how they show who they are, `access` |
 //! | what is served, and how much at a time | `http`, `graphql`, `inbox` |
+//! | when an alert is raised and cleared | `alert` (`alert/machine`, `alert/evaluate`); its words, `alert/item` |
+//! | feeds, and who reads them | `alert/feed`, `feeds` |
 //! | what is counted of the service itself | `metrics` |
 //! | which nodes did not report, and when | `coverage` |
 //! | where SQLite and PostgreSQL differ | `sqlite`, `postgres` |
@@ -20,7 +22,9 @@
 #![forbid(unsafe_code)]
 
 mod access;
+pub mod alert;
 mod coverage;
+mod feeds;
 mod graphql;
 mod http;
 mod inbox;
@@ -39,6 +43,7 @@ mod store;
 
 pub use access::{Access, Denied, Pending};
 pub use coverage::{Coverage, Gap};
+pub use feeds::feeds;
 pub use graphql::sdl;
 pub use http::{Clock, router};
 pub use inbox::keep;

@@ -9,6 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -26,6 +27,18 @@ pub struct Metrics {
     newest: Gauge,
     series: Gauge,
     bytes: Gauge,
+    feeds: Family<OutcomeLabel, Counter>,
+    firing: Family<AlertLabels, Gauge>,
+    pending: Family<AlertLabels, Gauge>,
+    told: Family<AlertLabels, Counter>,
+    alert_failures: Counter,
+}
+
+/// An alert: there are as many as objects, and those that are gone are dropped.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+pub(crate) struct AlertLabels {
+    namespace: String,
+    alert: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -53,6 +66,11 @@ impl Metrics {
             newest: Gauge::default(),
             series: Gauge::default(),
             bytes: Gauge::default(),
+            feeds: Family::default(),
+            firing: Family::default(),
+            pending: Family::default(),
+            told: Family::default(),
+            alert_failures: Counter::default(),
         }
     }
 
@@ -85,6 +103,19 @@ impl Metrics {
         );
         registry.register("store_series", "Series that the store knows", self.series.clone());
         registry.register("store_bytes", "Bytes that the store takes", self.bytes.clone());
+        registry.register("feeds", "Requests for feeds, by outcome", self.feeds.clone());
+        registry.register("alert_firing", "Things that an alert is raised for", self.firing.clone());
+        registry.register(
+            "alert_pending",
+            "Things that exceed a limit of an alert but not for long enough",
+            self.pending.clone(),
+        );
+        registry.register("alert_items", "What was raised and cleared, by alert", self.told.clone());
+        registry.register(
+            "alert_failures",
+            "Attempts to look at alerts, or to write their events and status, that failed",
+            self.alert_failures.clone(),
+        );
     }
 
     /// A delivery was answered.
@@ -137,6 +168,51 @@ impl Metrics {
     /// Minutes and hours could not be made.
     pub(crate) fn failed(&self) {
         self.failures.inc();
+    }
+
+    /// A feed was asked for.
+    pub(crate) fn read(&self, status: StatusCode) {
+        let outcome = match status {
+            StatusCode::OK => "read",
+            StatusCode::NOT_MODIFIED => "unchanged",
+            StatusCode::NOT_FOUND => "denied",
+            _ => "unavailable",
+        };
+        self.feeds.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// How it stands with alerts, each by namespace and name: for how many things it is raised, and how many wait. Those of which nothing
+    /// is said any more, as was the last time, are gone.
+    pub fn alerts(
+        &self,
+        known: &mut BTreeSet<(String, String)>,
+        now: &BTreeMap<(String, String), (i64, i64)>,
+    ) {
+        let labels = |(namespace, alert): &(String, String)| AlertLabels {
+            namespace: namespace.clone(),
+            alert: alert.clone(),
+        };
+        for gone in known.iter().filter(|alert| !now.contains_key(alert)) {
+            self.firing.remove(&labels(gone));
+            self.pending.remove(&labels(gone));
+            self.told.remove(&labels(gone));
+        }
+        for (alert, (firing, pending)) in now {
+            self.firing.get_or_create(&labels(alert)).set(*firing);
+            self.pending.get_or_create(&labels(alert)).set(*pending);
+        }
+        *known = now.keys().cloned().collect();
+    }
+
+    /// Something was raised or cleared.
+    pub fn happened(&self, namespace: &str, alert: &str) {
+        let labels = AlertLabels { namespace: namespace.into(), alert: alert.into() };
+        self.told.get_or_create(&labels).inc();
+    }
+
+    /// Alerts could not be looked at or told.
+    pub fn alerts_failed(&self) {
+        self.alert_failures.inc();
     }
 
     /// What the store has.

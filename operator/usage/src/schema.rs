@@ -3,8 +3,8 @@
 use crate::level::Level;
 use crate::sql::{Error, FIGURES, Sql, int, transaction};
 
-/// Raised with every change of a table.
-const VERSION: i64 = 1;
+/// Raised with every change of a table: the number of [`steps`].
+const VERSION: i64 = 2;
 
 /// What the databases call the same thing.
 pub(crate) struct Words {
@@ -20,7 +20,7 @@ pub(crate) struct Words {
     pub keyed: &'static str,
 }
 
-/// Makes the tables that are missing.
+/// Makes the tables that are missing, also those that came after a store was made.
 ///
 /// # Errors
 /// [`Error::Schema`] if a newer collector made them.
@@ -30,14 +30,42 @@ pub(crate) fn create(sql: &mut dyn Sql, words: &Words) -> Result<(), Error> {
         words.text
     ))?;
     let found = sql.rows("SELECT value FROM meta WHERE name = 'schema'", &[])?;
-    if let Some(row) = found.first() {
-        let found = int(row, 0)?;
-        return if found == VERSION { Ok(()) } else { Err(Error::Schema { found, known: VERSION }) };
+    let found = found.first().map(|row| int(row, 0)).transpose()?.unwrap_or(0);
+    let missing =
+        usize::try_from(found).ok().and_then(|found| steps(words).get(found..).map(<[String]>::to_vec));
+    let missing = missing.ok_or(Error::Schema { found, known: VERSION })?;
+    if missing.is_empty() {
+        return Ok(());
     }
     transaction(sql, |sql| {
-        sql.script(&tables(words))?;
-        sql.run("INSERT INTO meta (name, value) VALUES ('schema', $1)", &[VERSION.into()]).map(|_| ())
+        sql.script(&missing.concat())?;
+        sql.run(
+            "INSERT INTO meta (name, value) VALUES ('schema', $1) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            &[VERSION.into()],
+        )
+        .map(|_| ())
     })
+}
+
+/// What made each version of the one before.
+fn steps(words: &Words) -> [String; VERSION as usize] {
+    [tables(words), alerts(words)]
+}
+
+fn alerts(words: &Words) -> String {
+    let Words { text, keyed, .. } = words;
+    format!(
+        "-- What is known of an account's alerts between two looks, and the first item of which no event was written.
+        CREATE TABLE alert_states (
+            account {text} NOT NULL, state {text} NOT NULL, told BIGINT NOT NULL, PRIMARY KEY (account)) {keyed};
+        -- Items of feeds.
+        CREATE TABLE alert_items (
+            account {text} NOT NULL, number BIGINT NOT NULL, id {text} NOT NULL, item {text} NOT NULL,
+            PRIMARY KEY (account, number), UNIQUE (account, id)) {keyed};
+        -- The secrets in the addresses of feeds.
+        CREATE TABLE feed_tokens (
+            account {text} NOT NULL, token {text} NOT NULL, made BIGINT NOT NULL, PRIMARY KEY (account)) {keyed};\n"
+    )
 }
 
 fn tables(words: &Words) -> String {

@@ -145,7 +145,10 @@ impl Store {
         })
     }
 
-    fn write<T>(&self, work: impl FnOnce(&mut dyn Sql, &mut Known) -> Result<T, Error>) -> Result<T, Error> {
+    pub(crate) fn write<T>(
+        &self,
+        work: impl FnOnce(&mut dyn Sql, &mut Known) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let mut writer = lock(&self.writer);
         let mut sql = match writer.sql.take() {
             Some(sql) => sql,
@@ -167,7 +170,7 @@ impl Store {
         done
     }
 
-    fn read<T>(&self, work: impl FnOnce(&mut dyn Sql) -> Result<T, Error>) -> Result<T, Error> {
+    pub(crate) fn read<T>(&self, work: impl FnOnce(&mut dyn Sql) -> Result<T, Error>) -> Result<T, Error> {
         let waiting = lock(&self.readers).pop();
         let mut sql = match waiting {
             Some(sql) => sql,

@@ -47,6 +47,10 @@ impl Access for Words {
         })
     }
 
+    fn renews<'a>(&'a self, _: &'a str, _: &'a str) -> Pending<'a, Result<bool, Denied>> {
+        Box::pin(async { Err(Denied::Unknown) })
+    }
+
     fn prefixes(&self) -> Vec<Prefix> {
         vec![Prefix { range: "192.0.2.0/28".parse().unwrap(), account: "parent".into() }]
     }

@@ -5,7 +5,7 @@ mod support;
 
 use proptest::test_runner::{Config, TestRunner};
 use support::server::Server;
-use support::{generate, model, scenarios};
+use support::{alerts, generate, model, scenarios};
 
 /// One test, since it takes a server. What fails is named by its own message.
 #[test]
@@ -21,6 +21,15 @@ fn postgresql_does_what_sqlite_does() {
     scenarios::one_wrong_report_does_not_keep_others_out(&store);
     scenarios::pods_of_others_are_not_seen(&store);
     scenarios::words_of_users_are_values(&store);
+    alerts::raised_and_cleared_at_the_right_second(&store);
+    alerts::what_nobody_reports_clears_nothing(&store);
+    alerts::a_late_report_counts_while_it_is_waited_for(&store);
+    alerts::a_clock_that_jumps_tells_nothing(&store);
+    alerts::a_site_without_holders_is_told(&store);
+    alerts::refusals_are_counted_within_a_window(&store);
+    alerts::what_is_not_wanted_any_more_is_cleared(&store);
+    alerts::a_bounded_number_of_items_is_kept_and_each_is_told_once(&store);
+    alerts::feeds_have_tokens(&store);
     let url = server.database();
     scenarios::figures_are_there_after_a_restart(&|| {
         aegis_usage::Store::postgres(&url, support::PATIENCE).unwrap()
@@ -40,6 +49,14 @@ fn postgresql_does_what_sqlite_does() {
         Ok(())
     });
     compared.unwrap();
+    let config = Config { cases: 8, failure_persistence: None, ..Config::default() };
+    let told = TestRunner::new(config).run(&alerts::story(), |story| {
+        let urls = [server.database(), server.database()];
+        let open = |at: usize| aegis_usage::Store::postgres(&urls[at], support::PATIENCE).unwrap();
+        alerts::compare(&|| open(0), &|| open(1), &story);
+        Ok(())
+    });
+    told.unwrap();
 }
 
 fn one_collector_writes(server: &Server) {

@@ -2,6 +2,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 
 mod address;
+mod alert;
 mod allocation;
 mod application;
 mod binding;

@@ -41,6 +41,7 @@ fn every_field_is_explained() {
         "zonebinding",
         "egresspolicy",
         "egressapplication",
+        "usagealert",
         "egressaddress",
         "egressnode",
     ] {
@@ -81,6 +82,7 @@ fn kinds_have_short_names_columns_and_a_category() {
         ("zbind", ["ALLOCATION", "ENABLED", "PROGRAMMED", "AGE"]),
         ("epol", ["ORDER", "PRECEDENCE", "ACTION", "AGE"]),
         ("eapp", ["POLICIES", "ACCEPTED", "DESCRIPTION", "AGE"]),
+        ("ualert", ["ALLOCATION", "ACCEPTED", "FIRING", "AGE"]),
         ("eaddr", ["ALLOCATION", "EPOCH", "HELD", "AGE"]),
         ("enode", ["TUNNEL", "VERSION", "READY", "AGE"]),
     ] {
@@ -90,6 +92,7 @@ fn kinds_have_short_names_columns_and_a_category() {
             "zbind" => "zonebindings",
             "epol" => "egresspolicies",
             "eapp" => "egressapplications",
+            "ualert" => "usagealerts",
             "eaddr" => "egressaddresses",
             _ => "egressnodes",
         };

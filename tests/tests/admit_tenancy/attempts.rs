@@ -53,6 +53,11 @@ pub fn greedy() -> Value {
     json!([{"name": "bank", "account": "bank", "maxAddresses": 16}])
 }
 
+/// Path of an account's alerts.
+fn alerts(account: &str) -> String {
+    format!("{GROUP}/namespaces/{account}/usagealerts")
+}
+
 /// An account to which a prefix is delegated neither sees nor changes any.
 fn prefixes() -> Vec<Attempt> {
     let all = format!("{GROUP}/aegisprefixes");
@@ -215,7 +220,19 @@ fn other_accounts() -> Vec<Attempt> {
         );
         Box::leak(text.into_boxed_str())
     };
+    let (alerts, own) = (alerts("shop"), alerts("bank"));
+    let alert = || kind("UsageAlert", "mine", json!({"refusals": {}}));
     vec![
+        attempt("bank", "GET", &alerts, Value::Null, cannot("list", "usagealerts", "shop")),
+        attempt("bank", "POST", &alerts, alert(), cannot("create", "usagealerts", "shop")),
+        // What it is raised for says the collector alone.
+        attempt(
+            "bank",
+            "PATCH",
+            format!("{own}/any/status"),
+            json!({"status": {"firing": 9}}),
+            cannot("patch", "usagealerts/status", "bank"),
+        ),
         attempt("bank", "GET", &theirs, Value::Null, cannot("list", "egressallocations", "shop")),
         attempt(
             "bank",

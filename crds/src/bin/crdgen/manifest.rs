@@ -1,7 +1,8 @@
 //! CRD manifests from the types.
 
 use aegis_crds::{
-    AegisPrefix, EgressAddress, EgressAllocation, EgressApplication, EgressNode, EgressPolicy, ZoneBinding,
+    AegisPrefix, EgressAddress, EgressAllocation, EgressApplication, EgressNode, EgressPolicy, UsageAlert,
+    ZoneBinding,
 };
 use anyhow::{Context, Result};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -16,6 +17,7 @@ pub fn definitions() -> Result<Vec<Value>> {
         ZoneBinding::crd(),
         EgressPolicy::crd(),
         EgressApplication::crd(),
+        UsageAlert::crd(),
         EgressAddress::crd(),
         EgressNode::crd(),
     ]

@@ -11,8 +11,8 @@ const HEAD: &str = "<!-- Written by crdgen from the types in crds/src. Do not ed
 API group `aegis.dev`, version `v1alpha1`. The same text is in `kubectl explain KIND.spec.field`. `kubectl get aegis -A`
 lists all kinds. A field that is not marked *required* can be left out.
 
-People write `AegisPrefix`, `EgressAllocation`, `ZoneBinding`, `EgressPolicy` and `EgressApplication`; `EgressAddress` and `EgressNode`
-are written by the operator and the node agents, and [admission](admission.md) keeps everybody else out.
+People write `AegisPrefix`, `EgressAllocation`, `ZoneBinding`, `EgressPolicy`, `EgressApplication` and `UsageAlert`; `EgressAddress` and
+`EgressNode` are written by the operator and the node agents, and [admission](admission.md) keeps everybody else out.
 ";
 
 /// The whole page.

@@ -38,6 +38,12 @@ const AT_A_TIME: usize = 16;
 /// What the API server says of the node of a pod whose token it is.
 const NODE: &str = "authentication.kubernetes.io/node-name";
 
+/// What it takes to see the use of an account.
+const GET: &str = "get";
+
+/// And to give its feed another address.
+const UPDATE: &str = "update";
+
 /// What a token is remembered by; the token itself is not kept.
 type Digest = [u8; 32];
 
@@ -48,7 +54,7 @@ pub struct Tokens {
     rules: Rules,
     people: Mutex<Cache<Digest, Arc<Person>>>,
     strangers: Mutex<Cache<Digest, ()>>,
-    rights: Mutex<Cache<(Digest, Option<String>), bool>>,
+    rights: Mutex<Cache<(Digest, &'static str, Option<String>), bool>>,
 }
 
 /// What counts.
@@ -119,14 +125,14 @@ impl Tokens {
         if !self.cluster.is_complete() {
             return Err(Denied::Unavailable);
         }
-        if self.may(&person, None).await? {
+        if self.may(&person, GET, None).await? {
             return Ok(Viewer { all: true, ..Viewer::default() });
         }
         let mut tried = candidates(&person.user, self.cluster.accounts());
         tried.extend(accounts.iter().filter(|account| is_name(account)).cloned());
         let seen = futures::stream::iter(tried)
             .map(|account| async {
-                let may = self.may(&person, Some(account.clone())).await?;
+                let may = self.may(&person, GET, Some(account.clone())).await?;
                 Ok::<_, Denied>(may.then_some(account))
             })
             .buffer_unordered(AT_A_TIME)
@@ -134,12 +140,17 @@ impl Tokens {
         Ok(Viewer { all: false, accounts: seen.try_collect().await? })
     }
 
-    async fn may(&self, person: &Person, account: Option<String>) -> Result<bool, Denied> {
-        let (key, now) = ((person.token, account), Instant::now());
+    async fn may(
+        &self,
+        person: &Person,
+        verb: &'static str,
+        account: Option<String>,
+    ) -> Result<bool, Denied> {
+        let (key, now) = ((person.token, verb, account), Instant::now());
         if let Some(may) = lock(&self.rights).get(&key, now) {
             return Ok(may);
         }
-        let may = self.reviewer.may(&person.user, key.1.as_deref()).await.map_err(unavailable)?;
+        let may = self.reviewer.may(&person.user, verb, key.2.as_deref()).await.map_err(unavailable)?;
         lock(&self.rights).put(key, may, now);
         Ok(may)
     }
@@ -152,6 +163,16 @@ impl Access for Tokens {
 
     fn viewer<'a>(&'a self, token: &'a str, accounts: &'a [String]) -> Pending<'a, Result<Viewer, Denied>> {
         Box::pin(self.look(token, accounts))
+    }
+
+    fn renews<'a>(&'a self, token: &'a str, account: &'a str) -> Pending<'a, Result<bool, Denied>> {
+        Box::pin(async move {
+            let person = self.person(token).await?;
+            if !is_name(account) {
+                return Ok(false);
+            }
+            self.may(&person, UPDATE, Some(account.into())).await
+        })
     }
 
     fn prefixes(&self) -> Vec<Prefix> {

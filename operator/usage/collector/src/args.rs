@@ -43,6 +43,9 @@ pub struct Args {
     /// collector has these tokens, too.
     #[arg(long)]
     pub api_tokens: bool,
+    /// Where others reach this service, as `https://host:port`: the addresses of feeds begin so.
+    #[arg(long, default_value = "https://localhost:8443", value_parser = base)]
+    pub public_url: String,
     /// Log filter, as `info` or `aegis_collector=debug,info`.
     #[arg(long, env = "AEGIS_LOG", default_value = "info")]
     pub log: String,
@@ -86,6 +89,16 @@ fn user(account: &str) -> Result<String, String> {
     }
 }
 
+/// The begin of an address.
+fn base(text: &str) -> Result<String, String> {
+    let rest = ["https://", "http://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._~:/[]".contains(c);
+    match rest {
+        Some(rest) if !rest.is_empty() && rest.chars().all(plain) => Ok(text.trim_end_matches('/').into()),
+        _ => Err("must be https://HOST or https://HOST:PORT, and a path if there is one".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,12 +111,20 @@ mod tests {
     fn what_cannot_be_is_refused() {
         assert!(parse(&[]).unwrap().retention().is_ok());
         assert!(parse(&["--keep-minutes-days=500"]).unwrap().retention().is_err());
-        for wrong in
-            ["--keep-tens-hours=0", "--tls-cert=tls.crt", "--agent-service-account=agent", "--log-format=Xml"]
-        {
+        for wrong in [
+            "--keep-tens-hours=0",
+            "--tls-cert=tls.crt",
+            "--agent-service-account=agent",
+            "--log-format=Xml",
+            "--public-url=use.example",
+            "--public-url=https://",
+            "--public-url=https://use.example/\"<",
+        ] {
             assert!(parse(&[wrong]).is_err(), "{wrong}");
         }
         let agent = parse(&["--agent-service-account=a/b"]).unwrap().agent_service_account;
         assert_eq!(agent, "system:serviceaccount:a:b");
+        let url = parse(&["--public-url=https://use.example:8443/aegis/"]).unwrap().public_url;
+        assert_eq!(url, "https://use.example:8443/aegis");
     }
 }

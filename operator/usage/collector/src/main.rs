@@ -2,6 +2,7 @@
 //! somebody is and what they may see, the API server says.
 
 mod access;
+mod alerts;
 mod args;
 mod cache;
 mod certificate;
@@ -11,10 +12,11 @@ mod metrics;
 mod probes;
 mod review;
 mod serve;
+mod statuses;
 mod watch;
 
 use access::{Rules, Tokens};
-use aegis_usage::{Clock, Retention, Store, keep, router};
+use aegis_usage::{Clock, Retention, Store, feeds, keep, router};
 use args::{Args, LogFormat};
 use certificate::Certificate;
 use clap::Parser;
@@ -84,9 +86,18 @@ async fn run(
 
     let rules =
         Rules { audience: args.audience, agent: args.agent_service_account, api_tokens: args.api_tokens };
-    let access = Tokens::new(Reviewer::new(client, metrics.clone()), cluster, rules);
+    let access =
+        Arc::new(Tokens::new(Reviewer::new(client.clone(), metrics.clone()), cluster.clone(), rules));
     let clock: Clock = Arc::new(|| jiff::Timestamp::now().as_second());
-    let service = router(store.clone(), Arc::new(access), clock.clone(), metrics.service.clone());
+    let counted = metrics.service.clone();
+    let service = router(store.clone(), access.clone(), clock.clone(), counted.clone());
+    let service =
+        service.merge(feeds(store.clone(), access, clock.clone(), counted.clone(), &args.public_url));
+    let watched = alerts::watch(client, cluster, store.clone(), clock.clone(), counted);
+    tasks.spawn(async move {
+        watched.await;
+        "alerts"
+    });
     let kept = keep(store, retention, clock, metrics.service.clone());
     tasks.spawn(async move {
         kept.await;

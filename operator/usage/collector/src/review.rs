@@ -18,7 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Questions of each kind at a time. Those about rights, which may be many for one person, do not keep agents waiting.
 const AT_A_TIME: usize = 16;
 
-/// The virtual resource that roles name: who may `get` it in a namespace sees the use of that account.
+/// The virtual resource that roles name: who may `get` it in a namespace sees the use of that account, who may `update` it gives its
+/// feed another address.
 const RESOURCE: (&str, &str, &str) = ("aegis.dev", "egressallocations", "usage");
 
 /// Asks.
@@ -55,14 +56,14 @@ impl Reviewer {
         Ok(status.user.filter(|_| status.authenticated == Some(true) && meant))
     }
 
-    /// Whether somebody may see the use of an account; None: of all.
-    pub async fn may(&self, user: &UserInfo, account: Option<&str>) -> Result<bool, Unanswered> {
+    /// Whether somebody may `get` the use of an account, or do something else (`verb`) to it; None: of all.
+    pub async fn may(&self, user: &UserInfo, verb: &str, account: Option<&str>) -> Result<bool, Unanswered> {
         let (group, resource, subresource) = RESOURCE;
         let attributes = ResourceAttributes {
             group: Some(group.into()),
             resource: Some(resource.into()),
             subresource: Some(subresource.into()),
-            verb: Some("get".into()),
+            verb: Some(verb.into()),
             namespace: account.map(Into::into),
             ..ResourceAttributes::default()
         };

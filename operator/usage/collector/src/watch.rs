@@ -1,10 +1,10 @@
-//! What the collector knows of the cluster: which account owns which prefix, and which accounts there are.
+//! What the collector knows of the cluster: which account owns which prefix, which accounts there are, and what alerts need to know.
 
-use aegis_crds::{AegisPrefix, EgressAllocation};
+use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, UsageAlert};
 use aegis_usage::Prefix;
 use futures::StreamExt;
 use kube::api::Api;
-use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::utils::Backoff;
@@ -27,8 +27,11 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Cluster {
     prefixes: Store<DeserializeGuard<AegisPrefix>>,
-    allocations: Store<PartialObjectMeta<EgressAllocation>>,
+    allocations: Store<DeserializeGuard<EgressAllocation>>,
+    addresses: Store<DeserializeGuard<EgressAddress>>,
+    alerts: Store<DeserializeGuard<UsageAlert>>,
     complete: Arc<AtomicBool>,
+    alerting: Arc<AtomicBool>,
 }
 
 impl Cluster {
@@ -36,17 +39,26 @@ impl Cluster {
     pub fn start(client: &Client, tasks: &mut JoinSet<&'static str>) -> Cluster {
         let config = || watcher::Config::default().timeout(WATCH_SECONDS);
         let prefixes = watcher(Api::<DeserializeGuard<AegisPrefix>>::all(client.clone()), config());
-        let allocations = watcher(Api::<PartialObjectMeta<EgressAllocation>>::all(client.clone()), config());
+        let allocations = watcher(Api::<DeserializeGuard<EgressAllocation>>::all(client.clone()), config());
+        let addresses = watcher(Api::<DeserializeGuard<EgressAddress>>::all(client.clone()), config());
+        let alerts = watcher(Api::<DeserializeGuard<UsageAlert>>::all(client.clone()), config());
         let cluster = Cluster {
             prefixes: copy("prefixes", prefixes, tasks),
             allocations: copy("allocations", allocations, tasks),
+            addresses: copy("addresses", addresses, tasks),
+            alerts: copy("alerts", alerts, tasks),
             complete: Arc::default(),
+            alerting: Arc::default(),
         };
         let listed = cluster.clone();
         tokio::spawn(async move {
             let prefixes = listed.prefixes.wait_until_ready().await;
             let allocations = listed.allocations.wait_until_ready().await;
             listed.complete.store(prefixes.is_ok() && allocations.is_ok(), Ordering::Release);
+            // Apart: who asks need not wait for a cluster that does not know the kind yet.
+            let addresses = listed.addresses.wait_until_ready().await;
+            let alerts = listed.alerts.wait_until_ready().await;
+            listed.alerting.store(addresses.is_ok() && alerts.is_ok(), Ordering::Release);
         });
         cluster
     }
@@ -60,6 +72,26 @@ impl Cluster {
     pub fn prefixes(&self) -> Vec<Prefix> {
         let prefixes = self.prefixes.state();
         prefixes.iter().filter_map(|prefix| owned(prefix.0.as_ref().ok()?)).collect()
+    }
+
+    /// What alerts are about has been listed once, too.
+    pub fn is_alerting(&self) -> bool {
+        self.is_complete() && self.alerting.load(Ordering::Acquire)
+    }
+
+    /// Alerts, readable or not.
+    pub fn alerts(&self) -> Vec<Arc<DeserializeGuard<UsageAlert>>> {
+        self.alerts.state()
+    }
+
+    /// Allocations, readable or not.
+    pub fn allocations(&self) -> Vec<Arc<DeserializeGuard<EgressAllocation>>> {
+        self.allocations.state()
+    }
+
+    /// Addresses, readable or not.
+    pub fn addresses(&self) -> Vec<Arc<DeserializeGuard<EgressAddress>>> {
+        self.addresses.state()
     }
 
     /// Namespaces with allocations or prefixes.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 #![allow(dead_code, missing_docs, reason = "each test takes what it needs")]
 
+pub mod alerts;
 pub mod generate;
 pub mod model;
 pub mod scenarios;

@@ -86,6 +86,15 @@ impl Collector {
         send(&self.client, request.body(Body::from(body.to_string().into_bytes())).expect("request")).await
     }
 
+    /// Gets a page of the service, and returns status and body.
+    pub async fn get(&self, path: &str, token: &str) -> (StatusCode, String) {
+        let mut request = Request::get(path);
+        if !token.is_empty() {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        send(&self.client, request.body(Body::empty()).expect("request")).await.expect("an answer")
+    }
+
     pub async fn deliver(&self, token: &str, reports: &[Report]) -> (StatusCode, String) {
         self.post("/v1/reports", token, json!(reports)).await
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 
 mod agents;
+mod alerts;
 mod collector;
 mod delivery;
 mod people;

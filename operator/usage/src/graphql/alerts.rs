@@ -1,0 +1,92 @@
+//! How it stands with alerts.
+
+use super::{ProtocolName, Time, ask, scope};
+use crate::alert::{Key, Kind, Standing, Track};
+use crate::query::most;
+use crate::scope::Scope;
+use async_graphql::{Context, Enum, Result, SimpleObject};
+use std::collections::BTreeSet;
+
+/// Which limit of an alert.
+#[derive(Enum, Clone, Copy, PartialEq, Eq)]
+#[graphql(remote = "Kind", name = "AlertKind")]
+enum KindName {
+    /// Ports of an address towards an origin.
+    PortUse,
+    /// Refused connections.
+    Refusals,
+    /// A site from which nobody sends.
+    SiteWithoutHolders,
+}
+
+/// Something that exceeds a limit of a UsageAlert.
+#[derive(SimpleObject)]
+pub(super) struct Alert {
+    /// Account: a namespace.
+    account: String,
+    /// Name of the UsageAlert.
+    alert: String,
+    /// Which of its limits.
+    kind: KindName,
+    /// The allocation.
+    allocation: String,
+    /// Egress address; empty where none is concerned.
+    address: String,
+    /// Address and port that the traffic goes to; empty where none is concerned.
+    origin: String,
+    /// Protocol; of a site it says nothing.
+    protocol: ProtocolName,
+    /// Why connections are refused.
+    reason: String,
+    /// The site, where one is concerned.
+    site: String,
+    /// Since when it exceeds the limit.
+    since: Time,
+    /// When it was raised; not yet where there is none.
+    raised: Option<Time>,
+    /// Ports in use, refused connections or slices, as of the last look.
+    figure: i64,
+    /// The most of them since it began.
+    highest: i64,
+    /// Nodes that hold ports of the account and did not report lately: what they may have to do with is not cleared.
+    silent_nodes: u32,
+}
+
+pub(super) async fn alerts(context: &Context<'_>, accounts: Vec<String>, first: u32) -> Result<Vec<Alert>> {
+    let seen = match scope(context, &accounts).await? {
+        Scope::All => None,
+        // The owner of a prefix sees who uses it, but not what they want to be told.
+        Scope::Part { accounts, .. } => Some(accounts),
+    };
+    let named: BTreeSet<String> = accounts.into_iter().collect();
+    let wanted = match seen {
+        None if named.is_empty() => None,
+        None => Some(named),
+        Some(seen) if named.is_empty() => Some(seen),
+        Some(seen) => Some(seen.intersection(&named).cloned().collect()),
+    };
+    let standings = ask(context, move |store| store.standings(wanted.as_ref())).await?;
+    let all = standings.into_iter().flat_map(|Standing { account, silent, tracks, .. }| {
+        tracks.into_iter().map(move |(key, track)| alert(account.clone(), silent, key, track))
+    });
+    Ok(all.take(first.min(most::ROWS) as usize).collect())
+}
+
+fn alert(account: String, silent_nodes: u32, key: Key, track: Track) -> Alert {
+    Alert {
+        account,
+        alert: key.alert,
+        kind: key.kind.into(),
+        allocation: key.allocation,
+        address: key.address.map(|it| it.to_string()).unwrap_or_default(),
+        origin: key.origin.map(|it| it.to_string()).unwrap_or_default(),
+        protocol: key.protocol.into(),
+        reason: key.reason,
+        site: key.site,
+        since: Time(track.since),
+        raised: track.raised.map(Time),
+        figure: track.figure,
+        highest: track.highest,
+        silent_nodes,
+    }
+}

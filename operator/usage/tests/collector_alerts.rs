@@ -1,0 +1,94 @@
+//! Alerts, with SQLite.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+mod support;
+
+use proptest::prelude::*;
+use support::{Folder, PATIENCE, T0, alerts};
+
+fn each(scenario: fn(&dyn Fn() -> aegis_usage::Store)) {
+    let folders = std::cell::RefCell::new(Vec::new());
+    scenario(&|| {
+        let (store, folder) = support::sqlite();
+        folders.borrow_mut().push(folder);
+        store
+    });
+}
+
+#[test]
+fn raised_and_cleared_at_the_right_second() {
+    each(alerts::raised_and_cleared_at_the_right_second);
+}
+
+#[test]
+fn what_nobody_reports_clears_nothing() {
+    each(alerts::what_nobody_reports_clears_nothing);
+}
+
+#[test]
+fn a_late_report_counts_while_it_is_waited_for() {
+    each(alerts::a_late_report_counts_while_it_is_waited_for);
+}
+
+#[test]
+fn a_clock_that_jumps_tells_nothing() {
+    each(alerts::a_clock_that_jumps_tells_nothing);
+}
+
+#[test]
+fn a_site_without_holders_is_told() {
+    each(alerts::a_site_without_holders_is_told);
+}
+
+#[test]
+fn refusals_are_counted_within_a_window() {
+    each(alerts::refusals_are_counted_within_a_window);
+}
+
+#[test]
+fn what_is_not_wanted_any_more_is_cleared() {
+    each(alerts::what_is_not_wanted_any_more_is_cleared);
+}
+
+#[test]
+fn a_bounded_number_of_items_is_kept_and_each_is_told_once() {
+    each(alerts::a_bounded_number_of_items_is_kept_and_each_is_told_once);
+}
+
+#[test]
+fn feeds_have_tokens() {
+    each(alerts::feeds_have_tokens);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whoever reports when, and however often the collector begins anew: the same items, and those that are right.
+    #[test]
+    fn restarts_change_nothing(story in alerts::story()) {
+        let folders = [Folder::new("usage"), Folder::new("usage")];
+        let open = |at: usize| aegis_usage::Store::sqlite(folders[at].0.join("usage.db"), PATIENCE).unwrap();
+        alerts::compare(&|| open(0), &|| open(1), &story);
+    }
+}
+
+/// A store of the version before has no tables of alerts; they come, and nothing goes.
+#[test]
+fn an_older_store_gets_what_it_lacks() {
+    let folder = Folder::new("usage");
+    let path = folder.0.join("usage.db");
+    let open = || aegis_usage::Store::sqlite(&path, PATIENCE);
+    support::scenarios::fill(&open().unwrap(), 3);
+    let direct = rusqlite::Connection::open(&path).unwrap();
+    let older = "DROP TABLE alert_states; DROP TABLE alert_items; DROP TABLE feed_tokens;
+         UPDATE meta SET value = 1 WHERE name = 'schema';";
+    direct.execute_batch(older).unwrap();
+    let store = open().unwrap();
+    assert_eq!(store.contents().unwrap().newest, Some(T0 + 30));
+    assert_eq!(store.items("shop").unwrap(), []);
+    drop(store);
+    for newer in [3, -1] {
+        direct.execute("UPDATE meta SET value = ?1 WHERE name = 'schema'", [newer]).unwrap();
+        assert!(matches!(open(), Err(aegis_usage::Error::Schema { .. })), "{newer}");
+    }
+}
