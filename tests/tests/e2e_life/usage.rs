@@ -81,7 +81,8 @@ impl<'a> Reader<'a> {
         let at = |second: i64| jiff::Timestamp::from_second(second).map(|it| it.to_string());
         let (since, recent, to) = (at(since)?, at(recent)?, at(to)?);
         let sum = |measure: &str| format!("{{measure: {measure}, aggregation: SUM}}");
-        let sums = ["FLOWS", "SENT_PACKETS", "SENT_BYTES", "RECEIVED_PACKETS", "RECEIVED_BYTES", "REFUSED"].map(sum);
+        let sums =
+            ["FLOWS", "SENT_PACKETS", "SENT_BYTES", "RECEIVED_PACKETS", "RECEIVED_BYTES", "REFUSED"].map(sum);
         let data = self.ask(&format!(
             "{{ all: usage(from: \"{since}\", to: \"{to}\", level: TENS, by: {by}, figures: [{}]) {{ nodes {{ by figures }} }} \
                now: usage(from: \"{recent}\", to: \"{to}\", level: TENS, by: {by}, \
@@ -92,7 +93,10 @@ impl<'a> Reader<'a> {
         let rows = |name: &str| -> anyhow::Result<BTreeMap<Vec<String>, Vec<f64>>> {
             let nodes = data[name]["nodes"].as_array().context("no nodes")?;
             let row = |row: &Value| {
-                Ok((serde_json::from_value(row["by"].clone())?, serde_json::from_value(row["figures"].clone())?))
+                Ok((
+                    serde_json::from_value(row["by"].clone())?,
+                    serde_json::from_value(row["figures"].clone())?,
+                ))
             };
             nodes.iter().map(row).collect()
         };
@@ -102,7 +106,17 @@ impl<'a> Reader<'a> {
                 anyhow::bail!("{sums:?}")
             };
             let (in_use, peak) = now.get(&by).map_or((0.0, 0.0), |it| (it[0], it[1]));
-            Ok((by, Used { in_use, peak, flows, refused, sent: (sent_packets, sent), received: (received_packets, received) }))
+            Ok((
+                by,
+                Used {
+                    in_use,
+                    peak,
+                    flows,
+                    refused,
+                    sent: (sent_packets, sent),
+                    received: (received_packets, received),
+                },
+            ))
         };
         rows("all")?.into_iter().map(used).collect()
     }
@@ -162,11 +176,14 @@ impl<'a> Counted<'a> {
 
     /// Packets and bytes by the counter's name.
     fn read(&self) -> anyhow::Result<BTreeMap<String, (f64, f64)>> {
-        let listed: Value = serde_json::from_str(&self.nft(&["-j", "list", "counters", "table", "ip", &self.table])?)?;
+        let listed: Value =
+            serde_json::from_str(&self.nft(&["-j", "list", "counters", "table", "ip", &self.table])?)?;
         let counters = listed["nftables"].as_array().into_iter().flatten().filter_map(|it| it.get("counter"));
         let number = |it: &Value| it.as_f64().unwrap_or_default();
         Ok(counters
-            .filter_map(|it| Some((it["name"].as_str()?.to_owned(), (number(&it["packets"]), number(&it["bytes"])))))
+            .filter_map(|it| {
+                Some((it["name"].as_str()?.to_owned(), (number(&it["packets"]), number(&it["bytes"]))))
+            })
             .collect())
     }
 }
