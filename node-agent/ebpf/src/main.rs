@@ -50,6 +50,7 @@ mod load;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(any(target_arch = "bpf", test))]
+#[cfg(target_arch = "bpf")]
 mod meter;
 mod mss;
 #[cfg(target_arch = "bpf")]

@@ -99,10 +99,8 @@ fn collector() -> anyhow::Result<Archive> {
     // Most of it is for debuggers.
     let stripped = folder().join(name);
     std::fs::create_dir_all(folder())?;
-    run(
-        "strip",
-        &["--strip-all".into(), "-o".into(), stripped.display().to_string(), program.display().to_string()],
-    )?;
+    let (own, from) = (stripped.display().to_string(), program.display().to_string());
+    run("strip", &["--strip-all", "-o", &own, &from])?;
     let mut files = vec![ImageFile::read(&stripped, &format!("/{name}"))?];
     files.extend(libraries_of(&program)?);
     Image { repository: format!("aegis.test/{name}"), entrypoint: vec![format!("/{name}")], files }
