@@ -9,6 +9,8 @@
 //! | tables and columns | `schema` |
 //! | what may be asked, and how it is put to a database | `query` |
 //! | who may see what | `scope`; how they show who they are, `access` |
+//! | allocations, addresses and policies, and who may see them | `cluster`, `graphql/cluster` |
+//! | the page for browsers | the folder `page`; how it is served, `page` |
 //! | what is served, and how much at a time | `http`, `graphql`, `inbox` |
 //! | what is counted of the service itself | `metrics` |
 //! | which nodes did not report, and when | `coverage` |
@@ -20,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+pub mod cluster;
 mod coverage;
 mod graphql;
 mod http;
@@ -27,6 +30,7 @@ mod inbox;
 mod ingest;
 mod level;
 mod metrics;
+mod page;
 mod postgres;
 mod query;
 mod rollup;
@@ -38,7 +42,7 @@ mod sqlite;
 mod store;
 
 pub use access::{Access, Denied, Pending};
-pub use coverage::{Coverage, Gap};
+pub use coverage::{Coverage, Gap, Reported};
 pub use graphql::sdl;
 pub use http::{Clock, router};
 pub use inbox::keep;

@@ -8,10 +8,12 @@ mod certificate;
 mod database;
 mod error;
 mod metrics;
+mod objects;
 mod probes;
 mod review;
 mod serve;
 mod watch;
+mod words;
 
 use access::{Rules, Tokens};
 use aegis_usage::{Clock, Retention, Store, keep, router};

@@ -1,8 +1,12 @@
-//! What the collector knows of the cluster: which account owns which prefix, and which accounts there are.
+//! What the collector knows of the cluster: which account owns which prefix, which accounts there are, and what is told of their allocations and
+//! addresses and of policies.
 
-use aegis_crds::{AegisPrefix, EgressAllocation};
-use aegis_usage::Prefix;
+use crate::objects;
+use aegis_core::selector::Labels;
+use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, EgressPolicy};
+use aegis_usage::{Prefix, cluster};
 use futures::StreamExt;
+use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::WatchStreamExt;
@@ -10,11 +14,12 @@ use kube::runtime::reflector::{self, Store};
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Client, Resource, ResourceExt};
-use std::collections::BTreeSet;
+use serde::de::DeserializeOwned;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 /// The API server ends each watch after this many seconds, and it is resumed where it ended.
@@ -23,30 +28,50 @@ pub const WATCH_SECONDS: u32 = 30;
 /// Pause between two attempts.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// For how long questions are answered from the same objects: a page asks several at once.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// Local copies, kept current by watches.
 #[derive(Clone)]
 pub struct Cluster {
-    prefixes: Store<DeserializeGuard<AegisPrefix>>,
-    allocations: Store<PartialObjectMeta<EgressAllocation>>,
+    prefixes: Copy<AegisPrefix>,
+    allocations: Copy<EgressAllocation>,
+    addresses: Copy<EgressAddress>,
+    policies: Copy<EgressPolicy>,
+    nodes: Store<PartialObjectMeta<Node>>,
+    /// Prefixes and allocations, by which it is decided who sees what, have been listed.
     complete: Arc<AtomicBool>,
+    /// And so have the objects that only are told about.
+    listed: Arc<AtomicBool>,
+    told: Arc<Mutex<Option<(Instant, Arc<cluster::Cluster>)>>>,
 }
+
+type Copy<K> = Store<DeserializeGuard<K>>;
 
 impl Cluster {
     /// Starts the watches, which run until they are aborted.
     pub fn start(client: &Client, tasks: &mut JoinSet<&'static str>) -> Cluster {
-        let config = || watcher::Config::default().timeout(WATCH_SECONDS);
-        let prefixes = watcher(Api::<DeserializeGuard<AegisPrefix>>::all(client.clone()), config());
-        let allocations = watcher(Api::<PartialObjectMeta<EgressAllocation>>::all(client.clone()), config());
         let cluster = Cluster {
-            prefixes: copy("prefixes", prefixes, tasks),
-            allocations: copy("allocations", allocations, tasks),
+            prefixes: copy("prefixes", Api::all(client.clone()), tasks),
+            allocations: copy("allocations", Api::all(client.clone()), tasks),
+            addresses: copy("addresses", Api::all(client.clone()), tasks),
+            policies: copy("policies", Api::all(client.clone()), tasks),
+            nodes: copy("nodes", Api::all(client.clone()), tasks),
             complete: Arc::default(),
+            listed: Arc::default(),
+            told: Arc::default(),
         };
-        let listed = cluster.clone();
+        let it = cluster.clone();
         tokio::spawn(async move {
-            let prefixes = listed.prefixes.wait_until_ready().await;
-            let allocations = listed.allocations.wait_until_ready().await;
-            listed.complete.store(prefixes.is_ok() && allocations.is_ok(), Ordering::Release);
+            let (prefixes, allocations) =
+                tokio::join!(it.prefixes.wait_until_ready(), it.allocations.wait_until_ready());
+            it.complete.store(prefixes.is_ok() && allocations.is_ok(), Ordering::Release);
+            let (addresses, policies, nodes) = tokio::join!(
+                it.addresses.wait_until_ready(),
+                it.policies.wait_until_ready(),
+                it.nodes.wait_until_ready()
+            );
+            it.listed.store(addresses.is_ok() && policies.is_ok() && nodes.is_ok(), Ordering::Release);
         });
         cluster
     }
@@ -68,6 +93,30 @@ impl Cluster {
         let users = self.allocations.state().into_iter().filter_map(|allocation| allocation.namespace());
         owners.chain(users).collect()
     }
+
+    /// What is told of objects, not older than [`FRESH`]. None: not all of them have been listed.
+    pub fn told(&self) -> Option<Arc<cluster::Cluster>> {
+        if !self.is_complete() || !self.listed.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = told.as_ref().filter(|(since, _)| since.elapsed() < FRESH) {
+            return Some(known.clone());
+        }
+        let (allocations, addresses, policies) =
+            (self.allocations.state(), self.addresses.state(), self.policies.state());
+        let nodes = self.nodes.state();
+        let labels = |it: &PartialObjectMeta<Node>| -> Labels { it.labels().clone() };
+        let nodes: BTreeMap<String, Labels> = nodes.iter().map(|it| (it.name_any(), labels(it))).collect();
+        let known = Arc::new(objects::cluster(
+            allocations.iter().filter_map(|it| it.0.as_ref().ok()),
+            addresses.iter().filter_map(|it| it.0.as_ref().ok()),
+            policies.iter().filter_map(|it| it.0.as_ref().ok()),
+            &nodes,
+        ));
+        *told = Some((Instant::now(), known.clone()));
+        Some(known)
+    }
 }
 
 /// The prefix, if the operator has accepted it: one that overlaps another must not show its account what goes on there.
@@ -79,16 +128,12 @@ fn owned(prefix: &AegisPrefix) -> Option<Prefix> {
     accepted.then(|| Prefix { range, account: prefix.spec.account.clone() })
 }
 
-fn copy<K>(
-    kind: &'static str,
-    objects: impl futures::Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
-    tasks: &mut JoinSet<&'static str>,
-) -> Store<K>
+fn copy<K>(kind: &'static str, api: Api<K>, tasks: &mut JoinSet<&'static str>) -> Store<K>
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let (reader, writer) = reflector::store();
-    let objects = objects
+    let objects = watcher(api, watcher::Config::default().timeout(WATCH_SECONDS))
         .backoff(Steady)
         // They are most of an object's size, and nobody here reads them.
         .modify(|object: &mut K| object.meta_mut().managed_fields = None)

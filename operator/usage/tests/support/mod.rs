@@ -4,6 +4,7 @@
 
 pub mod generate;
 pub mod model;
+pub mod objects;
 pub mod scenarios;
 pub mod server;
 

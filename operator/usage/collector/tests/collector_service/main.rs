@@ -4,6 +4,7 @@
 
 mod agents;
 mod collector;
+mod objects;
 mod people;
 #[allow(dead_code, reason = "these tests need a part of it")]
 #[path = "../../../../tests/cluster/process.rs"]
