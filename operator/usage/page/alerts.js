@@ -2,13 +2,16 @@
 
 import { ask } from "./api.js";
 import { badge, el, notice, show, table } from "./dom.js";
-import { seconds } from "./format.js";
+import { count, moment, number, origin, seconds } from "./format.js";
 import { accounts } from "./session.js";
 
 const CONDITIONS = `query($accounts: [String!]!) { now allocations(accounts: $accounts) {
   account name conditions { type status reason message } } }`;
 
-const NAMED = "name type { name kind ofType { name kind ofType { name kind ofType { name kind } } } }";
+// What is shown of an alert. A collector of another version may have fewer of these, or no alerts at all.
+const FIELDS = ["alert", "account", "allocation", "kind", "address", "origin", "protocol", "reason", "site", "since", "raised", "figure", "highest", "silentNodes"];
+
+const SHAPE = "query($name: String!) { __type(name: $name) { fields { name type { name ofType { name ofType { name ofType { name } } } } } } }";
 
 // Conditions that are bad when they hold.
 const BAD_WHEN_TRUE = ["CapacityLow"];
@@ -31,7 +34,7 @@ export function view(box) {
       : notice("good", "None: all allocations that you may see are as they should be."));
     try {
       shape ??= await detect();
-      show(alerts, shape ? await list(shape) : notice("idle", "None: this collector keeps no alerts."));
+      show(alerts, shape ? await list(shape, seconds(now)) : notice("idle", "None: this collector keeps no alerts."));
     } catch (error) {
       if (error.refused) throw error;
       show(alerts, notice("bad", `Alerts are not known: ${error.message}`));
@@ -45,35 +48,36 @@ function asks({ type, status }) {
   return BAD_WHEN_TRUE.includes(type) ? status === "True" : status !== "True";
 }
 
-const last = (type) => {
-  let it = type;
-  while (it.ofType) it = it.ofType;
-  return it;
-};
-
-const simple = (fields) => fields.filter(({ type }) => ["SCALAR", "ENUM"].includes(last(type).kind)).map((it) => it.name);
-
-// Which fields alerts have, if this collector has any; null where it has none.
+// Which of the fields alerts have; null where there are none.
 async function detect() {
-  const of = async (name) => (await ask(`query($name: String!) { __type(name: $name) { fields { ${NAMED} } } }`, { name })).__type?.fields ?? [];
-  const field = (await of("Query")).find((it) => it.name === "alerts");
-  if (!field) return null;
-  let fields = await of(last(field.type).name);
-  const nodes = fields.find((it) => it.name === "nodes");
-  if (nodes) fields = await of(last(nodes.type).name);
-  return { paged: Boolean(nodes), names: simple(fields) };
+  const fields = async (name) => (await ask(SHAPE, { name })).__type?.fields ?? [];
+  const found = (await fields("Query")).find((it) => it.name === "alerts");
+  if (!found) return null;
+  let { type } = found;
+  while (type.ofType) type = type.ofType;
+  const names = (await fields(type.name)).map((it) => it.name);
+  return FIELDS.filter((name) => names.includes(name));
 }
 
-async function list({ paged, names }) {
-  const selected = names.join(" ");
-  const { alerts } = await ask(`{ alerts { ${paged ? `nodes { ${selected} }` : selected} } }`);
-  const rows = paged ? alerts.nodes : alerts;
-  if (rows.length === 0) return notice("good", "None.");
-  const first = ["severity", "state", "name", "title", "summary"].filter((it) => names.includes(it));
-  const order = [...first, ...names.filter((it) => !first.includes(it))];
-  const shown = (value) => (Array.isArray(value) ? value.join(", ") : value === null ? "none" : String(value));
-  return table("Alerts", order.map(words), rows.map((row) => order.map((name) => shown(row[name]))));
+async function list(names, now) {
+  const query = `query($accounts: [String!]!) { alerts(accounts: $accounts, first: 1000) { ${names.join(" ")} } }`;
+  const { alerts } = await ask(query, { accounts: accounts() });
+  if (alerts.length === 0) return notice("good", "None: nothing exceeds the limits of an alert.");
+  // Those that were raised first, then the oldest first.
+  alerts.sort((a, b) => Number(!a.raised) - Number(!b.raised) || (a.since < b.since ? -1 : 1));
+  return table("What exceeds the limits of alerts", ["Alert", "Allocation", "State", "What", "Figure"], alerts.map((it) => cells(it, now)));
 }
 
-// targetPercent: target percent
-const words = (name) => name.replace(/([A-Z])/g, (letter) => ` ${letter.toLowerCase()}`);
+function cells(it, now) {
+  const at = (text) => moment(seconds(text), now);
+  const state = it.raised ? badge("bad", `raised at ${at(it.raised)}`) : badge("warn", "not raised yet");
+  const silent = it.silentNodes > 0 ? badge("bad", `${count(it.silentNodes, "node")} silent: it may be more, and is not cleared`) : null;
+  const about = [it.address, it.origin && `to ${origin(it.origin, (it.protocol ?? "").toLowerCase())}`, it.reason, it.site && `site ${it.site}`];
+  return [
+    it.alert ?? "alert",
+    `${it.account} / ${it.allocation}`,
+    [state, silent && el("span", { class: "line" }, silent), it.since ? el("span", { class: "line quiet" }, `since ${at(it.since)}`) : ""],
+    [(it.kind ?? "").toLowerCase().replaceAll("_", " "), el("span", { class: "line quiet" }, about.filter(Boolean).join(" "))],
+    it.figure === undefined ? "" : `${number(it.figure)} now, ${number(it.highest ?? it.figure)} at the most`,
+  ];
+}

@@ -38,7 +38,7 @@ export function table(caption, columns, rows) {
   const head = el("tr", {}, columns.map((name) => el("th", { scope: "col" }, name)));
   const body = rows.map((cells) => {
     const row = cells.map((cell, at) => {
-      const value = Array.isArray(cell) ? cell : [cell];
+      const value = (Array.isArray(cell) ? cell : [cell]).filter(Boolean);
       return at === 0
         ? el("th", { scope: "row" }, value)
         : el("td", { "data-label": columns[at] }, value);

@@ -98,7 +98,7 @@ export class Plot {
         if (next?.state !== it.state) {
           const box = { x: x(begin), width: x(it.at + this.step) - x(begin), y: TOP, height: high };
           parts.push(svg("rect", { class: `gap ${it.state}`, fill: `url(#${this.name}-gap)`, ...box }));
-          if (it.state === "none" && box.width > 60) {
+          if (it.state === "none" && box.width > 54) {
             parts.push(svg("text", { class: "axis", x: box.x + box.width / 2, y: TOP + high / 2, "text-anchor": "middle" }, "no report"));
           }
           begin = null;

@@ -208,8 +208,10 @@ impl Page {
     }
 
     pub async fn size(&mut self, width: u32, height: u32) {
-        let params =
-            json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600 });
+        let params = json!({
+            "width": width, "height": height, "screenWidth": width, "screenHeight": height,
+            "deviceScaleFactor": 1, "mobile": width < 600,
+        });
         self.call("Emulation.setDeviceMetricsOverride", params).await;
     }
 
