@@ -41,9 +41,11 @@ export class Plot {
     say(this.heading, title);
     const known = points.filter((it) => it.value !== null);
     const highest = known.reduce((most, it) => Math.max(most, it.value), 0);
-    const last = known.at(-1);
+    // The newest step that could be there: of a node that is silent now, what it used before is not what it uses.
+    const newest = points.findLast((it) => it.state !== "later") ?? points.at(-1);
+    const current = newest.value === null ? "no report now" : `now ${number(newest.value)}`;
     const missing = points.filter((it) => it.state === "none").length;
-    const words = last ? `now ${number(last.value)}, highest ${number(highest)} ports` : "no report in this time";
+    const words = known.length > 0 ? `${current}, highest ${number(highest)} ports` : "no report in this time";
     const plan = line ? `; planned ${number(line.value)}` : "";
     say(this.sum, `${words}${plan}${missing > 0 ? `; ${missing} of ${points.length} steps without any report` : ""}`);
     this.draw();

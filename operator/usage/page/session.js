@@ -84,8 +84,8 @@ export function signIn(message, enter) {
     el(
       "form", { onsubmit: submit },
       el("label", { for: "token" }, "Token"), field,
-      el("label", { for: "named" }, "Further accounts (optional)"), named,
-      el("p", { id: "which", class: "quiet" }, "Namespaces, if yours is not among those that are found by themselves."),
+      el("label", { for: "named" }, "Accounts (optional)"), named,
+      el("p", { id: "which", class: "quiet" }, "Namespaces, up to 20: only these are shown. For those that are not found by themselves."),
       said, button,
     ),
     el("p", { class: "quiet" },
