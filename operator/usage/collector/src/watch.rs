@@ -34,19 +34,23 @@ const FRESH: Duration = Duration::from_secs(1);
 /// Local copies, kept current by watches.
 #[derive(Clone)]
 pub struct Cluster {
-    prefixes: Copy<AegisPrefix>,
-    allocations: Copy<EgressAllocation>,
-    addresses: Copy<EgressAddress>,
-    policies: Copy<EgressPolicy>,
+    prefixes: Watched<AegisPrefix>,
+    allocations: Watched<EgressAllocation>,
+    addresses: Watched<EgressAddress>,
+    policies: Watched<EgressPolicy>,
     nodes: Store<PartialObjectMeta<Node>>,
     /// Prefixes and allocations, by which it is decided who sees what, have been listed.
     complete: Arc<AtomicBool>,
     /// And so have the objects that only are told about.
     listed: Arc<AtomicBool>,
-    told: Arc<Mutex<Option<(Instant, Arc<cluster::Cluster>)>>>,
+    told: Arc<Mutex<Option<Told>>>,
 }
 
-type Copy<K> = Store<DeserializeGuard<K>>;
+/// Objects, readable or not.
+type Watched<K> = Store<DeserializeGuard<K>>;
+
+/// What was made of them, and when.
+type Told = (Instant, Arc<cluster::Cluster>);
 
 impl Cluster {
     /// Starts the watches, which run until they are aborted.

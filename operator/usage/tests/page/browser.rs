@@ -276,7 +276,7 @@ fn unpack(text: &str) -> Vec<u8> {
     };
     let sixes: Vec<u32> = text.bytes().filter_map(six).collect();
     let bytes = sixes.chunks(4).flat_map(|chunk| {
-        let word = (0..4).fold(0, |word, at| word << 6 | chunk.get(at).copied().unwrap_or(0));
+        let word = (0..4).fold(0, |word, at| (word << 6) | chunk.get(at).copied().unwrap_or(0));
         word.to_be_bytes()[1..chunk.len()].to_vec()
     });
     bytes.collect()

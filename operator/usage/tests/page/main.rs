@@ -151,7 +151,7 @@ async fn the_strip_shows_who_holds_what_and_how_full() {
     assert_eq!(label(50).await, "Slice 50, ports 12800 to 13055: free");
     assert_eq!(label(255).await, "Slice 255, ports 65280 to 65535: not used by the allocation");
     // Neither state nor fill is told by colour alone.
-    let kind = page.value(&format!("[4, 20, 22, 30, 40, 50, 255].map((it) => document.querySelector(`[data-slice=\"${{it}}\"]`).className)")).await;
+    let kind = page.value("[4, 20, 22, 30, 40, 50, 255].map((it) => document.querySelector(`[data-slice=\"${it}\"]`).className)").await;
     let grade = if most / 2_048.0 >= 0.8 { "over" } else { "under" };
     let expected = [
         &*format!("cell held {grade} begins"),
