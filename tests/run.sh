@@ -85,6 +85,8 @@ integration "command line" aegis-cli ""
 integration collector aegis-usage collector
 integration "delivery of reports" aegis-delivery ""
 integration "collector in a cluster" aegis-collector collector
+# Each has a browser of its own.
+integration "page in a browser" aegis-usage page --test-threads=2
 if command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then
   integration "collector on PostgreSQL" aegis-usage postgres
 else

@@ -8,6 +8,14 @@ packages=(containernetworking-plugins nftables iptables iproute2 openssl ethtool
   iputils-ping iputils-tracepath traceroute iperf3 curl dnsmasq-base bind9-dnsutils util-linux frr bird2 prometheus gcc g++ musl-tools libc6-dev llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev)
 # Docker's packages bring a runc of their own, which Debian's would push out.
 command -v runc >/dev/null || packages+=(runc)
+# A browser for the tests of the page: any that runs. What Ubuntu has under these names only brings a snap, which needs a service to run.
+browser() {
+  local name
+  for name in chromium chromium-browser google-chrome google-chrome-stable; do
+    ! timeout 20 "$name" --version >/dev/null 2>&1 || return 0
+  done
+  return 1
+}
 linker=0.13.0
 # Distributions switch this off in their Go: tests/tools says which Go it needs, and `go` fetches that.
 export GOTOOLCHAIN=auto
@@ -85,6 +93,18 @@ if [ ${#absent[@]} -gt 0 ]; then
   start_nothing
   apt-get install -y -qq --no-install-recommends "${absent[@]}" >/dev/null
   start_services_again
+fi
+
+# Not among the packages above: any browser will do, and where none is to be had all tests but those of the page can run.
+if ! browser; then
+  export DEBIAN_FRONTEND=noninteractive
+  version=$(apt-cache policy chromium 2>/dev/null | awk '$1 == "Candidate:" { print $2 }')
+  [ -n "$version" ] || { apt-get update -qq && version=$(apt-cache policy chromium | awk '$1 == "Candidate:" { print $2 }'); }
+  case ${version:-(none)} in
+    "(none)" | *snap*) ;;
+    *) say "apt-get install chromium" && apt-get install -y -qq --no-install-recommends chromium >/dev/null ;;
+  esac
+  browser || say "there is no browser: install Chromium or Chrome, or the tests of the page will fail"
 fi
 
 # --- Rust: rust-toolchain.toml names version, components and targets ---

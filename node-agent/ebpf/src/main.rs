@@ -49,9 +49,9 @@ mod identification;
 mod load;
 #[cfg(target_arch = "bpf")]
 mod maps;
-#[cfg(any(target_arch = "bpf", test))]
 #[cfg(target_arch = "bpf")]
 mod meter;
+#[cfg(any(target_arch = "bpf", test))]
 mod mss;
 #[cfg(target_arch = "bpf")]
 mod observe;

@@ -1,7 +1,9 @@
 //! How somebody shows who they are: behind a trait, so that rules and protocol are tested without a cluster.
 
+use crate::cluster::Cluster;
 use crate::scope::{Prefix, Viewer};
 use std::pin::Pin;
+use std::sync::Arc;
 use thiserror::Error;
 
 /// What will be known later.
@@ -23,6 +25,11 @@ pub trait Access: Send + Sync + 'static {
 
     /// All prefixes of the cluster.
     fn prefixes(&self) -> Vec<Prefix>;
+
+    /// Objects of the cluster that may be asked about. None: they are not known.
+    fn cluster(&self) -> Option<Arc<Cluster>> {
+        None
+    }
 }
 
 /// Why somebody gets nothing.

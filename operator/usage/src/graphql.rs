@@ -1,8 +1,10 @@
 //! The questions as GraphQL. `schema.graphql` beside the crate is the whole of it.
 
 mod alerts;
+mod cluster;
 
 use crate::access::{Access, Denied};
+use crate::http::Clock;
 use crate::level::Level;
 use crate::query::{self, Aggregation, Dimension, Filter, Measure, Order, OriginFilter, Query, most};
 use crate::scope::Scope;
@@ -10,15 +12,15 @@ use crate::sql;
 use crate::store::Store;
 use aegis_usage_report::Protocol;
 use async_graphql::{
-    Context, EmptyMutation, EmptySubscription, Enum, Error, InputObject, Object, Result, Scalar, ScalarType,
-    SimpleObject, Value,
+    Context, EmptyMutation, EmptySubscription, Enum, Error, InputObject, MergedObject, Object, Result,
+    Scalar, ScalarType, SimpleObject, Value,
 };
 use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use tracing::warn;
 
-pub(crate) type Schema = async_graphql::Schema<Root, EmptyMutation, EmptySubscription>;
+pub(crate) type Schema = async_graphql::Schema<Everything, EmptyMutation, EmptySubscription>;
 
 /// What one question of `usage` costs; what it selects counts once.
 const COST: usize = 500;
@@ -36,8 +38,8 @@ const ACCOUNTS: usize = 20;
 pub(crate) struct Asker(pub String);
 
 /// The schema with what it asks.
-pub(crate) fn schema(store: Arc<Store>, access: Arc<dyn Access>) -> Schema {
-    limited().data(store).data(access).finish()
+pub(crate) fn schema(store: Arc<Store>, access: Arc<dyn Access>, clock: Clock) -> Schema {
+    limited().data(store).data(access).data(clock).finish()
 }
 
 /// The schema as a file.
@@ -45,8 +47,8 @@ pub fn sdl() -> String {
     limited().finish().sdl()
 }
 
-fn limited() -> async_graphql::SchemaBuilder<Root, EmptyMutation, EmptySubscription> {
-    Schema::build(Root, EmptyMutation, EmptySubscription)
+fn limited() -> async_graphql::SchemaBuilder<Everything, EmptyMutation, EmptySubscription> {
+    Schema::build(Everything::default(), EmptyMutation, EmptySubscription)
         .limit_complexity(COMPLEXITY)
         .limit_depth(DEPTH)
         .limit_directives(8)
@@ -285,11 +287,17 @@ struct Gap {
     to: Time,
 }
 
-/// Questions.
-pub(crate) struct Root;
+/// All questions.
+#[derive(MergedObject, Default)]
+#[graphql(name = "Query")]
+pub(crate) struct Everything(Uses, cluster::Objects);
 
-#[Object(name = "Query")]
-impl Root {
+/// Questions about use.
+#[derive(Default)]
+struct Uses;
+
+#[Object]
+impl Uses {
     /// Ports, flows, refusals and traffic, of what you may see.
     #[allow(clippy::too_many_arguments, reason = "they are those of the field")]
     #[graphql(complexity = "COST + child_complexity")]

@@ -1,10 +1,12 @@
-//! What the collector serves: `POST /v1/reports` for agents, `POST /v1/graphql` for everybody else, each by token.
+//! What the collector serves: `POST /v1/reports` for agents, `POST /v1/graphql` for everybody else, each by token, and the page that asks the
+//! latter.
 
 use crate::access::{Access, Denied};
 use crate::graphql::{self, Asker, Schema};
 use crate::inbox::Inbox;
 use crate::ingest::Receipt;
 use crate::metrics::{Failed, Metrics};
+use crate::page;
 use crate::store::Store;
 use aegis_usage_report::Report;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Request, State};
@@ -48,7 +50,7 @@ struct Shared {
 /// The service. To be made where tokio runs, since a task of its own takes the reports.
 pub fn router(store: Arc<Store>, access: Arc<dyn Access>, clock: Clock, metrics: Metrics) -> Router {
     let turn = Arc::new(Semaphore::new(QUESTIONS));
-    let schema = graphql::schema(store.clone(), access.clone());
+    let schema = graphql::schema(store.clone(), access.clone(), clock.clone());
     let inbox = Inbox::open(store, clock, metrics.clone());
     let shared = Arc::new(Shared { access, inbox, schema, turn, metrics });
     let reports = post(reports)
@@ -62,6 +64,7 @@ pub fn router(store: Arc<Store>, access: Arc<dyn Access>, clock: Clock, metrics:
         .route("/v1/graphql", question)
         .route("/healthz", get(|| async { "ok" }))
         .with_state(shared)
+        .merge(page::router())
 }
 
 /// The node whose agent sends a request. Known before anything of the body is read: whoever is not an agent costs no more than

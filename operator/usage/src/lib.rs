@@ -9,6 +9,8 @@
 //! | tables and columns | `schema` |
 //! | what may be asked, and how it is put to a database | `query` |
 //! | who may see what | `scope`; how they show who they are, `access` |
+//! | allocations, addresses and policies, and who may see them | `cluster`, `graphql/cluster` |
+//! | the page for browsers | the folder `page`; how it is served, `page` |
 //! | what is served, and how much at a time | `http`, `graphql`, `inbox` |
 //! | when an alert is raised and cleared | `alert` (`alert/machine`, `alert/evaluate`); its words, `alert/item` |
 //! | feeds, and who reads them | `alert/feed`, `feeds` |
@@ -23,6 +25,7 @@
 
 mod access;
 pub mod alert;
+pub mod cluster;
 mod coverage;
 mod feeds;
 mod graphql;
@@ -31,6 +34,7 @@ mod inbox;
 mod ingest;
 mod level;
 mod metrics;
+mod page;
 mod postgres;
 mod query;
 mod rollup;
@@ -42,7 +46,7 @@ mod sqlite;
 mod store;
 
 pub use access::{Access, Denied, Pending};
-pub use coverage::{Coverage, Gap};
+pub use coverage::{Coverage, Gap, Reported};
 pub use feeds::feeds;
 pub use graphql::sdl;
 pub use http::{Clock, router};

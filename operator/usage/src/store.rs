@@ -1,6 +1,6 @@
 //! The store: one connection that writes, and a few that read.
 
-use crate::coverage::{self, Coverage, Gap};
+use crate::coverage::{self, Coverage, Gap, Reported};
 use crate::ingest::{self, Known, Receipt};
 use crate::level::{Level, Retention};
 use crate::postgres::{self, Postgres};
@@ -11,6 +11,7 @@ use crate::scope::Scope;
 use crate::sql::{Error, Sql, int, transaction};
 use crate::sqlite::{self, Sqlite};
 use aegis_usage_report::Report;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -119,6 +120,32 @@ impl Store {
     /// The database fails.
     pub fn coverage(&self, level: Level, from: i64, to: i64, limit: u32) -> Result<Vec<Coverage>, Error> {
         self.read(|sql| coverage::coverage(sql, level, (from, to), limit.into()))
+    }
+
+    /// How many of these nodes reported in each step of a window, and for how many seconds; none did in steps that are missing.
+    ///
+    /// # Errors
+    /// The question is too wide, or the database fails.
+    pub fn reported(
+        &self,
+        nodes: &BTreeSet<String>,
+        level: Level,
+        window: (i64, i64),
+        step: i64,
+    ) -> Result<BTreeMap<i64, Reported>, Error> {
+        self.read(|sql| coverage::reported(sql, nodes, level, window, step))
+    }
+
+    /// End of the newest slot of which each of these nodes reported something, in the last 30 days: to the minute or the hour where it is long ago.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn last_reports(
+        &self,
+        nodes: BTreeSet<String>,
+        now: i64,
+    ) -> Result<BTreeMap<String, Option<i64>>, Error> {
+        self.read(|sql| coverage::last_reports(sql, nodes, now))
     }
 
     /// Reports that are missing before one that begins in `from..to`: the first `limit`, by time.

@@ -3,7 +3,7 @@
 use crate::cache::Cache;
 use crate::review::{Reviewer, Unanswered};
 use crate::watch::Cluster;
-use aegis_usage::{Access, Denied, Pending, Prefix, Viewer};
+use aegis_usage::{Access, Denied, Pending, Prefix, Viewer, cluster};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::authentication::v1::UserInfo;
 use sha2::{Digest as _, Sha256};
@@ -177,6 +177,10 @@ impl Access for Tokens {
 
     fn prefixes(&self) -> Vec<Prefix> {
         self.cluster.prefixes()
+    }
+
+    fn cluster(&self) -> Option<Arc<cluster::Cluster>> {
+        self.cluster.told()
     }
 }
 

@@ -9,11 +9,13 @@ mod certificate;
 mod database;
 mod error;
 mod metrics;
+mod objects;
 mod probes;
 mod review;
 mod serve;
 mod statuses;
 mod watch;
+mod words;
 
 use access::{Rules, Tokens};
 use aegis_usage::{Clock, Retention, Store, feeds, keep, router};

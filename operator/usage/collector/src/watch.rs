@@ -1,20 +1,25 @@
-//! What the collector knows of the cluster: which account owns which prefix, which accounts there are, and what alerts need to know.
+//! What the collector knows of the cluster: which account owns which prefix, which accounts there are, what is told of their allocations and
+//! addresses and of policies, and what alerts need to know.
 
-use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, UsageAlert};
-use aegis_usage::Prefix;
+use crate::objects;
+use aegis_core::selector::Labels;
+use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, EgressPolicy, UsageAlert};
+use aegis_usage::{Prefix, cluster};
 use futures::StreamExt;
+use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
-use kube::core::DeserializeGuard;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Client, Resource, ResourceExt};
-use std::collections::BTreeSet;
+use serde::de::DeserializeOwned;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 /// The API server ends each watch after this many seconds, and it is resumed where it ended.
@@ -23,42 +28,62 @@ pub const WATCH_SECONDS: u32 = 30;
 /// Pause between two attempts.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// For how long questions are answered from the same objects: a page asks several at once.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// Local copies, kept current by watches.
 #[derive(Clone)]
 pub struct Cluster {
-    prefixes: Store<DeserializeGuard<AegisPrefix>>,
-    allocations: Store<DeserializeGuard<EgressAllocation>>,
-    addresses: Store<DeserializeGuard<EgressAddress>>,
-    alerts: Store<DeserializeGuard<UsageAlert>>,
+    prefixes: Watched<AegisPrefix>,
+    allocations: Watched<EgressAllocation>,
+    addresses: Watched<EgressAddress>,
+    policies: Watched<EgressPolicy>,
+    alerts: Watched<UsageAlert>,
+    nodes: Store<PartialObjectMeta<Node>>,
+    /// Prefixes and allocations, by which it is decided who sees what, have been listed.
     complete: Arc<AtomicBool>,
+    /// And so have the objects that only are told about.
+    listed: Arc<AtomicBool>,
+    /// And what alerts need to know.
     alerting: Arc<AtomicBool>,
+    told: Arc<Mutex<Option<Told>>>,
 }
+
+/// Objects, readable or not.
+type Watched<K> = Store<DeserializeGuard<K>>;
+
+/// What was made of them, and when.
+type Told = (Instant, Arc<cluster::Cluster>);
 
 impl Cluster {
     /// Starts the watches, which run until they are aborted.
     pub fn start(client: &Client, tasks: &mut JoinSet<&'static str>) -> Cluster {
-        let config = || watcher::Config::default().timeout(WATCH_SECONDS);
-        let prefixes = watcher(Api::<DeserializeGuard<AegisPrefix>>::all(client.clone()), config());
-        let allocations = watcher(Api::<DeserializeGuard<EgressAllocation>>::all(client.clone()), config());
-        let addresses = watcher(Api::<DeserializeGuard<EgressAddress>>::all(client.clone()), config());
-        let alerts = watcher(Api::<DeserializeGuard<UsageAlert>>::all(client.clone()), config());
         let cluster = Cluster {
-            prefixes: copy("prefixes", prefixes, tasks),
-            allocations: copy("allocations", allocations, tasks),
-            addresses: copy("addresses", addresses, tasks),
-            alerts: copy("alerts", alerts, tasks),
+            prefixes: copy("prefixes", Api::all(client.clone()), tasks),
+            allocations: copy("allocations", Api::all(client.clone()), tasks),
+            addresses: copy("addresses", Api::all(client.clone()), tasks),
+            policies: copy("policies", Api::all(client.clone()), tasks),
+            alerts: copy("alerts", Api::all(client.clone()), tasks),
+            nodes: copy("nodes", Api::all(client.clone()), tasks),
             complete: Arc::default(),
+            listed: Arc::default(),
             alerting: Arc::default(),
+            told: Arc::default(),
         };
-        let listed = cluster.clone();
+        let it = cluster.clone();
         tokio::spawn(async move {
-            let prefixes = listed.prefixes.wait_until_ready().await;
-            let allocations = listed.allocations.wait_until_ready().await;
-            listed.complete.store(prefixes.is_ok() && allocations.is_ok(), Ordering::Release);
+            let (prefixes, allocations) =
+                tokio::join!(it.prefixes.wait_until_ready(), it.allocations.wait_until_ready());
+            it.complete.store(prefixes.is_ok() && allocations.is_ok(), Ordering::Release);
+            let (addresses, policies, nodes) = tokio::join!(
+                it.addresses.wait_until_ready(),
+                it.policies.wait_until_ready(),
+                it.nodes.wait_until_ready()
+            );
+            it.listed.store(addresses.is_ok() && policies.is_ok() && nodes.is_ok(), Ordering::Release);
             // Apart: who asks need not wait for a cluster that does not know the kind yet.
-            let addresses = listed.addresses.wait_until_ready().await;
-            let alerts = listed.alerts.wait_until_ready().await;
-            listed.alerting.store(addresses.is_ok() && alerts.is_ok(), Ordering::Release);
+            let alerts = it.alerts.wait_until_ready().await;
+            it.alerting.store(addresses.is_ok() && alerts.is_ok(), Ordering::Release);
         });
         cluster
     }
@@ -100,6 +125,30 @@ impl Cluster {
         let users = self.allocations.state().into_iter().filter_map(|allocation| allocation.namespace());
         owners.chain(users).collect()
     }
+
+    /// What is told of objects, not older than [`FRESH`]. None: not all of them have been listed.
+    pub fn told(&self) -> Option<Arc<cluster::Cluster>> {
+        if !self.is_complete() || !self.listed.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = told.as_ref().filter(|(since, _)| since.elapsed() < FRESH) {
+            return Some(known.clone());
+        }
+        let (allocations, addresses, policies) =
+            (self.allocations.state(), self.addresses.state(), self.policies.state());
+        let nodes = self.nodes.state();
+        let labels = |it: &PartialObjectMeta<Node>| -> Labels { it.labels().clone() };
+        let nodes: BTreeMap<String, Labels> = nodes.iter().map(|it| (it.name_any(), labels(it))).collect();
+        let known = Arc::new(objects::cluster(
+            allocations.iter().filter_map(|it| it.0.as_ref().ok()),
+            addresses.iter().filter_map(|it| it.0.as_ref().ok()),
+            policies.iter().filter_map(|it| it.0.as_ref().ok()),
+            &nodes,
+        ));
+        *told = Some((Instant::now(), known.clone()));
+        Some(known)
+    }
 }
 
 /// The prefix, if the operator has accepted it: one that overlaps another must not show its account what goes on there.
@@ -111,16 +160,12 @@ fn owned(prefix: &AegisPrefix) -> Option<Prefix> {
     accepted.then(|| Prefix { range, account: prefix.spec.account.clone() })
 }
 
-fn copy<K>(
-    kind: &'static str,
-    objects: impl futures::Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
-    tasks: &mut JoinSet<&'static str>,
-) -> Store<K>
+fn copy<K>(kind: &'static str, api: Api<K>, tasks: &mut JoinSet<&'static str>) -> Store<K>
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let (reader, writer) = reflector::store();
-    let objects = objects
+    let objects = watcher(api, watcher::Config::default().timeout(WATCH_SECONDS))
         .backoff(Steady)
         // They are most of an object's size, and nobody here reads them.
         .modify(|object: &mut K| object.meta_mut().managed_fields = None)

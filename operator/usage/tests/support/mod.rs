@@ -5,6 +5,7 @@
 pub mod alerts;
 pub mod generate;
 pub mod model;
+pub mod objects;
 pub mod scenarios;
 pub mod server;
 

@@ -6,6 +6,7 @@ mod agents;
 mod alerts;
 mod collector;
 mod delivery;
+mod objects;
 mod people;
 #[allow(dead_code, reason = "these tests need a part of it")]
 #[path = "../../../../tests/cluster/process.rs"]
