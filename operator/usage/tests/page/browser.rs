@@ -151,10 +151,11 @@ impl Page {
         value.as_str().unwrap_or_else(|| panic!("{expression} is {value}")).into()
     }
 
-    /// Waits until an expression holds.
+    /// Waits until an expression holds. While a page is only coming it may fail: its parts are not there yet.
     pub async fn until(&mut self, expression: &str) {
         let begin = Instant::now();
-        while self.value(&format!("Boolean({expression})")).await != true {
+        let params = json!({ "expression": format!("Boolean({expression})"), "returnByValue": true, "awaitPromise": true });
+        while self.call("Runtime.evaluate", params.clone()).await["result"]["value"] != true {
             if begin.elapsed() > PATIENCE {
                 let text = self.value("document.body.innerText").await;
                 panic!("{expression} does not come true: {text}\n{:?}", self.wrongs("http", "").await);
