@@ -78,12 +78,7 @@ pub struct Args {
     pub max_destinations: u32,
 
     /// Meters that fit: one for each egress address, origin, protocol and rule in use. What finds none is counted by address only.
-    #[arg(
-        long,
-        env = "AEGIS_MAX_METERS",
-        default_value_t = 1 << 14,
-        value_parser = clap::value_parser!(u32).range(16..=i64::from(aegis_common::MAX_METERS))
-    )]
+    #[arg(long, env = "AEGIS_MAX_METERS", default_value_t = 1 << 14, value_parser = clap::value_parser!(u32).range(16..=65_536))]
     pub max_meters: u32,
 
     /// Database by which policies know countries, in MaxMind's format (`.mmdb`). It is read again when it changes.

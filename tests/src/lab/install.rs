@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use super::node::{self, FILES};
-use super::plan::{NODES, Node};
+use super::plan::{COLLECTOR as COLLECTOR_ADDRESS, NODES, Node};
 use super::process::finish;
 use super::start::Progress;
 use super::{Lab, images};
@@ -110,10 +110,16 @@ impl Lab {
         self.load(false)
     }
 
-    /// The lab has nobody who makes volumes: a folder of the first node is the collector's.
+    /// The lab has nobody who makes volumes: a folder of the first node is the collector's. Nor has it a DNS: its Service gets the address that
+    /// nodes know.
     fn give_volume(&self) -> anyhow::Result<()> {
-        let volume = format!(
-            "apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: aegis-collector}}\nspec:\n  \
+        let labels = "labels: {app.kubernetes.io/managed-by: Helm}, \
+                      annotations: {meta.helm.sh/release-name: aegis, meta.helm.sh/release-namespace: aegis-system}";
+        let objects = format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n---\n\
+             apiVersion: v1\nkind: Service\nmetadata: {{name: aegis-collector, namespace: {NAMESPACE}, {labels}}}\n\
+             spec: {{clusterIP: {COLLECTOR_ADDRESS}, ports: [{{name: https, port: 443, targetPort: https}}]}}\n---\n\
+             apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: aegis-collector}}\nspec:\n  \
              capacity: {{storage: 20Gi}}\n  accessModes: [ReadWriteOnce]\n  \
              claimRef: {{namespace: {NAMESPACE}, name: aegis-collector}}\n  \
              hostPath: {{path: {FILES}/collector, type: Directory}}\n  \
@@ -125,8 +131,8 @@ impl Lab {
         fs::create_dir_all(&folder)?;
         // Volumes of the kubelet's own are given to the pod's group; a folder of the node is not.
         std::os::unix::fs::chown(&folder, Some(COLLECTOR), Some(COLLECTOR))?;
-        let file = self.plan.state_dir().join("collector-volume.yaml");
-        fs::write(&file, volume)?;
+        let file = self.plan.state_dir().join("collector.yaml");
+        fs::write(&file, objects)?;
         let mut kubectl = Command::new(self.state()?.tools.join("kubectl"));
         kubectl.env("KUBECONFIG", self.kubeconfig()).arg("apply").arg("--filename").arg(&file);
         finish(&mut kubectl, "kubectl apply").map(drop)

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::Context;
 
-use super::plan::{Node, PODS, PODS6, Plan, RESOLVER};
+use super::plan::{COLLECTOR, Node, PODS, PODS6, Plan, RESOLVER};
 use super::process::{Daemon, Process, finish};
 use super::state::State;
 use super::{cgroup, pki, topology};
@@ -52,6 +52,7 @@ pub fn start(plan: &Plan, state: &State, node: Node) -> anyhow::Result<Process> 
     write("kube-proxy.yaml", kube_proxy(node))?;
     // Nobody answers there, but where a test has started somebody.
     write("resolv.conf", format!("nameserver {RESOLVER}\n"))?;
+    write("hosts", format!("127.0.0.1 localhost\n{COLLECTOR} aegis-collector.aegis-system.svc\n"))?;
     let groups = cgroup::create(&cgroup(plan, node))?;
     Daemon {
         program: state.program.clone(),

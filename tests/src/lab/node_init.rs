@@ -93,6 +93,7 @@ fn arrange_mounts(data: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(target)?;
         bind(&format!("/proc/self/fd/{}", folder.as_raw_fd()), target)?;
     }
+    bind(&format!("{FILES}/hosts"), "/etc/hosts")?;
     fs::create_dir_all("/run/lock")?;
     // A new sysfs shows this namespace's devices, but hides the control groups: carry them over.
     fs::create_dir_all("/run/cgroup")?;

@@ -27,6 +27,8 @@ pub const PODS: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);
 pub const PODS6: Ipv6Net = v6([0xfd00, 0x10, 0x244, 0], 48);
 /// Addresses of services.
 pub const SERVICES: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16);
+/// Address of the collector's Service. The lab has no DNS of a cluster: nodes know it from their hosts file.
+pub const COLLECTOR: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 200);
 /// The same over IPv6.
 pub const SERVICES6: Ipv6Net = v6([0xfd00, 0x10, 0x96, 0], 112);
 /// The router on the LAN: default gateway of nodes and control plane.

@@ -158,9 +158,10 @@ impl<'a> Counted<'a> {
                 port(index)
             )
         });
+        let counters = ["sent0", "sent1", "received0", "received1"];
+        let counters = counters.map(|name| format!("counter {name} {{ packets 0 bytes 0\n }}\n")).concat();
         let script = format!(
-            "table ip {table} {{ counter sent0 {{}}\n counter sent1 {{}}\n counter received0 {{}}\n counter received1 {{}}\n \
-             chain forward {{ type filter hook forward priority 0;\n {} }} }}",
+            "table ip {table} {{\n{counters}chain forward {{\ntype filter hook forward priority 0;\n{}}}\n}}",
             rules.concat()
         );
         let counted = Self { lab, table };
