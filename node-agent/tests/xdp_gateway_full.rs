@@ -77,8 +77,8 @@ fn xdp_gateway_full_the_secondary_takes_over() {
     way_to(&mut gateway, 1);
     with_secondary(&mut node);
     let question = Packet::udp((POD, 5000), (ORIGIN, 53), b"question");
-    let mut kept = 0;
-    for (name, packet) in [("TCP", syn(40_000)), ("UDP", question), ("ICMP", Packet::echo(POD, ORIGIN, 77))] {
+    let packets = [("TCP", syn(40_000)), ("UDP", question), ("ICMP", Packet::echo(POD, ORIGIN, 77))];
+    for (kept, (name, packet)) in packets.into_iter().enumerate() {
         let origin = match packet.protocol() {
             1 => (ORIGIN, 0),
             17 => (ORIGIN, 53),
@@ -95,7 +95,6 @@ fn xdp_gateway_full_the_secondary_takes_over() {
         assert_eq!(node.back(&frame).0, XDP_DROP);
         assert_eq!(node.counted(), [("drop_no_flow", 1)], "{name}");
         assert_eq!(leaves(&mut node, &packet), EGRESS_2, "{name}: it goes on");
-        kept += 1;
     }
 }
 

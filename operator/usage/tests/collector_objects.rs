@@ -1,5 +1,5 @@
 //! What is told of allocations, addresses, policies and nodes, and to whom.
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
 
 mod support;
 

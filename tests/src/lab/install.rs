@@ -39,7 +39,7 @@ impl Lab {
     /// `settings` are further Helm values, each as for `--set` (`a.b=c`).
     pub fn install(&self, settings: &[&str]) -> anyhow::Result<Installed> {
         let progress = Progress::new();
-        let usage = settings.iter().any(|setting| *setting == USAGE);
+        let usage = settings.contains(&USAGE);
         let installed = self.load(usage)?;
         if usage {
             self.give_volume()?;

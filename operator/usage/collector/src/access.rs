@@ -47,6 +47,9 @@ const UPDATE: &str = "update";
 /// What a token is remembered by; the token itself is not kept.
 type Digest = [u8; 32];
 
+/// Whose token, what is asked (a verb), and in which namespace; none = in all.
+type Right = (Digest, &'static str, Option<String>);
+
 /// Tokens that the API server knows.
 pub struct Tokens {
     reviewer: Reviewer,
@@ -54,7 +57,7 @@ pub struct Tokens {
     rules: Rules,
     people: Mutex<Cache<Digest, Arc<Person>>>,
     strangers: Mutex<Cache<Digest, ()>>,
-    rights: Mutex<Cache<(Digest, &'static str, Option<String>), bool>>,
+    rights: Mutex<Cache<Right, bool>>,
 }
 
 /// What counts.

@@ -133,7 +133,8 @@ mod tests {
     fn it_is_raised_and_cleared_at_the_right_second() {
         use Seen::{Above as A, Below as L, Between as B, Unknown as U};
         use Turn::{Cleared, Raised};
-        let cases: [(&[Seen], i64, &[(Turn, i64)]); 12] = [
+        type Case<'c> = (&'c [Seen], i64, &'c [(Turn, i64)]);
+        let cases: [Case<'_>; 12] = [
             (&[L, B, U], 0, &[]),
             (&[A], 0, &[(Raised, 110)]),
             (&[A], 10, &[(Raised, 110)]),
