@@ -195,17 +195,7 @@ fn xdp_gateway_refusals_reach_the_pod() {
     assert_eq!(frame[14..], made(Packet::error(ORIGIN, &question, 3, 13, 8)).frame()[14..]);
     // It is full.
     gateway.allow(EGRESS, &[SLICE]);
-    let key = block(6, (EGRESS, SLICE << 8), (ORIGIN, 443));
-    let full = BlockValue {
-        key,
-        used: 256,
-        high: 256,
-        full: 0xf,
-        words: [u64::MAX; 32],
-        cursor: 0,
-        last_used: now(),
-    };
-    gateway.plane.hash("BLOCKS").unwrap().insert(key, full, 0).unwrap();
+    exhaust(&mut gateway, 6, (ORIGIN, 443));
     refuse(&mut node, &mut gateway, "no port", &syn, "refuse_no_port");
     // It does not know the connection (any more).
     let middle = Packet::tcp((POD, 40000), (ORIGIN, 443), ACK);

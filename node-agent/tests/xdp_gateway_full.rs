@@ -18,21 +18,6 @@ fn with_secondary(node: &mut World) {
     node.plane.hash("VERDICTS").unwrap().insert(key, value, 0).unwrap();
 }
 
-/// Takes all of the gateway's ports towards the origin of a packet.
-fn exhaust(gateway: &mut World, protocol: u8, origin: (Ipv4Addr, u16)) {
-    let key = block(protocol, (EGRESS, SLICE << 8), origin);
-    let full = BlockValue {
-        key,
-        used: 256,
-        high: 256,
-        full: 0xf,
-        words: [u64::MAX; 32],
-        cursor: 0,
-        last_used: now(),
-    };
-    gateway.plane.hash("BLOCKS").unwrap().insert(key, full, 0).unwrap();
-}
-
 fn syn(port: u16) -> Packet {
     Packet::tcp((POD, port), (ORIGIN, 443), SYN)
 }

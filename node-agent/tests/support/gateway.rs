@@ -124,3 +124,18 @@ pub fn way_to(gateway: &mut World, peer: u32) {
         .status()
         .unwrap();
 }
+
+/// Takes all of the gateway's ports towards the origin of a packet.
+pub fn exhaust(gateway: &mut World, protocol: u8, origin: (Ipv4Addr, u16)) {
+    let key = block(protocol, (EGRESS, SLICE << 8), origin);
+    let full = BlockValue {
+        key,
+        used: 256,
+        high: 256,
+        full: 0xf,
+        words: [u64::MAX; 32],
+        cursor: 0,
+        last_used: now(),
+    };
+    gateway.plane.hash("BLOCKS").unwrap().insert(key, full, 0).unwrap();
+}

@@ -4,16 +4,7 @@
 mod support;
 
 use proptest::prelude::*;
-use support::{Folder, PATIENCE, T0, alerts};
-
-fn each(scenario: fn(&dyn Fn() -> aegis_usage::Store)) {
-    let folders = std::cell::RefCell::new(Vec::new());
-    scenario(&|| {
-        let (store, folder) = support::sqlite();
-        folders.borrow_mut().push(folder);
-        store
-    });
-}
+use support::{Folder, PATIENCE, T0, alerts, each};
 
 #[test]
 fn raised_and_cleared_at_the_right_second() {

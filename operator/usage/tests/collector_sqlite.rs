@@ -4,7 +4,7 @@
 mod support;
 
 use proptest::prelude::*;
-use support::{generate, model, scenarios};
+use support::{each, generate, model, scenarios};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
@@ -16,15 +16,6 @@ proptest! {
         generate::deliver(&store, &run);
         model::compare(&store, &run.reports, &run.questions);
     }
-}
-
-fn each(scenario: fn(&dyn Fn() -> aegis_usage::Store)) {
-    let folders = std::cell::RefCell::new(Vec::new());
-    scenario(&|| {
-        let (store, folder) = support::sqlite();
-        folders.borrow_mut().push(folder);
-        store
-    });
 }
 
 #[test]

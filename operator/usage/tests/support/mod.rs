@@ -88,3 +88,13 @@ pub fn all(store: &Store, scope: &aegis_usage::Scope, query: &Query) -> Vec<aegi
         }
     }
 }
+
+/// Gives a scenario stores of SQLite, each with a folder of its own for as long as it goes on.
+pub fn each(scenario: fn(&dyn Fn() -> Store)) {
+    let folders = std::cell::RefCell::new(Vec::new());
+    scenario(&|| {
+        let (store, folder) = sqlite();
+        folders.borrow_mut().push(folder);
+        store
+    });
+}
