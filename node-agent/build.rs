@@ -17,9 +17,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for path in ["ebpf/src", "ebpf/Cargo.toml", "common/src", "common/Cargo.toml", "build.rs"] {
         println!("cargo::rerun-if-changed={}", here.join(path).display());
     }
-    for variable in ["PATH", "AEGIS_TOOLS"] {
-        println!("cargo::rerun-if-env-changed={variable}");
-    }
+    // Not PATH: it is another one in each shell, and the agent would be compiled again for nothing.
+    println!("cargo::rerun-if-env-changed=AEGIS_TOOLS");
     match missing() {
         None => compile(&here, &object),
         Some(what) if env::var("PROFILE")? == "release" => {

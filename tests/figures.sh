@@ -9,6 +9,8 @@ export PATH="$AEGIS_TOOLS/bin:$PATH"
 # Of fewer failures the 99th percentile says little.
 export AEGIS_FAILURES=20
 export AEGIS_POD_STARTS=20 AEGIS_BURST=200
+# As users have it.
+export AEGIS_PROFILE=release
 unset KUBECONFIG
 lab() { cargo run --quiet --package aegis-tests --bin aegis-lab -- "$@"; }
 trap 'lab down' EXIT

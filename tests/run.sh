@@ -6,11 +6,9 @@ cd "$(dirname "$0")/.."
 . tests/suite.sh
 export AEGIS_TOOLS=${AEGIS_TOOLS:-$HOME/.cache/aegis/tools}
 export PATH="$AEGIS_TOOLS/bin:$PATH"
-# A lab of its own: one that a developer has running stays as it is.
-export AEGIS_LAB=aegis-test
 # Without it, tests that find no lab say "skipped" and pass.
 export AEGIS_REQUIRE_LAB=1
-unset KUBECONFIG AEGIS_ORIGINS AEGIS_PROBE_IMAGE
+unset KUBECONFIG AEGIS_ORIGINS AEGIS_PROBE_IMAGE AEGIS_PROFILE
 lab=("${CARGO_TARGET_DIR:-target}/debug/aegis-lab")
 lab_is_up=
 # What cargo says of the programs of all tests.
@@ -18,6 +16,10 @@ compiled=$(mktemp)
 
 cleanup() {
   rm -f "$compiled"
+  end_lab
+}
+
+end_lab() {
   [ -z "$lab_is_up" ] || "${lab[@]}" down
 }
 
@@ -71,55 +73,90 @@ cargo test --no-run --workspace --lib --bins --tests >"$compiled" 2>&1 </dev/nul
 # What needs nothing but a processor.
 integration "planner properties" aegis-core ""
 suite unit cargo test --no-fail-fast --workspace --lib --bins
-# As the lab compiles them for the images: with other packages beside them they would have other features, and be compiled anew.
-behind "operator and agent are compiled" cargo build --quiet --release --target x86_64-unknown-linux-musl \
+# As the lab compiles them for the images: with other packages beside them they would have other features, and be compiled anew. The labs wait
+# for it, so it yields less.
+yields=5 behind "operator and agent are compiled" cargo build --quiet --profile lab --target x86_64-unknown-linux-musl \
   --package aegis-operator --package aegis-node-agent
 integration "resource types" aegis-crds ""
 suite chart helm lint --quiet charts/aegis
+
+# Most of these wait for an API server or a collector.
+with_servers() {
+  integration API aegis-operator ""
+  integration "command line" aegis-cli ""
+  integration collector aegis-usage collector
+  integration "delivery of reports" aegis-delivery ""
+  integration "collector in a cluster" aegis-collector collector
+  # Each has a browser of its own.
+  integration "page in a browser" aegis-usage page --test-threads=2
+  if command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then
+    integration "collector on PostgreSQL" aegis-usage postgres
+  else
+    absent+=("collector on PostgreSQL (PostgreSQL is not installed)")
+  fi
+  integration documentation aegis-tests docs
+  integration scripts aegis-tests scripts
+  integration admission aegis-tests admit
+  if command -v prometheus >/dev/null && command -v promtool >/dev/null; then
+    integration monitoring aegis-tests monitoring
+  else
+    absent+=("monitoring (Prometheus is not installed)")
+  fi
+}
+strand "servers" with_servers
 integration packet aegis-node-agent "" --test-threads=1
-# Nobody else needs the folder of what is compiled, and the tests that follow wait more than they work.
+# What the labs need comes first. Then nobody needs the folder of what is compiled any more.
+meet servers
+meet "operator and agent are compiled"
 behind clippy cargo clippy --workspace --all-targets -- -D warnings
 behind "neither root nor BPF linker" tests/bare.sh
-integration API aegis-operator ""
-integration "command line" aegis-cli ""
-integration collector aegis-usage collector
-integration "delivery of reports" aegis-delivery ""
-integration "collector in a cluster" aegis-collector collector
-# Each has a browser of its own.
-integration "page in a browser" aegis-usage page --test-threads=2
-if command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then
-  integration "collector on PostgreSQL" aegis-usage postgres
-else
-  absent+=("collector on PostgreSQL (PostgreSQL is not installed)")
-fi
-integration documentation aegis-tests docs
-integration scripts aegis-tests scripts
-integration admission aegis-tests admit
-if command -v prometheus >/dev/null && command -v promtool >/dev/null; then
-  integration monitoring aegis-tests monitoring
-else
-  absent+=("monitoring (Prometheus is not installed)")
-fi
 
-meet "operator and agent are compiled"
-
-suite "no earlier lab" "${lab[@]}" down
-lab_is_up=maybe
-if suite "lab starts" "${lab[@]}" up; then
-  integration lab aegis-tests lab --test-threads=1
-  # Ports rest two minutes between two nodes, and slices that are not needed stay ten: tests would have to wait for both.
-  if suite "Aegis is installed" "${lab[@]}" install --set operator.quarantineSeconds=5 --set agent.demandWindowSeconds=30 \
-    --set usage.enabled=true; then
-    # What is compiled or measured from here on has no rival but the lab.
-    meet
-    integration "traffic end to end" aegis-tests e2e_traffic --test-threads=1
-    integration "life end to end" aegis-tests e2e_life --test-threads=1
-    integration "chaos" aegis-tests e2e_chaos --test-threads=1
-    # Last: it changes values of the release.
-    integration "announcement end to end" aegis-tests e2e_announce --test-threads=1
+# with_lab NAME COMMAND...: starts a lab, does that, and ends the lab. Labs have names of their own: one that a developer has running
+# stays as it is.
+with_lab() {
+  export AEGIS_LAB=$1
+  shift
+  suite "$AEGIS_LAB: no earlier lab" "${lab[@]}" down
+  lab_is_up=maybe
+  if suite "$AEGIS_LAB starts" "${lab[@]}" up; then
+    "$@"
   fi
-fi
-if suite "lab ends and leaves nothing" "${lab[@]}" down; then
-  lab_is_up=
-fi
+  if suite "$AEGIS_LAB ends and leaves nothing" "${lab[@]}" down; then
+    lab_is_up=
+  fi
+}
+
+# Ports rest two minutes between two nodes, and slices that are not needed stay ten: tests would have to wait for both.
+installed() {
+  suite "Aegis is installed on $AEGIS_LAB" "${lab[@]}" install --set operator.quarantineSeconds=5 --set agent.demandWindowSeconds=30 \
+    --set usage.enabled=true
+}
+
+# Tests of life that the second lab has; the first has all others.
+life_on_second=(api_outage:: autoscaler:: fence:: growth:: hosts:: l2:: leaving:: lost_nodes:: names:: pod_start:: upgrade:: withdrawal::)
+on_first() {
+  integration lab aegis-tests lab --test-threads=1
+  installed || return
+  integration "traffic end to end" aegis-tests e2e_traffic --test-threads=1
+  integration "life end to end" aegis-tests e2e_life --test-threads=1 "${life_on_second[@]/#/--skip=}"
+}
+
+on_second() {
+  installed || return
+  integration "more of life end to end" aegis-tests e2e_life --test-threads=1 "${life_on_second[@]}"
+  integration "chaos" aegis-tests e2e_chaos --test-threads=1
+  # Last: it changes values of the release.
+  integration "announcement end to end" aegis-tests e2e_announce --test-threads=1
+}
+
+second_lab() {
+  cleanup() { end_lab; }
+  with_lab aegis-test-2 on_second
+}
+
+# Most tests of the labs wait for something most of the time: two labs at once take half the time, and what else goes on takes what these
+# leave of the processors.
+strand "the second lab" second_lab
+with_lab aegis-test on_first
+meet
 suite "tests leave nothing" tests/left.sh

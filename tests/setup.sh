@@ -123,21 +123,30 @@ if ! "$tools/bpf-linker/bin/bpf-linker" --version 2>/dev/null | grep -qw "$linke
 fi
 
 # --- Kubernetes and what it stands on ---
-# build GROUP LDFLAGS NAME=PACKAGE...: builds the programs of tests/tools/GROUP, unless the stamp says they are these.
+# build GROUP LDFLAGS NAME=PACKAGE...: builds the programs of tests/tools/GROUP, unless the stamp says they are these. At once, so that one
+# is compiled while another is linked, which takes one processor only.
 build() {
-  local group=$1 flags=$2 name package stamp="$tools/bin/.$1"
+  local group=$1 flags=$2 stamp="$tools/bin/.$1" pair
   shift 2
   local wanted
   wanted=$({ cat "tests/tools/$group/go.mod" "tests/tools/$group/go.sum"; echo "$flags $*"; } | sha256sum)
   if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
     return
   fi
+  say "building ${*%%=*}"
+  mkdir -p "$tools/bin/new"
+  (cd "tests/tools/$group" && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w $flags" -o "$tools/bin/new/" "${@#*=}")
   for pair in "$@"; do
-    name=${pair%%=*} package=${pair#*=}
-    say "building $name"
-    (cd "tests/tools/$group" && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w $flags" -o "$tools/bin/$name" "$package")
+    mv "$tools/bin/new/$(go_name "${pair#*=}")" "$tools/bin/${pair%%=*}"
   done
+  rmdir "$tools/bin/new"
   echo "$wanted" > "$stamp"
+}
+# go_name PACKAGE: what `go build` calls its program: the last part of the path that is no version.
+go_name() {
+  local path=$1
+  [[ ! ${path##*/} =~ ^v[0-9]+$ ]] || path=${path%/*}
+  echo "${path##*/}"
 }
 mkdir -p "$tools/bin"
 version=$(awk '$1 == "k8s.io/kubernetes" { print $2 }' tests/tools/kubernetes/go.mod)

@@ -1,8 +1,8 @@
 # Runs suites and counts what they say. Sourced by run.sh, and by the test of it (tests/tests/scripts.rs).
 # shellcheck shell=bash
 passed=0 failed=0 broken=() absent=() reasons=() running=
-# Suites that run beside the others: process, log and name of each.
-aside=() aside_log=() aside_name=()
+# What runs beside the others, suites and strands: process, log and name of each; of a strand also the file with what it has counted.
+aside=() aside_log=() aside_name=() aside_counts=()
 log=$(mktemp)
 # Longest time of one suite in seconds, unless a call says otherwise: one that hangs must not eat the time of the others.
 limit=1800
@@ -37,29 +37,90 @@ suite() {
   [ "$bad" -eq 0 ]
 }
 
-# behind NAME COMMAND...: begins a suite at the lowest priority, beside those that follow: it takes what these leave of the processors.
-# `meet` counts it.
+# behind NAME COMMAND...: begins a suite at the lowest priority (or what `yields` says, for nice), beside those that follow: it takes what these
+# leave of the processors, and so may take longer. `meet` counts it.
 behind() {
   aside_name+=("$1") aside_log+=("$(mktemp)")
   shift
-  timeout --kill-after=20 "$limit" nice -n 19 "$@" >"${aside_log[-1]}" 2>&1 </dev/null &
-  aside+=($!)
+  timeout --kill-after=20 $((2 * limit)) nice -n "${yields:-19}" "$@" >"${aside_log[-1]}" 2>&1 </dev/null &
+  aside[${#aside_name[@]} - 1]=$!
 }
 
-# meet [NAME]: waits for the suites that were begun by `behind`, or for one of them, and counts them.
+# strand NAME COMMAND...: begins a row of suites, most often a function, beside what follows. They run in order and at no lower priority,
+# and count for themselves. `meet` shows what they printed, and adds what they have counted.
+strand() {
+  local counts
+  counts=$(mktemp)
+  aside_name+=("$1") aside_log+=("$(mktemp)")
+  shift
+  in_strand "$counts" "$@" >"${aside_log[-1]}" 2>&1 </dev/null &
+  aside[${#aside_name[@]} - 1]=$!
+  aside_counts[${#aside_name[@]} - 1]=$counts
+}
+
+# in_strand FILE COMMAND...: what a strand's shell does. What it has counted is in the file however it ends.
+in_strand() {
+  counts=$1
+  shift
+  passed=0 failed=0 broken=() absent=() reasons=() running=
+  aside=() aside_log=() aside_name=() aside_counts=()
+  log=$(mktemp)
+  cleanup() { :; }
+  trap end_strand EXIT
+  trap 'fail "interrupted"; exit 1' INT TERM HUP
+  "$@"
+}
+
+end_strand() {
+  trap - EXIT INT TERM HUP
+  stop_running
+  cleanup
+  rm -f "$log"
+  declare -p passed failed broken absent reasons | sed 's/^declare -\(a\|-\) //' >"$counts"
+}
+
+# meet [NAME]: waits for what was begun by `behind` and `strand`, or for one of them, and counts it.
 meet() {
   local at status
   for at in "${!aside[@]}"; do
     [ "${1:-${aside_name[at]}}" = "${aside_name[at]}" ] || continue
     status=0
     { wait "${aside[at]}" || status=$?; } 2>/dev/null
-    suite "${aside_name[at]}" sh -c 'cat "$1"; exit "$2"' sh "${aside_log[at]}" "$status"
+    if [ -n "${aside_counts[at]:-}" ]; then
+      add_strand "$at"
+    else
+      suite "${aside_name[at]}" sh -c 'cat "$1"; exit "$2"' sh "${aside_log[at]}" "$status"
+    fi
     unset "aside[at]"
   done
 }
 
-# why: what the log says of a suite that failed: of each test that did its name and its message, at most 15 lines; where no test
-# says anything, the first error and what follows, or else the end.
+# add_strand INDEX: shows what a strand printed, and adds what it has counted.
+add_strand() {
+  local name=${aside_name[$1]} counts=${aside_counts[$1]} sums=("$passed" "$failed")
+  local all_broken=("${broken[@]}") all_absent=("${absent[@]}") all_reasons=("${reasons[@]}")
+  printf '\n=== %s: what ran beside the above\n' "$name"
+  cat "${aside_log[$1]}"
+  # A strand that was killed has counted nothing.
+  passed=0 failed=1 broken=("$name") absent=() reasons=()
+  [ ! -s "$counts" ] || . "$counts"
+  passed=$((passed + sums[0])) failed=$((failed + sums[1]))
+  broken=("${all_broken[@]}" "${broken[@]}") absent=("${all_absent[@]}" "${absent[@]}")
+  reasons=("${all_reasons[@]}" "${reasons[@]}")
+  rm -f "$counts"
+}
+
+# stop_running: ends the suite that runs and all that run beside it.
+stop_running() {
+  local process
+  for process in $running "${aside[@]}"; do
+    kill "$process" 2>/dev/null
+    wait "$process"
+  done
+}
+
+# why: what the log says of a suite that failed: of each test that did its name and its message, at most 15 lines of the first and 6 of the
+# others; where no test says anything, the first error and what follows, or else the end.
 why() {
   awk -v most=15 '
     function line(text) {
@@ -77,6 +138,7 @@ why() {
       print name
       show(section, size, "panicked at|^Error:")
       name = ""
+      most = 6
     }
     /^---- .* stdout ----$/ { conclude(); name = $2; size = 0; tests++; next }
     /^failures:$/ { conclude(); next }
@@ -93,15 +155,16 @@ fail() {
 
 # conclude: what failed and why, and the closing line. For the EXIT trap: sets the exit code.
 conclude() {
+  local at
   trap - EXIT INT TERM HUP
-  for process in $running "${aside[@]}"; do
-    kill "$process" 2>/dev/null
-    wait "$process"
-  done
+  stop_running
   cleanup
-  rm -f "$log" "${aside_log[@]}"
+  rm -f "$log" "${aside_log[@]}" "${aside_counts[@]}"
   printf '\n'
-  [ ${#reasons[@]} -eq 0 ] || printf '%s\n\n' "${reasons[@]}"
+  # What failed first stands last, where one looks: often it is the cause of the others.
+  for ((at = ${#reasons[@]} - 1; at >= 0; at--)); do
+    printf '%s\n\n' "${reasons[at]}"
+  done
   [ ${#absent[@]} -eq 0 ] || printf 'not run: %s\n' "${absent[@]}"
   [ ${#broken[@]} -eq 0 ] || printf 'failed: %s\n' "${broken[@]}"
   printf '%d min %d s in all\n' $((SECONDS / 60)) $((SECONDS % 60))

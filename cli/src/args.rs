@@ -1,11 +1,15 @@
 //! The command line.
 
+mod usage;
+
+pub use usage::{Filter, Form as UsageForm, Usage, Way};
+
 use crate::allowlist::{Form, Only, Rule};
 use crate::output::Format;
 use crate::trace::Protocol;
 use clap::{Args as Arguments, Parser, Subcommand, ValueHint};
 use ipnet::IpNet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// Who leaves a Kubernetes cluster from which address, and why.
@@ -96,7 +100,7 @@ pub enum Command {
         /// Protocol of the packet.
         #[arg(long, value_enum, default_value_t)]
         protocol: Protocol,
-        /// Also ask the agent of the pod's node for its live flows there (IPv4); needs the right to exec in the agents' pods.
+        /// Also ask the agent of the pod's node for its live flows there; needs the right to exec in the agents' pods.
         #[arg(long, conflicts_with = "state")]
         flows: bool,
         /// How to write.
@@ -142,22 +146,31 @@ pub enum Command {
         #[command(flatten)]
         offline: Offline,
     },
-    /// Live IPv4 flows, those with the latest packets first: of all nodes, of a pod, or towards an origin.
+    /// Live flows, those with the latest packets first: of all nodes, of a pod, or towards an origin.
     Flows {
         /// POD or NAMESPACE/POD.
         pod: Option<String>,
-        /// Only those to ADDRESS or ADDRESS:PORT.
+        /// Only those to ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT.
         #[arg(long)]
         to: Option<String>,
-        /// Only those that leave from this egress address.
+        /// Only those of this protocol.
+        #[arg(long, value_enum)]
+        protocol: Option<Protocol>,
+        /// Only those that leave from this egress address; the first one of a /64 is all of it.
         #[arg(long)]
-        egress: Option<Ipv4Addr>,
+        egress: Option<IpAddr>,
+        /// Only those that leave from this allocation: NAME or NAMESPACE/NAME.
+        #[arg(long, conflicts_with = "egress")]
+        allocation: Option<String>,
         /// Only those that this node knows.
         #[arg(long)]
         node: Option<String>,
         /// Flows to show at most.
         #[arg(long, default_value_t = 50)]
         most: usize,
+        /// Look again every so many seconds (2, or --watch=SECONDS), until it is interrupted.
+        #[arg(long, short, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", require_equals = true)]
+        watch: Option<u64>,
         /// How to write.
         #[command(flatten)]
         written: Written,
@@ -170,10 +183,17 @@ pub enum Command {
         /// Seconds to watch; 0 tells what there was since the data planes were loaded.
         #[arg(long, default_value_t = 5)]
         seconds: u64,
+        /// Go on with the next seconds, until it is interrupted.
+        #[arg(long, short)]
+        watch: bool,
         /// How to write.
         #[command(flatten)]
         written: Written,
     },
+    /// Ports, flows, refusals and traffic of a window of time, the fullest first, as the collector keeps them.
+    ///
+    /// Of the namespace, unless -A says of all that you may see. What nobody reported is told as not known.
+    Usage(Box<Usage>),
     /// Addresses of allocations, as the partner's firewall takes them.
     ///
     /// All that they have, also those that are on their way out and still send.

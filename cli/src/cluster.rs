@@ -1,10 +1,12 @@
 //! Objects from a cluster, by the rights of whoever asks.
 
 mod ask;
+mod collector;
 mod flows;
 mod writes;
 
 pub use ask::Agent;
+pub use collector::{Collector, Place};
 pub use flows::{Flow, Live, Which};
 
 use crate::args::Connection;
@@ -58,24 +60,29 @@ pub enum Pods<'a> {
     All,
 }
 
+/// What the kubeconfig says, and the context that counts.
+async fn configure(connection: &Connection) -> Result<(Config, Option<String>)> {
+    let options = KubeConfigOptions { context: connection.context.clone(), ..KubeConfigOptions::default() };
+    let mut context = connection.context.clone();
+    let config = match &connection.kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path)?;
+            context = context.or_else(|| file.current_context.clone());
+            Config::from_custom_kubeconfig(file, &options).await?
+        }
+        None if options.context.is_some() => Config::from_kubeconfig(&options).await?,
+        None => {
+            context = Kubeconfig::read().ok().and_then(|file| file.current_context);
+            Config::infer().await?
+        }
+    };
+    Ok((config, context))
+}
+
 impl Cluster {
     /// By kubeconfig and context, as kubectl goes by them.
     pub async fn connect(connection: &Connection) -> Result<Cluster> {
-        let options =
-            KubeConfigOptions { context: connection.context.clone(), ..KubeConfigOptions::default() };
-        let mut context = connection.context.clone();
-        let config = match &connection.kubeconfig {
-            Some(path) => {
-                let file = Kubeconfig::read_from(path)?;
-                context = context.or_else(|| file.current_context.clone());
-                Config::from_custom_kubeconfig(file, &options).await?
-            }
-            None if options.context.is_some() => Config::from_kubeconfig(&options).await?,
-            None => {
-                context = Kubeconfig::read().ok().and_then(|file| file.current_context);
-                Config::infer().await?
-            }
-        };
+        let (config, context) = configure(connection).await?;
         let namespace = config.default_namespace.clone();
         let client = Client::try_from(config)?;
         Ok(Cluster { client, namespace, context, system: connection.system_namespace.clone() })
@@ -99,7 +106,7 @@ impl Cluster {
         snapshot.bindings = reader.namespaced("zonebindings").await?;
         snapshot.nodes = reader.all("nodes").await?;
         snapshot.namespaces = reader.all("namespaces").await?;
-        state.services = plain(reader.all("servicecidrs").await?);
+        snapshot.services = reader.all("servicecidrs").await?;
         state.pods = match pods {
             Pods::None => Vec::new(),
             Pods::Of(namespace) => plain(reader.within("pods", namespace).await?),
@@ -131,6 +138,16 @@ impl Cluster {
         state.snapshot.addresses = reader.all("egressaddresses").await?;
         state.missing = reader.missing;
         Ok(state)
+    }
+
+    /// Adds alerts, which nobody but those who change them asks about. A cluster with an older Aegis has none, which nobody can miss.
+    pub async fn alerts(&self, state: &mut State, namespace: &str) -> Result<()> {
+        let missing = std::mem::take(&mut state.missing);
+        let mut reader = Reader { client: &self.client, namespace, missing };
+        state.alerts = reader.namespaced("usagealerts").await?;
+        state.missing = reader.missing;
+        state.missing.retain(|kind, why| *kind != "usagealerts" || *why != UNKNOWN_KIND);
+        Ok(())
     }
 
     /// Adds Services and their endpoints, which few questions need.

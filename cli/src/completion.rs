@@ -32,8 +32,15 @@ pub fn candidates(words: &[String]) -> String {
         }
     }
     let valued = flag.filter(|it| it.get_action().takes_values());
+    // Of a list the last is completed, and those before it stay.
+    let listed =
+        valued.filter(|it| it.get_value_delimiter() == Some(',')).and_then(|_| last.rsplit_once(','));
+    let stays = listed.map(|(before, _)| format!("{before},")).unwrap_or_default();
     let words: Vec<String> = match valued {
-        Some(flag) => flag.get_possible_values().iter().map(|it| it.get_name().to_owned()).collect(),
+        Some(flag) => {
+            let names = flag.get_possible_values();
+            names.iter().map(|it| format!("{stays}{}", it.get_name())).collect()
+        }
         None if last.starts_with('-') => {
             let long = current.get_arguments().filter(|it| !it.is_hide_set()).filter_map(clap::Arg::get_long);
             long.map(|it| format!("--{it}")).collect()

@@ -12,7 +12,7 @@ use aegis_core::policy::{
 };
 use aegis_core::selector::site_of;
 use aegis_core::slice::{PORTS, SliceSet};
-use aegis_crds::rules;
+use aegis_crds::{reason, rules, type_};
 use aegis_world::report::Report;
 use aegis_world::snapshot::by_name;
 use aegis_world::world::sites;
@@ -142,12 +142,22 @@ impl<'a> Decider<'a> {
                 .and_then(|node| self.nodes.get(node))
                 .map(|node| rules::node_facts(node))
                 .unwrap_or_default(),
-            // Not "there is none", which refuses: see `Rules::notes`.
-            countries: Some(Default::default()),
+            // What is in its database only the agent knows: see `Rules::notes`.
+            countries: self.knows_countries(node).then(Default::default),
             resolved: Arc::clone(&self.resolved),
             // An address of a Service is inside the cluster here: where it leads is asked by the endpoint's address.
             services: Vec::new(),
         }
+    }
+
+    /// Whether a node has a database of countries. Its agent tells of one that it has, and that it has none where policies ask for it.
+    /// Of a node of which nobody knows it is taken for granted.
+    pub fn knows_countries(&self, node: Option<&str>) -> bool {
+        let report = node.and_then(|node| self.reports.get(node));
+        report.and_then(|report| report.status.as_ref()).is_none_or(|status| {
+            let known = status.told.conditions.iter().find(|it| it.type_ == type_::COUNTRIES_KNOWN);
+            known.is_some_and(|it| it.reason != reason::NO_DATABASE)
+        })
     }
 
     /// Walks the rules.
@@ -219,6 +229,11 @@ impl<'a> Decider<'a> {
         };
         chosen.nodes.into_iter().enumerate().map(gateway).collect()
     }
+}
+
+/// Namespace and name.
+pub fn full(name: &AllocationName) -> String {
+    format!("{}/{}", name.account, name.name)
 }
 
 /// A run of slices as ports; of a /64 as the range of addresses.

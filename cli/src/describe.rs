@@ -1,7 +1,8 @@
 //! Rules in a few words.
 
 use aegis_core::policy::names::HostPattern;
-use aegis_core::policy::{Binding, EgressPolicy, Exit, Expression, Operator, Posture, Workloads};
+use aegis_core::policy::{Binding, ConditionIs, EgressPolicy, Exit, Expression, Operator, Workloads};
+use aegis_core::selector::Selector;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 
@@ -21,12 +22,10 @@ pub fn policy(policy: &EgressPolicy) -> String {
     if identity.host_network {
         parts.push("also of the host network".to_owned());
     }
-    if identity.namespace_selector.is_some() {
-        parts.push("by labels of the namespace".to_owned());
-    }
-    if policy.posture != Posture::default() {
-        parts.push("by posture".to_owned());
-    }
+    parts.extend(selected("of namespaces", identity.namespace_selector.as_ref()));
+    parts.extend(selected("on nodes", policy.posture.node.as_ref()));
+    parts.extend(conditions("where the node is", &policy.posture.node_conditions));
+    parts.extend(conditions("where the pod is", &policy.posture.pod_conditions));
     parts.extend(list("from", &policy.sources));
     parts.extend(destination(&policy.cidrs));
     parts.extend(list("to", &policy.countries));
@@ -82,6 +81,20 @@ fn labels(labels: &BTreeMap<String, String>, expressions: &[Expression]) -> Opti
     (!all.is_empty()).then(|| all.join(","))
 }
 
+/// What is asked of the labels of something.
+fn selected(what: &str, selector: Option<&Selector>) -> Option<String> {
+    let Selector { labels: equal, expressions } = selector?;
+    Some(
+        labels(equal, expressions)
+            .map_or_else(|| format!("{what}: none"), |asked| format!("{what} with {asked}")),
+    )
+}
+
+fn conditions(what: &str, wanted: &[ConditionIs]) -> Option<String> {
+    let wanted: Vec<String> = wanted.iter().map(|it| format!("{}={}", it.kind, it.status)).collect();
+    list(what, &wanted)
+}
+
 fn hosts(hosts: &[HostPattern]) -> Option<String> {
     let names: Vec<&str> = hosts.iter().map(HostPattern::as_str).collect();
     list("to", &names)
@@ -99,4 +112,29 @@ fn list<T: ToString>(what: &str, entries: &[T]) -> Option<String> {
         more => format!(" and {more} more"),
     };
     (!named.is_empty()).then(|| format!("{what} {}{more}", named.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::state_of;
+
+    #[test]
+    fn labels_of_namespaces_and_posture_are_told() {
+        let state = state_of(
+            "
+{apiVersion: aegis.dev/v1alpha1, kind: EgressPolicy, metadata: {name: p}, spec: {precedence: 1, action: Deny, match: {
+ identity: {namespaceSelector: {matchLabels: {tier: regulated}, matchExpressions: [{key: legacy, operator: DoesNotExist}]}},
+ posture: {nodeSelector: {matchExpressions: [{key: attested, operator: NotIn, values: ['yes']}]},
+  nodeConditions: [{type: Attested, status: 'False'}], podConditions: [{type: Scanned, status: 'True'}, {type: Ready, status: 'True'}]},
+ destination: {cidrs: [198.51.100.0/24]}}}}
+",
+        );
+        let rules = state.rules();
+        assert_eq!(
+            policy(&rules.policies()[0]),
+            "all pods; of namespaces with tier=regulated,!legacy; on nodes with attested notin (yes); where the node is Attested=False; \
+             where the pod is Scanned=True, Ready=True; to 198.51.100.0/24"
+        );
+    }
 }

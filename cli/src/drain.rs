@@ -225,6 +225,12 @@ fn of_allocation(state: &State, namespace: &str, name: &str, slices: Vec<Slices>
                     policy.name_any()
                 ),
             });
+        } else if about && egress.secondary.as_deref() == Some(name) {
+            let primary = &egress.primary;
+            effects.push(format!(
+                "EgressPolicy {}: pods of {namespace} have no secondary any more: where {primary} has nothing to leave from, or no port, they are refused",
+                policy.name_any()
+            ));
         }
     }
     let steps =
@@ -257,5 +263,38 @@ impl Answer for Preview {
             list("nothing is done, since", &self.refused),
             notes(&[]),
         ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::state_of;
+
+    #[test]
+    fn policies_that_leave_from_an_allocation_are_told_also_where_it_is_their_secondary() {
+        let policy = |name: &str, egress: &str| {
+            format!(
+                "{{apiVersion: aegis.dev/v1alpha1, kind: EgressPolicy, metadata: {{name: {name}}}, spec: {{precedence: 1, match: {{destination: {{cidrs: [0.0.0.0/0]}}}}, egress: {egress}}}}}\n---\n"
+            )
+        };
+        let state = state_of(
+            &[
+                policy("alone", "{primary: main}"),
+                policy("first", "{primary: main, secondary: spare}"),
+                policy("second", "{primary: other, secondary: main}"),
+                policy("without", "{primary: other}"),
+            ]
+            .concat(),
+        );
+        let told = preview(&state, &Target::Allocation("shop".into(), "main".into()), false).effects;
+        assert_eq!(
+            told[1..],
+            [
+                "EgressPolicy alone: pods of shop that it matches are refused",
+                "EgressPolicy first: pods of shop leave from spare",
+                "EgressPolicy second: pods of shop have no secondary any more: where other has nothing to leave from, or no port, they are refused",
+            ]
+        );
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::state::{AGENT, OPERATOR, State, is_part};
 use aegis_crds::{
-    AegisPrefix, EgressAddress, EgressAllocation, EgressApplication, EgressNode, EgressPolicy, ZoneBinding,
+    AegisPrefix, EgressAddress, EgressAllocation, EgressApplication, EgressNode, EgressPolicy, UsageAlert,
+    ZoneBinding,
 };
 use aegis_world::agents;
 use aegis_world::snapshot::Guarded;
@@ -119,10 +120,12 @@ pub fn place(state: &mut State, object: &Found) -> Result<bool> {
         kind if kind == ZoneBinding::kind(&()) => snapshot.bindings.push(guarded(object)?),
         kind if kind == EgressPolicy::kind(&()) => snapshot.policies.push(guarded(object)?),
         kind if kind == EgressApplication::kind(&()) => snapshot.applications.push(guarded(object)?),
+        kind if kind == UsageAlert::kind(&()) => state.alerts.push(guarded(object)?),
         kind if kind == EgressAddress::kind(&()) => snapshot.addresses.push(guarded(object)?),
         kind if kind == EgressNode::kind(&()) => snapshot.egress_nodes.push(guarded(object)?),
         "Node" => snapshot.nodes.push(guarded::<Node>(object)?),
         "Namespace" => snapshot.namespaces.push(guarded::<Namespace>(object)?),
+        "ServiceCIDR" => snapshot.services.push(guarded::<ServiceCIDR>(object)?),
         "Pod" => {
             let pod: Pod = typed(object)?;
             if is_part(&pod, AGENT) || is_part(&pod, OPERATOR) {
@@ -132,10 +135,19 @@ pub fn place(state: &mut State, object: &Found) -> Result<bool> {
         }
         "Service" => state.service_objects.push(typed::<Service>(object)?),
         "EndpointSlice" => state.endpoints.push(typed::<EndpointSlice>(object)?),
-        "ServiceCIDR" => state.services.push(typed::<ServiceCIDR>(object)?),
         _ => return Ok(false),
     }
     Ok(true)
+}
+
+/// The state of objects in a text.
+#[cfg(test)]
+pub(crate) fn state_of(objects: &str) -> State {
+    let mut found = Vec::new();
+    let mut state = State::default();
+    assert!(parse("here", objects, &mut found).is_ok());
+    found.iter().for_each(|object| assert!(place(&mut state, object).is_ok_and(|known| known)));
+    state
 }
 
 fn typed<K: DeserializeOwned>(object: &Found) -> Result<K> {

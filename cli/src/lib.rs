@@ -19,3 +19,4 @@ pub mod state;
 pub mod status;
 pub mod top;
 pub mod trace;
+pub mod usage;

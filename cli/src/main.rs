@@ -4,9 +4,12 @@ use aegis_cli::allowlist::Wanted;
 use aegis_cli::args::{Allowlist, Args, Command, Connection, Drain, Offline};
 use aegis_cli::cluster::{Agent, Cluster, Pods};
 use aegis_cli::drain::{Target, is_empty, preview, progress, slices};
+use aegis_cli::output::Format;
 use aegis_cli::state::State;
 use aegis_cli::trace::{Destination, Subject};
-use aegis_cli::{allowlist, completion, drops, files, flows, output, plan, policies, status, top, trace};
+use aegis_cli::{
+    allowlist, completion, drops, files, flows, output, plan, policies, status, top, trace, usage,
+};
 use anyhow::{Result, bail};
 use clap::{CommandFactory, FromArgMatches};
 use k8s_openapi::jiff::Timestamp;
@@ -99,39 +102,51 @@ async fn run(args: Args) -> Result<(String, u8)> {
             }
             Ok((output::write(&answer, written.output)?, 0))
         }
-        Command::Top { node, watch, written, offline } => loop {
-            let (state, _) = look(&connection, &offline, Pods::None).await?;
-            let text = output::write(&top::top(&state, named, node.as_deref()), written.output)?;
-            let Some(seconds) = watch else { break Ok((text, 0)) };
-            // On a terminal each takes the place of the one before.
-            let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
-            write!(std::io::stdout().lock(), "{clear}{text}")?;
-            std::io::stdout().lock().flush()?;
-            tokio::time::sleep(Duration::from_secs(seconds.max(1))).await;
-        },
-        Command::Flows { pod, to, egress, node, most, written } => {
+        Command::Top { node, watch, written, offline } => {
+            let pause = watch.map(every);
+            let text = watched(pause, async || {
+                let (state, _) = look(&connection, &offline, Pods::None).await?;
+                output::write(&top::top(&state, named, node.as_deref()), written.output)
+            });
+            Ok((text.await?, 0))
+        }
+        Command::Flows { pod, to, protocol, egress, allocation, node, most, watch, written } => {
             let online = Cluster::connect(&connection).await?;
             let namespace = namespace(&connection, Some(&online));
             let subject = pod.map(|pod| Subject::parse(&pod, &namespace)).transpose()?;
             let pods = subject.as_ref().map_or(Pods::All, |it| Pods::Of(it.namespace()));
-            let state = state(&connection, &Offline::default(), Some(&online), pods).await?;
-            let (which, of) = flows::which(&state, subject.as_ref(), to.as_deref(), egress)?;
-            let agents = Agent::of_node_or_all(&state, node.as_deref().or(of.as_deref()))?;
-            let answer = flows::flows(&online, &state, &agents, &which, most).await?;
-            Ok((output::write(&answer, written.output)?, 0))
+            let allocation =
+                allocation.as_deref().map(|name| name.split_once('/').unwrap_or((namespace.as_str(), name)));
+            let (pod, to) = (subject.as_ref(), to.as_deref());
+            let wanted = flows::Wanted { pod, to, protocol, egress, allocation };
+            let text = watched(watch.map(every), async || {
+                let state = state(&connection, &Offline::default(), Some(&online), pods).await?;
+                let (which, of) = flows::which(&state, &wanted)?;
+                let agents = Agent::of_node_or_all(&state, node.as_deref().or(of.as_deref()))?;
+                output::write(&flows::flows(&online, &state, &agents, &which, most).await?, written.output)
+            });
+            Ok((text.await?, 0))
         }
-        Command::Drops { node, seconds, written } => {
+        Command::Drops { node, seconds, watch, written } => {
             let online = Cluster::connect(&connection).await?;
-            let state = state(&connection, &Offline::default(), Some(&online), Pods::None).await?;
-            let agents = Agent::of_node_or_all(&state, node.as_deref())?;
-            let answer = drops::drops(&online, &state, &agents, Duration::from_secs(seconds)).await?;
-            Ok((output::write(&answer, written.output)?, 0))
+            // What it watches for is pause enough.
+            let pause = watch.then(|| if seconds == 0 { every(0) } else { Duration::ZERO });
+            let text = watched(pause, async || {
+                let state = state(&connection, &Offline::default(), Some(&online), Pods::None).await?;
+                let agents = Agent::of_node_or_all(&state, node.as_deref())?;
+                let answer = drops::drops(&online, &state, &agents, Duration::from_secs(seconds)).await?;
+                output::write(&answer, written.output)
+            });
+            Ok((text.await?, 0))
         }
         Command::Plan { filename, delete, written, offline } => {
             let found = files::read(&filename)?;
             let online = connect(&connection, &offline).await?;
             let namespace = namespace(&connection, online.as_ref());
-            let state = state(&connection, &offline, online.as_ref(), Pods::All).await?;
+            let mut state = state(&connection, &offline, online.as_ref(), Pods::All).await?;
+            if let Some(online) = &online {
+                online.alerts(&mut state, &namespace).await?;
+            }
             let kinds =
                 ["aegisprefixes", "egressallocations", "zonebindings", "egresspolicies", "egressaddresses"];
             state.require(&kinds)?;
@@ -148,6 +163,7 @@ async fn run(args: Args) -> Result<(String, u8)> {
             Ok((output::write(&answer, written.output)?, if answer.changes { 3 } else { 0 }))
         }
         Command::Drain(how) => drained(&connection, &how).await,
+        Command::Usage(how) => Ok((usage::run(&connection, &how).await?, 0)),
         Command::Allowlist(how) => listed(&connection, &how).await,
         Command::Completion { shell, kubectl } => Ok((
             match shell.filter(|_| !kubectl) {
@@ -157,6 +173,24 @@ async fn run(args: Args) -> Result<(String, u8)> {
             0,
         )),
         Command::Complete { words } => Ok((completion::candidates(&words), 0)),
+    }
+}
+
+/// A pause of so many seconds, and of one at least.
+fn every(seconds: u64) -> Duration {
+    Duration::from_secs(seconds.max(1))
+}
+
+/// What is seen; with a pause it is shown, and looked for again, until somebody interrupts it.
+async fn watched(pause: Option<Duration>, mut look: impl AsyncFnMut() -> Result<String>) -> Result<String> {
+    loop {
+        let text = look().await?;
+        let Some(pause) = pause else { return Ok(text) };
+        // On a terminal each takes the place of the one before.
+        let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+        write!(std::io::stdout().lock(), "{clear}{text}")?;
+        std::io::stdout().lock().flush()?;
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -232,14 +266,23 @@ async fn drained(connection: &Connection, how: &Drain) -> Result<(String, u8)> {
         return Ok((text, u8::from(!preview.refused.is_empty())));
     }
     print!("{text}");
+    // What comes after the answer is for people: programs read the answer alone.
+    let said = |text: String| {
+        if how.written.output == Format::Table {
+            return text;
+        }
+        eprint!("{text}");
+        String::new()
+    };
     if !how.yes && !agreed()? {
-        return Ok(("nothing is done\n".to_owned(), 1));
+        return Ok((said("nothing is done\n".to_owned()), 1));
     }
     online.drain(&target, how.undo).await?;
     if how.undo || how.timeout == 0 {
         return Ok((String::new(), 0));
     }
-    follow(&online, &namespace, &target, Duration::from_secs(how.timeout)).await
+    let (end, code) = follow(&online, &namespace, &target, Duration::from_secs(how.timeout)).await?;
+    Ok((said(end), code))
 }
 
 /// Asks, if somebody is there to answer.

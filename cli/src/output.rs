@@ -38,7 +38,17 @@ pub struct Table {
 impl Table {
     /// With these heads.
     pub fn new<const N: usize>(heads: [&str; N]) -> Table {
-        Table { rows: vec![heads.map(str::to_owned).to_vec()] }
+        Table::of(heads.map(str::to_owned).to_vec())
+    }
+
+    /// With heads that are not known beforehand.
+    pub fn of(heads: Vec<String>) -> Table {
+        Table { rows: vec![heads] }
+    }
+
+    /// Adds a row with as many cells as there are heads.
+    pub fn line(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
     }
 
     /// Adds a row.
@@ -53,8 +63,8 @@ impl Table {
             return text;
         }
         let columns = self.rows[0].len();
-        let width =
-            |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+        let length = |row: &Vec<String>, column: usize| row.get(column).map_or(0, |it| it.chars().count());
+        let width = |column: usize| self.rows.iter().map(|row| length(row, column)).max().unwrap_or_default();
         let widths: Vec<usize> = (0..columns).map(width).collect();
         for row in &self.rows {
             let mut line = String::new();

@@ -1,13 +1,17 @@
 //! `kubectl aegis plan`: what would change if objects were applied. The planner of the operator and the rules of the agents are run on
 //! what stands, with and without the objects; nothing is written.
 
+mod alerts;
 mod decisions;
 mod overlay;
 mod settle;
+#[cfg(test)]
+mod tests;
 
+pub use alerts::Watch;
 pub use overlay::{Overlay, Planned, overlay};
 
-use crate::decision::Decider;
+use crate::decision::{Decider, full};
 use crate::output::{Answer, Table, notes, sections};
 use crate::state::State;
 use aegis_core::audit::audit;
@@ -32,7 +36,10 @@ pub struct Changes {
     pub addresses: Vec<AddressChange>,
     /// Slices that nodes get or give back, over all addresses.
     pub slices: Vec<SliceChange>,
-    /// What prefixes and allocations would say that they do not say now.
+    /// What alerts would watch that are created or changed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub alerts: Vec<Watch>,
+    /// What prefixes, allocations and alerts would say that they do not say now.
     pub conditions: Vec<ConditionChange>,
     /// Policies whose place or shadow changes.
     pub policies: Vec<PolicyChange>,
@@ -77,7 +84,7 @@ pub struct SliceChange {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConditionChange {
-    /// `AegisPrefix NAME` or `EgressAllocation NAMESPACE/NAME`.
+    /// `AegisPrefix NAME`, `EgressAllocation NAMESPACE/NAME` or `UsageAlert NAMESPACE/NAME`.
     pub object: String,
     /// Type of the condition.
     pub condition: &'static str,
@@ -123,11 +130,13 @@ pub fn changes(
     let (old_end, new_end) = (settle(&old.inputs, &old.plan), settle(&new.inputs, &new.plan));
     let addresses = addresses(&old.plan, &new.plan, &new_end);
     let slices = slices(&old_end, &new.plan, &new_end);
-    let conditions = conditions(&old.plan, &new.plan);
+    let mut conditions = conditions(&old.plan, &new.plan);
+    let (alerts, told) = alerts::alerts(before, after, &objects);
+    conditions.extend(told);
     let (old_decider, new_decider) =
         (Decider::of(before).with_addresses(old_end), Decider::of(after).with_addresses(new_end));
     let policies = places(&old_decider, &new_decider);
-    let decisions = decisions::changes(after, &old_decider, &new_decider, &mut notes);
+    let decisions = decisions::changes([(before, &old_decider), (after, &new_decider)], &mut notes);
     let changed = objects.iter().any(|it| it.change != "unchanged");
     let changes = changed
         || !(addresses.is_empty()
@@ -136,8 +145,22 @@ pub fn changes(
             && policies.is_empty()
             && decisions.is_empty());
     notes.extend(after.rules().lacking());
+    notes.extend(unseen(before, after, &objects));
     notes.extend(after.notes());
-    Ok(Changes { changes, objects, addresses, slices, conditions, policies, decisions, notes })
+    Ok(Changes { changes, objects, addresses, slices, alerts, conditions, policies, decisions, notes })
+}
+
+/// Rules among the objects whose destinations only the agents know: what they change is told for no destination.
+fn unseen(before: &State, after: &State, objects: &[Planned]) -> BTreeSet<String> {
+    let changed = objects.iter().filter(|it| it.change != "unchanged");
+    let changed: BTreeSet<&str> = changed.map(|it| it.object.as_str()).collect();
+    let notes = |state: &State| -> Vec<String> {
+        let rules = state.rules();
+        let told = rules.unseen(&[]).filter(|it| it.names.iter().any(|name| changed.contains(name.as_str())));
+        told.map(|it| it.note).collect()
+    };
+    // Of what is deleted the state before tells.
+    notes(before).into_iter().chain(notes(after)).collect()
 }
 
 struct Made {
@@ -155,10 +178,6 @@ fn planned(state: &State) -> Result<Made> {
         bail!("the operator would refuse this plan, since it breaks an invariant: {}", violations.join("; "));
     }
     Ok(Made { inputs, plan })
-}
-
-fn full(name: &AllocationName) -> String {
-    format!("{}/{}", name.account, name.name)
 }
 
 fn addresses(old: &Plan, new: &Plan, end: &[Address]) -> Vec<AddressChange> {
@@ -291,6 +310,10 @@ impl Answer for Changes {
                 it.after.to_string(),
             ]);
         }
+        let mut alerts = Table::new(["ALERT", "WATCHES", "RAISED", "CLEARED"]);
+        for it in &self.alerts {
+            alerts.row([it.alert.clone(), it.watches.clone(), it.raised.clone(), it.cleared.clone()]);
+        }
         let mut conditions = Table::new(["WOULD SAY", "CONDITION", "STATUS", "REASON", "MESSAGE"]);
         for it in &self.conditions {
             conditions.row([
@@ -317,6 +340,7 @@ impl Answer for Changes {
             nothing.to_owned(),
             addresses.text(),
             slices.text(),
+            alerts.text(),
             conditions.text(),
             policies.text(),
             decisions.text(),

@@ -1,7 +1,7 @@
 //! Checks an object against the schema of its kind, as far as that can be done without an API server: unknown and missing fields,
 //! types, choices, lengths and ranges. Patterns and CEL rules are the API server's.
 
-use aegis_crds::{AegisPrefix, EgressAllocation, EgressApplication, EgressPolicy, ZoneBinding};
+use aegis_crds::{AegisPrefix, EgressAllocation, EgressApplication, EgressPolicy, UsageAlert, ZoneBinding};
 use anyhow::{Context, Result};
 use kube::{CustomResourceExt, Resource};
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ pub fn faults(kind: &str, object: &Value) -> Result<Vec<String>> {
         _ if kind == ZoneBinding::kind(&()) => ZoneBinding::crd(),
         _ if kind == EgressPolicy::kind(&()) => EgressPolicy::crd(),
         _ if kind == EgressApplication::kind(&()) => EgressApplication::crd(),
+        _ if kind == UsageAlert::kind(&()) => UsageAlert::crd(),
         _ => return Ok(Vec::new()),
     };
     let definition = serde_json::to_value(definition)?;
@@ -121,7 +122,7 @@ mod tests {
             "apiVersion": "aegis.dev/v1", "kind": "EgressPolicy", "metadata": {},
             "spec": {
                 "precedence": 2_000_000, "action": "Refuse", "egres": {"primary": "a"},
-                "match": {"destination": {"cidrs": "198.51.100.0/24", "ports": [{"port": 0}, {"protocol": "TCP"}]}},
+                "match": {"destination": {"cidrs": "198.51.100.0/24", "ports": [{"port": 0}, {"protocol": "SCTP"}]}},
             },
         });
         let faults = faults("EgressPolicy", &object).unwrap();
@@ -133,7 +134,7 @@ mod tests {
             "spec.egres: there is no such field",
             "spec.match.destination.cidrs: must be of type array",
             "spec.match.destination.ports[0].port: must be at least 1",
-            "spec.match.destination.ports[1].port: must be given",
+            "spec.match.destination.ports[1].protocol: \"SCTP\" is none of TCP, UDP, ICMP",
         ] {
             assert!(faults.iter().any(|fault| fault == wanted), "{wanted:?} is not in {faults:#?}");
         }

@@ -2,13 +2,12 @@
 
 use aegis_core::model::Seconds;
 use aegis_core::policy::{self, Applications, Binding, EgressPolicy};
-use aegis_crds::{EgressPolicy as PolicyObject, ZoneBinding, rules};
+use aegis_crds::{EgressPolicy as PolicyObject, UsageAlert, ZoneBinding, rules};
 use aegis_world::snapshot::{Guarded, Snapshot};
 use aegis_world::world::{World, translate};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::{Resource, ResourceExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -25,12 +24,12 @@ pub const OPERATOR: &str = "aegis-operator";
 pub struct State {
     /// What the operator plans from.
     pub snapshot: Snapshot,
+    /// Alerts, which no plan depends on, where they were asked for.
+    pub alerts: Vec<Guarded<UsageAlert>>,
     /// Pods.
     pub pods: Vec<Pod>,
     /// The pods of operator and agents.
     pub system: Vec<Pod>,
-    /// Ranges of services.
-    pub services: Vec<ServiceCIDR>,
     /// Services, and what they lead to, where that was asked for.
     pub service_objects: Vec<Service>,
     /// Their endpoints.
@@ -75,7 +74,7 @@ impl State {
         let told = self.arguments(AGENT, "--cluster-cidrs=").flat_map(|it| it.split(','));
         let told = told.filter_map(|range| range.parse().ok());
         let mut all: Vec<IpNet> = nodes
-            .chain(self.services.iter().flat_map(rules::service_ranges))
+            .chain(readable(&self.snapshot.services).into_iter().flat_map(rules::service_ranges))
             .chain(told)
             .chain(self.cluster_cidrs.iter().copied())
             .chain(policy::never_covered())
@@ -164,7 +163,7 @@ impl Rules {
         let bindings = self.bad_bindings.iter().map(|(account, name, why)| {
             format!("ZoneBinding {account}/{name} cannot be read, so pods of {account} open nothing outside that no other rule covers: {why}")
         });
-        policies.chain(bindings).chain(self.lacking()).chain(self.unseen(known)).collect()
+        policies.chain(bindings).chain(self.lacking()).chain(self.unseen(known).map(|it| it.note)).collect()
     }
 
     /// Policies with applications of which nothing is known.
@@ -185,8 +184,8 @@ impl Rules {
         })
     }
 
-    /// Rules whose destinations only the agents know.
-    fn unseen(&self, known: &[String]) -> impl Iterator<Item = String> {
+    /// Rules whose destinations only the agents know. Of these names the addresses are known.
+    pub fn unseen(&self, known: &[String]) -> impl Iterator<Item = Unseen> {
         let policies = self.policies.iter().filter_map(|policy| {
             let applications = policy.applications.iter().filter_map(|name| self.applications.get(name));
             let mut endpoints = applications.flatten();
@@ -197,20 +196,38 @@ impl Rules {
                 (true, false) => "hosts",
                 (false, false) => "countries and hosts",
             };
-            Some((format!("EgressPolicy {}", policy.name), what))
+            let named = policy.applications.iter().map(|name| format!("EgressApplication {name}"));
+            let names: Vec<String> =
+                std::iter::once(format!("EgressPolicy {}", policy.name)).chain(named).collect();
+            Some((names, what))
         });
-        let bindings =
-            self.bindings.iter().filter(|binding| !binding.hosts.is_empty()).map(|binding| {
-                (format!("ZoneBinding {}/{}", binding.name.account, binding.name.name), "hosts")
-            });
+        let bindings = self.bindings.iter().filter(|binding| !binding.hosts.is_empty()).map(|binding| {
+            (vec![format!("ZoneBinding {}/{}", binding.name.account, binding.name.name)], "hosts")
+        });
         let taken = match known {
             [] => "none is taken for one here".to_owned(),
             names => format!("none but those of {} are taken for one here", names.join(" and ")),
         };
-        policies.chain(bindings).map(move |(rule, what)| {
-            format!("{rule} names {what}: which addresses these are only the agents know, so {taken}")
+        policies.chain(bindings).map(move |(names, what): (Vec<String>, &str)| {
+            let rule = names.first().map(String::as_str).unwrap_or_default();
+            let blind = match what {
+                "hosts" => "",
+                _ => "; a node without a database of countries takes every one for it, and refuses",
+            };
+            let note = format!(
+                "{rule} names {what}: which addresses these are only the agents know, so {taken}{blind}"
+            );
+            Unseen { names, note }
         })
     }
+}
+
+/// A rule whose destinations only the agents know.
+pub struct Unseen {
+    /// Kind and name of the objects that say so: the rule, and applications that it names.
+    pub names: Vec<String>,
+    /// What to say of it.
+    pub note: String,
 }
 
 /// The first application that the policy names and that is not known.

@@ -1,21 +1,26 @@
 //! `kubectl aegis trace`: where a pod's packets to a destination leave, and why.
 
+mod outcome;
 mod question;
 mod services;
+#[cfg(test)]
+mod tests;
 
 pub use question::{Destination, Found, Placed, Protocol, Subject};
 
 use crate::cluster::Live;
-use crate::decision::{Decider, Way};
+use crate::decision::{Decider, Way, full};
 use crate::describe;
 use crate::flows::leaves_from;
 use crate::output::{Answer, Table, notes, plural, sections};
-use crate::state::{State, lacks};
+use crate::state::State;
 use aegis_core::egress::Family;
 use aegis_core::model::AllocationName;
-use aegis_core::policy::{Action, EgressPolicy, Explanation, Packet, Pod, RuleName, Step};
+use aegis_core::policy::{Action, EgressPolicy, Packet, Pod, RuleName, Step};
+use aegis_crds::{Demand, reason, type_};
 use aegis_world::report::rule_key;
 use aegis_world::snapshot::by_name;
+use outcome::outcome;
 use serde::Serialize;
 use std::net::IpAddr;
 
@@ -122,6 +127,9 @@ pub struct Egress {
     /// New flows that the node refused for want of a port during the last minute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<u32>,
+    /// What it leaves from where there is no port of the allocation, or no part of its /64s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secondary: Option<Box<Egress>>,
 }
 
 /// Answers.
@@ -149,8 +157,10 @@ pub fn trace(state: &State, decider: &Decider<'_>, pod: &Pod, node: Option<&str>
     let by = decides.map(|step| title(&step.rule));
     let (outcome, message) = outcome(state, decider, &told, decides, node, family);
     let egress = match &told.action {
-        Action::Allocate { allocation, .. } => {
-            Some(egress(state, decider, allocation, node.unwrap_or_default(), family))
+        Action::Allocate { allocation, secondary, .. } => {
+            let of = |name: &AllocationName| egress(state, decider, name, node.unwrap_or_default(), family);
+            let secondary = secondary.as_ref().map(|name| Box::new(of(name)));
+            Some(Egress { secondary, ..of(allocation) })
         }
         _ => None,
     };
@@ -207,99 +217,6 @@ fn action(decider: &Decider<'_>, step: &Step) -> String {
     }
 }
 
-fn outcome(
-    state: &State,
-    decider: &Decider<'_>,
-    told: &Explanation,
-    decides: Option<&Step>,
-    node: Option<&str>,
-    family: Family,
-) -> (Outcome, String) {
-    if let Some(range) = told.internal {
-        return (Outcome::Internal, format!("{range} is inside the cluster: no rule is asked"));
-    }
-    let Some(step) = decides else {
-        return (Outcome::NodeAddress, "no rule matches: it leaves with the node's address".to_owned());
-    };
-    let rule = title(&step.rule);
-    if let Some(name) = policy_of(decider, step).and_then(|policy| lacks(policy, &decider.applications)) {
-        let why = format!("EgressApplication {name} is not known: create it, repair it, or name another");
-        return (Outcome::Refused, format!("{rule}: it is refused, since {why}"));
-    }
-    match &told.action {
-        Action::Allocate { allocation, .. } => {
-            let place = step.allocations.iter().position(|(name, _)| *name == **allocation);
-            let instead = match place {
-                Some(1..) => format!(", since {}", lacking(state, step, node, family)),
-                _ => String::new(),
-            };
-            (
-                Outcome::Egress,
-                format!("{rule}: it leaves from {}/{}{instead}", allocation.account, allocation.name),
-            )
-        }
-        Action::Pass if step.allocations.is_empty() => {
-            (Outcome::NodeAddress, format!("{rule}: it leaves with the node's address"))
-        }
-        Action::Pass => {
-            let why = lacking(state, step, node, family);
-            (
-                Outcome::NodeAddress,
-                format!("{rule}: it leaves with the node's address, as whenUnavailable says, since {why}"),
-            )
-        }
-        Action::Deny { .. } if step.allocations.is_empty() => {
-            (Outcome::Refused, format!("{rule}: it is refused, as action Deny says"))
-        }
-        Action::Deny { .. } => {
-            (Outcome::Refused, format!("{rule}: it is refused, since {}", lacking(state, step, node, family)))
-        }
-    }
-}
-
-/// Why the allocations of a rule cannot be left from.
-fn lacking(state: &State, step: &Step, node: Option<&str>, family: Family) -> String {
-    let kind = match family {
-        Family::V4 => "IPv4 address",
-        Family::V6 => "IPv6 /64",
-    };
-    let why = |name: &AllocationName| {
-        let full = format!("{}/{}", name.account, name.name);
-        let object = crate::state::readable(&state.snapshot.allocations).into_iter().find(|it| {
-            it.metadata.namespace.as_deref() == Some(&name.account)
-                && it.metadata.name.as_deref() == Some(&name.name)
-        });
-        if name.name.is_empty() {
-            return "the rule cannot be read: repair or delete it".to_owned();
-        }
-        let Some(object) = object else {
-            return format!("there is no EgressAllocation {full}: create it, or name another");
-        };
-        if object.metadata.deletion_timestamp.is_some() {
-            return format!("{full} is being deleted");
-        }
-        let addresses = state.snapshot.addresses.iter().filter_map(|it| it.0.as_ref().ok());
-        let mut own = addresses.filter(|it| {
-            it.spec.allocation_ref.namespace == name.account && it.spec.allocation_ref.name == name.name
-        });
-        let has = own.any(|it| it.spec.address.contains(':') == (family == Family::V6));
-        match (has, node) {
-            (false, _) => format!(
-                "{full} has no {kind}: see `kubectl describe egressallocation -n {} {}`",
-                name.account, name.name
-            ),
-            (true, Some(node)) if family == Family::V6 => {
-                format!(
-                    "node {node} has no part of the /64s of {full}: it must be in its sites, and its agent ready"
-                )
-            }
-            (true, _) => format!("no node holds slices of {full}: see its condition Allocated"),
-        }
-    };
-    let lacking = step.allocations.iter().filter(|(_, usable)| !usable);
-    lacking.map(|(name, _)| why(name)).collect::<Vec<_>>().join("; and ")
-}
-
 fn egress(
     state: &State,
     decider: &Decider<'_>,
@@ -307,18 +224,21 @@ fn egress(
     node: &str,
     family: Family,
 ) -> Egress {
-    let report = by_name(&state.snapshot.egress_nodes).get(node).and_then(|it| it.status.as_ref());
-    let demand = report.and_then(|status| {
-        let mut demand = status.told.demand.iter();
-        demand
-            .find(|it| it.allocation.namespace == allocation.account && it.allocation.name == allocation.name)
-    });
+    let demand = demand(state, node, allocation);
     Egress {
-        allocation: format!("{}/{}", allocation.account, allocation.name),
+        allocation: full(allocation),
         way: decider.way(allocation, node, family),
         fill_percent: demand.map(|it| it.fill_percent),
         refused: demand.map(|it| it.refused),
+        secondary: None,
     }
+}
+
+/// What a node's agent says of its ports for an allocation.
+fn demand<'a>(state: &'a State, node: &str, allocation: &AllocationName) -> Option<&'a Demand> {
+    let report = by_name(&state.snapshot.egress_nodes).remove(node)?;
+    let mut demand = report.status.as_ref()?.told.demand.iter();
+    demand.find(|it| it.allocation.namespace == allocation.account && it.allocation.name == allocation.name)
 }
 
 /// What the answer depends on, and may be otherwise just now.
@@ -357,6 +277,11 @@ fn depends(
     };
     for condition in status.told.conditions.iter().filter(|it| it.type_ == "Ready" && it.status != "True") {
         notes.push(format!("the agent of node {node} is not ready: {}", condition.message));
+    }
+    // One that could not be read may have left an earlier one in use, or none: its message says which.
+    let countries = status.told.conditions.iter().filter(|it| it.type_ == type_::COUNTRIES_KNOWN);
+    for condition in countries.filter(|it| it.reason == reason::DATABASE_UNREADABLE) {
+        notes.push(format!("countries on node {node}: {}", condition.message));
     }
     if let Some((rule, generation)) = decides.and_then(|step| generation(decider, &step.rule)) {
         let enforced = status.rules.iter().find(|it| *it.rule == *rule).map(|it| it.generation);
@@ -458,6 +383,9 @@ impl Egress {
             text += &format!(
                 "   ports towards the busiest origin: {fill} % used, {refused} flows refused in the last minute\n"
             );
+        }
+        if let Some(secondary) = &self.secondary {
+            text += &format!("   else from {}:\n{}", secondary.allocation, secondary.table());
         }
         text
     }

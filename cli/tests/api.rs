@@ -165,11 +165,41 @@ fn answers_are_those_of_the_files_and_need_the_rights_that_the_page_names() {
         wrong.contains("the API server would refuse") && wrong.contains("egress must be given"),
         "{wrong}"
     );
+    // The API server knows the prefix as it stands; as the files have it, it is delegated.
+    let delegated = admin.says(&["plan", "-f", "delegation.yaml", "delegated.yaml"], 3);
+    assert!(delegated.contains("apply the prefix of these files first"), "{delegated}");
+    assert!(
+        delegated.lines().any(|line| line.contains("mill/own") && line.ends_with("given")),
+        "{delegated}"
+    );
+    let alone = admin.says(&["plan", "-f", "delegated.yaml"], 1);
+    assert!(alone.contains("the API server would refuse") && alone.contains("not delegated"), "{alone}");
     let unchecked = viewer.says(&["plan", "-f", "change.yaml"], 3);
     assert!(unchecked.contains("not checked by the API server"), "{unchecked}");
 
+    alerts(&admin);
     allowlists(&server, &viewer, &shop);
+    // Without a collector, which the chart does not run by default.
+    let none = viewer.says(&["usage"], 2);
+    assert!(none.contains("there is no collector") && none.contains("usage.enabled=true"), "{none}");
+    let refused = shop.says(&["usage", "-n", "shop"], 2);
+    assert!(
+        refused.contains("pods may not be listed") && refused.contains("aegis-collector-client"),
+        "{refused}"
+    );
     drains(&server, &admin, &viewer);
+}
+
+fn alerts(admin: &Person) {
+    let plan = admin.says(&["plan", "-f", "alert.yaml"], 3);
+    let offline = golden("plan-alert.txt");
+    let (offline, _) = offline.split_once("\nnote:").expect("a note");
+    assert!(plan.contains(offline), "{plan}");
+    let wrong = admin.says(&["plan", "-f", "bad-alert.yaml"], 1);
+    assert!(wrong.contains("says nothing to look at"), "{wrong}");
+    // What only the API server knows.
+    let name = admin.says(&["plan", "-f", "odd-alert.yaml"], 1);
+    assert!(name.contains("the API server would refuse"), "{name}");
 }
 
 fn allowlists(server: &ApiServer, viewer: &Person, shop: &Person) {
@@ -223,6 +253,11 @@ fn drains(server: &ApiServer, admin: &Person, viewer: &Person) {
     // Nobody drains anything here, so it does not come to an end.
     let waits = admin.says(&["drain", "node/n1", "--yes", "--timeout", "1"], 1);
     assert!(waits.contains("16 held, 0 draining") && waits.contains("not empty within 1 s"), "{waits}");
+    // Programs read the answer alone.
+    let (out, err, code) = admin.run(&["drain", "node/n1", "--yes", "--timeout", "1", "-o", "json"]);
+    let answer: Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"));
+    assert_eq!((&answer["target"], code), (&json!("node n1"), 1));
+    assert!(err.contains("not empty within 1 s"), "{err}");
     assert_eq!(
         (&node()["metadata"]["labels"][LABEL], &node()["spec"]["unschedulable"]),
         (&json!("true"), &json!(true))

@@ -109,6 +109,48 @@ fn plan() {
 }
 
 #[test]
+fn alerts() {
+    golden("plan-alert.txt", &with(&["plan", "-f", "alert.yaml"]), 3);
+    let json = output(&with(&["plan", "-f", "alert.yaml", "-o", "json"]), 3);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["alerts"].as_array().map(Vec::len), Some(3), "{json}");
+    // As it stands it is no change; without its allocation it would not count.
+    let state = ["--state", "cluster.yaml", "alert.yaml"];
+    let same = output(&[&["plan", "-f", "alert.yaml"], &state[..]].concat(), 0);
+    assert!(same.contains("nothing would change"), "{same}");
+    let gone = output(&[&["plan", "--delete", "-f", "alert.yaml"], &state[..]].concat(), 3);
+    assert!(gone.contains("UsageAlert shop/full") && gone.contains("deleted"), "{gone}");
+    let wrong = error(&with(&["plan", "-f", "bad-alert.yaml"]), 1);
+    for fault in [
+        "spec: says nothing to look at",
+        "spec.portUse.percent: must be at most 100",
+        "spec.portUses: there is no such field",
+        "spec.refusals.withinSeconds: must be a multiple of 10",
+    ] {
+        assert!(wrong.contains(fault), "{fault}: {wrong}");
+    }
+}
+
+#[test]
+fn usage_has_no_files() {
+    for (arguments, said) in [
+        (&["usage", "--token", "x", "--collector", "http://localhost:1"][..], "not sent in plain text"),
+        (
+            &["usage", "--token", "x", "--collector", "https://localhost:1"],
+            "there is no connection to localhost:1",
+        ),
+        (&["usage", "--token-file", "nowhere"], "read nowhere"),
+        (&["usage", "--account", "a", "-A"], "say one of them"),
+        (&["usage", "--rule", "web"], "say binding/web or policy/web"),
+        (&["usage", "--since", "soon"], "no length"),
+        (&["usage", "--state", "cluster.yaml"], "unexpected argument"),
+    ] {
+        let text = error(arguments, 2);
+        assert!(text.contains(said), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
 fn applications() {
     golden("plan-application.txt", &with(&["plan", "-f", "application.yaml"]), 3);
     let with = |file: &'static str, arguments: &[&'static str]| {

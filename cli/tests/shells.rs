@@ -42,6 +42,8 @@ fn bash_completes() {
     assert!(offered(&["kubectl-aegis", "status", "--out"]).contains(&"--output".to_owned()));
     assert!(offered(&["kubectl-aegis", "status", "--output", "j"]).contains(&"json".to_owned()));
     assert_eq!(offered(&["kubectl-aegis", "allowlist", "--output", "te"]), ["text", "terraform"]);
+    assert_eq!(offered(&["kubectl-aegis", "flows", "--wa"]), ["--watch"]);
+    assert_eq!(offered(&["kubectl-aegis", "flows", "--protocol", "t"]), ["tcp"]);
 }
 
 #[test]
@@ -56,19 +58,40 @@ fn kubectl_completes() {
     let ask = |words: &[&str]| run(&[&["__complete"], words].concat());
     assert_eq!(ask(&["tra"]), "trace\n:4\n");
     let commands = ask(&[""]);
-    for command in
-        ["status", "policies", "trace", "plan", "drain", "allowlist", "top", "flows", "drops", "completion"]
-    {
+    for command in [
+        "status",
+        "policies",
+        "trace",
+        "plan",
+        "drain",
+        "allowlist",
+        "top",
+        "flows",
+        "drops",
+        "usage",
+        "completion",
+    ] {
         assert!(commands.contains(&format!("{command}\n")), "{commands}");
     }
     assert!(!commands.contains("__complete") && !commands.contains("help"), "{commands}");
     assert!(ask(&["trace", "pod", "192.0.2.1", "--pro"]).contains("--protocol\n"));
     assert_eq!(ask(&["trace", "--protocol", "u"]), "udp\n:4\n");
+    assert_eq!(ask(&["flows", "--protocol", ""]), "tcp\nudp\nicmp\n:4\n");
+    for (words, option) in [
+        (["flows", "--w"], "--watch\n"),
+        (["flows", "--al"], "--allocation\n"),
+        (["drops", "--w"], "--watch\n"),
+    ] {
+        assert!(ask(&words).contains(option), "{words:?}");
+    }
     assert_eq!(ask(&["plan", "-f", ""]), ":0\n", "files");
     // Forms of a list are others than those of an answer.
     assert_eq!(ask(&["allowlist", "-o", "n"]), "nftables\n:4\n");
     assert_eq!(ask(&["allowlist", "--family", ""]), "4\n6\n:4\n");
     assert_eq!(ask(&["status", "-o", ""]), "table\njson\nyaml\n:4\n");
+    assert_eq!(ask(&["usage", "-o", ""]), "table\nwide\njson\nyaml\ncsv\n:4\n");
+    assert_eq!(ask(&["usage", "--by", "node,or"]), "node,origin\n:4\n", "the next of a list");
+    assert_eq!(ask(&["usage", "--ca-file", ""]), ":0\n", "files");
     // The script that kubectl runs passes its words on.
     assert!(run(&["completion", "--kubectl"]).contains("exec kubectl-aegis __complete \"$@\""));
 }

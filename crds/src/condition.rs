@@ -69,6 +69,8 @@ pub mod reason {
     pub const WITHHELD: &str = "Withheld";
     /// A prefix contains addresses of the cluster's own pods.
     pub const OVERLAPS_PODS: &str = "OverlapsPods";
+    /// A prefix contains addresses of Services.
+    pub const OVERLAPS_SERVICES: &str = "OverlapsServices";
     /// The API server refuses to store an address.
     pub const NOT_WRITTEN: &str = "NotWritten";
     /// The allocation that a binding names has nothing to leave from.
@@ -85,6 +87,8 @@ pub mod reason {
     pub const DATABASE_UNREADABLE: &str = "DatabaseUnreadable";
     /// A policy before this one decides about everything that it matches.
     pub const SHADOWED: &str = "Shadowed";
+    /// Nothing in the cluster is what the policy asks for.
+    pub const MATCHES_NOTHING: &str = "MatchesNothing";
     /// Nodes find addresses of every host name that they look up.
     pub const RESOLVED: &str = "Resolved";
     /// A host name has no address.

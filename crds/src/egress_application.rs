@@ -54,7 +54,7 @@ pub struct ApplicationEndpoint {
     #[schemars(schema_with = "schema::hosts")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,
-    /// Ports, at most 32. Left out: all, and other protocols too. With ports, only TCP and UDP match.
+    /// Protocols and ports, at most 32. Left out: all. With any, nothing else matches.
     #[schemars(length(min = 1, max = 32), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<ZonePort>,

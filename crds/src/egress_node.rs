@@ -106,7 +106,7 @@ pub struct Demand {
     /// Slices wanted on this node.
     #[schemars(range(max = 252))]
     pub slices: u32,
-    /// Ports in use towards the busiest origin, in percent of what this node holds.
+    /// Ports in use towards the busiest origin, in percent of what this node holds. Told anew when it differs by 5 or more.
     #[serde(default)]
     pub fill_percent: u32,
     /// New flows refused for want of a port during the last minute.

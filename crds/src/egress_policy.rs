@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
     printcolumn = r#"{"name":"Pods","type":"integer","jsonPath":".status.pods"}"#,
     printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type==\"Accepted\")].status"}"#,
     printcolumn = r#"{"name":"Programmed","type":"string","jsonPath":".status.conditions[?(@.type==\"Programmed\")].status"}"#,
+    printcolumn = r#"{"name":"Effective","type":"string","jsonPath":".status.conditions[?(@.type==\"Effective\")].status"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
@@ -194,7 +195,7 @@ pub struct PolicyDestination {
     #[schemars(schema_with = "schema::countries")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub countries: Vec<String>,
-    /// Ports, at most 32. Left out: all, and other protocols too. With ports, only TCP and UDP match. They can't be given together with
+    /// Protocols and ports, at most 32. Left out: all. With any, nothing else matches. They can't be given together with
     /// `applications`.
     #[schemars(length(min = 1, max = 32), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -237,8 +238,9 @@ pub struct PolicyEgress {
     pub primary: String,
     /// Name of the one to leave from where the primary has nothing to leave from: no such allocation, no address of the packet's
     /// family, no node that holds a slice of it, or no port towards the packet's destination. What waits for a slice of the
-    /// primary that is being granted waits; what a limit refuses is refused. A node that sends through a gateway does not learn that
-    /// the gateway has no port. Established flows stay where they are.
+    /// primary that is being granted waits; what a limit refuses is refused. A node that sends through a gateway learns from that
+    /// that it has no port, and the connection goes by the secondary when its first packet is sent again, a second later. Established
+    /// flows stay where they are.
     #[schemars(schema_with = "schema::object_name")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secondary: Option<String>,

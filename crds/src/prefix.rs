@@ -57,7 +57,7 @@ pub struct AegisPrefixSpec {
     /// Range in CIDR notation without host bits: IPv4 from /16 (the widest) to /32, for example `203.0.113.0/28`, or IPv6
     /// from /32 to /64, for example `2001:db8:1::/48`. It can't be changed later: create another prefix instead. Prefixes must not overlap; where two do, the older one
     /// (by creation time, then by name) counts and the newer one is not accepted. Nor must a prefix overlap the pods of
-    /// a node (`spec.podCIDRs` of the Node); addresses of nodes that lie in it are reserved by themselves.
+    /// a node (`spec.podCIDRs` of the Node) or addresses of Services (ServiceCIDR objects); addresses of nodes that lie in it are reserved by themselves.
     #[schemars(schema_with = "schema::prefix_cidr")]
     pub cidr: String,
     /// Addresses (`203.0.113.1`) or ranges (`203.0.113.4/30`) within `cidr` that must not be allocated, for example

@@ -241,6 +241,9 @@ pub fn place(node: &Node) -> Place {
     Place { zone: label("topology.kubernetes.io/zone"), region: label("topology.kubernetes.io/region") }
 }
 
+/// Protocol numbers of ICMP for IPv4 and IPv6.
+const ICMP: [u8; 2] = [1, 58];
+
 /// Reads a ServiceCIDR.
 pub fn service_ranges(object: &ServiceCIDR) -> Vec<IpNet> {
     let ranges = object.spec.as_ref().and_then(|spec| spec.cidrs.as_ref()).into_iter().flatten();
@@ -278,15 +281,21 @@ pub fn expressions(
 
 /// Reads ports.
 pub fn ports(ports: &[ZonePort]) -> Vec<PortRange> {
-    let range = |port: &ZonePort| PortRange {
-        protocol: match port.protocol {
-            Protocol::TCP => 6,
-            Protocol::UDP => 17,
-        },
-        first: port.port,
-        last: port.end_port.unwrap_or(port.port),
+    let ranges = |port: &ZonePort| {
+        // ICMP has none: there it is the port 0.
+        let (first, last) = match (port.port, port.protocol) {
+            (_, Protocol::ICMP) => (0, 0),
+            (Some(first), _) => (first, port.end_port.unwrap_or(first)),
+            (None, _) => (0, u16::MAX),
+        };
+        let protocols: &[u8] = match port.protocol {
+            Protocol::TCP => &[6],
+            Protocol::UDP => &[17],
+            Protocol::ICMP => &ICMP,
+        };
+        protocols.iter().map(move |protocol| PortRange { protocol: *protocol, first, last })
     };
-    ports.iter().map(range).collect()
+    ports.iter().flat_map(ranges).collect()
 }
 
 /// A requirement of a label selector; nothing if the operator is none of those that all selectors have.
@@ -364,6 +373,17 @@ mod tests {
             [PortRange { protocol: 17, first: 53, last: 53 }, PortRange { protocol: 6, first: 1, last: 9 }];
         assert_eq!(policy.ports, ports);
         assert_eq!(policy.exit, Exit::Allocations { primary: "a".into(), secondary: Some("b".into()) });
+    }
+
+    #[test]
+    fn a_protocol_without_a_port_is_all_of_it_and_of_icmp_both() {
+        let read = |port: serde_json::Value| {
+            let read = ports(&[serde_json::from_value(port).unwrap()]);
+            read.into_iter().map(|it| (it.protocol, it.first, it.last)).collect::<Vec<_>>()
+        };
+        assert_eq!(read(json!({"protocol": "UDP"})), [(17, 0, u16::MAX)]);
+        assert_eq!(read(json!({})), [(6, 0, u16::MAX)]);
+        assert_eq!(read(json!({"protocol": "ICMP"})), [(1, 0, 0), (58, 0, 0)]);
     }
 
     fn one(key: &str, value: &str) -> aegis_core::selector::Labels {

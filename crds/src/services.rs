@@ -1,7 +1,7 @@
-//! Services whose endpoints people (or programs) write: they may be outside the cluster.
+//! Services whose endpoints people (or programs) write: they may be outside the cluster. A Service with a selector may have such
+//! endpoints too, beside its pods: a Service proxy does not ask who has written a slice.
 //!
-//! Of a Service with a selector the endpoints are pods. A headless one and an `ExternalName` are only names: pods send to the endpoint
-//! itself.
+//! A headless Service and an `ExternalName` are only names: pods send to the endpoint itself.
 
 use aegis_core::policy::ServicePort;
 use k8s_openapi::api::core::v1::Service;
@@ -11,11 +11,11 @@ use std::net::IpAddr;
 
 /// Label of an EndpointSlice: the Service that it belongs to.
 const OF_SERVICE: &str = "kubernetes.io/service-name";
-/// EndpointSlices that may say something: those of Services with a selector are the control plane's own.
+/// EndpointSlices that may say something: of the control plane's own the endpoints are pods.
 pub const WRITTEN_BY_OTHERS: &str =
     "kubernetes.io/service-name,endpointslice.kubernetes.io/managed-by!=endpointslice-controller.k8s.io";
 
-/// What is known of a Service without selector: addresses to which pods send, and its ports by name.
+/// What is known of a Service: addresses to which pods send, and its ports by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceRecord {
     /// Addresses that the node's Service proxy translates.
@@ -44,11 +44,10 @@ fn protocol(name: Option<&String>) -> Option<u8> {
     }
 }
 
-/// Reads a Service. Nothing of one whose endpoints are pods, or that has no address.
+/// Reads a Service. Nothing of one that has no address.
 pub fn service(object: &Service) -> ServiceRecord {
     let spec = object.spec.clone().unwrap_or_default();
-    let selects = spec.selector.is_some_and(|selector| !selector.is_empty());
-    if selects || spec.type_.as_deref() == Some("ExternalName") {
+    if spec.type_.as_deref() == Some("ExternalName") {
         return ServiceRecord::default();
     }
     let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
@@ -180,14 +179,24 @@ mod tests {
     }
 
     #[test]
-    fn services_that_select_pods_or_are_only_names_say_nothing() {
+    fn a_service_that_selects_pods_may_have_other_endpoints_and_without_any_it_says_nothing() {
+        let ports_of = json!([{"port": 443}]);
+        let spec = json!({"clusterIP": "10.96.0.7", "ports": ports_of, "selector": {"app": "cart"}});
+        let selects = read_service(spec);
+        let outside = json!({"endpoints": [{"addresses": ["198.51.100.9"]}], "ports": [{"port": 8443}]});
+        let slice = read_slice("cart", outside);
+        let joined = |slices: &[((String, String), EndpointRecord)]| {
+            let slices = slices.iter().map(|(key, slice)| (key, slice));
+            ports([(&key("cart"), &selects)].into_iter(), slices).len()
+        };
+        assert_eq!([joined(&[]), joined(&[(key("by-hand"), slice)])], [0, 1]);
+    }
+
+    #[test]
+    fn services_that_are_only_names_say_nothing() {
         let ports = json!([{"port": 443}]);
-        for spec in [
-            json!({"clusterIP": "10.96.0.7", "ports": ports, "selector": {"app": "cart"}}),
-            json!({"type": "ExternalName", "externalName": "partner.example", "ports": ports}),
-        ] {
-            assert_eq!(read_service(spec), ServiceRecord::default());
-        }
+        let spec = json!({"type": "ExternalName", "externalName": "partner.example", "ports": ports});
+        assert_eq!(read_service(spec), ServiceRecord::default());
         assert!(read_service(json!({"clusterIP": "None", "ports": ports})).addresses.is_empty());
         let all =
             read_service(json!({"clusterIP": "10.96.0.7", "externalIPs": ["192.0.2.7"], "ports": ports}));

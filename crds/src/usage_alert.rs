@@ -1,6 +1,6 @@
 //! `UsageAlert`: when an account is to be told about its use.
 
-use crate::{Condition, LocalAllocationRef, schema};
+use crate::{Condition, LocalAllocationRef, reason, schema};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +94,33 @@ pub struct PortUseAlert {
     #[schemars(range(min = 1, max = 100))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clear_below_percent: Option<u32>,
+}
+
+/// Alerts of a namespace that count, the first by name.
+pub const MOST_ALERTS: usize = 64;
+
+impl UsageAlertSpec {
+    /// Whether an alert with this spec counts, the reason and a message. `counts`: it is among the first of its namespace; `found`: whether
+    /// the namespace has an allocation of that name.
+    pub fn accepted(&self, counts: bool, found: &dyn Fn(&str) -> bool) -> (bool, &'static str, String) {
+        if !counts {
+            let message = format!(
+                "the namespace has more than {MOST_ALERTS} UsageAlerts, and this one comes after them by name: delete some, or let one look at \
+                 several allocations"
+            );
+            return (false, reason::LIMIT, message);
+        }
+        match &self.allocation_ref {
+            Some(allocation) if !found(&allocation.name) => {
+                let message = format!(
+                    "there is no EgressAllocation {} in this namespace: create it, or name another one in spec.allocationRef",
+                    allocation.name
+                );
+                (false, reason::NOT_FOUND, message)
+            }
+            _ => (true, reason::ACCEPTED, "use is looked at every 10 seconds".into()),
+        }
+    }
 }
 
 impl PortUseAlert {

@@ -104,25 +104,30 @@ pub struct Zone {
     #[schemars(schema_with = "schema::hosts")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,
-    /// Ports, all if none is given, at most 32. With ports, only TCP and UDP are covered: ping then leaves with the
-    /// node's address.
+    /// Protocols and ports, all if none is given, at most 32. With any, nothing else is covered: ping, for example, leaves with the
+    /// node's address unless `protocol: ICMP` is among them.
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<ZonePort>,
 }
 
-/// A port or a range of ports.
+/// A port, a range of ports, or a whole protocol.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(self.endPort) || self.endPort >= self.port")
+#[x_kube(validation = Rule::new("self.protocol != 'ICMP' || !(has(self.port) || has(self.endPort))")
+    .message("must be left out with protocol ICMP, which has no ports").field_path(".port"))]
+#[x_kube(validation = Rule::new("!has(self.endPort) || has(self.port)")
+    .message("endPort needs port, the first of the range").field_path(".endPort"))]
+#[x_kube(validation = Rule::new("!has(self.endPort) || !has(self.port) || self.endPort >= self.port")
     .message("endPort must not be less than port").field_path(".endPort"))]
 pub struct ZonePort {
-    /// `TCP` or `UDP`.
+    /// `TCP`, `UDP`, or `ICMP`: ping, of IPv4 and IPv6.
     #[serde(default)]
     pub protocol: Protocol,
-    /// The port, or the first of the range: 1 to 65535.
+    /// The port, or the first of the range: 1 to 65535. Left out, all of the protocol.
     #[schemars(range(min = 1, max = 65535))]
-    pub port: u16,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
     /// The last port of the range, included; left out, it is `port` alone.
     #[schemars(range(min = 1, max = 65535))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -137,6 +142,8 @@ pub enum Protocol {
     TCP,
     /// UDP.
     UDP,
+    /// ICMP and ICMPv6.
+    ICMP,
 }
 
 /// How connections get their source.

@@ -90,21 +90,25 @@ fn line(figure: &Figure) -> String {
 
 /// Packets, connections and bytes per second, by turns.
 fn rates() -> Vec<Figure> {
-    let [ours, fast, masquerade, snat] = [(); 4].map(|()| Row::new());
+    let [ours, fast, masquerade, snat, metered] = [(); 5].map(|()| Row::new());
     let ends = Row::of_ends();
-    let _aegis = (Aegis::on(&ours, 255, Timeouts::default()), Aegis::fast_on(&fast, 255));
+    let _aegis = (
+        Aegis::on(&ours, 255, Timeouts::default()),
+        Aegis::fast_on(&fast, 255),
+        Aegis::metered_on(&metered, 255),
+    );
     masquerade.translate_by("masquerade to :1024-65535");
     snat.translate_by(&format!("snat to {EGRESS}:1024-65535"));
     let _pass: Vec<tiny::Attached> =
         [&masquerade, &snat].map(|row| row.node.enter(|| tiny::on("eth0", tiny::PASS))).into();
-    let rows = [&ours, &fast, &masquerade, &snat, &ends];
-    let mut all: [Vec<Rates>; 5] = Default::default();
+    let rows = [&ours, &fast, &masquerade, &snat, &ends, &metered];
+    let mut all: [Vec<Rates>; 6] = Default::default();
     for turn in 0..TURNS {
         // Nobody is always the first.
         for place in 0..rows.len() {
             let which = (turn + place) % rows.len();
             let rates = measure::rates(rows[which]);
-            eprintln!("{}: {rates:?}", ["aegis", "fast", "masquerade", "snat", "ends"][which]);
+            eprintln!("{}: {rates:?}", ["aegis", "fast", "masquerade", "snat", "ends", "metered"][which]);
             all[which].push(rates);
         }
     }
@@ -118,7 +122,12 @@ fn rates() -> Vec<Figure> {
         ("bulk TCP from the pod", "Gbit/s", |rates| rates.bulk_out),
         ("bulk TCP to the pod", "Gbit/s", |rates| rates.bulk_in),
     ];
-    let references = [(0, 2, "to masquerade"), (0, 3, "to SNAT"), (1, 2, "fast path, to masquerade")];
+    let references = [
+        (0, 2, "to masquerade"),
+        (0, 3, "to SNAT"),
+        (1, 2, "fast path, to masquerade"),
+        (5, 0, "with use metered, to without"),
+    ];
     // What is left is the node's.
     let ends_ns = of(4, |rates| rates.packet_ns);
     let of_node = references.map(|(which, other, reference)| Figure {

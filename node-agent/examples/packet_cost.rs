@@ -11,6 +11,7 @@ mod support;
 
 use aegis_common::*;
 use aegis_node_agent::ebpf::MapSizes;
+use aegis_node_agent::meter::Maps;
 use aegis_node_agent::sweep::Usage;
 use aegis_node_agent::test_run;
 use nix::time::{ClockId, clock_gettime};
@@ -19,6 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use support::packet::{ACK, Packet, SYN, ethernet};
+use support::six::{self, Packet6};
 use support::*;
 
 /// Flows of the large table: these origins times these pod ports.
@@ -99,6 +101,46 @@ fn scans(world: &World, flows: usize) {
     println!("packets during scans: {sent}, of which {dropped} dropped");
 }
 
+/// Flows over IPv6 that are remembered.
+const REMEMBERED: usize = 50_000;
+
+/// Nanoseconds of a packet over IPv6, out and in, each of another of so many flows.
+fn over_ipv6(bases: [f64; 2]) {
+    let mut world = World::new();
+    six::six(&mut world);
+    let (outside, marked) = (six::pod_outside(), context(MARK));
+    let ends = |flow: usize| ((flow % REMEMBERED) as u16, 443 + (flow / REMEMBERED) as u16);
+    let out = |flow, flags| {
+        let (port, to) = ends(flow);
+        Packet6::tcp((six::POD6, port), (six::ORIGIN6, to), flags, &[7; 100]).frame()
+    };
+    let back = |flow| {
+        let (port, to) = ends(flow);
+        Packet6::tcp((six::ORIGIN6, to), (outside, port), ACK, &[7; 100]).frame()
+    };
+    // Numbers of meters, as the agent gives them out.
+    Maps::open(&world.plane).unwrap().give_out().unwrap();
+    let (egress, xdp) = (world.program("uplink_egress"), world.program("uplink_ingress"));
+    let mut made = 0;
+    println!("nanoseconds per packet over IPv6   each packet another of so many flows");
+    println!("{:>45} {:>10} {:>10}", 1, "1,000", "50,000");
+    let columns = [1, 1000, REMEMBERED].map(|flows| {
+        let new = each(egress, &marked, (made..flows).map(|at| out(at, SYN)), TCX_NEXT);
+        made = flows;
+        let some: Vec<usize> = (0..RUNS).map(|at| at.wrapping_mul(2_654_435_761) % flows).collect();
+        [
+            each(egress, &marked, some.iter().map(|at| out(*at, ACK)), TCX_NEXT) - bases[0],
+            each(xdp, &[], some.iter().map(|at| back(*at)), XDP_PASS) - bases[1],
+            new - bases[0],
+        ]
+    });
+    let names = ["uplink_egress, established", "uplink_ingress, back", "uplink_egress, new flow"];
+    for (at, name) in names.iter().enumerate() {
+        let [one, thousand, all] = columns.map(|column| format!("{:.0}", column[at]));
+        println!("{name:<34} {one:>10} {thousand:>10} {all:>10}");
+    }
+}
+
 fn main() {
     let mut world = World::sized(&MapSizes { flows: 1 << 20, ..MapSizes::default() });
     let slices: Vec<u16> = (4..=255).filter(|slice| *slice != SLICE_2).collect();
@@ -129,6 +171,7 @@ fn main() {
     let arps = || std::iter::repeat_n(arp.clone(), RUNS);
     let base_tc = each(world.program("uplink_egress"), &marked, arps(), TCX_NEXT);
     let base_xdp = each(world.program("uplink_ingress"), &[], arps(), XDP_PASS);
+    over_ipv6([base_tc, base_xdp]);
     let same = |name, context: &[u8], packet: &Packet| {
         test_run::run(world.program(name), &packet.frame(), context, LOOP).unwrap().nanoseconds
     };

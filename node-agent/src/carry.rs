@@ -16,8 +16,9 @@ use crate::load;
 use crate::raw;
 use crate::sweep;
 use aegis_common::{
-    AllLoads, BlockKey, BlockValue, Config, Counter, CounterValue, FlowKey, ForwardValue, LoadKey, LoadValue,
-    MeterUse, PORTS_PER_BLOCK, REST_METER, ReverseValue, WORDS_PER_BLOCK, permutation_key, place_of_port,
+    AllLoads, BlockKey, BlockValue, Config, Counter, CounterValue, Flow6Key, Flow6Value, FlowKey,
+    ForwardValue, LoadKey, LoadValue, MeterUse, PORTS_PER_BLOCK, REST_METER, ReverseValue, WORDS_PER_BLOCK,
+    permutation_key, place_of_port,
 };
 use aya::maps::{MapData, MapError, PerCpuArray, PerCpuValues};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -202,13 +203,15 @@ impl Dataplane {
         let fd = target(self, FLOWS6)?;
         let own = raw::Map::of(fd.as_fd()).map_err(EbpfError::Carry)?;
         let mut result = Ok(());
-        let each = |key: &[u8], value: &[u8]| {
+        let each = |key: Flow6Key, value: Flow6Value| {
+            // Its meter is one of the other version's.
+            let value = Flow6Value { meter: REST_METER, ..value };
             if result.is_ok() {
-                result = own.insert(key, value);
+                result = own.insert(raw::bytes(&key), raw::bytes(&value));
             }
         };
         // What cannot be translated is decided anew.
-        source.for_each(FLOWS6, each).map_err(EbpfError::Carry)?;
+        source.read(FLOWS6, each).map_err(EbpfError::Carry)?;
         result.map_err(EbpfError::Carry)
     }
 

@@ -37,7 +37,7 @@ pub struct Inputs {
     pub pods: Vec<Pod>,
     /// MAC that belongs to each pod's address, where the CNI has told it.
     pub macs: BTreeMap<IpAddr, [u8; 6]>,
-    /// Ports of Services without selector, with their endpoints.
+    /// Ports of Services to which somebody has written endpoints, with these.
     pub services: Vec<ServicePort>,
     /// Control group of each pod, where there is one yet, by UID.
     pub groups: BTreeMap<String, Group>,

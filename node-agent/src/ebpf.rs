@@ -63,6 +63,7 @@ const PINNED: &[&str] = &[
     "METER_USE",
     "FREE_METERS",
     "METERS_TOLD",
+    "BOUND_METERS",
     "METER_CLOCK",
     "REFUSALS",
     "REFUSALS_TOLD",
@@ -165,7 +166,8 @@ pub enum EbpfError {
     },
 }
 
-/// Entries of the maps that are sized by the user; a map that is already pinned keeps its size.
+/// What the data plane is loaded with: entries of the maps that are sized by the user (one that is already pinned keeps its size), and
+/// whether use is metered.
 #[derive(Clone, Debug)]
 pub struct MapSizes {
     /// Flows that may be in `FORWARD` and in `REVERSE`.
@@ -182,6 +184,8 @@ pub struct MapSizes {
     pub verdicts: u32,
     /// Meters, at most [`MAX_METERS`](aegis_common::MAX_METERS).
     pub meters: u32,
+    /// Whether they are used. Nobody need be told of use, and then no packet pays for it.
+    pub metered: bool,
 }
 
 impl Default for MapSizes {
@@ -194,6 +198,7 @@ impl Default for MapSizes {
             ports: 1 << 16,
             verdicts: 1 << 18,
             meters: 1 << 14,
+            metered: true,
         }
     }
 }
@@ -204,6 +209,7 @@ pub struct Dataplane {
     pub(crate) links: Links,
     /// What another version left, until it is carried over.
     pub(crate) source: Option<Arc<Source>>,
+    metered: bool,
 }
 
 impl Dataplane {
@@ -228,6 +234,7 @@ impl Dataplane {
             fs::create_dir_all(folder)
                 .map_err(|source| EbpfError::PinFolder { path: folder.clone(), source })?;
         }
+        let (metered, flag) = (sizes.metered, u8::from(sizes.metered));
         let (flows, buckets) = (sizes.flows, TableValue::buckets(sizes.flows));
         let sizes = BTreeMap::from([
             ("FORWARD", buckets),
@@ -255,6 +262,7 @@ impl Dataplane {
         for name in PINNED {
             loader.map_pin_path(name, maps.join(name));
         }
+        loader.override_global("METERED", &flag, true);
         let mut object = loader.load(OBJECT)?;
         for program in [POD_INGRESS, UPLINK_EGRESS, UPLINK_MARK] {
             classifier(&mut object, program)?
@@ -267,7 +275,7 @@ impl Dataplane {
         sock_addr(&mut object, SOCKET_CONNECT)?
             .load()
             .map_err(|source| EbpfError::Program { program: SOCKET_CONNECT, source })?;
-        let mut dataplane = Dataplane { object, links, source: None };
+        let mut dataplane = Dataplane { object, links, source: None, metered };
         dataplane.set_up_tables(flows)?;
         dataplane.source = dataplane.carry_from(known)?;
         Ok(dataplane)
@@ -300,6 +308,11 @@ impl Dataplane {
             tables.set(index, value, 0).map_err(|source| EbpfError::Map { name: "TABLES".into(), source })?;
         }
         Ok(())
+    }
+
+    /// Whether the programs meter use.
+    pub fn is_metered(&self) -> bool {
+        self.metered
     }
 
     /// What a flow table is like, by its index in `TABLES`.

@@ -70,6 +70,7 @@ pub fn open(args: &Args) -> Result<Box<dyn Plane>, PlaneError> {
         blocks: args.max_blocks,
         destinations: args.max_destinations,
         meters: args.max_meters,
+        metered: args.usage_collector.is_some(),
         ..MapSizes::default()
     };
     let mut dataplane =

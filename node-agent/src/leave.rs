@@ -14,7 +14,7 @@ use aegis_core::egress::Egress;
 use aegis_core::model::Address;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Client;
 use kube::api::{Api, ListParams};
 use std::collections::BTreeSet;
@@ -40,6 +40,8 @@ pub struct Place {
     pub daemon_set: String,
     /// Name of the node.
     pub node: String,
+    /// UID of the agent's own pod; empty if it has none.
+    pub pod_uid: String,
 }
 
 /// Returns when the agent is to end: at once, or when its node's slices are empty. `told` gives a value whenever the process
@@ -51,7 +53,10 @@ pub async fn end(
     metrics: &Metrics,
     ask: Duration,
 ) {
-    told.next().await;
+    tokio::select! {
+        _ = told.next() => {}
+        () = place.was_told_before(ask) => tracing::info!("the agent's pod was deleted before the agent ran"),
+    }
     match place.is_left().await {
         Ok(true) => {}
         Ok(false) => return,
@@ -90,6 +95,32 @@ pub async fn end(
 }
 
 impl Place {
+    /// Returns if the agent's pod was deleted before the agent could hear of it: its container has just been started again, and the
+    /// first process of a container does not get a signal for which it has no handler yet. The kubelet sends it once, and then
+    /// waits for as long as an agent may take to leave. What comes later the handler hears.
+    async fn was_told_before(&self, ask: Duration) {
+        let own = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
+        let on_node = ListParams::default().fields(&format!("spec.nodeName={}", self.node));
+        if !self.pod_uid.is_empty() {
+            loop {
+                match tokio::time::timeout(PATIENCE, own.list(&on_node)).await {
+                    Ok(Ok(pods)) => {
+                        let mut pods = pods.items.into_iter().map(|pod| pod.metadata);
+                        let own = pods.find(|pod| pod.uid.as_ref() == Some(&self.pod_uid));
+                        if own.is_some_and(|pod| pod.deletion_timestamp.is_some()) {
+                            return;
+                        }
+                        break;
+                    }
+                    Ok(Err(error)) => tracing::debug!(%error, "cannot ask for the agent's own pod"),
+                    Err(_) => tracing::debug!("no answer in time about the agent's own pod"),
+                }
+                tokio::time::sleep(ask).await;
+            }
+        }
+        std::future::pending().await
+    }
+
     /// Whether the DaemonSet stands and wants no pod on this node.
     async fn is_left(&self) -> Result<bool, String> {
         if self.daemon_set.is_empty() {
@@ -143,14 +174,23 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
     use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-    /// What the API server says of the DaemonSet: another answer to each question, and then always the last one.
+    /// UID of the pod that is deleted.
+    const DELETED: &str = "uid-deleted";
+
+    /// What the API server says of the DaemonSet: another answer to each question, and then always the last one. First it has no
+    /// answer about pods.
     fn answers(sets: Vec<Result<Value, StatusCode>>) -> Client {
+        let asked_for_pods = Arc::new(AtomicUsize::new(0));
         let asked = Arc::new(AtomicUsize::new(0));
         let server = Router::new().fallback(move |request: Request| {
             let set = match request.uri().path() {
                 "/apis/apps/v1/namespaces/aegis-system/daemonsets/agents" => {
                     let number = asked.fetch_add(1, Ordering::AcqRel).min(sets.len() - 1);
                     Some(sets[number].clone())
+                }
+                "/api/v1/namespaces/aegis-system/pods" => {
+                    let first = asked_for_pods.fetch_add(1, Ordering::AcqRel) == 0;
+                    Some(if first { Err(StatusCode::SERVICE_UNAVAILABLE) } else { Ok(pods()) })
                 }
                 _ => None,
             };
@@ -172,6 +212,14 @@ mod tests {
         Client::new(server, "default")
     }
 
+    /// An agent that is being replaced, and the one that replaces it.
+    fn pods() -> Value {
+        let old =
+            json!({"metadata": {"name": "a", "uid": DELETED, "deletionTimestamp": "2026-01-01T00:00:00Z"}});
+        let new = json!({"metadata": {"name": "b", "uid": "uid-new"}});
+        json!({"kind": "PodList", "metadata": {}, "items": [new, old]})
+    }
+
     fn set(zone: &str) -> Value {
         let template = json!({"metadata": {}, "spec": {"containers": [], "nodeSelector": {"zone": zone}}});
         json!({"metadata": {"name": "agents"}, "spec": {"selector": {}, "template": template}})
@@ -181,14 +229,24 @@ mod tests {
     fn told(
         sets: Vec<Result<Value, StatusCode>>,
     ) -> (Arc<Signals>, UnboundedSender<()>, tokio::task::JoinHandle<()>) {
+        let (signals, again, task) = untold(sets, "");
+        again.send(()).unwrap();
+        (signals, again, task)
+    }
+
+    /// An agent that can be told to end.
+    fn untold(
+        sets: Vec<Result<Value, StatusCode>>,
+        pod_uid: &str,
+    ) -> (Arc<Signals>, UnboundedSender<()>, tokio::task::JoinHandle<()>) {
         let place = Place {
             client: answers(sets),
             namespace: "aegis-system".to_owned(),
             daemon_set: "agents".to_owned(),
             node: "n1".to_owned(),
+            pod_uid: pod_uid.to_owned(),
         };
         let (again, mut told) = unbounded_channel();
-        again.send(()).unwrap();
         let signals = Arc::new(Signals::default());
         let seen = Arc::clone(&signals);
         let task = tokio::spawn(async move {
@@ -248,6 +306,19 @@ mod tests {
             let (signals, _again, task) = told(vec![Ok(set("b")), Ok(set("b")), end]);
             ends(task).await;
             assert!(signals.leaving.load(Ordering::Acquire) && !signals.left.load(Ordering::Acquire));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_agent_whose_pod_was_deleted_before_it_ran_ends_and_others_go_on() {
+        let (_, _again, task) = untold(vec![Ok(set("a"))], DELETED);
+        ends(task).await;
+        for uid in ["uid-new", "uid-of-nobody", ""] {
+            let (_, again, task) = untold(vec![Ok(set("a"))], uid);
+            tokio::time::sleep(LOOK).await;
+            assert!(!task.is_finished(), "{uid:?}");
+            again.send(()).unwrap();
+            ends(task).await;
         }
     }
 

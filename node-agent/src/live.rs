@@ -4,13 +4,20 @@
 use crate::ebpf;
 use crate::flows::Flows;
 use crate::links::Links;
-use aegis_common::{Counter, CounterValue, ForwardValue, incarnation};
+use crate::observed::from_map6;
+use crate::sweep;
+use aegis_common::{
+    Address6, Counter, CounterValue, FRAGMENTED, Flow6Key, Flow6Value, ForwardValue, Pod6Key, Pod6Value,
+    egress_address, incarnation,
+};
 use anyhow::Context;
 use aya::maps::{Map, MapData, PerCpuArray};
 use clap::Parser;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,22 +33,25 @@ pub struct Question {
     /// Folder below which maps are pinned.
     #[arg(long)]
     pub pin_root: PathBuf,
-    /// Address of the pod.
+    /// Addresses of the pod.
     #[arg(long)]
-    pub pod: Option<Ipv4Addr>,
+    pub pod: Vec<IpAddr>,
     /// UID of the pod: an earlier one with its address has no part in this.
     #[arg(long, requires = "pod")]
     pub uid: Option<String>,
     /// Where they go.
     #[arg(long)]
-    pub destination: Option<Ipv4Addr>,
+    pub destination: Option<IpAddr>,
     /// To which port.
     #[arg(long)]
     pub port: Option<u16>,
-    /// Address that they leave from here.
+    /// IP protocols.
     #[arg(long)]
-    pub egress: Option<Ipv4Addr>,
-    /// Flows to tell at most, the most recent first.
+    pub protocol: Vec<u8>,
+    /// Addresses that they leave from here; the first one of a /64 is all of it.
+    #[arg(long)]
+    pub egress: Vec<IpAddr>,
+    /// Flows to tell at most of each IP version, the most recent first.
     #[arg(long, default_value_t = 20)]
     pub most: usize,
 }
@@ -55,13 +65,17 @@ struct Place {
     pin_root: PathBuf,
 }
 
-/// The flows.
+/// The flows. Those over IPv6 are apart: earlier versions of who asks know of the others alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Live {
-    /// How many there are.
+    /// How many there are over IPv4.
     pub total: usize,
     /// Some of them.
     pub flows: Vec<Flow>,
+    /// How many there are over IPv6.
+    pub total6: usize,
+    /// Some of them.
+    pub flows6: Vec<Flow>,
 }
 
 /// A flow.
@@ -69,9 +83,9 @@ pub struct Live {
 #[serde(rename_all = "camelCase")]
 pub struct Flow {
     /// Address of the pod.
-    pub pod: Ipv4Addr,
+    pub pod: IpAddr,
     /// Where it goes.
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// The pod is another node's: this one is its gateway.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub guest: bool,
@@ -83,8 +97,8 @@ pub struct Flow {
     pub port: u16,
     /// Address that it leaves from; left out where another node translates it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub egress: Option<Ipv4Addr>,
-    /// Port that it leaves from.
+    pub egress: Option<IpAddr>,
+    /// Port that it leaves from; over IPv6 it is the pod's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress_port: Option<u16>,
     /// Seconds since its last packet out.
@@ -112,8 +126,11 @@ pub fn answer() -> Option<anyhow::Result<()>> {
 
 fn flows(question: &Question) -> anyhow::Result<()> {
     let table = open(&question.pin_root, "FORWARD", |map| Flows::open(&map))?;
+    let map6 = |name| open(&question.pin_root, name, Ok::<_, Infallible>);
+    let (flows6, pods6) = (map6("FLOWS6")?, map6("PODS6")?);
     let seconds = u32::try_from(since_boot()?.as_secs()).unwrap_or(u32::MAX);
-    tell(&live(&table, question, seconds))
+    let (total6, flows6) = live6(&flows6, &pods6, question, seconds)?;
+    tell(&Live { total6, flows6, ..live(&table, question, seconds) })
 }
 
 fn counters(root: &Path) -> anyhow::Result<()> {
@@ -143,37 +160,104 @@ fn tell(answer: &impl Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The flows, from the table, at a second since boot.
+impl Question {
+    /// Whether a flow of a pod with this incarnation is asked for.
+    fn is_about(&self, flow: &Flow, pod: u32) -> bool {
+        let egress = |asked: &IpAddr| flow.egress.is_some_and(|egress| is_within(egress, *asked));
+        (self.pod.is_empty() || self.pod.contains(&flow.pod))
+            && self.destination.is_none_or(|asked| asked == flow.destination)
+            && self.port.is_none_or(|asked| asked == flow.port)
+            && (self.protocol.is_empty() || self.protocol.contains(&flow.protocol))
+            && (self.egress.is_empty() || self.egress.iter().any(egress))
+            && self.uid.as_deref().is_none_or(|uid| incarnation(uid) == pod)
+    }
+
+    /// The flows that are told, and how many there are.
+    fn most_recent(&self, mut flows: Vec<Flow>) -> (usize, Vec<Flow>) {
+        flows.sort_by_key(|flow| (flow.idle, flow.pod, flow.protocol, flow.pod_port));
+        let total = flows.len();
+        flows.truncate(self.most);
+        (total, flows)
+    }
+}
+
+/// Whether an egress address is the one that is asked for, or of the /64.
+fn is_within(egress: IpAddr, asked: IpAddr) -> bool {
+    match (egress, asked) {
+        (IpAddr::V6(egress), IpAddr::V6(asked)) if asked.to_bits() as u64 == 0 => {
+            egress.to_bits() >> 64 == asked.to_bits() >> 64
+        }
+        _ => egress == asked,
+    }
+}
+
+/// The flows over IPv4, from the table, at a second since boot.
 pub fn live(table: &Flows<ForwardValue>, question: &Question, now: u32) -> Live {
-    let is = |asked: Option<Ipv4Addr>, found: u32| asked.is_none_or(|asked| number(asked) == found);
-    let whose = question.uid.as_deref().map(incarnation);
     let mut flows = Vec::new();
     table.for_each(|key, value| {
-        let asked = is(question.pod, key.local)
-            && is(question.destination, key.remote)
-            && is(question.egress, value.egress)
-            && whose.is_none_or(|whose| whose == value.incarnation)
-            && question.port.is_none_or(|port| port == key.remote_port);
-        if !asked || !value.is_of(key) {
-            return;
-        }
         let here = value.egress != key.local;
-        flows.push(Flow {
-            pod: address(key.local),
-            destination: address(key.remote),
+        let flow = Flow {
+            pod: address(key.local).into(),
+            destination: address(key.remote).into(),
             guest: value.is_guest(key),
             protocol: key.protocol,
             pod_port: key.local_port,
             port: key.remote_port,
-            egress: here.then(|| address(value.egress)),
+            egress: here.then(|| address(value.egress).into()),
             egress_port: here.then_some(value.egress_port),
             idle: now.saturating_sub(value.last_seen),
-        });
+        };
+        if value.is_of(key) && question.is_about(&flow, value.incarnation) {
+            flows.push(flow);
+        }
     });
-    flows.sort_by_key(|flow| (flow.idle, flow.pod, flow.protocol, flow.pod_port));
-    let total = flows.len();
-    flows.truncate(question.most);
-    Live { total, flows }
+    let (total, flows) = question.most_recent(flows);
+    Live { total, flows, total6: 0, flows6: Vec::new() }
+}
+
+/// Flows over IPv6 and how many there are, from the maps `FLOWS6` and `PODS6`.
+fn live6(
+    flows: &MapData,
+    pods: &MapData,
+    question: &Question,
+    now: u32,
+) -> anyhow::Result<(usize, Vec<Flow>)> {
+    let mut suffixes = BTreeMap::new();
+    let known =
+        |key: &Pod6Key, pod: &Pod6Value| _ = suffixes.insert((key.address, pod.incarnation), pod.suffix);
+    sweep::for_each(pods.fd().as_fd(), known).context("read PODS6")?;
+    let mut found = Vec::new();
+    let each = |key: &Flow6Key, value: &Flow6Value| {
+        let suffix = suffixes.get(&(key.local, value.incarnation)).copied();
+        let flow = flow6(key, value, suffix, now);
+        // The first fragment of a datagram is a packet of a flow, too, which has an entry of its own.
+        if key.protocol != FRAGMENTED && question.is_about(&flow, value.incarnation) {
+            found.push(flow);
+        }
+    };
+    sweep::for_each(flows.fd().as_fd(), each).context("read FLOWS6")?;
+    Ok(question.most_recent(found))
+}
+
+/// A flow over IPv6, of the pod with this suffix. Of one that is gone the /64 is told.
+fn flow6(key: &Flow6Key, value: &Flow6Value, suffix: Option<u32>, now: u32) -> Flow {
+    let [first, second] = value.network;
+    let egress: Address6 = match suffix {
+        Some(suffix) => egress_address(&key.local, value.network, value.slice, suffix),
+        None => [first, second, 0, 0],
+    };
+    let pod_port = (key.ports >> 16) as u16;
+    Flow {
+        pod: from_map6(key.local).into(),
+        destination: from_map6(key.remote).into(),
+        guest: false,
+        protocol: key.protocol as u8,
+        pod_port,
+        port: key.ports as u16,
+        egress: Some(from_map6(egress).into()),
+        egress_port: Some(pod_port),
+        idle: now.saturating_sub(value.last_seen),
+    }
 }
 
 /// An address from how maps hold it.
@@ -181,7 +265,67 @@ fn address(number: u32) -> Ipv4Addr {
     Ipv4Addr::from(number.to_ne_bytes())
 }
 
-/// An address as maps hold it.
-fn number(address: Ipv4Addr) -> u32 {
-    u32::from_ne_bytes(address.octets())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observed::to_map6;
+
+    #[test]
+    fn a_flow_over_ipv6_leaves_from_the_pods_address_in_the_64() {
+        let address = |text: &str| to_map6(text.parse().unwrap());
+        let [first, second, ..] = address("2001:db8:1:4::");
+        let key = Flow6Key {
+            local: address("fd00:10:1::7"),
+            remote: address("2001:db8:9::1"),
+            ports: 40_000 << 16 | 443,
+            protocol: 6,
+        };
+        let value = Flow6Value {
+            incarnation: incarnation("uid"),
+            last_seen: 90,
+            network: [first, second],
+            slice: 5,
+            ..Flow6Value::default()
+        };
+        let suffix = key.local[3];
+        let flow = flow6(&key, &value, Some(suffix), 100);
+        let egress = from_map6(egress_address(&key.local, value.network, 5, suffix));
+        assert_eq!(egress.segments()[..5], [0x2001, 0xdb8, 1, 4, 5]);
+        assert_eq!(
+            flow,
+            Flow {
+                pod: "fd00:10:1::7".parse().unwrap(),
+                destination: "2001:db8:9::1".parse().unwrap(),
+                guest: false,
+                protocol: 6,
+                pod_port: 40_000,
+                port: 443,
+                egress: Some(egress.into()),
+                egress_port: Some(40_000),
+                idle: 10,
+            }
+        );
+        let told = |arguments: &[&str]| {
+            let all = ["flows", "--pin-root=/x"].iter().chain(arguments);
+            Question::try_parse_from(all).unwrap().is_about(&flow, value.incarnation)
+        };
+        for (arguments, is) in [
+            (&["--most=1"][..], true),
+            (&["--pod=10.0.0.1", "--pod=fd00:10:1::7", "--uid=uid"], true),
+            (&["--pod=fd00:10:1::7", "--uid=earlier"], false),
+            (&["--pod=10.0.0.1"], false),
+            (&["--destination=2001:db8:9::1", "--port=443"], true),
+            (&["--port=80"], false),
+            (&["--protocol=17", "--protocol=6"], true),
+            (&["--protocol=1", "--protocol=58"], false),
+            (&["--egress=2001:db8:1:4::"], true),
+            (&["--egress=2001:db8:1:5::"], false),
+            (&["--egress=2001:db8:1:4::1"], false),
+            (&["--egress=203.0.113.1", &format!("--egress={egress}")], true),
+        ] {
+            assert_eq!(told(arguments), is, "{arguments:?}");
+        }
+        let gone = flow6(&key, &value, None, 100);
+        assert_eq!(gone.egress, Some("2001:db8:1:4::".parse().unwrap()), "its pod is gone");
+    }
 }

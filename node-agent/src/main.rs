@@ -13,7 +13,7 @@ use futures::StreamExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// The image is linked with musl, whose allocator makes policies of hundreds of rules take several times as long.
@@ -27,6 +27,7 @@ fn main() -> anyhow::Result<()> {
     if let Some(answered) = live::answer() {
         return answered;
     }
+    let end = End::listen()?;
     let args = Args::parse();
     let filter = EnvFilter::try_new(&args.log).context("--log")?;
     let log = tracing_subscriber::fmt().with_env_filter(filter);
@@ -36,10 +37,10 @@ fn main() -> anyhow::Result<()> {
     }
     // Two threads: one may be busy writing maps while the other follows the API server.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(run(args))
+    runtime.block_on(run(args, end))
 }
 
-async fn run(args: Args) -> anyhow::Result<()> {
+async fn run(args: Args, end: End) -> anyhow::Result<()> {
     let metrics = Metrics::default();
     let signals = Arc::new(Signals::default());
     let shared = Shared::default();
@@ -73,7 +74,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     config.connect_timeout = Some(Duration::from_secs(5));
     // A watch that is idle is ended by the server before this.
     config.read_timeout = Some(Duration::from_secs(75));
-    let ended = end_when_told(&args, config.clone(), &signals, &metrics)?;
+    let ended = end.when_told(&args, config.clone(), &signals, &metrics)?;
     let client = kube::Client::try_from(config).context("cannot make an API client")?;
     let _watches = watch::start(&client, &args.node_name, &shared);
     let (report, pending) = tokio::sync::watch::channel(status::Pending::default());
@@ -111,7 +112,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     });
     let tell: Tell = match reporter {
         Some(reporter) => {
-            metrics.follow_usage(reporter.clone());
+            let counting = reporter.clone();
+            metrics.follow_usage(move || counting.counters());
             Arc::new(move |rows, from, to| reporter.report(rows, from, to))
         }
         None => Arc::new(|_, _, _| {}),
@@ -180,33 +182,56 @@ async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Resolves when the agent has been told to end and is to do so. Has a thread and a runtime of its own: an agent that hangs must
-/// not take the kubelet's grace period, which is that of one that leaves its node.
-fn end_when_told(
-    args: &Args,
-    config: kube::Config,
-    signals: &Arc<Signals>,
-    metrics: &Metrics,
-) -> anyhow::Result<tokio::sync::oneshot::Receiver<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (namespace, daemon_set, node) =
-        (args.namespace.clone(), args.daemon_set.clone(), args.node_name.clone());
-    let (signals, metrics) = (Arc::clone(signals), metrics.clone());
-    let (sender, ended) = tokio::sync::oneshot::channel();
-    let (mut terminate, client) = {
-        let _inside = runtime.enter();
-        let client = kube::Client::try_from(config).context("cannot make an API client")?;
-        (signal(SignalKind::terminate())?, client)
-    };
-    let wait = move || {
-        let place = leave::Place { client, namespace, daemon_set, node };
-        let told = futures::stream::poll_fn(move |context| terminate.poll_recv(context));
-        runtime.block_on(leave::end(told, &place, &signals, &metrics, leave::ASK));
-        let _ = sender.send(());
-        std::thread::sleep(END);
-        tracing::error!("the agent hangs; it ends without winding down");
-        std::process::exit(0);
-    };
-    std::thread::Builder::new().name("end".to_owned()).spawn(wait).context("cannot start a thread")?;
-    Ok(ended)
+/// How the agent hears that it is to end. Has a thread and a runtime of its own: an agent that hangs must not take the kubelet's
+/// grace period, which is that of one that leaves its node.
+struct End {
+    runtime: tokio::runtime::Runtime,
+    terminate: Signal,
+}
+
+impl End {
+    /// To be called before anything else: as long as there is no handler, the first process of a container does not get the
+    /// signal at all (pid_namespaces(7)).
+    fn listen() -> anyhow::Result<End> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let terminate = {
+            let _inside = runtime.enter();
+            signal(SignalKind::terminate())?
+        };
+        Ok(End { runtime, terminate })
+    }
+
+    /// Resolves when the agent has been told to end and is to do so.
+    fn when_told(
+        self,
+        args: &Args,
+        config: kube::Config,
+        signals: &Arc<Signals>,
+        metrics: &Metrics,
+    ) -> anyhow::Result<tokio::sync::oneshot::Receiver<()>> {
+        let End { runtime, mut terminate } = self;
+        let client = {
+            let _inside = runtime.enter();
+            kube::Client::try_from(config).context("cannot make an API client")?
+        };
+        let place = leave::Place {
+            client,
+            namespace: args.namespace.clone(),
+            daemon_set: args.daemon_set.clone(),
+            node: args.node_name.clone(),
+            pod_uid: args.pod_uid.clone(),
+        };
+        let (signals, metrics) = (Arc::clone(signals), metrics.clone());
+        let (sender, ended) = tokio::sync::oneshot::channel();
+        let wait = move || {
+            let told = futures::stream::poll_fn(move |context| terminate.poll_recv(context));
+            runtime.block_on(leave::end(told, &place, &signals, &metrics, leave::ASK));
+            let _ = sender.send(());
+            std::thread::sleep(END);
+            tracing::error!("the agent hangs; it ends without winding down");
+            std::process::exit(0);
+        };
+        std::thread::Builder::new().name("end".to_owned()).spawn(wait).context("cannot start a thread")?;
+        Ok(ended)
+    }
 }

@@ -5,10 +5,13 @@
 //! | what the programs count, and when | `ebpf/src/meter.rs` |
 //! | what a report tells, and when a meter's number is another's | `book` |
 //! | how the maps are read and written | `read` |
+//! | when a connection of a socket with an egress address is over | `bound` |
 
 mod book;
+mod bound;
 mod file;
 mod read;
+mod uses;
 
 pub use book::{Book, Look, Names, Step, Told, Whose};
 pub use read::Maps;
@@ -45,10 +48,20 @@ impl Published {
     }
 }
 
+/// Meters in use, of those that fit, as of the last look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// Those in use.
+    pub in_use: u32,
+    /// Those that fit.
+    pub size: u32,
+}
+
 /// The thread that reads meters; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Meters {
     stop: Arc<AtomicBool>,
+    fill: Arc<Mutex<Option<Fill>>>,
 }
 
 impl Meters {
@@ -63,8 +76,9 @@ impl Meters {
         state: Option<PathBuf>,
         tell: impl FnMut(Vec<Row>, i64, i64) + Send + 'static,
     ) -> io::Result<Meters> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut meter = Meter { maps, names, state, tell, stop: Arc::clone(&stop), saved: None };
+        let (stop, fill) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None)));
+        let mut meter =
+            Meter { maps, names, state, tell, stop: Arc::clone(&stop), fill: Arc::clone(&fill), saved: None };
         std::thread::Builder::new().name("meters".to_owned()).spawn(move || {
             while let Err(error) = meter.run() {
                 tracing::error!(%error, "use is not metered; trying again");
@@ -73,7 +87,12 @@ impl Meters {
                 }
             }
         })?;
-        Ok(Meters { stop })
+        Ok(Meters { stop, fill })
+    }
+
+    /// How many are in use; `None` before the first look.
+    pub fn fill(&self) -> Option<Fill> {
+        *self.fill.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -89,6 +108,7 @@ struct Meter<T> {
     state: Option<PathBuf>,
     tell: T,
     stop: Arc<AtomicBool>,
+    fill: Arc<Mutex<Option<Fill>>>,
     /// What the file says.
     saved: Option<Arc<Rules>>,
 }
@@ -101,6 +121,7 @@ impl<T: FnMut(Vec<Row>, i64, i64)> Meter<T> {
             return Ok(());
         }
         self.maps.give_out()?;
+        self.maps.keep_rest_of_refusals()?;
         let rules = self.state.as_deref().and_then(file::read);
         let mut book = Book::new(Told { rules, ..self.maps.told()? });
         let mut due = next(now());
@@ -109,6 +130,7 @@ impl<T: FnMut(Vec<Row>, i64, i64)> Meter<T> {
             // A clock that jumps back is not to keep it waiting.
             let second = now();
             if second < due && due - second <= INTERVAL {
+                self.maps.look_at_sockets()?;
                 if self.rest(LOOK) {
                     return Ok(());
                 }
@@ -117,6 +139,7 @@ impl<T: FnMut(Vec<Row>, i64, i64)> Meter<T> {
             let (from, to) = self.interval(second);
             due = next(second);
             let look = self.maps.look(book.numbers())?;
+            *self.fill.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.maps.fill(&look));
             let names = self.names.get();
             let (rows, steps) = book.look(&look, names.as_deref());
             (self.tell)(rows, from, to);

@@ -3,13 +3,14 @@
 mod usage;
 
 use crate::load::Taken;
+use crate::meter::Fill;
 use crate::names::Tally;
 use crate::status::NotReady;
 use aegis_common::{
     Counter as Reason, CounterValue, LimitedValue, RuleValue, WOULD_DENY, WOULD_LACK, WOULD_LEAVE, WOULD_PASS,
 };
 use aegis_core::egress::Egress;
-use aegis_delivery::Reporter;
+pub use aegis_delivery::Counters;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -99,6 +100,8 @@ pub struct Snapshot {
     pub xdp_tx_errors: BTreeMap<String, u64>,
     /// Fragments that came before the first of their datagram: sent after it, and lost.
     pub early_fragments: (u64, u64),
+    /// Meters in use, and those that fit; `None` while none are looked at.
+    pub meters: Option<Fill>,
     /// Times the nftables table was put back.
     pub nft_repairs: u64,
     /// Packets that the nftables tables have dropped, by family and reason.
@@ -149,6 +152,7 @@ impl Default for Snapshot {
             runtime_hook: None,
             xdp_tx_errors: BTreeMap::new(),
             early_fragments: (0, 0),
+            meters: None,
             nft_repairs: 0,
             nft_drops: BTreeMap::new(),
             writes: (0, 0),
@@ -172,7 +176,7 @@ pub struct Metrics {
     report_failures: Counter,
     lease_renewals: Family<[(&'static str, &'static str); 1], Counter>,
     runtime_waits: Family<[(&'static str, &'static str); 2], Histogram>,
-    usage: Arc<OnceLock<Reporter>>,
+    usage: Arc<OnceLock<usage::Source>>,
     registry: Arc<Registry>,
 }
 
@@ -247,8 +251,8 @@ impl Metrics {
     }
 
     /// From now on they say what becomes of the reports of use; of the first reporter, if there are several.
-    pub fn follow_usage(&self, reporter: Reporter) {
-        let _ = self.usage.set(reporter);
+    pub fn follow_usage(&self, counters: impl Fn() -> Counters + Send + Sync + 'static) {
+        let _ = self.usage.set(usage::Source(Box::new(counters)));
     }
 
     /// The metrics in the OpenMetrics text format.
@@ -360,6 +364,10 @@ impl Collector for Encoder {
             ("table_size", "Entries that fit into a table of the data plane", MetricType::Gauge),
             now.tables.iter().map(|(name, (_, size))| (table(name), *size)),
         )?;
+        if let Some(Fill { in_use, size }) = now.meters {
+            gauge(e, "meters_in_use", "Meters of use in use", in_use.into())?;
+            gauge(e, "meters_size", "Meters of use that fit", size.into())?;
+        }
         let names = &now.names;
         gauge(e, "names_addresses", "Addresses of host names of rules, pairs of both", names.known.0 as f64)?;
         gauge(e, "names_addresses_size", "Such pairs that may be known", names.known.1 as f64)?;
@@ -636,6 +644,7 @@ mod tests {
         metrics.lock().taken.insert(name(), Taken { flows: 12, busiest_pod: 7 });
         metrics.lock().limited.insert(name(), LimitedValue { account_rate: 3, ..LimitedValue::default() });
         metrics.lock().ports.insert(Ipv4Addr::new(203, 0, 113, 1), 17);
+        metrics.lock().meters = Some(Fill { in_use: 60, size: 63 });
         let value = RuleValue { left: 4, denied: 5, would: [0, 0, 0, 6], ..RuleValue::default() };
         for (kind, namespace, observes) in [("policy", "", true), ("binding", "shop", false)] {
             let (namespace, name) = (namespace.to_owned(), format!("a {kind}"));
@@ -649,6 +658,10 @@ mod tests {
             );
         }
         assert!(text.contains("aegis_ports_in_use{address=\"203.0.113.1\"} 17\n"), "{text}");
+        assert!(
+            text.contains("aegis_meters_in_use 60.0\n") && text.contains("aegis_meters_size 63.0\n"),
+            "{text}"
+        );
         for line in [
             "aegis_rule_flows_total{kind=\"binding\",namespace=\"shop\",name=\"a binding\",result=\"left\"} 4\n",
             "aegis_rule_flows_total{kind=\"binding\",namespace=\"shop\",name=\"a binding\",result=\"denied\"} 5\n",

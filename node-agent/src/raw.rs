@@ -10,6 +10,8 @@ const BATCH: usize = 4096;
 /// Commands of bpf(2).
 const UPDATE: libc::c_long = 2;
 const DELETE: libc::c_long = 3;
+/// `BPF_MAP_LOOKUP_AND_DELETE_ELEM`.
+const TAKE: libc::c_long = 21;
 const INFO: libc::c_long = 15;
 const LOOKUP_BATCH: libc::c_long = 24;
 const UPDATE_BATCH: libc::c_long = 26;
@@ -168,13 +170,40 @@ impl<'m> Map<'m> {
 
     /// Writes an entry unless there is one with this key, which is no failure either.
     pub fn insert(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        self.insert_new(key, value).map(drop)
+    }
+
+    /// The same; says whether it was written.
+    pub fn insert_new(&self, key: &[u8], value: &[u8]) -> io::Result<bool> {
         if (key.len(), value.len()) != (self.sizes.key, self.sizes.value) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         match self.command(UPDATE, key, value, NOEXIST) {
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-            other => other,
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            other => other.map(|()| true),
         }
+    }
+
+    /// Removes an entry of a hash and gives its value, in one step (Linux 5.14); `None` if there is none.
+    pub fn take<V: aya::Pod>(&self, key: &[u8]) -> io::Result<Option<V>> {
+        let mut value = vec![0; self.sizes.value];
+        if key.len() != self.sizes.key || size_of::<V>() != self.sizes.value {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut attr = EntryAttr {
+            map_fd: self.fd.as_raw_fd() as u32,
+            pad: 0,
+            key: key.as_ptr() as u64,
+            value: value.as_mut_ptr() as u64,
+            flags: 0,
+        };
+        // SAFETY: the kernel reads a key and writes a value of the map's sizes, which both buffers have.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, TAKE, &raw mut attr, size_of_val(&attr)) };
+        if result < 0 {
+            let error = io::Error::last_os_error();
+            return if error.raw_os_error() == Some(libc::ENOENT) { Ok(None) } else { Err(error) };
+        }
+        Ok(from_bytes(&value))
     }
 
     /// Removes an entry; what is not there is no failure.

@@ -6,6 +6,7 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::time::{Duration, Instant};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const TCP: u8 = 6;
@@ -15,6 +16,16 @@ const STATES: u32 = 0x3ffe & !(1 << 10);
 const REQUEST_LENGTH: usize = 56;
 const PORTS: usize = 4;
 const ADDRESSES: usize = 8;
+
+/// Shortest time between two looks at the sockets, and for how long one may be under way that a program has just given a port.
+pub const PERIOD: Duration = Duration::from_secs(1);
+/// A look is followed by a pause of this many times its own duration.
+const REST: u32 = 20;
+
+/// When to look again after a look that began then and is over now.
+pub fn next_look(began: Instant) -> Instant {
+    began + (began.elapsed() * REST).max(PERIOD)
+}
 
 /// Both ends of a connection; the far one is zero where there is none yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -65,7 +65,7 @@ mod tests {
         let (reporter, _delivery) = Delivery::new(settings(&args).unwrap(), Boot::new(1, 1), Arc::new(now));
         // It ends before it begins.
         reporter.report(Vec::new(), 20, 10);
-        metrics.follow_usage(reporter);
+        metrics.follow_usage(move || reporter.counters());
         let text = metrics.encode().unwrap();
         for line in [
             "aegis_usage_reports_lost_total{reason=\"invalid\"} 1\n",

@@ -146,7 +146,7 @@ pub struct Cluster {
     pub nodes: Table<NodeRecord>,
     /// ServiceCIDRs.
     pub services: Table<Vec<IpNet>>,
-    /// Services without selector.
+    /// Services; of most only the address matters.
     pub service_ports: Table<ServiceRecord>,
     /// EndpointSlices that the control plane has not written.
     pub service_endpoints: Table<EndpointRecord>,

@@ -3,11 +3,13 @@
 
 mod netns_support;
 
-use aegis_common::{Counter, LeaseValue};
+use aegis_common::{Counter, LeaseValue, MeterKey, MeterUse, MeterValue, RefusalKey, mapped, metered_egress};
 use aegis_core::model::Fence;
 use aegis_core::slice::SliceSet;
 use aegis_node_agent::desired::Inputs;
 use aegis_node_agent::local;
+use aegis_node_agent::meter::Maps;
+use aegis_node_agent::observed::to_map;
 use aegis_node_agent::ops::Op;
 use aegis_node_agent::sockets;
 use aegis_node_agent::uses::Uses;
@@ -19,7 +21,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::ops::Range;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Ports of the slice that is for sockets; the one before it is for translation.
 const BOUND: Range<u16> = 0x500..0x600;
@@ -38,8 +40,12 @@ fn binds(groups: &Groups, last: u8) -> Inputs {
 }
 
 fn lab(last: u8) -> Lab {
+    lab_with(last, Aegis::with)
+}
+
+fn lab_with(last: u8, aegis: impl FnOnce(&Row, &Inputs) -> Aegis) -> Lab {
     let (row, groups) = (Row::new(), Groups::new());
-    let mut aegis = Aegis::with(&row, &binds(&groups, last));
+    let mut aegis = aegis(&row, &binds(&groups, last));
     aegis.plane.attach_sockets(Path::new(MOUNT)).unwrap();
     make_local(&row, true);
     Lab::of(row, groups, aegis)
@@ -102,6 +108,97 @@ fn a_slice_is_filled_to_the_last_port_towards_each_origin_and_then_connect_fails
     std::thread::sleep(SHORT);
     lab.connect_to(COVERED, (ORIGIN, 81), LONG).unwrap();
     assert_eq!((lab.aegis.count(Counter::NewFlow), lab.nodes_packets()), (0, 0));
+}
+
+/// What is metered of connections to a port of the origin.
+fn metered(maps: &mut Maps, port: u16) -> (MeterUse, MeterValue) {
+    let look = maps.look(std::iter::empty()).unwrap();
+    let ours = |key: &&MeterKey| {
+        (key.egress, key.remote) == (metered_egress(to_map(EGRESS)), mapped(to_map(ORIGIN)))
+            && (key.remote_port, key.protocol) == (port, 6)
+    };
+    look.linked.keys().find(ours).map(|key| look.meters[&look.linked[key]]).unwrap_or_default()
+}
+
+/// Looks at the sockets until two looks must have seen the same.
+fn look_at_sockets(lab: &Lab, maps: &mut Maps) {
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_millis(1100));
+        lab.row.node.enter(|| maps.look_at_sockets().unwrap());
+    }
+}
+
+#[test]
+fn connections_are_metered_as_the_origin_sees_them_for_as_long_as_there_is_a_socket() {
+    let lab = lab_with(5, Aegis::metered_with);
+    let mut maps = lab.aegis.plane.meters().unwrap();
+    maps.withdraw().unwrap();
+    maps.give_out().unwrap();
+    maps.keep_rest_of_refusals().unwrap();
+    lab.row.origin.run(&format!(
+        "nft \"table ip count {{ counter from {{ }}; counter to {{ }}; \
+         chain in {{ type filter hook prerouting priority -300; ip saddr {EGRESS} tcp dport 80 counter name from; }}; \
+         chain out {{ type filter hook postrouting priority 300; ip daddr {EGRESS} tcp sport 80 counter name to; }}; }}\""
+    ));
+    let counted = |name: &str| -> (u64, u64) {
+        let told = lab.row.origin.output(&format!("nft list counter ip count {name}"));
+        let mut words = told.split_whitespace();
+        let mut after = |word| {
+            words.find(|it| *it == word);
+            words.next().unwrap().parse().unwrap()
+        };
+        (after("packets"), after("bytes"))
+    };
+    let first = lab.connect(COVERED, LONG).unwrap();
+    let (far_of_first, _) = lab.accept();
+    let second = lab.connect(COVERED, LONG).unwrap();
+    let (far_of_second, _) = lab.accept();
+    // Nothing here is cut into segments, which the origin would count as one packet.
+    for (mut from, mut to) in [(&first, &far_of_first), (&far_of_first, &first)].repeat(50) {
+        from.write_all(&[7; 1000]).unwrap();
+        to.read_exact(&mut [0; 1000]).unwrap();
+    }
+    let (used, _) = metered(&mut maps, 80);
+    assert_eq!((used.in_use, used.peak), (2, 2));
+
+    // The origin's end first: then nothing is left of it here.
+    drop(far_of_second);
+    std::thread::sleep(SHORT);
+    drop(second);
+    look_at_sockets(&lab, &mut maps);
+    let (used, value) = metered(&mut maps, 80);
+    assert_eq!((used.in_use, used.peak), (1, 2));
+    assert_eq!(value.flows, 2);
+    assert_eq!((value.sent_packets, value.sent_bytes), counted("from"));
+    assert_eq!((value.received_packets, value.received_bytes), counted("to"));
+    assert!(value.sent_bytes > 50_000 && value.received_bytes > 50_000, "{value:?}");
+    // A port whose connection waits for stray packets is in use.
+    drop(first);
+    std::thread::sleep(SHORT);
+    drop(far_of_first);
+    look_at_sockets(&lab, &mut maps);
+    assert_eq!(metered(&mut maps, 80).0, MeterUse { in_use: 1, peak: 1 });
+}
+
+#[test]
+fn connections_that_find_no_port_are_counted_as_refused() {
+    let lab = lab_with(5, Aegis::metered_with);
+    let maps = &mut lab.aegis.plane.meters().unwrap();
+    maps.withdraw().unwrap();
+    maps.give_out().unwrap();
+    let _open: Vec<_> = (0..256).map(|_| (lab.connect(COVERED, LONG).unwrap(), lab.accept())).collect();
+    assert_eq!(metered(maps, 80).0, MeterUse { in_use: 256, peak: 256 });
+    lab.connect(COVERED, LONG).unwrap_err();
+    let refusals = maps.look(std::iter::empty()).unwrap().refusals;
+    let (key, count) = refusals.iter().next().unwrap();
+    let expected = RefusalKey {
+        remote: mapped(to_map(ORIGIN)),
+        remote_port: 80,
+        protocol: 6,
+        reason: Counter::RefuseNoSocketPort as u8,
+        ..*key
+    };
+    assert_eq!((refusals.len(), *key, *count), (1, expected, 1));
 }
 
 #[test]

@@ -4,7 +4,8 @@
 use aegis_core::egress::Egress;
 use aegis_node_agent::announce::daemon::{DaemonError, bird, frr};
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 
@@ -14,20 +15,8 @@ const B: Egress = Egress::V4(Ipv4Addr::new(203, 0, 113, 2));
 const C: Egress = Egress::V6(0x2001_0db8_0001_0002);
 
 /// A folder of its own, removed at the end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("aegis-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+fn folder() -> TempDir {
+    tempfile::Builder::new().prefix("aegis-daemon-").tempdir().unwrap()
 }
 
 /// Greets, and answers each command (up to the byte `end`) byte by byte.
@@ -73,8 +62,8 @@ fn bgpd(command: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn frr_tells_what_it_announces_unless_one_of_its_daemons_is_frozen() {
-    let folder = Folder::new("frr");
-    let path = &folder.0;
+    let folder = folder();
+    let path = folder.path();
     serve(&path.join("bgpd.vty"), "", 0, bgpd);
     let absent = frr(path, &[A]).await.unwrap_err();
     assert!(matches!(absent, DaemonError::Absent("zebra", _)), "{absent}");
@@ -108,14 +97,14 @@ fn bird_answer(command: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn bird_tells_what_it_announces() {
-    let folder = Folder::new("bird");
-    serve(&folder.0.join("bird.ctl"), "0001 BIRD 2.0.12 ready.\n", b'\n', bird_answer);
-    let answer = bird(&folder.0, &[A, B, C]).await.unwrap();
+    let folder = folder();
+    serve(&folder.path().join("bird.ctl"), "0001 BIRD 2.0.12 ready.\n", b'\n', bird_answer);
+    let answer = bird(folder.path(), &[A, B, C]).await.unwrap();
     assert_eq!(
         answer.sessions.iter().map(|it| (it.name.as_str(), it.up)).collect::<Vec<_>>(),
         [("up", true), ("down", false)]
     );
     assert_eq!(answer.announced, [A, C].into());
-    let other = Folder::new("no-bird");
-    assert!(matches!(bird(&other.0, &[A]).await.unwrap_err(), DaemonError::Absent("BIRD", _)));
+    let other = self::folder();
+    assert!(matches!(bird(other.path(), &[A]).await.unwrap_err(), DaemonError::Absent("BIRD", _)));
 }

@@ -28,6 +28,7 @@ const SIZES: MapSizes = MapSizes {
     ports: 1 << 16,
     verdicts: 1 << 17,
     meters: 1 << 12,
+    metered: true,
 };
 /// Layouts of the same version under other numbers.
 const OTHER: u32 = SCHEMA + SERIES;
@@ -106,11 +107,15 @@ fn xdp_carry_flows_over_ipv6_keep_their_64() {
         (out.verdict == TCX_NEXT).then(|| out.frame[22..38].to_vec())
     };
     let before = pod_outside().octets().to_vec();
+    let meter = |world: &World| world.entries::<Flow6Key, Flow6Value>("FLOWS6")[0].1.meter;
+    Maps::open(&world.plane).unwrap().give_out().unwrap();
     assert_eq!(source(&world, 443), Some(before.clone()));
+    assert_ne!(meter(&world), REST_METER);
     // New flows leave from another one now.
     six::set_allocation6(&mut world, &[NETWORK_2]);
     drop(world.load_beside(OTHER, STEPS, &SIZES));
     world.plane.take_over(&none(), now()).unwrap();
+    assert_eq!(meter(&world), REST_METER, "numbers of the other version's meters mean nothing here");
     assert_eq!(source(&world, 443), Some(before.clone()));
     let new = source(&world, 444).unwrap();
     assert_eq!(new[..8], NETWORK_2.octets()[..8], "{NETWORK} is no longer opened from");

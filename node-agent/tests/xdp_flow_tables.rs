@@ -6,6 +6,7 @@ mod support;
 use aegis_common::*;
 use aegis_node_agent::ebpf::{Dataplane, MapSizes};
 use aegis_node_agent::live::{Question, live};
+use std::net::IpAddr;
 use support::packet::{ACK, Packet, SYN};
 use support::*;
 
@@ -18,6 +19,7 @@ const SIZES: MapSizes = MapSizes {
     ports: 1 << 16,
     verdicts: 1 << 17,
     meters: 1 << 12,
+    metered: true,
 };
 
 fn segment(pod_port: u16, flags: u8) -> Packet {
@@ -171,18 +173,18 @@ fn xdp_flow_tables_the_live_flows_of_a_pod_are_told() {
     assert_eq!(world.out(&Packet::tcp((POD, 10_000), (ORIGIN, 80), SYN).frame()).verdict, TCX_NEXT);
     let question = Question {
         pin_root: world.root().into(),
-        pod: Some(POD),
+        pod: vec![POD.into()],
         uid: Some(uid.into()),
-        destination: Some(ORIGIN),
+        destination: Some(ORIGIN.into()),
         port: Some(443),
-        egress: None,
         most: 2,
+        ..Question::default()
     };
     let told = live(&world.plane.forward().unwrap(), &question, now() + 5);
     assert_eq!((told.total, told.flows.len()), (3, 2));
     let first = &told.flows[0];
     assert_eq!((first.protocol, first.pod_port, first.port), (6, 10_000, 443));
-    assert_eq!((first.egress, first.egress_port), (Some(EGRESS), Some(ports[0])));
+    assert_eq!((first.egress, first.egress_port), (Some(EGRESS.into()), Some(ports[0])));
     assert!((5..8).contains(&first.idle), "{} s", first.idle);
     // As it is asked: by a second run of the agent's program, which finds the pinned table.
     let asked = std::process::Command::new(env!("CARGO_BIN_EXE_aegis-node-agent"))
@@ -200,10 +202,12 @@ fn xdp_flow_tables_the_live_flows_of_a_pod_are_told() {
     assert_eq!(told(earlier).total, 0, "an earlier pod with its address");
     let all = told(Question { most: 10, ..Question::default() });
     assert_eq!(all.total, 5);
-    assert!(all.flows.iter().any(|flow| flow.pod == POD_2), "{all:?}");
-    assert!(all.flows.iter().all(|flow| flow.destination == ORIGIN && !flow.guest), "{all:?}");
-    assert_eq!(told(Question { egress: Some(EGRESS), ..Question::default() }).total, 5);
-    assert_eq!(told(Question { egress: Some(ORIGIN), ..Question::default() }).total, 0);
+    assert!(all.flows.iter().any(|flow| flow.pod == IpAddr::from(POD_2)), "{all:?}");
+    assert!(all.flows.iter().all(|flow| flow.destination == IpAddr::from(ORIGIN) && !flow.guest), "{all:?}");
+    assert_eq!(told(Question { egress: vec![EGRESS.into()], ..Question::default() }).total, 5);
+    assert_eq!(told(Question { egress: vec![ORIGIN.into()], ..Question::default() }).total, 0);
+    assert_eq!(told(Question { protocol: vec![17, 6], ..Question::default() }).total, 5);
+    assert_eq!(told(Question { protocol: vec![17], ..Question::default() }).total, 0);
 }
 
 /// What `kubectl aegis drops` is told.

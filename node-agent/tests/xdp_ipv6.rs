@@ -368,6 +368,32 @@ fn remembered(world: &World, port: u32) -> Option<Flow6Value> {
     flows(world).get(&connection(port), 0).ok()
 }
 
+/// What `kubectl aegis flows` is told: by a second run of the agent's program, which finds the pinned tables.
+#[test]
+fn xdp_ipv6_live_flows_are_told_with_the_address_that_they_leave_from() {
+    let mut world = world();
+    for port in [443, 80] {
+        leaves(&mut world, "opening", &syn(POD6, ORIGIN6, port).frame(), pod_outside());
+    }
+    let told = |question: &[&str]| {
+        let asked = std::process::Command::new(env!("CARGO_BIN_EXE_aegis-node-agent"))
+            .args(["flows", &format!("--pin-root={}", world.root().display())])
+            .args(question)
+            .output()
+            .unwrap();
+        serde_json::from_slice::<serde_json::Value>(&asked.stdout).unwrap()
+    };
+    let (pod, egress) = (POD6.to_string(), pod_outside().to_string());
+    let one = told(&[&format!("--pod={pod}"), "--port=443"]);
+    assert_eq!((&one["total"], &one["total6"]), (&0.into(), &1.into()), "{one}");
+    let flow = &one["flows6"][0];
+    assert_eq!((&flow["pod"], &flow["destination"]), (&pod.into(), &ORIGIN6.to_string().into()));
+    assert_eq!((&flow["egress"], &flow["egressPort"]), (&egress.clone().into(), &40_000.into()));
+    assert_eq!(told(&[&format!("--egress={NETWORK}"), "--most=1"])["total6"], 2);
+    assert_eq!(told(&[&format!("--egress={NETWORK_2}")])["total6"], 0);
+    assert_eq!(told(&["--protocol=17"])["total6"], 0);
+}
+
 #[test]
 fn xdp_ipv6_a_flow_does_not_follow_its_64_to_another_allocation() {
     let mut world = world();

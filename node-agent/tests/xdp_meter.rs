@@ -4,70 +4,22 @@
 mod support;
 
 use aegis_common::*;
-use aegis_core::model::AllocationName;
 use aegis_core::policy::RuleName;
-use aegis_node_agent::meter::{Book, Look, Maps, Names, Step, Told, Whose};
-use aegis_node_agent::test_run;
-use aegis_usage_report::{Figures, Protocol, Row, Volume};
+use aegis_node_agent::ebpf::{Dataplane, MapSizes};
+use aegis_node_agent::meter::{Book, Maps, Step, Told};
+use aegis_node_agent::{raw, test_run};
+use aegis_usage_report::{Figures, Protocol, Row};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use support::gateway::*;
+use support::meter::{Meters, Place, names, volume};
 use support::packet::{ACK, Packet, RST, SYN};
 use support::*;
-
-/// The agent's side.
-struct Meters {
-    maps: Maps,
-    book: Book,
-}
-
-impl Meters {
-    fn new(world: &World) -> Meters {
-        let mut maps = Maps::open(&world.plane).unwrap();
-        maps.withdraw().unwrap();
-        maps.give_out().unwrap();
-        let book = Book::new(maps.told().unwrap());
-        Meters { maps, book }
-    }
-
-    fn read(&mut self) -> Look {
-        self.maps.look(self.book.numbers()).unwrap()
-    }
-
-    /// Rows of what has come, which are told.
-    fn rows(&mut self) -> BTreeMap<(Option<IpAddr>, Option<SocketAddr>, Protocol, String), Figures> {
-        let look = self.read();
-        let (rows, steps) = self.book.look(&look, Some(&names()));
-        self.maps.follow(&steps).unwrap();
-        rows.into_iter()
-            .map(|Row { key, figures }| ((key.address, key.origin, key.protocol, key.rule), figures))
-            .collect()
-    }
-}
-
-fn names() -> Names {
-    let whose = |name: &str, sole| Whose {
-        name: AllocationName { account: "shop".into(), name: name.into() },
-        site: String::new(),
-        sole: Some(sole),
-    };
-    Names {
-        rules: Arc::new([(3, RuleName::Policy("partners".into()))].into()),
-        allocations: [(0, whose("first", EGRESS)), (1, whose("second", EGRESS_2))].into(),
-        addresses: [(EGRESS, 0)].into(),
-    }
-}
-
-type Place = (Option<IpAddr>, Option<SocketAddr>, Protocol, String);
 
 fn place(port: u16, protocol: Protocol) -> Place {
     let origin = SocketAddr::new(ORIGIN.into(), port);
     (Some(EGRESS.into()), Some(origin), protocol, "policy/partners".into())
-}
-
-fn volume(packets: u64, bytes: u64) -> Volume {
-    Volume { packets, bytes }
 }
 
 /// Sends a packet; gives the port that it leaves from.
@@ -252,7 +204,9 @@ fn xdp_meter_a_number_is_given_again_when_its_flows_are_over() {
     out(&world, &Packet::tcp((POD, 10_000), (ORIGIN, 443), SYN));
     let key = flow(6, (POD, 10_000), (ORIGIN, 443));
     let number = u32::from(world.forward(&key).unwrap().meter);
-    let linked = *meters.read().linked.iter().find(|(_, it)| **it == number).unwrap().0;
+    let look = meters.read();
+    let linked = *look.linked.iter().find(|(_, it)| **it == number).unwrap().0;
+    assert_eq!(meters.maps.fill(&look).in_use, 1);
     meters.rows();
     // Out of the index, but not free as long as it has a flow.
     meters.maps.follow(&[Step::Retire(linked, number)]).unwrap();
@@ -325,6 +279,34 @@ fn xdp_meter_rules_that_get_new_numbers_take_nothing_over() {
 }
 
 #[test]
+fn xdp_meter_refusals_of_which_there_are_too_many_kinds_say_why() {
+    let mut world = World::new();
+    let mut meters = Meters::new(&world);
+    meters.maps.keep_rest_of_refusals().unwrap();
+    let refusals = raw::Map::of(world.plane.map_fd("REFUSALS").unwrap()).unwrap();
+    let full = (1..u32::MAX).find(|number| {
+        let key = RefusalKey { remote: mapped(*number), protocol: 6, ..RefusalKey::default() };
+        refusals.insert(raw::bytes(&key), raw::bytes(&0u64)).is_err()
+    });
+    assert!(full.is_some_and(|count| count > MAX_REFUSALS / 2), "{full:?}");
+    for port in 1..4 {
+        assert_ne!(world.out(&Packet::udp((POD, port), (DENIED, 53), b"").frame()).verdict, TCX_NEXT);
+    }
+    let rows = meters.rows();
+    let told: Vec<_> = rows.iter().filter(|(_, figures)| !figures.refused.is_empty()).collect();
+    let nowhere: Place = (None, None, Protocol::Other, String::new());
+    assert_eq!(
+        told,
+        [(&nowhere, &Figures { refused: [("unavailable".to_owned(), 3)].into(), ..Figures::default() })]
+    );
+    // However long nothing comes, there stays room for them.
+    let steps: Vec<Step> = (0..40).flat_map(|_| meters.look().1).collect();
+    let rest = |step: &Step| matches!(step, Step::Forget(key) if *key == RefusalKey::rest_of(key.reason));
+    assert!(steps.iter().any(|step| matches!(step, Step::Forget(_))) && !steps.iter().any(rest));
+    world.counted();
+}
+
+#[test]
 fn xdp_meter_refusals_say_why_and_where_to() {
     let mut world = World::new();
     let mut meters = Meters::new(&world);
@@ -384,11 +366,7 @@ fn xdp_meter_a_gateway_meters_what_it_translates_and_the_pods_node_does_not() {
 
 #[test]
 fn xdp_meter_ports_in_use_are_exact_whatever_comes_in_between() {
-    let world = World::sized(&aegis_node_agent::ebpf::MapSizes {
-        flows: 4096,
-        blocks: 1024,
-        ..aegis_node_agent::ebpf::MapSizes::default()
-    });
+    let world = World::sized(&MapSizes { flows: 4096, blocks: 1024, ..MapSizes::default() });
     let mut meters = Meters::new(&world);
     let keys: Vec<FlowKey> = (10_000..10_200).map(|port| flow(6, (POD, port), (ORIGIN, 443))).collect();
     let program = world.program("uplink_egress");
@@ -420,4 +398,47 @@ fn xdp_meter_ports_in_use_are_exact_whatever_comes_in_between() {
     let live = world.consistent() as u64;
     let figures = meters.rows().remove(&place(443, Protocol::Tcp)).unwrap_or_default();
     assert_eq!(figures.in_use, live);
+}
+
+#[test]
+fn xdp_meter_counts_nothing_where_nobody_is_told_and_begins_when_somebody_is() {
+    let sizes = MapSizes { flows: 4096, blocks: 1024, ..MapSizes::default() };
+    let mut world = World::sized(&MapSizes { metered: false, ..sizes.clone() });
+    let syn = |port| Packet::tcp((POD, port), (ORIGIN, 443), SYN);
+    let from = out(&world, &syn(10_000));
+    out(&world, &syn(9_999));
+    let reply = |from| Packet::tcp((ORIGIN, 443), (EGRESS, from), ACK).with_payload(1000);
+    assert_eq!(world.back(&reply(from).frame()).0, XDP_PASS);
+    world.allow(EGRESS, &[]);
+    assert_ne!(world.out(&syn(10_001).frame()).verdict, TCX_NEXT);
+    world.allow(EGRESS, &[SLICE]);
+    let mut meters = Meters::new(&world);
+    let rest = |in_use| Figures { in_use, peak: in_use, ..Figures::default() };
+    let of_node = || (None, None, Protocol::Other, String::new());
+    assert_eq!(meters.rows(), [(of_node(), rest(2))].into());
+
+    // The agent starts anew, and use is reported: flows that live are counted together, new ones apart.
+    world.plane = Dataplane::load(world.root(), &sizes).unwrap();
+    let mut meters = Meters::new(&world);
+    let new = out(&world, &syn(10_002));
+    assert_eq!(world.back(&reply(from).frame()).0, XDP_PASS);
+    assert_eq!(world.back(&reply(new).frame()).0, XDP_PASS);
+    let received = volume(1, length(&reply(new)));
+    let apart = Figures {
+        in_use: 1,
+        peak: 1,
+        flows: 1,
+        sent: volume(1, length(&syn(0))),
+        received,
+        ..Figures::default()
+    };
+    let together = Figures { received, ..rest(2) };
+    assert_eq!(meters.rows(), [(of_node(), together), (place(443, Protocol::Tcp), apart)].into());
+    // What ends gives back what it had taken when nobody was told.
+    let key = flow(6, (POD, 9_999), (ORIGIN, 443));
+    let over = ForwardValue { last_seen: 1, seen: SEEN_RST, ..world.forward(&key).unwrap() };
+    world.set_forward(key, over);
+    assert_eq!(world.plane.sweeper().unwrap().flows(&[key]).unwrap(), 1);
+    let in_use: Vec<u64> = meters.rows().into_values().map(|figures| figures.in_use).collect();
+    assert_eq!(in_use, [1, 1]);
 }

@@ -8,7 +8,7 @@ use aegis_node_agent::raw as bytes;
 use aya::maps::lpm_trie::Key;
 use std::net::Ipv4Addr;
 use support::packet::{ACK, Packet, SYN};
-use support::six::{DENIED6, ELSEWHERE6, ORIGIN6, POD6, Packet6, raw6, six};
+use support::six::{DENIED6, ELSEWHERE6, ORIGIN6, POD6, Packet6, WEB6, pod_outside, raw6, six};
 use support::*;
 
 /// The rule's own number in all verdicts of the world.
@@ -218,4 +218,40 @@ fn xdp_rules_are_written_and_removed_many_at_a_time() {
     let left: Vec<u32> = numbers.iter().copied().filter(|number| number % 3 != 1 && *number != 5).collect();
     assert_eq!(there().into_keys().collect::<Vec<_>>(), left);
     assert!(map.update_many(&keys(&[1]), &[]).1.is_err(), "a value for each key");
+}
+
+#[test]
+fn xdp_rules_ping_alone_can_be_named() {
+    let mut world = World::new();
+    six(&mut world);
+    // Of these destinations only some TCP ports are covered.
+    let (ping, ping6) = (Packet::echo(POD, WEB, 9).frame(), Packet6::echo(POD6, WEB6, 128).frame());
+    assert!(!is_marked(&world, &ping) && !is_marked(&world, &ping6));
+    // The class of what is named: ICMP is the port 0.
+    const PING: u32 = 2;
+    for protocol in [1, 58] {
+        let key = PortKey { generation: 1, protocol, port: 0 };
+        world.plane.trie("PORTS").unwrap().insert(&Key::new(64, key), PING, 0).unwrap();
+    }
+    let key = VerdictKey { generation: 1, pod_class: 1, destination_class: 3, port_class: PING };
+    let value = VerdictValue { action: ACTION_ALLOCATE, binding: RULE, ..Default::default() };
+    world.plane.hash("VERDICTS").unwrap().insert(key, value, 0).unwrap();
+    assert!(is_marked(&world, &ping) && is_marked(&world, &ping6));
+    let (out, out6) = (world.out(&ping), world.out(&ping6));
+    assert_eq!((out.verdict, &out.frame[26..30]), (TCX_NEXT, &EGRESS.octets()[..]));
+    assert_eq!((out6.verdict, &out6.frame[22..38]), (TCX_NEXT, &pod_outside().octets()[..]));
+    // What has the port 0 or no ports at all is something else.
+    for frame in [Packet::udp((POD, 1), (WEB, 0), b"").frame(), Packet::tcp((POD, 1), (WEB, 0), SYN).frame()]
+    {
+        assert!(!is_marked(&world, &frame));
+    }
+    assert!(!is_marked(&world, &Packet6::udp((POD6, 1), (WEB6, 0), b"").frame()));
+    assert!(!is_marked(&world, &Packet6::new(POD6, WEB6, 47, vec![0; 8]).frame()));
+    // Where it alone is denied, the rest goes on.
+    let value = VerdictValue { action: ACTION_FORBID, binding: RULE, ..Default::default() };
+    world.plane.hash("VERDICTS").unwrap().insert(key, value, 0).unwrap();
+    assert_ne!(world.out(&Packet::echo(POD, WEB, 10).frame()).verdict, TCX_NEXT);
+    let another = Packet6::icmp(POD6, WEB6, 128, [0x77, 0x77, 0, 1], b"ping").frame();
+    assert_ne!(world.out(&another).verdict, TCX_NEXT);
+    assert_eq!(world.out(&Packet::tcp((POD, 1), (WEB, 443), SYN).frame()).verdict, TCX_NEXT);
 }

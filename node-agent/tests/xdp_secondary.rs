@@ -4,8 +4,9 @@
 mod support;
 
 use aegis_common::*;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use support::packet::{ACK, Packet, SYN};
+use support::six::{NETWORK, NETWORK_2, ORIGIN6, POD6, Packet6, outside, set_allocation6, six};
 use support::*;
 
 /// The primary is allocation 0 with [`EGRESS`], the secondary allocation 1 with [`EGRESS_2`]; a slice of each.
@@ -106,4 +107,33 @@ fn xdp_secondary_is_none_where_the_policy_names_none() {
     fill(&world, 10_000..10_256, EGRESS);
     assert_eq!(open(&world, 20_000), None);
     assert_eq!(counted(&mut world, "refuse_no_port"), 1);
+}
+
+#[test]
+fn xdp_secondary_takes_over_where_the_primary_has_no_64() {
+    let mut world = world();
+    six(&mut world);
+    // What is set for the one is then the other's.
+    set_allocation6(&mut world, &[NETWORK_2]);
+    let mut allocations = world.plane.array::<Allocation6Value>("ALLOCATIONS6").unwrap();
+    let secondary = allocations.get(&0, 0).unwrap();
+    allocations.set(1, secondary, 0).unwrap();
+    set_allocation6(&mut world, &[NETWORK]);
+    let send = |world: &mut World, port: u16, flags: u8| -> Option<Ipv6Addr> {
+        let out = world.out(&Packet6::tcp((POD6, port), (ORIGIN6, 443), flags, b"").frame());
+        let source: [u8; 16] = out.frame[22..38].try_into().unwrap();
+        (out.verdict == TCX_NEXT).then(|| Ipv6Addr::from(source))
+    };
+    let [first, second] = [NETWORK, NETWORK_2].map(|network| outside(POD6, network, SLICE, 5));
+    assert_eq!(send(&mut world, 1000, SYN), Some(first));
+    assert_eq!(counted(&mut world, "secondary_flow"), 0);
+    set_allocation6(&mut world, &[]);
+    assert_eq!(send(&mut world, 1001, SYN), Some(second));
+    assert_eq!(counted(&mut world, "secondary_flow"), 1);
+    assert_eq!(send(&mut world, 1000, ACK), Some(first), "what is established stays where it is");
+    world.plane.array("ALLOCATIONS6").unwrap().set(1, Allocation6Value::default(), 0).unwrap();
+    assert_eq!(send(&mut world, 1002, SYN), None, "neither has one");
+    assert_eq!(send(&mut world, 1001, ACK), Some(second));
+    set_allocation6(&mut world, &[NETWORK]);
+    assert_eq!(send(&mut world, 1003, SYN), Some(first), "the primary comes first");
 }

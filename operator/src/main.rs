@@ -69,6 +69,9 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn run(args: Args) -> Result<(), Error> {
+    // First of all: the first process of a container does not get a signal for which it has no handler yet.
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signal)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signal)?;
     let metrics = Metrics::new();
     let health = Arc::new(Health::new());
     let mut server = tokio::spawn(server::serve(args.listen, metrics.clone(), health.clone()));
@@ -81,9 +84,6 @@ async fn run(args: Args) -> Result<(), Error> {
     });
     let (stop, stopping) = channel::channel(false);
     let mut parts = start(&args, &client, &caches, gate, &metrics, &health, stopping);
-
-    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signal)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signal)?;
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),

@@ -89,7 +89,17 @@ pub fn changes(current: &Snapshot, view: &View, now: Timestamp) -> Vec<StatusCha
     let existing = current.allocations.iter();
     let named = policy::Named {
         allocations: existing.map(|it| (it.namespace().unwrap_or_default(), it.name_any())).collect(),
+        serving: shares
+            .iter()
+            .filter(|(_, share)| share.serves())
+            .map(|(name, _)| (name.account.clone(), name.name.clone()))
+            .collect(),
         applications: current.applications.iter().map(|it| it.name_any()).collect(),
+        namespaces: current
+            .namespaces
+            .iter()
+            .filter_map(|it| Some((it.meta().name.as_deref()?, it.labels())))
+            .collect(),
     };
     let bindings = current.bindings.iter().filter_map(|object| {
         let (object, clock) = scribe.open(object)?;
@@ -98,7 +108,7 @@ pub fn changes(current: &Snapshot, view: &View, now: Timestamp) -> Vec<StatusCha
         let allocation = Named {
             exists: named.allocations.contains(&(name.account.clone(), name.name.clone())),
             outcome: view.plan.allocations.get(&name),
-            serves: shares.get(&name).is_some_and(|share| share.addresses.iter().any(|it| it.is_held())),
+            serves: shares.get(&name).is_some_and(fleet::Share::serves),
         };
         let wanted = binding(object, &fleet, &allocation);
         let conditions = clock.settle(&old.conditions, wanted);

@@ -10,6 +10,7 @@ use aegis_crds::{
 pub use aegis_world::snapshot::{Guarded, Snapshot, by_name};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node};
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::Api;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::{self, Store};
@@ -44,6 +45,7 @@ pub struct Caches {
     egress_nodes: Store<DeserializeGuard<Report>>,
     nodes: Store<DeserializeGuard<Node>>,
     namespaces: Store<DeserializeGuard<Namespace>>,
+    services: Store<DeserializeGuard<ServiceCIDR>>,
     /// The nodes' Leases.
     pub leases: Leases,
     /// The agents' pods, if somebody is to look at them.
@@ -90,7 +92,8 @@ impl Caches {
             addresses: start(client, tasks, address_signal, |_: &mut EgressAddress| ()),
             egress_nodes: start(client, tasks, signal.clone(), move |report| lists.share(report)),
             nodes: start(client, tasks, signal.clone(), strip_node),
-            namespaces: start(client, tasks, signal, strip_namespace),
+            namespaces: start(client, tasks, signal.clone(), strip_namespace),
+            services: start(client, tasks, signal, |_: &mut ServiceCIDR| ()),
             leases: Leases::start(client, namespace, gate, dirty.clone(), tasks),
             agents: None,
             dirty,
@@ -113,7 +116,8 @@ impl Caches {
         self.addresses.wait_until_ready().await?;
         self.egress_nodes.wait_until_ready().await?;
         self.nodes.wait_until_ready().await?;
-        self.namespaces.wait_until_ready().await
+        self.namespaces.wait_until_ready().await?;
+        self.services.wait_until_ready().await
     }
 
     /// What the copies hold now.
@@ -128,6 +132,7 @@ impl Caches {
             egress_nodes: self.egress_nodes.state(),
             nodes: self.nodes.state(),
             namespaces: self.namespaces.state(),
+            services: self.services.state(),
             agents: self.agents.as_ref().map(Agents::nodes),
         }
     }

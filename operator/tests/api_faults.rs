@@ -110,12 +110,8 @@ async fn api_server_away_for_twenty_seconds() {
     let agents = cluster.nodes(["n1", "n2"]).await;
     account(&cluster).await;
     cluster.allocation("shop", "one", one_address()).await;
+    cluster.programmed(&agents.each_ref(), "shop", "one").await;
     let before = cluster.addresses("shop", "one", 1).await;
-    for agent in &agents {
-        agent.report(&cluster).await;
-    }
-    let allocations: Api<EgressAllocation> = cluster.in_account("shop");
-    cluster.condition(&allocations, "one", type_::PROGRAMMED, "True", "").await;
 
     cluster.stop_api();
     tokio::time::sleep(Duration::from_secs(20)).await;
@@ -215,15 +211,12 @@ async fn what_nodes_send_from_is_given_to_nobody_whatever_became_of_its_object()
     cluster.allocation("shop", "gone", one_address()).await;
     cluster.addresses("shop", "gone", 1).await;
     cluster.allocation("shop", "older", one_address()).await;
+    for name in ["gone", "older"] {
+        cluster.programmed(&agents.each_ref(), "shop", name).await;
+    }
     let older = cluster.addresses("shop", "older", 1).await.remove(0);
     let gone = cluster.addresses("shop", "gone", 1).await.remove(0);
-    for agent in &agents {
-        agent.report(&cluster).await;
-    }
     let allocations: Api<EgressAllocation> = cluster.in_account("shop");
-    for name in ["gone", "older"] {
-        cluster.condition(&allocations, name, type_::PROGRAMMED, "True", "").await;
-    }
     operator.process.signal(Signal::SIGTERM);
     assert!(operator.process.wait());
 

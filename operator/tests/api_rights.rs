@@ -28,9 +28,8 @@ async fn chart_gives_the_operator_what_it_needs() {
     cluster.binding("shop", "all", zone).await;
     cluster.allocation("shop", "partner", json!({"prefixes": ["leased"]})).await;
     let address = cluster.addresses("shop", "partner", 1).await.remove(0);
-    agent.report(&cluster).await;
+    cluster.programmed(&[&agent], "shop", "partner").await;
     let allocations: Api<EgressAllocation> = cluster.in_account("shop");
-    cluster.condition(&allocations, "partner", type_::PROGRAMMED, "True", "").await;
     cluster
         .condition::<EgressAddress>(&cluster.all(), &address.name_any(), type_::PROGRAMMED, "True", "")
         .await;

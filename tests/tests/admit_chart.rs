@@ -8,7 +8,7 @@ use std::fs;
 use std::sync::Arc;
 
 /// Sets of values that people use, as `--set` takes them.
-const SETS: [&[&str]; 11] = [
+const SETS: [&[&str]; 12] = [
     &[],
     &[
         "operator.image=registry.example/op:1",
@@ -59,6 +59,14 @@ const SETS: [&[&str]; 11] = [
         "usage.backlog.size=1Gi",
         "usage.backlog.folder=/var/lib/reports",
         "metrics.scrapeAnnotations=false",
+    ],
+    &[
+        "usage.enabled=true",
+        "usage.postgres.existingSecret=database",
+        "usage.postgres.sslMode=verify-ca",
+        "usage.postgres.ca.configMap=authorities",
+        "usage.postgres.ca.key=rds.pem",
+        "usage.postgres.clientSecret=client",
     ],
 ];
 
@@ -154,6 +162,15 @@ fn wrong_values_are_refused_by_name() {
         ("usage.enabled=true,usage.retention.minutesDays=500", "minutesDays"),
         ("usage.enabled=true,usage.retention.tensHours=500", "minutesDays"),
         ("usage.postgres.existingSecret=A B", "existingSecret"),
+        ("usage.postgres.sslMode=allow", "sslMode"),
+        ("usage.enabled=true,usage.postgres.sslMode=disable", "usage.postgres: without existingSecret"),
+        (
+            "usage.enabled=true,usage.postgres.existingSecret=a,usage.postgres.ca.configMap=a,usage.postgres.ca.secret=b",
+            "usage.postgres.ca",
+        ),
+        ("usage.enabled=true,usage.extraArgs={--audience=mine}", "--audience=mine would shut out agents"),
+        ("usage.enabled=true,usage.extraArgs={--audience,mine}", "--audience would shut out agents"),
+        ("usage.enabled=true,usage.extraArgs={--agent-service-account=a/b}", "a/b would shut out agents"),
         ("usage.publicUrl=use.example", "publicUrl"),
         ("usage.replicas=2", "replicas"),
         ("usage.backlog.size=128", "size"),
@@ -262,11 +279,17 @@ fn the_collector_and_a_way_to_it_are_all_that_usage_adds() {
     added.sort();
     let expected = [
         "ClusterRole",
+        "ClusterRole",
         "ClusterRoleBinding",
+        "ClusterRoleBinding",
+        "ConfigMap",
         "Deployment",
         "PersistentVolumeClaim",
+        "Role",
+        "Role",
         "Secret",
         "Service",
+        "ServiceAccount",
         "ServiceAccount",
         "ServiceMonitor",
     ];
@@ -314,6 +337,34 @@ fn the_collector_gets_its_values() {
     assert_eq!(postgres["volumes"].as_array().map(Vec::len), Some(2), "no volume for SQLite");
     assert_eq!(postgres["volumes"][0]["secret"]["secretName"], "certificate");
     assert!(!kinds.contains(&"Secret".into()) && !kinds.contains(&"PersistentVolumeClaim".into()));
+    let options = |pod: &Value| {
+        let env = pod["containers"][0]["env"].as_array().into_iter().flatten();
+        let options = env.filter(|it| it["name"].as_str().is_some_and(|name| name.starts_with("PG")));
+        options.map(|it| format!("{}={}", it["name"], it["value"]).replace('"', "")).collect::<Vec<_>>()
+    };
+    assert!(options(&postgres).is_empty(), "what is not said is verified in full");
+    let (postgres, _) = pod(SETS[11]);
+    let expected = [
+        "PGSSLMODE=verify-ca",
+        "PGSSLROOTCERT=/etc/aegis/postgres/rds.pem",
+        "PGSSLCERT=/etc/aegis/postgres-client/tls.crt",
+        "PGSSLKEY=/etc/aegis/postgres-client/tls.key",
+    ];
+    assert_eq!(options(&postgres), expected);
+    let only = serde_json::json!([{"key": "rds.pem", "path": "rds.pem"}]);
+    let authorities = serde_json::json!({"name": "authorities", "items": only});
+    assert_eq!(postgres["volumes"][2]["configMap"], authorities);
+    assert_eq!(postgres["volumes"][3]["secret"]["secretName"], "client");
+    let mounts = postgres["containers"][0]["volumeMounts"].as_array().into_iter().flatten();
+    let mounted: Vec<_> =
+        mounts.filter(|it| it["readOnly"] == true).map(|it| it["mountPath"].clone()).collect();
+    assert_eq!(mounted, ["/etc/aegis/tls", "/etc/aegis/postgres", "/etc/aegis/postgres-client"]);
+    let secret = "usage.postgres.ca.secret=authority";
+    let (postgres, _) = pod(&["usage.postgres.existingSecret=database", secret]);
+    let authority =
+        serde_json::json!({"secretName": "authority", "items": [{"key": "ca.crt", "path": "ca.crt"}]});
+    assert_eq!(postgres["volumes"][2]["secret"], authority, "without its key");
+    assert_eq!(options(&postgres), ["PGSSLROOTCERT=/etc/aegis/postgres/ca.crt"]);
     let (claimed, kinds) = pod(&["usage.storage.existingClaim=mine"]);
     assert_eq!(claimed["volumes"][2]["persistentVolumeClaim"]["claimName"], "mine");
     assert!(!kinds.contains(&"PersistentVolumeClaim".into()));

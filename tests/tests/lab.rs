@@ -234,3 +234,19 @@ async fn a_node_goes_and_comes_back() -> anyhow::Result<()> {
     assert_eq!(pod.source(cluster.origin(1)?.port(0)).await?, Ok(NODES[2].address()));
     namespace.end().await
 }
+
+#[tokio::test]
+async fn images_that_no_container_uses_stay_however_full_the_disk_is() -> anyhow::Result<()> {
+    let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
+    if cluster.lab().is_none() {
+        return Ok(());
+    }
+    for node in NODES {
+        let path = format!("/api/v1/nodes/{}/proxy/configz", node.name());
+        let config: serde_json::Value =
+            cluster.client().request(http::Request::get(path).body(Vec::new())?).await?;
+        let threshold = &config["kubeletconfig"]["imageGCHighThresholdPercent"];
+        assert_eq!(threshold, 100, "{}", node.name());
+    }
+    Ok(())
+}

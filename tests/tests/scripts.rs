@@ -72,14 +72,14 @@ fn the_end_of_the_output_says_what_failed_and_why() {
     let last = lines.iter().rposition(|line| line.starts_with("--- hangs")).expect("the last suite's end");
     let text = lines[last..].join("\n");
     let at = |what: &str| text.find(what).unwrap_or_else(|| panic!("{what:?} is not in {text}"));
-    // In this order, and the closing lines come after them.
+    // In this order: the suite that failed first stands last, before the closing lines.
     let order = [
+        "=== hangs\n",
+        "  100\n",
+        "=== compiles\n  error: no such thing\n   --> here\n",
         "=== tests\nfails_with_a_message\n  thread '<unnamed>'",
         "  the cause\n  in between\n",
         "fails_with_an_error\n  Error: the error\n  Caused by:\n      the root\n",
-        "=== compiles\n  error: no such thing\n   --> here\n",
-        "=== hangs\n",
-        "  100\n",
         "failed: tests\n",
     ];
     assert!(order.map(at).is_sorted(), "{text}");
@@ -110,6 +110,27 @@ fn a_suite_that_runs_beside_others_is_counted_when_it_is_met() {
 }
 
 #[test]
+fn a_row_of_suites_that_runs_beside_others_counts_for_itself() {
+    let row = "row() { suite one sleep 1; suite two sh -c 'echo \"test result: FAILED. 2 passed; 1 failed\"; exit 101'
+                       absent+=('three (for want of it)'); fail forgotten; }";
+    // What was met before is not counted again.
+    let (lines, well) = run(&mut bash(&format!(
+        ". tests/suite.sh; {row}; behind early true; meet; strand 'a row' row; suite bad false; meet"
+    )));
+    assert!(!well);
+    let end = ["not run: three (for want of it)", "failed: bad", "failed: two", "failed: forgotten"];
+    let from = lines.iter().position(|line| line == end[0]).expect("what was not run");
+    assert_eq!(lines[from..from + end.len()], end, "{lines:#?}");
+    assert_eq!(lines.last().map(String::as_str), Some("4 passed, 3 failed"), "{lines:#?}");
+    // One that is killed has counted nothing, and is no success.
+    let (lines, well) = run(&mut bash(
+        ". tests/suite.sh; row() { kill -KILL $BASHPID; }; strand 'a row' row; suite good true; meet",
+    ));
+    assert!(!well && lines.contains(&"failed: a row".to_owned()), "{lines:#?}");
+    assert_eq!(lines.last().map(String::as_str), Some("1 passed, 1 failed"), "{lines:#?}");
+}
+
+#[test]
 fn each_program_of_a_suite_runs_whatever_became_of_those_before() {
     let script =
         "tests/each.sh tests \"$0\" /nonexistent/program \"$0\" -- --exact fails_with_an_error --ignored";
@@ -126,9 +147,16 @@ fn each_program_of_a_suite_runs_whatever_became_of_those_before() {
 
 #[test]
 fn an_interrupted_run_ends_what_it_started_and_still_counts() {
-    for slow in ["suite slow sleep 98765.4321", "behind slow sleep 98765.4321; suite slower sleep 30"] {
-        interrupted(slow);
-    }
+    interrupted("suite slow sleep 98765.4321");
+    interrupted("behind slow sleep 98765.4321; suite slower sleep 30");
+    // What a strand made is removed as well: it would be the second lab.
+    let made = std::env::temp_dir().join(format!("aegis-scripts-made-{}", std::process::id()));
+    fs::write(&made, "").expect("write");
+    interrupted(&format!(
+        "row() {{ cleanup() {{ rm {}; }}; suite slow sleep 98765.4321; }}; strand row row; suite slower sleep 30",
+        made.display()
+    ));
+    assert!(!made.exists());
 }
 
 fn interrupted(slow: &str) {

@@ -4,7 +4,7 @@ use super::Cluster;
 use crate::drain::{LABEL, Target};
 use crate::files::Found;
 use crate::state::State;
-use aegis_crds::{AegisPrefix, EgressAllocation, EgressApplication, EgressPolicy, ZoneBinding};
+use aegis_crds::{AegisPrefix, EgressAllocation, EgressApplication, EgressPolicy, UsageAlert, ZoneBinding};
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
@@ -44,15 +44,12 @@ impl Cluster {
             };
             match self.try_write(&api, object).await {
                 Ok(()) => {}
-                Err(kube::Error::Api(status))
-                    if status.code == 403 && !status.message.contains("ValidatingAdmissionPolicy") =>
-                {
-                    notes.push(format!(
-                        "{}: not checked by the API server ({})",
-                        object.place, status.message
-                    ));
+                Err(kube::Error::Api(status)) => {
+                    match not_a_fault(status.code, &status.message, object, found) {
+                        Some(note) => notes.push(format!("{}: {note}", object.place)),
+                        None => faults.push(format!("{}: {}", object.place, status.message)),
+                    }
                 }
-                Err(kube::Error::Api(status)) => faults.push(format!("{}: {}", object.place, status.message)),
                 Err(error) => return Err(error).context("let the API server check the objects"),
             }
         }
@@ -104,6 +101,22 @@ impl Cluster {
     }
 }
 
+/// What to say of a refusal that says nothing against the object: who asks may not write it, or another object of the files has to be
+/// there first.
+fn not_a_fault(code: u16, message: &str, object: &Found, found: &[Found]) -> Option<String> {
+    if code == 403 && !message.contains("ValidatingAdmissionPolicy") {
+        return Some(format!("not checked by the API server ({message})"));
+    }
+    let prefixes = found.iter().filter(|it| it.kind() == AegisPrefix::kind(&()));
+    let mut names = prefixes.filter_map(|it| it.metadata("name"));
+    // In a dry run the API server knows the prefix as it stands. Whether it is delegated then, the planner tells.
+    let delegates = |name: &&str| message.contains(&format!("AegisPrefix {name} is not delegated"));
+    let name = names.find(delegates).filter(|_| object.kind() == EgressAllocation::kind(&()))?;
+    Some(format!(
+        "refused by the API server as long as AegisPrefix {name} does not delegate to its account: apply the prefix of these files first"
+    ))
+}
+
 /// How the API server names a kind, and whether its objects are in namespaces.
 fn resource(kind: &str) -> Option<(ApiResource, bool)> {
     match kind {
@@ -114,6 +127,37 @@ fn resource(kind: &str) -> Option<(ApiResource, bool)> {
         }
         _ if kind == EgressAllocation::kind(&()) => Some((ApiResource::erase::<EgressAllocation>(&()), true)),
         _ if kind == ZoneBinding::kind(&()) => Some((ApiResource::erase::<ZoneBinding>(&()), true)),
+        _ if kind == UsageAlert::kind(&()) => Some((ApiResource::erase::<UsageAlert>(&()), true)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_no_fault_where_a_prefix_of_the_files_mends_it() {
+        let mut found = Vec::new();
+        let files = "
+{apiVersion: aegis.dev/v1alpha1, kind: AegisPrefix, metadata: {name: leased}}
+---
+{apiVersion: aegis.dev/v1alpha1, kind: EgressAllocation, metadata: {name: mine, namespace: mill}}
+";
+        crate::files::parse("files", files, &mut found).unwrap();
+        let [prefix, allocation] = &found[..] else { panic!("two objects") };
+        let refused = |name: &str| {
+            format!(
+                "egressallocations.aegis.dev \"mine\" is forbidden: ValidatingAdmissionPolicy 'aegis-delegation' with binding 'aegis-delegation' denied request: EgressAllocation mill/mine spec.prefixes: AegisPrefix {name} is not delegated to account mill: name another, or have its owner delegate it"
+            )
+        };
+        let told = |message: &str, object| not_a_fault(403, message, object, &found);
+        let note = told(&refused("leased"), allocation).expect("no fault");
+        assert!(note.contains("AegisPrefix leased does not delegate"), "{note}");
+        assert_eq!(told(&refused("other"), allocation), None);
+        assert_eq!(not_a_fault(403, &refused("leased"), allocation, std::slice::from_ref(allocation)), None);
+        assert_eq!(told(&refused("leased"), prefix), None);
+        assert!(told("may not create", allocation).is_some_and(|it| it.contains("not checked")));
+        assert_eq!(not_a_fault(422, "egress must be given", allocation, &found), None);
     }
 }

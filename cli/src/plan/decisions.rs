@@ -3,7 +3,7 @@
 //! A decision changes only where a rule that changed covers a packet, and is the same for all destinations between two bounds of
 //! ranges and all ports between two bounds of ports: so a few packets for each pod tell it all.
 
-use crate::decision::Decider;
+use crate::decision::{Decider, full};
 use crate::state::State;
 use aegis_core::model::AllocationName;
 use aegis_core::policy::{
@@ -54,18 +54,24 @@ fn few(entries: &[String]) -> String {
 /// Rules to ask for packets of one kind of pods, at most: a change of very many ranges would take minutes.
 const MOST: usize = 20_000_000;
 
+/// Pods that no rule can tell apart.
+struct Alike {
+    was: Pod,
+    is: Pod,
+    node: Option<String>,
+    names: Vec<String>,
+}
+
 /// Compares.
 pub fn changes(
-    state: &State,
-    before: &Decider<'_>,
-    after: &Decider<'_>,
+    [(before_state, before), (after_state, after)]: [(&State, &Decider<'_>); 2],
     notes: &mut Vec<String>,
 ) -> Vec<DecisionChange> {
     // Pods that no rule can tell apart are asked about once.
     let by_source = before.policies.iter().chain(&after.policies).any(|policy| !policy.sources.is_empty());
-    let mut alike: BTreeMap<String, (Pod, Option<String>, Vec<String>)> = BTreeMap::new();
-    for object in state.pods.iter().filter(|pod| !aegis_crds::rules::is_finished(pod)) {
-        let (pod, node) = crate::trace::with_node(state, object);
+    let mut alike: BTreeMap<String, Alike> = BTreeMap::new();
+    for object in after_state.pods.iter().filter(|pod| !aegis_crds::rules::is_finished(pod)) {
+        let (pod, node) = crate::trace::with_node(after_state, object);
         let name = format!("{}/{}", pod.account, pod.name);
         let families: Vec<String> = pod
             .addresses
@@ -76,15 +82,17 @@ pub fn changes(
             "{} {:?} {} {} {:?} {node:?} {families:?}",
             pod.account, pod.labels, pod.service_account, pod.host_network, pod.conditions
         );
-        alike.entry(key).or_insert_with(|| (pod, node, Vec::new())).2.push(name);
+        let as_it_was = || before_state.read(object);
+        let new = || Alike { was: as_it_was(), is: pod, node, names: Vec::new() };
+        alike.entry(key).or_insert_with(new).names.push(name);
     }
     let mut inputs: BTreeMap<Option<String>, (PolicyInputs, PolicyInputs)> = BTreeMap::new();
     let mut found: BTreeMap<(String, String, Vec<String>), BTreeSet<String>> = BTreeMap::new();
-    for (pod, node, names) in alike.into_values() {
+    for Alike { was, is, node, names } in alike.into_values() {
         let (old, new) = inputs
             .entry(node.clone())
             .or_insert_with(|| (before.inputs(node.as_deref()), after.inputs(node.as_deref())));
-        match compare(old, new, &pod) {
+        match compare(old, new, [&was, &is]) {
             Some(changes) => {
                 for ((was, is), to) in changes {
                     found.entry((was, is, to)).or_default().extend(names.iter().cloned());
@@ -106,13 +114,16 @@ pub fn changes(
 
 type Found = BTreeMap<(String, String), Vec<String>>;
 
-/// Where packets of a pod leave in another way; `None` if that is too much to look at.
-fn compare(old: &PolicyInputs, new: &PolicyInputs, pod: &Pod) -> Option<Found> {
-    let changed = changed(old, new, pod);
+/// Where packets of a pod, as it was and is, leave in another way; `None` if that is too much to look at.
+fn compare(old: &PolicyInputs, new: &PolicyInputs, [was, pod]: [&Pod; 2]) -> Option<Found> {
+    let mut changed = changed(old, new, pod);
+    if was.namespace_labels != pod.namespace_labels {
+        changed.extend(everything());
+    }
     if changed.is_empty() {
         return Some(Found::new());
     }
-    let rules = Ranges::of(old, pod).with(Ranges::of(new, pod));
+    let rules = Ranges::of(old, was).with(Ranges::of(new, pod));
     let points = rules.points(&new.internal).filter(|it| changed.iter().any(|range| range.contains(it)));
     let points: BTreeSet<IpAddr> = points.collect();
     let packets = rules.packets();
@@ -132,8 +143,8 @@ fn compare(old: &PolicyInputs, new: &PolicyInputs, pod: &Pod) -> Option<Found> {
         let mut ports: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
         for (protocol, port, label) in &packets {
             let packet = Packet { destination, protocol: *protocol, port: *port };
-            let (was, is) = (explain(old, pod, packet), explain(new, pod, packet));
-            let (was, is) = (words(&was), words(&is));
+            let (before, after) = (explain(old, was, packet), explain(new, pod, packet));
+            let (was, is) = (words(&before), words(&after));
             if was.0 != is.0 {
                 ports.entry((was.1, is.1)).or_default().push(label.clone());
             }
@@ -163,7 +174,10 @@ fn words(told: &Explanation) -> (String, String) {
     });
     let what = match &told.action {
         Action::Pass => "node's address".to_owned(),
-        Action::Allocate { allocation, .. } => format!("{}/{}", allocation.account, allocation.name),
+        Action::Allocate { allocation, secondary: None, .. } => full(allocation),
+        Action::Allocate { allocation, secondary: Some(secondary), .. } => {
+            format!("{}, else {}", full(allocation), full(secondary))
+        }
         Action::Deny { .. } => "refused".to_owned(),
     };
     let by = rule.map(|rule| format!("{what} ({rule})"));
@@ -198,7 +212,9 @@ fn changed(old: &PolicyInputs, new: &PolicyInputs, pod: &Pod) -> Vec<IpNet> {
     for name in before.keys().chain(after.keys()) {
         let pair = [before.get(name), after.get(name)];
         if pair[0] != pair[1] {
-            ranges.extend(pair.into_iter().flatten().flat_map(|(policy, known)| places(policy, known).0));
+            let told = pair.into_iter().zip([old, new]);
+            let told = told.filter_map(|(it, inputs)| Some((it?, inputs.countries.is_some())));
+            ranges.extend(told.flat_map(|((policy, known), countries)| places(policy, known, countries).0));
         }
     }
     let (before, after) = (bindings(old), bindings(new));
@@ -215,9 +231,17 @@ fn everything() -> [IpNet; 2] {
     [Ipv4Net::default().into(), Ipv6Net::default().into()]
 }
 
-/// Ranges and ports that a policy names, itself and by applications. One that is missing may be anything.
-fn places(policy: &EgressPolicy, applications: &Applications) -> (Vec<IpNet>, Vec<PortRange>) {
+/// Ranges and ports that a policy names, itself and by applications. An application that is missing may be anything, and so may be
+/// countries where there is no database of them.
+fn places(
+    policy: &EgressPolicy,
+    applications: &Applications,
+    countries: bool,
+) -> (Vec<IpNet>, Vec<PortRange>) {
     let (mut ranges, mut ports) = (policy.cidrs.clone(), policy.ports.clone());
+    if !countries && !policy.countries.is_empty() {
+        ranges.extend(everything());
+    }
     for name in &policy.applications {
         let Some(endpoints) = applications.get(name) else {
             ranges.extend(everything());
@@ -243,7 +267,7 @@ impl Ranges {
         let bindings = inputs.bindings.iter().filter(|it| it.name.account == pod.account && it.enabled);
         let (mut ranges, mut ports) = (BTreeSet::new(), BTreeSet::new());
         for policy in policies {
-            let (own, own_ports) = places(policy, &inputs.applications);
+            let (own, own_ports) = places(policy, &inputs.applications, inputs.countries.is_some());
             ranges.extend(own.iter().map(IpNet::trunc));
             ports.extend(own_ports);
         }
@@ -427,7 +451,7 @@ mod tests {
                 2 => new.bindings.push(binding(dice, 9)),
                 _ => new.policies.push(policy(dice, 9)),
             }
-            let told = compare(&old, &new, &pod).unwrap();
+            let told = compare(&old, &new, [&pod, &pod]).unwrap();
             for _ in 0..40 {
                 let destination = match dice.below(3) {
                     0 => Ipv4Addr::from_bits(dice.below(1 << 31) as u32 * 2).into(),

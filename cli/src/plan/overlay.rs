@@ -1,9 +1,10 @@
 //! Objects of files laid over those that stand.
 
+use super::alerts;
 use crate::files::Found;
 use crate::schema;
 use crate::state::State;
-use aegis_crds::{AegisPrefix, EgressAllocation, EgressApplication, EgressPolicy, ZoneBinding};
+use aegis_crds::{AegisPrefix, EgressAllocation, EgressApplication, EgressPolicy, UsageAlert, ZoneBinding};
 use aegis_world::snapshot::Guarded;
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Namespace;
@@ -37,7 +38,11 @@ pub struct Overlay {
 /// Lays objects over a state, each in place of the one of the same name; or takes them out of it.
 pub fn overlay(state: &State, found: &[Found], namespace: &str, delete: bool) -> Result<Overlay> {
     let faults = found.iter().map(|object| {
-        let faults = schema::faults(object.kind(), &object.value)?;
+        let mut faults = schema::faults(object.kind(), &object.value)?;
+        // Where the fields are right, what they say together.
+        if faults.is_empty() && object.kind() == UsageAlert::kind(&()) {
+            faults = alerts::faults(&read(&object.value, object)?);
+        }
         Ok(faults.into_iter().map(|fault| format!("{} ({}): {fault}", object.place, name(object))).collect())
     });
     let faults: Vec<Vec<String>> = faults.collect::<Result<_>>()?;
@@ -66,6 +71,9 @@ pub fn overlay(state: &State, found: &[Found], namespace: &str, delete: bool) ->
             kind if kind == ZoneBinding::kind(&()) => {
                 scene.lay(&mut snapshot.bindings, object, true, false)?
             }
+            kind if kind == UsageAlert::kind(&()) => {
+                scene.lay(&mut overlay.state.alerts, object, true, false)?
+            }
             // Its labels may be what a prefix is delegated by.
             "Namespace" if !delete => {
                 scene.lay::<Namespace>(&mut snapshot.namespaces, object, false, false)?
@@ -75,7 +83,7 @@ pub fn overlay(state: &State, found: &[Found], namespace: &str, delete: bool) ->
             }
             kind => {
                 overlay.notes.push(format!(
-                    "{}: objects of kind {kind} change no plan, and are left out",
+                    "{}: objects of kind {kind} are not planned with, and are left out",
                     object.place
                 ));
                 continue;

@@ -243,7 +243,7 @@ impl Destination {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::files;
+    use crate::files::state_of;
 
     /// Services of `shop`: with an address, without one, and another name of a host.
     const SERVICES: &str = "
@@ -265,14 +265,6 @@ mod tests {
  selector: {app: cart}, ports: [{port: 80}]}}
 ";
 
-    fn state(objects: &str) -> State {
-        let mut found = Vec::new();
-        files::parse("here", objects, &mut found).unwrap();
-        let mut state = State::default();
-        found.iter().for_each(|object| assert!(files::place(&mut state, object).unwrap()));
-        state
-    }
-
     fn found(state: &State, text: &str, namespace: &str) -> Result<Found> {
         let resolve = |host: &str| match host {
             "partner.example" => Ok(vec!["203.0.113.5".parse().unwrap()]),
@@ -282,7 +274,7 @@ mod tests {
     }
 
     fn find(text: &str, namespace: &str) -> Result<(Vec<String>, Vec<String>)> {
-        let found = found(&state(SERVICES), text, namespace)?;
+        let found = found(&state_of(SERVICES), text, namespace)?;
         let packets = found.packets.iter().map(|it| format!("{} {it}", it.destination));
         Ok((packets.collect(), found.names))
     }
@@ -335,7 +327,7 @@ mod tests {
  spec: {{precedence: 1, action: Deny, match: {{destination: {{applications: [partner]}}}}}}}}
 "
         );
-        let state = state(&objects);
+        let state = state_of(&objects);
         let subject = Subject::Pod("shop".into(), "web".into());
         for (to, outcome) in [
             ("partner.example:443", super::super::Outcome::Refused),

@@ -169,10 +169,21 @@ pub struct Flow6Value {
     pub slice: u16,
     /// What the pod's segments say of a TCP connection: `FLOW6_*`.
     pub state: u16,
-    /// Zero.
-    pub pad: u32,
+    /// Number of the flow's meter.
+    pub meter: u32,
 }
 map_type!(Flow6Value, 32);
+
+/// Value of `FRAGMENTED6_IN` (LRU hash; key: a [`Flow6Key`] of a datagram that came in): the flow of its first fragment.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Datagram6Value {
+    /// As in [`Flow6Key::ports`].
+    pub ports: u32,
+    /// As in [`Flow6Key::protocol`].
+    pub protocol: u32,
+}
+map_type!(Datagram6Value, 8);
 
 /// No more than its SYN has been sent. (Or it is no TCP.)
 pub const FLOW6_OPENING: u16 = 0;

@@ -7,7 +7,7 @@ pub enum Loss {
     Full,
     /// It is older than what the collector takes.
     Old,
-    /// The collector says that it ends in the future: the node's clock, or the collector's, was wrong.
+    /// The collector, an older one, says that it ends in the future: the node's clock, or the collector's, was wrong.
     New,
     /// The collector does not understand it, or its interval makes no sense.
     Invalid,

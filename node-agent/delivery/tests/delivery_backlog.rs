@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use support::{Folder, NODE, T0, report};
+use support::{NODE, T0, report};
 
 const BLOCK: u64 = 4_096;
 
@@ -54,15 +54,15 @@ fn files(folder: &Path) -> Vec<(String, u64)> {
 
 #[test]
 fn what_an_earlier_start_left_is_delivered_under_its_own_number() {
-    let (folder, mut counters) = (Folder::new("backlog"), Counters::default());
+    let (folder, mut counters) = (support::folder("backlog"), Counters::default());
     let (first, second) = (Boot::new(1, 9), Boot::new(2, 1));
-    let mut backlog = open(&folder.0, &mut counters);
+    let mut backlog = open(folder.path(), &mut counters);
     for sequence in 0..3 {
         let (name, report) = report(&first, sequence, 2);
         backlog.push(&report, name, T0, &mut counters);
     }
     drop(backlog);
-    let mut backlog = open(&folder.0, &mut counters);
+    let mut backlog = open(folder.path(), &mut counters);
     let (name, own) = report(&second, 0, 2);
     backlog.push(&own, name, T0, &mut counters);
     backlog.count(&mut counters);
@@ -76,20 +76,20 @@ fn what_an_earlier_start_left_is_delivered_under_its_own_number() {
         reports,
         [(&second, 0), (&first, 0), (&first, 1), (&first, 2)].map(|(boot, it)| report(boot, it, 2).1)
     );
-    assert!(backlog.is_empty() && files(&folder.0).is_empty());
+    assert!(backlog.is_empty() && files(folder.path()).is_empty());
     assert_eq!(all_lost(&counters), 0);
 }
 
 #[test]
 fn what_cannot_be_a_report_is_removed_and_counted_and_other_files_are_left_alone() {
-    let (folder, mut counters) = (Folder::new("backlog"), Counters::default());
+    let (folder, mut counters) = (support::folder("backlog"), Counters::default());
     let boot = Boot::new(1, 1);
-    let mut backlog = open(&folder.0, &mut counters);
+    let mut backlog = open(folder.path(), &mut counters);
     for sequence in 0..5 {
         let (name, report) = report(&boot, sequence, 2);
         backlog.push(&report, name, T0, &mut counters);
     }
-    let path = |sequence| folder.0.join(report(&boot, sequence, 2).0.to_string());
+    let path = |sequence| folder.path().join(report(&boot, sequence, 2).0.to_string());
     // Torn; empty; another one's content; of another node.
     let text = fs::read(path(0)).unwrap();
     fs::write(path(0), &text[..text.len() / 2]).unwrap();
@@ -97,22 +97,22 @@ fn what_cannot_be_a_report_is_removed_and_counted_and_other_files_are_left_alone
     fs::write(path(2), fs::read(path(3)).unwrap()).unwrap();
     let other = Report { node: "node-b".into(), ..report(&boot, 3, 2).1 };
     fs::write(path(3), serde_json::to_vec(&other).unwrap()).unwrap();
-    fs::write(folder.0.join("nonsense.report"), "x").unwrap();
-    fs::create_dir(folder.0.join("folder.report")).unwrap();
-    fs::write(folder.0.join(format!("{}.new", report(&boot, 9, 2).0)), &text).unwrap();
-    fs::write(folder.0.join("notes.txt"), "mine").unwrap();
-    let mut backlog = open(&folder.0, &mut counters);
-    assert_eq!(lost(&counters, Loss::Damaged), 3, "{:?}", files(&folder.0));
+    fs::write(folder.path().join("nonsense.report"), "x").unwrap();
+    fs::create_dir(folder.path().join("folder.report")).unwrap();
+    fs::write(folder.path().join(format!("{}.new", report(&boot, 9, 2).0)), &text).unwrap();
+    fs::write(folder.path().join("notes.txt"), "mine").unwrap();
+    let mut backlog = open(folder.path(), &mut counters);
+    assert_eq!(lost(&counters, Loss::Damaged), 3, "{:?}", files(folder.path()));
     assert_eq!(numbers(&drain(&mut backlog, &mut counters)), [4]);
     assert_eq!(lost(&counters, Loss::Damaged), 6);
-    let names: Vec<String> = files(&folder.0).into_iter().map(|file| file.0).collect();
+    let names: Vec<String> = files(folder.path()).into_iter().map(|file| file.0).collect();
     assert_eq!(names, ["folder.report", "notes.txt"]);
 }
 
 #[test]
 fn a_disk_that_takes_nothing_stops_nothing() {
-    let (folder, mut counters) = (Folder::new("backlog"), Counters::default());
-    let path = folder.0.join("usage");
+    let (folder, mut counters) = (support::folder("backlog"), Counters::default());
+    let path = folder.path().join("usage");
     // There cannot be such a folder.
     fs::write(&path, "in the way").unwrap();
     let boot = Boot::new(1, 1);
@@ -141,32 +141,32 @@ fn a_disk_that_takes_nothing_stops_nothing() {
 
 #[test]
 fn a_full_disk_leaves_no_torn_file() {
-    let (folder, mut counters) = (Folder::new("backlog"), Counters::default());
+    let (folder, mut counters) = (support::folder("backlog"), Counters::default());
     let boot = Boot::new(1, 1);
-    let mut backlog = open(&folder.0, &mut counters);
+    let mut backlog = open(folder.path(), &mut counters);
     let (name, zero) = report(&boot, 0, 1);
     backlog.push(&zero, name, T0, &mut counters);
     let (name, one) = report(&boot, 1, 1);
-    std::os::unix::fs::symlink("/dev/full", folder.0.join(format!("{name}.new"))).unwrap();
+    std::os::unix::fs::symlink("/dev/full", folder.path().join(format!("{name}.new"))).unwrap();
     backlog.push(&one, name, T0, &mut counters);
     backlog.count(&mut counters);
-    assert_eq!((counters.waiting, counters.in_memory, files(&folder.0).len()), (2, 1, 1));
+    assert_eq!((counters.waiting, counters.in_memory, files(folder.path()).len()), (2, 1, 1));
     assert_eq!(drain(&mut backlog, &mut counters), [one, zero]);
     assert_eq!(all_lost(&counters), 0);
 }
 
 #[test]
 fn what_the_collector_would_not_take_any_more_goes() {
-    let (folder, mut counters) = (Folder::new("backlog"), Counters::default());
+    let (folder, mut counters) = (support::folder("backlog"), Counters::default());
     let boot = Boot::new(1, 1);
-    let mut backlog = open(&folder.0, &mut counters);
+    let mut backlog = open(folder.path(), &mut counters);
     for sequence in 0..3 {
         let (name, report) = report(&boot, sequence, 1);
         backlog.push(&report, name, T0, &mut counters);
     }
     drop(backlog);
     let later = T0 + 20 + BOUNDS.age;
-    let mut backlog = Backlog::open(folder.0.clone(), BOUNDS, NODE, later, &mut counters);
+    let mut backlog = Backlog::open(folder.path().to_owned(), BOUNDS, NODE, later, &mut counters);
     assert_eq!(lost(&counters, Loss::Old), 1);
     backlog.expire(later + 10, &mut counters);
     assert_eq!(lost(&counters, Loss::Old), 2);
@@ -205,10 +205,10 @@ proptest! {
     /// Never more than the bound, each report as it was and in order, none lost while there is room, and each that is lost counted.
     #[test]
     fn nothing_is_lost_below_the_bound(steps in prop::collection::vec(step(), 0..80)) {
-        let (folder, mut counters) = (Folder::new("backlog"), Counters::default());
+        let (folder, mut counters) = (support::folder("backlog"), Counters::default());
         let mut boot = Boot::new(1, 77);
         let mut starts = 1;
-        let mut backlog = open(&folder.0, &mut counters);
+        let mut backlog = open(folder.path(), &mut counters);
         // What waits, torn files included: nobody has read them yet.
         let mut waiting: BTreeMap<Name, (Report, bool)> = BTreeMap::new();
         let (mut pushed, mut delivered, mut sequence) = (0u64, 0u64, 0u64);
@@ -246,7 +246,7 @@ proptest! {
                     names.iter().for_each(|name| { waiting.remove(name); });
                     delivered += names.len() as u64;
                     // The torn ones that were come upon are gone.
-                    let there = files(&folder.0);
+                    let there = files(folder.path());
                     let all = waiting.len();
                     waiting.retain(|name, (_, torn)| !*torn || there.iter().any(|(file, _)| *file == name.to_string()));
                     prop_assert_eq!((all - waiting.len()) as u64, damaged);
@@ -255,12 +255,12 @@ proptest! {
                     starts += 1;
                     boot = Boot::new(starts, 3);
                     sequence = 0;
-                    backlog = open(&folder.0, &mut counters);
+                    backlog = open(folder.path(), &mut counters);
                 }
                 Step::Tear(index) => {
-                    let there = files(&folder.0);
+                    let there = files(folder.path());
                     if let Some((file, length)) = (!there.is_empty()).then(|| index.get(&there)) {
-                        let path = folder.0.join(file);
+                        let path = folder.path().join(file);
                         let text = fs::read(&path).unwrap();
                         // Within the block, so that the bytes that wait are as before.
                         let keep = (*length as usize - 1).max(1);
@@ -271,7 +271,7 @@ proptest! {
                     }
                 }
             }
-            let there = files(&folder.0);
+            let there = files(folder.path());
             let bytes: u64 = there.iter().map(|(_, length)| length.div_ceil(BLOCK) * BLOCK).sum();
             prop_assert!(bytes <= BOUNDS.disk, "{bytes}: {there:?}");
             let names: Vec<String> = waiting.keys().map(Name::to_string).collect();

@@ -7,6 +7,7 @@ use crate::fence;
 use crate::headers::{self, ACK, Packet, SYN};
 use crate::host;
 use crate::maps::{self, ADDRESSES, ALLOCATIONS, BINDS};
+use crate::meter;
 use crate::rule;
 use crate::xdp;
 use aegis_common::*;
@@ -110,15 +111,22 @@ pub fn connect(context: &SockAddrContext) -> i32 {
         return ALLOW;
     }
     let allocation = u32::from(verdict.allocation);
+    let binding = rule::number(verdict.binding);
+    let mut key =
+        FlowKey { local: 0, remote, local_port: 0, remote_port: port, protocol: headers::TCP, pad: [0; 3] };
     match seek(ctx, allocation, caller as u32, u32::from(port)) {
         BOUND => {
             maps::count(Counter::Bound, 0);
-            rule::count_flow(generation, rule::number(verdict.binding), rule::LEFT);
+            rule::count_flow(generation, binding, rule::LEFT);
+            // SAFETY: fields of the socket, which is valid while the program runs.
+            unsafe { (key.local, key.local_port) = ((*socket).src_ip4, (*socket).src_port as u16) };
+            meter::bound_begins(&key, allocation, binding);
             ALLOW
         }
         FULL => {
             maps::count(Counter::RefuseNoSocketPort, 0);
             maps::count_pressure(allocation, PressureValue { waited: 0, refused: 1 });
+            meter::refuses(&key, allocation, binding, Counter::RefuseNoSocketPort as u32);
             // SAFETY: a number.
             unsafe { bpf_set_retval(EADDRNOTAVAIL) };
             DENY
@@ -329,6 +337,13 @@ pub extern "C" fn bound_leaves(skb: *mut __sk_buff) -> u32 {
     if fence::is_closed(ip.source) {
         return FENCED;
     }
+    let (local, remote) = (ip.source, ip.destination);
+    let key = FlowKey { local, remote, local_port: port, remote_port, protocol: headers::TCP, pad: [0; 3] };
+    let header = meter::header(packet.transport_offset as u32, headers::TCP);
+    let passes = || {
+        meter::bound_sends(skb, &key, packet.length, header);
+        PASSES
+    };
     if !is_sender(skb, ip.source, port) {
         // Its socket is not a connection's: the kernel's own that answers for others, or one that is made to forge.
         // SAFETY: the context is valid while the program runs.
@@ -336,10 +351,10 @@ pub extern "C" fn bound_leaves(skb: *mut __sk_buff) -> u32 {
             return FORGED;
         }
         let state = state_of(skb.cast(), ip.source, port, ip.destination, remote_port);
-        return if is_connection(state) { PASSES } else { SOCKETLESS };
+        return if is_connection(state) { passes() } else { SOCKETLESS };
     }
     if flags & SYN == 0 {
-        return PASSES;
+        return passes();
     }
     // What was opened goes on, but only what is covered at present opens.
     let generation = maps::generation(config);
@@ -357,7 +372,7 @@ pub extern "C" fn bound_leaves(skb: *mut __sk_buff) -> u32 {
     {
         return FORGED;
     }
-    if fence::opens_nothing(ip.source) { FENCED } else { PASSES }
+    if fence::opens_nothing(ip.source) { FENCED } else { passes() }
 }
 
 /// Whether the packet's socket is one of TCP that has this address and port: the kernel has made the packet then.
@@ -400,5 +415,15 @@ pub extern "C" fn bound_arrives(ctx: *mut xdp_md, key: *const FlowKey, offset: u
     let state = state_of(ctx.cast(), key.local, key.local_port, key.remote, key.remote_port);
     // A SYN could find somebody who listens behind a connection that is over.
     let opens = flags & (SYN | ACK) == SYN;
-    u32::from(is_connection(state) && (!opens || state == TCP_SYN_SENT))
+    if !is_connection(state) || opens && state != TCP_SYN_SENT {
+        return 0;
+    }
+    // An error is about a packet, not one of the connection.
+    if offset != 0
+        && let Some(length) = xdp::at::<[u8; 2]>(&XdpContext::new(ctx), headers::ETH_LEN + 2)
+    {
+        // SAFETY: within the frame.
+        meter::bound_receives(key, u32::from(u16::from_be_bytes(unsafe { *length })));
+    }
+    1
 }

@@ -129,6 +129,7 @@ fn covered(
         port = u32::from(remote_port);
     } else if protocol == headers::ICMP {
         local_port = packet.transport(ctx)?.icmp_id();
+        port = 0;
     }
     let key = FlowKey { local: source, remote: destination, local_port, remote_port, protocol, pad: [0; 3] };
     let flow = flow::find(&key);

@@ -1,5 +1,6 @@
 //! The maps. Sizes given here are defaults; the agent sets the real ones when it loads the object.
 
+use crate::headers;
 use crate::opening::Opening;
 use aegis_common::*;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
@@ -125,6 +126,11 @@ pub static FREE_METERS: Queue<u32> = Queue::with_max_entries(MAX_METERS, 0);
 /// What of `METERS` the agent has told: its own.
 #[map]
 pub static METERS_TOLD: Array<MeterValue> = Array::with_max_entries(MAX_METERS, 0);
+/// Meters of connections whose socket has the egress address itself, by the key that a flow would have. The agent removes what has
+/// no socket any more.
+#[map]
+pub static BOUND_METERS: HashMap<FlowKey, u32> =
+    HashMap::with_max_entries(MAX_BOUND_METERS, BPF_F_NO_PREALLOC);
 /// Second since boot up to which it has told: its own.
 #[map]
 pub static METER_CLOCK: Array<u64> = Array::with_max_entries(1, 0);
@@ -258,6 +264,12 @@ pub fn destination_class(generation: u32, address: u32) -> Option<u32> {
 /// In place of a destination port: the packet has none. (Not an `Option`: its unset half would be spilled to the
 /// stack uninitialised, which the verifier refuses.)
 pub const NO_PORT: u32 = u32::MAX;
+
+/// The port by which rules judge a flow: that of ICMP, which has none, is 0.
+#[inline(always)]
+pub fn rules_port(key: &FlowKey) -> u32 {
+    if key.protocol == headers::ICMP { 0 } else { u32::from(key.remote_port) }
+}
 
 /// What is to happen to packets of a pod class towards a destination; `None` = not covered.
 #[inline(always)]

@@ -205,6 +205,8 @@ pub struct Opening {
     /// The way back: its key in `REVERSE`, and its value.
     pub back_key: FlowKey,
     pub back: ReverseValue,
+    /// What it is metered by.
+    pub meter: MeterKey,
     /// Allocation that a guest has asked for: see `guest`.
     pub asked: u32,
     /// A gateway of which it is asked whether it has a port: see `via`.

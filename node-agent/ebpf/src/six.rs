@@ -175,6 +175,12 @@ fn step(layers: &mut Layers, load: impl Fn(u32) -> Option<[u8; 8]>) -> u32 {
     GOES_ON
 }
 
+/// Whether its transport header has what tells flows apart.
+#[inline(always)]
+pub fn has_ports(protocol: u32) -> bool {
+    protocol == u32::from(TCP) || protocol == u32::from(UDP) || protocol == u32::from(ICMPV6)
+}
+
 /// Ports of the first bytes of a transport header, as in [`Flow6Key`]; 0 of protocols without.
 #[inline(always)]
 pub fn ports(protocol: u8, header: [u8; 8]) -> u32 {

@@ -221,9 +221,7 @@ fn translate(
         let ports = u32::from(transport.source_port()) << 16 | u32::from(transport.destination_port());
         return via::send(ctx, peer, u32::from(leaving.way.allocation), ports);
     }
-    let header = (packet.transport_offset - ETH_LEN) as u32
-        | (packet.transport_offset as u32) << 8
-        | u32::from(protocol == headers::TCP) << 16;
+    let header = meter::header(packet.transport_offset as u32, protocol);
     meter::sends_segments(ctx.skb.skb, u32::from(leaving.way.meter), packet.length, header);
     rewrite(ctx, packet, &transport, egress, port).map_err(|_| MALFORMED)?;
     if renumbered {
@@ -374,8 +372,7 @@ fn refuses(leaving: &Leaving, allocation: u16, number: u32, reason: Counter) {
 /// Whether the policy covers a new flow of a pod of the host network. What only observes it, has seen it then.
 #[inline(always)]
 fn is_opened(skb: *mut __sk_buff, generation: u32, class: u32, key: &FlowKey) -> bool {
-    let port = if key.protocol == headers::ICMP { maps::NO_PORT } else { u32::from(key.remote_port) };
-    let verdict = maps::whole_verdict(generation, class, key.remote, key.protocol, port);
+    let verdict = maps::whole_verdict(generation, class, key.remote, key.protocol, maps::rules_port(key));
     if verdict.binding >> OBSERVED_SHIFT != 0 {
         observe::observe(skb, generation, verdict.binding);
     }
@@ -385,8 +382,7 @@ fn is_opened(skb: *mut __sk_buff, generation: u32, class: u32, key: &FlowKey) ->
 /// What a generation of the policy says of a new flow; `None` = not covered.
 #[inline(always)]
 fn opens(generation: u32, pod_class: u32, key: &FlowKey) -> Option<VerdictValue> {
-    let port = if key.protocol == headers::ICMP { maps::NO_PORT } else { u32::from(key.remote_port) };
-    maps::verdict(generation, pod_class, key.remote, key.protocol, port)
+    maps::verdict(generation, pod_class, key.remote, key.protocol, maps::rules_port(key))
 }
 
 /// Key of a datagram from a pod.

@@ -5,7 +5,7 @@ use crate::args::Args;
 use crate::desired::Shared;
 use crate::fragments::Fragments;
 use crate::kernel;
-use crate::meter::{Meters, Published};
+use crate::meter::{Fill, Meters, Published};
 use crate::network::Network;
 use crate::observed::Observed;
 use crate::sweep::{Sweeper, Usage};
@@ -210,6 +210,11 @@ impl Pinned {
     /// Fragments that came early and were sent after their first one, and those that were not.
     pub fn early_fragments(&self) -> (u64, u64) {
         self.fragments.as_ref().map(Fragments::tally).unwrap_or_default()
+    }
+
+    /// Meters in use; `None` while none are looked at.
+    pub fn meters(&self) -> Option<Fill> {
+        self.meters.as_ref().and_then(Meters::fill)
     }
 
     /// What the last scan found.

@@ -375,6 +375,7 @@ impl Controller {
             },
             xdp_tx_errors: self.xdp_tx_errors(),
             early_fragments: self.pinned.early_fragments(),
+            meters: self.pinned.meters(),
             nft_repairs: self.table.repairs + self.table6.repairs,
             nft_drops: [("ip", &self.table), ("ip6", &self.table6)]
                 .into_iter()

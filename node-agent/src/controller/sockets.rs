@@ -18,11 +18,6 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Shortest time between two looks at the sockets, and for how long one may be under way that a program has just given a port.
-const PERIOD: Duration = Duration::from_secs(1);
-/// A look is followed by a pause of this many times its own duration.
-const REST: u32 = 20;
-
 /// What is remembered between turns.
 pub(super) struct Sockets {
     meter: Meter,
@@ -115,7 +110,7 @@ impl Sockets {
             }
             Err(error) => tracing::warn!(%error, "cannot list sockets: their slices stay as they are"),
         }
-        self.look_again = now + (now.elapsed() * REST).max(PERIOD);
+        self.look_again = sockets::next_look(now);
     }
 
     /// Slices of an address in which a socket is, or was within the time that ports rest; `None` = nobody has looked.
@@ -123,7 +118,7 @@ impl Sockets {
         let looked = self.looked?;
         let is_busy = |slice: &u8| {
             let last = self.last.get(&(address, *slice));
-            last.is_none_or(|last| looked.saturating_duration_since(*last) < rest.max(PERIOD))
+            last.is_none_or(|last| looked.saturating_duration_since(*last) < rest.max(sockets::PERIOD))
         };
         Some(kept.iter().filter(is_busy).collect())
     }

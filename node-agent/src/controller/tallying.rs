@@ -9,11 +9,11 @@ use crate::metrics::RuleCount;
 use crate::ops::Rules;
 use crate::status::NotReady;
 use crate::tally::Tally;
+use aegis_core::egress::{Egress, Family};
 use aegis_core::model::AllocationName;
 use aegis_core::policy::{EgressPolicy, RuleName};
 use aegis_crds::reason;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 /// What numbers in the maps stand for.
@@ -24,12 +24,13 @@ pub(super) fn names(
     inputs: &Inputs,
 ) -> Names {
     let mut addresses = BTreeMap::new();
-    let mut all: BTreeMap<u32, Vec<Ipv4Addr>> = BTreeMap::new();
-    for (address, own) in &wanted.addresses {
+    let mut all: BTreeMap<(u32, Family), Vec<Egress>> = BTreeMap::new();
+    let four = wanted.addresses.iter().map(|(address, own)| (Egress::V4(*address), own));
+    for (egress, own) in four.chain(wanted.networks.iter().map(|(network, own)| (*network, own))) {
         let Some(number) = own.allocation.as_ref().and_then(|name| numbers.get(name)) else { continue };
-        all.entry(*number).or_default().push(*address);
-        if !own.kept.is_empty() {
-            addresses.insert(*address, *number);
+        all.entry((*number, egress.family())).or_default().push(egress);
+        if own.is_used() {
+            addresses.insert(egress, *number);
         }
     }
     let whose = |(name, number): (&AllocationName, &u32)| {
@@ -37,10 +38,11 @@ pub(super) fn names(
             let allocation = inputs.allocations.get(name)?;
             allocation.site_names.get(allocation.site_of(inputs.nodes.get(&inputs.node)?)).cloned()
         };
-        let sole = match all.get(number).map(Vec::as_slice) {
-            Some([address]) => Some(*address),
+        let sole = |family| match all.get(&(*number, family)).map(Vec::as_slice) {
+            Some([egress]) => Some((family, *egress)),
             _ => None,
         };
+        let sole = Family::ALL.into_iter().filter_map(sole).collect();
         (*number, Whose { name: name.clone(), site: site().unwrap_or_default(), sole })
     };
     Names { rules: Arc::clone(rules), allocations: numbers.iter().map(whose).collect(), addresses }

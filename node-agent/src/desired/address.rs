@@ -52,6 +52,12 @@ impl EgressAddress {
         Rights { open: self.allowed, draining: self.draining }
     }
 
+    /// Whether this node has any slice, whatever for.
+    pub fn is_used(&self) -> bool {
+        let flows = self.allowed.union(self.unsettled).union(self.draining);
+        !flows.union(self.kept).is_empty()
+    }
+
     /// How many slices this node holds, but for those of sockets.
     pub fn held(&self) -> u32 {
         self.allowed.union(self.unsettled).len()

@@ -368,6 +368,23 @@ fn flows_wait_for_slices_while_some_can_come() {
     assert_eq!((address.allowed, address.held()), (SliceSet::range(4, 4), 2));
 }
 
+#[test]
+fn an_address_is_used_for_as_long_as_the_node_has_a_slice_of_it_whatever_for() {
+    let used = |inputs: &Inputs| desired(inputs).addresses[&EGRESS].is_used();
+    assert!(used(&inputs(&[(4, 5, "own", State::Held)])));
+    assert!(used(&inputs(&[(4, 5, "own", State::Draining)])));
+    assert!(!used(&inputs(&[(4, 5, "far", State::Held)])));
+    let mut inputs = inputs(&[(4, 4, "own", State::Held)]);
+    inputs.unsettled.insert(EGRESS, SliceSet::range(4, 4));
+    assert!(used(&inputs), "it is about to be opened");
+    let uses = Uses { open: SliceSet::EMPTY, kept: SliceSet::range(4, 4), leaving: SliceSet::EMPTY };
+    inputs.uses.insert(EGRESS, uses);
+    assert!(used(&inputs), "sockets are left");
+    let network: Egress = "2001:db8:1:2::/64".parse().unwrap();
+    let used = |node| desired(&dual(&[(4, node, State::Held)])).networks[&network].is_used();
+    assert!(used("own") && !used("far"));
+}
+
 const POD6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 2);
 
 /// A /64 of which these nodes hold slices, a pod with both addresses, and a binding for both families.

@@ -3,16 +3,18 @@
 //! A meter's number is another's only after it was retired, was seen without a flow, and told once more. Names are given
 //! when a meter is first seen: later its rule's number may be another's.
 
-use crate::observed::from_map;
+use crate::observed::{from_map, from_map6, from_network, to_map, to_network};
 use crate::ops::Rules;
 use aegis_common::{
-    Counter, METER_RETIRED, MeterKey, MeterUse, MeterValue, NO_ALLOCATION, REST_METER, RefusalKey,
+    Address6, Counter, METER_RETIRED, MeterKey, MeterUse, MeterValue, NO_ALLOCATION, Network, REST_METER,
+    RefusalKey, metered_egress,
 };
+use aegis_core::egress::{Egress, Family};
 use aegis_core::model::AllocationName;
 use aegis_core::policy::RuleName;
 use aegis_usage_report::{Figures, Key, Protocol, Row, Volume};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// Looks in which a meter has nothing to tell, after which its number may be another's.
@@ -28,7 +30,7 @@ pub struct Names {
     /// Allocations, by index.
     pub allocations: BTreeMap<u32, Whose>,
     /// Egress addresses of which this node holds slices, with the index of their allocation.
-    pub addresses: BTreeMap<Ipv4Addr, u32>,
+    pub addresses: BTreeMap<Egress, u32>,
 }
 
 /// An allocation, as reports tell of it.
@@ -38,8 +40,8 @@ pub struct Whose {
     pub name: AllocationName,
     /// Site of the allocation that the node belongs to; may be empty.
     pub site: String,
-    /// Its only address, if it has one.
-    pub sole: Option<Ipv4Addr>,
+    /// Its only address of each family, where it has one.
+    pub sole: BTreeMap<Family, Egress>,
 }
 
 /// What was read.
@@ -49,6 +51,8 @@ pub struct Look {
     pub linked: BTreeMap<MeterKey, u32>,
     /// Meters, by number: all that are in the index, and all that the book has.
     pub meters: BTreeMap<u32, (MeterUse, MeterValue)>,
+    /// Numbers that flows over IPv6 have. Of IPv4 ports in use tell.
+    pub held: BTreeSet<u32>,
     /// New flows that were refused.
     pub refusals: BTreeMap<RefusalKey, u64>,
     /// Few numbers are free.
@@ -96,6 +100,12 @@ impl Meter {
     fn is_retired(&self) -> bool {
         self.key.flags & METER_RETIRED != 0
     }
+
+    /// Looks at rest after which nobody can find a retired one any more. A program that had found it by a flow over IPv6, which was
+    /// then forgotten, may have given it to a fragment after the first of them.
+    fn empty_after(&self) -> u32 {
+        if self.key.egress[0] == 0 { 1 } else { 2 }
+    }
 }
 
 /// All that is known of meters.
@@ -127,7 +137,7 @@ impl Book {
         // When they get new names, what was numbered before is told under the old ones, and begins anew.
         let renamed = names.is_some() && !self.named && self.told.rules.is_some();
         let former = match (&self.told.rules, names.is_some() && self.named) {
-            (Some(rules), false) => Arc::clone(rules),
+            (Some(rules), false) => with(rules, &current.rules),
             _ => Arc::clone(&current.rules),
         };
         let naming = Names { rules: former, ..current.clone() };
@@ -141,22 +151,24 @@ impl Book {
             let (used, value) = look.meters.get(number).copied().unwrap_or_default();
             let more = value.since(&meter.told);
             let figures = figures(used, &more);
-            let rests = figures == Figures::default();
+            let quiet = figures == Figures::default();
+            let rests = quiet && used == MeterUse::default() && !look.held.contains(number);
             meter.still = if rests { meter.still + 1 } else { 0 };
-            if !rests {
+            if !quiet {
                 rows.entry(meter.name.clone()).or_default().add(&figures);
             }
             if more != MeterValue::default() {
                 meter.told = value;
                 steps.push(Step::Told(*number, value));
             }
-            let kept = meter.key.remote == 0 && current.addresses.contains_key(&from_map(meter.key.egress));
+            let of_rest = meter.key.remote == [0; 4];
+            let kept = of_rest && current.addresses.contains_key(&egress(meter.key.egress));
             if *number == REST_METER {
                 continue;
             }
             if meter.is_retired() {
                 // It was without a flow for a whole interval in which nobody could find it.
-                if rests && used == MeterUse::default() {
+                if meter.still >= meter.empty_after() {
                     steps.push(Step::Free(meter.key, *number));
                     gone.insert(*number);
                 }
@@ -166,7 +178,10 @@ impl Book {
             let stale = renamed && rule(meter.key.binding, current) != meter.name.rule;
             if (stale || !kept && meter.still > limit) && !look.linked.contains_key(&retired) {
                 steps.push(Step::Retire(meter.key, *number));
-                meter.key = retired;
+                (meter.key, meter.still) = (retired, 0);
+            } else if of_rest && names.is_some() {
+                // Whose a /64 is, its key does not say.
+                meter.name = meter_name(&meter.key, *number, current);
             }
         }
         self.meters.retain(|number, _| !gone.contains(number));
@@ -204,7 +219,7 @@ impl Book {
             *told = *count;
             if more == 0 {
                 *still += 1;
-                if *still > STILL {
+                if *still > STILL && *key != RefusalKey::rest_of(key.reason) {
                     steps.push(Step::Forget(*key));
                 }
                 continue;
@@ -221,10 +236,12 @@ impl Book {
     /// Addresses that have no meter yet for what has none of its own.
     fn missing(&self, names: &Names) -> Vec<Step> {
         let have: BTreeSet<MeterKey> = self.meters.values().map(|meter| meter.key).collect();
-        let wanted = names.addresses.iter().map(|(address, allocation)| MeterKey {
-            egress: u32::from_ne_bytes(address.octets()),
-            allocation: u16::try_from(*allocation).unwrap_or(NO_ALLOCATION),
-            ..MeterKey::default()
+        let wanted = names.addresses.iter().filter_map(|(egress, allocation)| match *egress {
+            Egress::V4(address) => Some(MeterKey::rest(
+                metered_egress(to_map(address)),
+                u16::try_from(*allocation).unwrap_or(NO_ALLOCATION),
+            )),
+            Egress::V6(_) => to_network(*egress).map(MeterKey::rest_of),
         });
         wanted.filter(|key| !have.contains(key)).map(Step::Keep).collect()
     }
@@ -256,6 +273,13 @@ fn whose(allocation: u16, names: &Names) -> Key {
     }
 }
 
+/// Names of before, and the new ones of numbers that stood for nothing then: such a flow has begun since.
+fn with(former: &Rules, current: &Rules) -> Arc<Rules> {
+    let mut rules = current.clone();
+    rules.extend(former.iter().map(|(number, name)| (*number, name.clone())));
+    Arc::new(rules)
+}
+
 fn rule(number: u16, names: &Names) -> String {
     match names.rules.get(&u32::from(number)) {
         Some(RuleName::Policy(name)) => format!("policy/{name}"),
@@ -273,8 +297,26 @@ fn protocol(number: u8) -> Protocol {
     }
 }
 
-fn origin(remote: u32, port: u16) -> Option<SocketAddr> {
-    (remote != 0).then(|| SocketAddr::new(IpAddr::V4(from_map(remote)), port))
+fn egress(address: Network) -> Egress {
+    match address {
+        [0, address] => Egress::V4(from_map(address)),
+        network => from_network(network),
+    }
+}
+
+/// As reports name it: a /64 by its first address.
+fn address(egress: Egress) -> IpAddr {
+    egress.range().addr()
+}
+
+/// IPv4 is told apart by being mapped into IPv6.
+fn remote(address: Address6) -> IpAddr {
+    from_map6(address).to_canonical()
+}
+
+fn origin(address: Address6, port: u16) -> Option<SocketAddr> {
+    let address = remote(address);
+    (!address.is_unspecified()).then(|| SocketAddr::new(address, port))
 }
 
 fn meter_name(key: &MeterKey, number: u32, names: &Names) -> Key {
@@ -282,20 +324,27 @@ fn meter_name(key: &MeterKey, number: u32, names: &Names) -> Key {
         return Key::default();
     }
     // What the rule of a retired one was, only the agent knows that retired it.
-    let own = key.remote != 0 && key.flags == 0;
+    let own = key.remote != [0; 4] && key.flags == 0;
+    let of = egress(key.egress);
+    let allocation = match names.addresses.get(&of) {
+        Some(number) if key.allocation == NO_ALLOCATION => u16::try_from(*number).unwrap_or(NO_ALLOCATION),
+        _ => key.allocation,
+    };
     Key {
-        address: Some(from_map(key.egress).into()),
+        address: Some(address(of)),
         origin: origin(key.remote, key.remote_port),
         protocol: protocol(key.protocol),
         rule: if own { rule(key.binding, names) } else { String::new() },
-        ..whose(key.allocation, names)
+        ..whose(allocation, names)
     }
 }
 
 fn refusal_name(key: &RefusalKey, names: &Names) -> Key {
-    let sole = names.allocations.get(&u32::from(key.allocation)).and_then(|whose| whose.sole);
+    let family = if remote(key.remote).is_ipv4() { Family::V4 } else { Family::V6 };
+    let whose_it_is = names.allocations.get(&u32::from(key.allocation));
+    let sole = whose_it_is.and_then(|whose| whose.sole.get(&family));
     Key {
-        address: sole.map(IpAddr::V4),
+        address: sole.copied().map(address),
         origin: origin(key.remote, key.remote_port),
         protocol: protocol(key.protocol),
         rule: rule(key.binding, names),

@@ -1,16 +1,18 @@
 //! The maps of meters.
 
+use super::Fill;
 use super::book::{Look, Step, Told};
+use super::bound::Bound;
+use super::uses::Uses;
 use crate::ebpf::{Dataplane, EbpfError};
 use crate::raw;
 use crate::sweep;
-use aegis_common::{METER_RETIRED, MeterKey, MeterUse, MeterValue, REST_METER};
+use aegis_common::{
+    Counter, Flow6Key, Flow6Value, METER_RETIRED, MeterKey, MeterValue, REST_METER, RefusalKey,
+};
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, Queue};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Numbers are few when less than one of so many is free.
 const FEW: usize = 8;
@@ -25,6 +27,8 @@ pub struct Maps {
     refusals: OwnedFd,
     told_refusals: OwnedFd,
     clock: Array<MapData, u64>,
+    flows6: OwnedFd,
+    bound: Bound,
     size: u32,
 }
 
@@ -45,6 +49,8 @@ impl Maps {
             refusals: own("REFUSALS")?,
             told_refusals: own("REFUSALS_TOLD")?,
             clock: dataplane.handle("METER_CLOCK", Map::Array)?,
+            flows6: own("FLOWS6")?,
+            bound: Bound::open(dataplane)?,
             size,
         })
     }
@@ -92,6 +98,29 @@ impl Maps {
         Ok(())
     }
 
+    /// Lets refusals be counted of which there are too many kinds.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn keep_rest_of_refusals(&self) -> Result<(), MapError> {
+        for refusals in [map(self.refusals.as_fd())?, map(self.told_refusals.as_fd())?] {
+            for counter in Counter::ALL {
+                let key = RefusalKey::rest_of(*counter as u8);
+                refusals.insert(raw::bytes(&key), raw::bytes(&0u64))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks whether connections of sockets with an egress address are over.
+    ///
+    /// # Errors
+    /// A map cannot be read or written, or sockets cannot be listed.
+    pub fn look_at_sockets(&mut self) -> Result<(), MapError> {
+        let Maps { bound, used, index, .. } = self;
+        bound.look(used, || entries(index.as_fd()))
+    }
+
     /// What was told before.
     ///
     /// # Errors
@@ -117,8 +146,21 @@ impl Maps {
             let sum = values.iter().fold(MeterValue::default(), |sum, value| sum.plus(value));
             meters.insert(number, (self.used.take(number), sum));
         }
+        let mut held = BTreeSet::new();
+        sweep::for_each(self.flows6.as_fd(), |_: &Flow6Key, flow: &Flow6Value| {
+            _ = held.insert(flow.meter);
+        })
+        .map_err(MapError::IoError)?;
         let short = (self.size as usize).saturating_sub(linked.len()) < self.size as usize / FEW;
-        Ok(Look { linked, meters, refusals: entries(self.refusals.as_fd())?, short })
+        Ok(Look { linked, meters, held, refusals: entries(self.refusals.as_fd())?, short })
+    }
+
+    /// How many meters a look found in use. One is for what finds none.
+    pub fn fill(&self, look: &Look) -> Fill {
+        Fill {
+            in_use: u32::try_from(look.linked.len()).unwrap_or(u32::MAX),
+            size: self.size.saturating_sub(1),
+        }
     }
 
     /// Does what a look led to.
@@ -172,77 +214,14 @@ impl Maps {
     }
 }
 
-fn map(fd: BorrowedFd<'_>) -> Result<raw::Map<'_>, MapError> {
+pub(super) fn map(fd: BorrowedFd<'_>) -> Result<raw::Map<'_>, MapError> {
     raw::Map::of(fd).map_err(MapError::IoError)
 }
 
-fn entries<K: aya::Pod + Ord, V: aya::Pod>(fd: BorrowedFd<'_>) -> Result<BTreeMap<K, V>, MapError> {
+pub(super) fn entries<K: aya::Pod + Ord, V: aya::Pod>(
+    fd: BorrowedFd<'_>,
+) -> Result<BTreeMap<K, V>, MapError> {
     let mut found = BTreeMap::new();
     sweep::for_each(fd, |key: &K, value: &V| _ = found.insert(*key, *value)).map_err(MapError::IoError)?;
     Ok(found)
-}
-
-/// `METER_USE` in the agent's memory, so that a peak can be taken in one piece while programs raise it.
-#[derive(Debug)]
-struct Uses {
-    memory: NonNull<AtomicU32>,
-    length: u32,
-}
-
-// SAFETY: the memory belongs to this alone, and all access is atomic.
-unsafe impl Send for Uses {}
-
-impl Uses {
-    fn open(map: BorrowedFd<'_>, length: u32) -> io::Result<Uses> {
-        // SAFETY: a new mapping, at an address of the kernel's choice.
-        let memory = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                Self::bytes(length),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                map.as_raw_fd(),
-                0,
-            )
-        };
-        if memory == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Uses { memory: NonNull::new(memory.cast()).ok_or(io::ErrorKind::InvalidData)?, length })
-    }
-
-    fn bytes(length: u32) -> usize {
-        length as usize * size_of::<MeterUse>()
-    }
-
-    fn words(&self, number: u32) -> Option<[&AtomicU32; 2]> {
-        let at = (number < self.length).then_some(number as usize * 2)?;
-        // SAFETY: within the mapping.
-        Some(unsafe { [self.memory.add(at).as_ref(), self.memory.add(at + 1).as_ref()] })
-    }
-
-    fn get(&self, number: u32) -> MeterUse {
-        self.words(number).map_or_else(MeterUse::default, |[in_use, peak]| MeterUse {
-            in_use: in_use.load(Ordering::Acquire),
-            peak: peak.load(Ordering::Acquire),
-        })
-    }
-
-    /// The same, and lets the peak begin anew at what is in use.
-    fn take(&self, number: u32) -> MeterUse {
-        let Some([in_use, peak]) = self.words(number) else { return MeterUse::default() };
-        let before = self.get(number);
-        let highest = peak.swap(before.in_use, Ordering::AcqRel);
-        // What began in between has counted itself against the old peak.
-        let now = in_use.load(Ordering::Acquire);
-        peak.fetch_max(now, Ordering::AcqRel);
-        MeterUse { in_use: now, peak: highest }
-    }
-}
-
-impl Drop for Uses {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `open` made; nothing refers to it any more.
-        unsafe { libc::munmap(self.memory.as_ptr().cast(), Self::bytes(self.length)) };
-    }
 }

@@ -1,20 +1,29 @@
 //! Metrics of the reports of use.
 
 use super::{Encoded, counter, family, gauge};
-use aegis_delivery::{Counters, Reporter};
+use aegis_delivery::Counters;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::MetricType;
 use std::sync::{Arc, OnceLock};
 
-/// Writes them, where there is a reporter.
+/// Whoever counts.
+pub(super) struct Source(pub Box<dyn Fn() -> Counters + Send + Sync>);
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0().fmt(f)
+    }
+}
+
+/// Writes them, where somebody counts.
 #[derive(Debug)]
-pub(super) struct Encoder(pub Arc<OnceLock<Reporter>>);
+pub(super) struct Encoder(pub Arc<OnceLock<Source>>);
 
 impl Collector for Encoder {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Encoded {
         match self.0.get() {
-            Some(reporter) => encode(&mut encoder, &reporter.counters()),
+            Some(source) => encode(&mut encoder, &source.0()),
             None => Ok(()),
         }
     }

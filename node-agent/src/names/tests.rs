@@ -2,7 +2,8 @@
 
 use super::*;
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
+use tempfile::TempDir;
 
 const LIMITS: Limits = Limits { per_name: 2, total: 4, grace: 300 };
 
@@ -18,26 +19,13 @@ fn patterns() -> Patterns {
     ["a.test", "*.x.test"].iter().filter_map(|it| HostPattern::new(it)).collect()
 }
 
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Folder {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("aegis-names-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        Folder(folder)
-    }
-
-    fn names(&self) -> Names {
-        Names::new(Some(self.0.clone()), "n0", LIMITS, || ())
-    }
+fn folder() -> TempDir {
+    tempfile::Builder::new().prefix("aegis-names-").tempdir().unwrap()
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+/// Those of the node, as they are in a folder.
+fn kept(folder: &TempDir) -> Names {
+    Names::new(Some(folder.path().to_owned()), "n0", LIMITS, || ())
 }
 
 #[tokio::test]
@@ -89,14 +77,14 @@ async fn what_does_not_fit_is_not_told_and_reported() {
 
 #[test]
 fn the_next_agent_knows_what_was_in_force_and_no_more() {
-    let folder = Folder::new();
-    let names = folder.names();
+    let folder = folder();
+    let names = kept(&folder);
     names.follow(&patterns());
     assert!(names.learn(&[record("a.test", 1)]).unwrap().is_some());
     let nameless = BTreeSet::from([address(9)]);
     names.in_force(names.resolved().0, &nameless);
     names.learn(&[record("a.test", 2)]).unwrap();
-    let next = folder.names();
+    let next = kept(&folder);
     assert!(next.any() && next.failure().is_none());
     assert_eq!(next.nameless(), nameless);
     let (revision, resolved) = next.resolved();
@@ -104,8 +92,8 @@ fn the_next_agent_knows_what_was_in_force_and_no_more() {
     assert_eq!((revision, resolved.of(&exact).collect::<Vec<_>>()), (0, vec![&address(1)]));
     // It tells pods what is in force, though it has not heard from the API server yet.
     assert_eq!(next.learn(&[record("a.test", 1)]), Ok(None));
-    std::fs::write(folder.0.join("names-n0.json"), "{").unwrap();
-    assert!(!folder.names().any(), "nothing is made of what cannot be read");
+    std::fs::write(folder.path().join("names-n0.json"), "{").unwrap();
+    assert!(!kept(&folder).any(), "nothing is made of what cannot be read");
 }
 
 #[test]
@@ -118,8 +106,8 @@ fn what_cannot_be_kept_is_said() {
 
 #[test]
 fn resolvers_are_those_of_the_file() {
-    let folder = Folder::new();
-    let file = folder.0.join("resolv.conf");
+    let folder = folder();
+    let file = folder.path().join("resolv.conf");
     std::fs::write(
         &file,
         "search a\nnameserver 10.96.0.10\n# nameserver 1.1.1.1\n nameserver fe80::1%eth0\noptions x\n",

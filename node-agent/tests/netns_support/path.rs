@@ -97,8 +97,23 @@ impl Aegis {
         Aegis::with(row, &Inputs { fast_path: true, ..inputs })
     }
 
+    /// As [`Aegis::on`], with use metered, as where it is reported.
+    #[allow(dead_code, reason = "for benchmarks")]
+    pub fn metered_on(row: &Row, last: u8) -> Aegis {
+        Aegis::metered_with(row, &inputs(vec![holding(4, last, "n0")], Timeouts::default()))
+    }
+
+    /// As [`Aegis::with`], with use metered.
+    pub fn metered_with(row: &Row, inputs: &Inputs) -> Aegis {
+        Aegis::with_flags(row, inputs, &["--usage-collector", "https://192.0.2.9"])
+    }
+
     /// Does on the node what these say.
     pub fn with(row: &Row, inputs: &Inputs) -> Aegis {
+        Aegis::with_flags(row, inputs, &[])
+    }
+
+    fn with_flags(row: &Row, inputs: &Inputs, flags: &[&str]) -> Aegis {
         let name = row.node.name.clone();
         let wrapper = std::env::temp_dir().join(format!("{name}-nft"));
         std::fs::write(&wrapper, format!("#!/bin/sh\nexec nsenter --net=/run/netns/{name} nft \"$@\"\n"))
@@ -107,7 +122,8 @@ impl Aegis {
         let bpffs = Bpffs::new(&name);
         let (plane, sweeper, firewall, rules) = row.node.enter(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let mut plane = bpffs.open_sized(1 << 20, 1 << 14);
+            let large = ["--max-flows", "1048576", "--max-blocks", "16384"];
+            let mut plane = bpffs.open_with(&[&large, flags].concat());
             let hosts = look(plane.as_mut(), inputs);
             bring(plane.as_mut(), &desired(&hosts), &Known::default());
             // As the agent does where no allocation has a fence.

@@ -37,11 +37,15 @@ impl Bpffs {
 
     /// The same with so many flows and blocks.
     pub fn open_sized(&self, flows: u32, blocks: u32) -> Box<dyn Plane> {
-        let root = self.0.join("aegis");
         let (flows, blocks) = (flows.to_string(), blocks.to_string());
-        let sizes = ["--max-flows", &flows, "--max-blocks", &blocks];
-        let args = ["x", "--node-name", "n0", "--pin-root", root.to_str().unwrap()].into_iter().chain(sizes);
-        kernel::open(&Args::parse_from(args)).unwrap()
+        self.open_with(&["--max-flows", &flows, "--max-blocks", &blocks])
+    }
+
+    /// The same with these flags of the agent.
+    pub fn open_with(&self, flags: &[&str]) -> Box<dyn Plane> {
+        let root = self.0.join("aegis");
+        let args = ["x", "--node-name", "n0", "--pin-root", root.to_str().unwrap()];
+        kernel::open(&Args::parse_from(args.iter().chain(flags))).unwrap()
     }
 }
 

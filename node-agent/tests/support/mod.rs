@@ -9,6 +9,7 @@
 
 pub mod exact;
 pub mod gateway;
+pub mod meter;
 pub mod packet;
 pub mod six;
 

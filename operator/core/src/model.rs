@@ -30,6 +30,8 @@ pub struct Inputs {
     pub allocations: Vec<Allocation>,
     /// All nodes that exist (a Node object), with what their agents report.
     pub nodes: Vec<Node>,
+    /// Ranges from which Services get their addresses.
+    pub services: Vec<IpNet>,
     /// All `EgressAddress` objects as they stand, but for `frozen`.
     pub addresses: Vec<Address>,
     /// Those that are no part of planning (all of them are `withheld`), since their allocation or prefix can't be read. They
@@ -57,6 +59,7 @@ impl Default for Inputs {
             prefixes: Vec::new(),
             allocations: Vec::new(),
             nodes: Vec::new(),
+            services: Vec::new(),
             addresses: Vec::new(),
             frozen: Vec::new(),
             namespaces: BTreeMap::new(),

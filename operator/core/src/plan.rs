@@ -203,7 +203,7 @@ pub(crate) fn plural(count: usize, one: &str, many: &str) -> String {
 /// The inputs must also be complete: slices of a node that is missing rest and go to others, and addresses of an
 /// allocation that is missing drain. An object that could not be read has to be given as it was last known.
 pub fn plan(inputs: &Inputs) -> Plan {
-    let prefixes = Prefixes::judge(&inputs.prefixes, &inputs.nodes);
+    let prefixes = Prefixes::judge(&inputs.prefixes, &inputs.nodes, &inputs.services);
     let assignments = addresses::assign(inputs, &prefixes);
     let (addresses, shares) = holdings::plan(inputs, &assignments);
     let wake =

@@ -8,6 +8,7 @@
 
 mod destinations;
 mod explain;
+mod impossible;
 mod inside;
 pub mod names;
 mod ports;
@@ -21,6 +22,7 @@ use crate::egress::Family;
 use crate::model::AllocationName;
 use destinations::{Destinations, Members};
 pub use explain::{Explanation, Miss, Packet, Step, explain};
+pub use impossible::impossible;
 pub use inside::never_covered;
 use ipnet::IpNet;
 use names::{HostPattern, Patterns, Resolved};

@@ -24,8 +24,9 @@ pub(crate) struct Judged<'a> {
 impl<'a> Prefixes<'a> {
     /// Of prefixes that overlap only the oldest is accepted (then the first by name). A prefix that is not accepted
     /// itself still stands in the way of younger ones: otherwise deleting an old prefix could withdraw the
-    /// acceptance of one that is in use. A range that nodes use for pods is refused too: replies would not come back.
-    pub fn judge(prefixes: &'a [Prefix], nodes: &[Node]) -> Prefixes<'a> {
+    /// acceptance of one that is in use. A range that nodes use for pods, or that Services have, is refused too: replies would not
+    /// come back.
+    pub fn judge(prefixes: &'a [Prefix], nodes: &[Node], services: &[IpNet]) -> Prefixes<'a> {
         let ranges: Vec<(IpNet, &str)> = nodes
             .iter()
             .flat_map(|node| node.pod_ranges.iter().map(|range| (*range, node.name.as_str())))
@@ -52,15 +53,16 @@ impl<'a> Prefixes<'a> {
                         prefix.cidr, older.cidr, older.name
                     ),
                 ),
-                None => match pods {
-                    Some((range, node)) => Verdict::bad(
+                None => match (pods, services.iter().filter(|range| overlap(**range, prefix.cidr)).min()) {
+                    (Some((range, node)), _) => Verdict::bad(
                         reason::OVERLAPS_PODS,
-                        format!(
-                            "spec.cidr: {} overlaps {range}, the pods of node {node:?}: replies would not come back; create another prefix with a range that is not used inside the cluster",
-                            prefix.cidr
-                        ),
+                        inside(prefix, range, &format!("the pods of node {node:?}")),
                     ),
-                    None => Verdict::good(reason::ACCEPTED, available(prefix, &nodes)),
+                    (None, Some(range)) => Verdict::bad(
+                        reason::OVERLAPS_SERVICES,
+                        inside(prefix, range, "addresses of Services"),
+                    ),
+                    (None, None) => Verdict::good(reason::ACCEPTED, available(prefix, &nodes)),
                 },
             };
             by_name.insert(prefix.name.as_str(), Judged { prefix, accepted, nodes });
@@ -77,6 +79,14 @@ impl<'a> Prefixes<'a> {
     pub fn iter(&self) -> impl Iterator<Item = &Judged<'a>> {
         self.by_name.values()
     }
+}
+
+/// What to say of a prefix with addresses that are used inside the cluster.
+fn inside(prefix: &Prefix, range: &IpNet, whose: &str) -> String {
+    format!(
+        "spec.cidr: {} overlaps {range}, {whose}: replies would not come back; create another prefix with a range that is not used inside the cluster",
+        prefix.cidr
+    )
 }
 
 fn available(prefix: &Prefix, nodes: &[IpAddr]) -> String {
@@ -275,7 +285,7 @@ mod tests {
         let first = prefix("first", 1, "192.0.2.0/29");
         let rest = [prefix("second", 2, "192.0.2.0/28"), prefix("third", 3, "192.0.2.8/29")];
         let accepted = |prefixes: &[Prefix], name: &str| {
-            Prefixes::judge(prefixes, &[]).get(name).is_some_and(|judged| judged.accepted.is_good())
+            Prefixes::judge(prefixes, &[], &[]).get(name).is_some_and(|judged| judged.accepted.is_good())
         };
         let all = [vec![first], rest.to_vec()].concat();
         assert_eq!(["first", "second", "third"].map(|name| accepted(&all, name)), [true, false, false]);

@@ -31,6 +31,8 @@ pub const LIMIT: &str = "LimitReached";
 pub const WITHHELD: &str = "Withheld";
 /// A prefix contains addresses of the cluster's own pods.
 pub const OVERLAPS_PODS: &str = "OverlapsPods";
+/// A prefix contains addresses of Services.
+pub const OVERLAPS_SERVICES: &str = "OverlapsServices";
 /// No node matches the sites.
 pub const NO_NODE: &str = "NoNode";
 /// Being deleted; waiting for live flows to end.

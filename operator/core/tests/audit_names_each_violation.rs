@@ -385,7 +385,7 @@ fn an_address_that_must_not_be_taken() {
     let own = |inputs: &mut Inputs| inputs.nodes[0].addresses.push("192.0.2.1".parse().unwrap());
     assert_eq!(taken(&own, next), "it is a node's own");
     let pods = |inputs: &mut Inputs| inputs.nodes[0].pod_ranges.push("192.0.0.0/16".parse().unwrap());
-    assert_eq!(taken(&pods, next), "its prefix overlaps pods");
+    assert_eq!(taken(&pods, next), "its prefix overlaps pods or Services");
 }
 
 #[test]

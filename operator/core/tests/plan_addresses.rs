@@ -407,6 +407,11 @@ fn nodes_own_addresses_and_ranges_of_pods_are_not_given_out() {
     assert!(told.message().contains("192.0.2.0/24, the pods of node \"n3\""), "{}", told.message());
     assert_eq!(addresses(&plan, "a"), [ip("192.0.2.1")], "what is allocated stays");
     assert!(addresses(&plan, "b").is_empty());
+    inputs.nodes[2].pod_ranges.clear();
+    inputs.services = vec!["192.0.2.0/24".parse().unwrap()];
+    let told = advance(&mut inputs).prefixes["p"].accepted.clone();
+    assert_eq!(told.reason(), reason::OVERLAPS_SERVICES);
+    assert!(told.message().contains("overlaps 192.0.2.0/24, addresses of Services"), "{}", told.message());
 }
 
 #[test]

@@ -125,7 +125,7 @@ fn ranges<'a>(
 
 fn names(ports: &[PortRange], packet: Packet) -> bool {
     ports.is_empty()
-        || packet.port.is_some_and(|port| {
+        || port_of(packet).is_some_and(|port| {
             ports
                 .iter()
                 .any(|range| range.protocol == packet.protocol && range.first <= port && port <= range.last)
@@ -214,7 +214,7 @@ fn look_up(policy: &NodePolicy, pod_class: u32, packet: Packet) -> (Action, Opti
         Some((_, Destination::Class(class))) => *class,
     };
     let port_key = |protocol: u8, port: u16| u32::from(protocol) << 16 | u32::from(port);
-    let port_class = packet.port.and_then(|port| {
+    let port_class = port_of(packet).and_then(|port| {
         policy
             .ports
             .iter()
@@ -308,13 +308,20 @@ fn any_workloads() -> impl Strategy<Value = Workloads> {
     ]
 }
 
+/// What rules compare: ICMP is the port 0.
+fn port_of(packet: Packet) -> Option<u16> {
+    packet.port.or((packet.protocol == 1).then_some(0))
+}
+
 fn any_ports() -> impl Strategy<Value = Vec<PortRange>> {
+    let icmp = Just(PortRange { protocol: 1, first: 0, last: 0 });
     let range = (
         prop::sample::select(vec![6u8, 17]),
         prop::sample::select(&PORTS[..]),
         prop::sample::select(&PORTS[..]),
     );
     let range = range.prop_map(|(protocol, a, b)| PortRange { protocol, first: a.min(b), last: a.max(b) });
+    let range = prop_oneof![6 => range, 1 => icmp];
     prop_oneof![1 => Just(vec![]), 2 => prop::collection::vec(range, 1..4)]
 }
 

@@ -231,6 +231,41 @@ fn what_shadows_asks_for_no_more() {
     assert!(names(&[same, EgressPolicy { countries: vec!["FR".into()], ..country }]).is_empty());
 }
 
+#[test]
+fn what_is_asked_of_labels_and_conditions_is_told_with_what_is_there() {
+    let selector =
+        |key: &str, value: &str| Selector { labels: labels(&[(key, value)]), ..Selector::default() };
+    let is = |kind: &str, status: &str| ConditionIs { kind: kind.into(), status: status.into() };
+    let identity =
+        Identity { namespace_selector: Some(selector("tier", "regulated")), ..Identity::default() };
+    let posture = Posture {
+        node: Some(selector("zone", "a")),
+        node_conditions: vec![is("Attested", "True"), is("Ready", "True")],
+        pod_conditions: vec![is("Scanned", "True")],
+    };
+    let mut inputs = inputs(vec![EgressPolicy { identity, posture, ..policy("p", 1, Exit::Deny) }]);
+    inputs.pods[0].namespace_labels = labels(&[("tier", "open")]);
+    inputs.pods[0].conditions = labels(&[("Scanned", "False")]);
+    inputs.node = NodeFacts { conditions: labels(&[("Ready", "True")]), ..NodeFacts::default() };
+    let packet = Packet { destination: Ipv4Addr::new(192, 0, 2, 7).into(), protocol: 6, port: Some(443) };
+    let told = |inputs: &PolicyInputs| -> Vec<String> {
+        let told = explain(inputs, &inputs.pods[0], packet);
+        told.steps[0].misses.iter().map(|miss| format!("{}: {}", miss.criterion, miss.message)).collect()
+    };
+    assert_eq!(
+        told(&inputs),
+        [
+            "namespaceSelector: tier=regulated is wanted, and namespace shop has tier=open",
+            "posture: zone=a is wanted, and the node has no label zone",
+            "posture: condition Attested=True is wanted, and the node has Attested=Unknown",
+            "posture: condition Scanned=True is wanted, and the pod has Scanned=False",
+        ]
+    );
+    inputs.policies[0].posture = Posture::default();
+    inputs.policies[0].identity.namespace_selector = Some(Selector::default());
+    assert_eq!(told(&inputs), ["namespaceSelector: it asks for no label, and so selects nothing"]);
+}
+
 fn of_application(name: &str, precedence: i32, exit: Exit) -> EgressPolicy {
     let policy = policy(&format!("to-{name}-{precedence}"), precedence, exit);
     EgressPolicy { cidrs: Vec::new(), applications: vec![name.into()], ..policy }

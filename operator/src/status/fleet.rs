@@ -63,6 +63,13 @@ pub struct Share<'a> {
     pub holders: BTreeMap<&'a str, BTreeMap<Egress, i64>>,
 }
 
+impl Share<'_> {
+    /// Whether some node may start flows from one of its addresses.
+    pub fn serves(&self) -> bool {
+        self.addresses.iter().any(|it| it.is_held())
+    }
+}
+
 /// What each allocation has, as planned or frozen.
 pub fn shares(view: &View) -> HashMap<&AllocationName, Share<'_>> {
     let mut all: Vec<&Address> = view.plan.addresses.iter().chain(&view.world.frozen).collect();
@@ -179,6 +186,13 @@ impl<'a> Fleet<'a> {
         });
         let (known, not): (Vec<_>, Vec<_>) = asked.partition(|(_, condition)| condition.status == "True");
         let all = known.len() + not.len();
+        if all == 0 {
+            return Wanted::bad(
+                type_::COUNTRIES_KNOWN,
+                reason::PENDING,
+                "no node has said yet whether it knows countries",
+            );
+        }
         let mut message = format!("{} of {all} nodes have read their database of countries", known.len());
         let Some((_, first)) = not.first() else {
             return Wanted::good(type_::COUNTRIES_KNOWN, reason::DATABASE_READ, &message);
@@ -350,9 +364,14 @@ fn append(message: &mut String, what: &str, nodes: Vec<String>) {
     if nodes.is_empty() {
         return;
     }
-    let named: Vec<&str> = nodes.iter().take(NAMED).map(String::as_str).collect();
-    *message += &format!("; {what} {}", named.join(", "));
-    if nodes.len() > NAMED {
-        *message += &format!(" and {} more", nodes.len() - NAMED);
+    *message += &format!("; {what} {}", list(&nodes));
+}
+
+/// The first few names, and how many more there are.
+pub fn list<S: AsRef<str>>(names: &[S]) -> String {
+    let mut text = names.iter().take(NAMED).map(AsRef::as_ref).collect::<Vec<&str>>().join(", ");
+    if names.len() > NAMED {
+        text += &format!(" and {} more", names.len() - NAMED);
     }
+    text
 }

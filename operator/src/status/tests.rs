@@ -453,6 +453,69 @@ fn a_policy_names_the_application_that_it_lacks_and_an_application_who_names_it(
 }
 
 #[test]
+fn a_policy_that_matches_nothing_or_refuses_all_that_it_matches_says_so() {
+    let mut before = snapshot(&["n1"]);
+    let labels = |team: &str| json!({"metadata": {"labels": {"team": team}}});
+    before.namespaces = vec![object(None, "shop", labels("web")), object(None, "bank", labels("web"))];
+    let egress = |identity: Value, egress: Value| {
+        let spec =
+            json!({"precedence": 1, "action": "Egress", "egress": egress, "match": {"identity": identity}});
+        object(None, "p", json!({"spec": spec}))
+    };
+    let mut told = |policy, type_: &str| {
+        before.policies = vec![policy];
+        let found = changes(&before, &view(&before), now());
+        let condition = condition(&found, "EgressPolicy", type_);
+        let field = |name: &str| condition[name].as_str().unwrap().to_owned();
+        (field("reason"), field("message"))
+    };
+    let partner = || json!({"primary": "partner"});
+
+    let contradiction = json!({"podSelector": {"matchLabels": {"app": "a"},
+        "matchExpressions": [{"key": "app", "operator": "DoesNotExist"}]}});
+    let (reason, message) = told(egress(contradiction, partner()), "Effective");
+    assert_eq!(reason, "MatchesNothing");
+    assert!(message.contains("spec.match.identity.podSelector asks for contradicts itself"), "{message}");
+    for (identity, why) in [
+        (json!({"namespaces": ["shpo"]}), "namespaces: there is no such namespace"),
+        (json!({"namespaceSelector": {"matchLabels": {"team": "wbe"}}}), "no namespace has such labels"),
+    ] {
+        let (reason, message) = told(egress(identity, partner()), "Effective");
+        assert!(reason == "MatchesNothing" && message.contains(why), "{message}");
+    }
+    let by_labels = || json!({"namespaceSelector": {"matchLabels": {"team": "web"}}});
+    assert_eq!(told(egress(by_labels(), partner()), "Effective").0, "Effective");
+
+    let (reason, message) = told(egress(by_labels(), partner()), "Accepted");
+    assert_eq!(reason, "NotFound");
+    assert!(
+        message.contains("no such EgressAllocation in bank: pods there that match are refused"),
+        "{message}"
+    );
+    let typo = json!({"primary": "partnre", "secondary": "partner"});
+    let (reason, message) = told(egress(json!({"namespaces": ["shop"]}), typo), "Accepted");
+    assert_eq!(reason, "NotFound");
+    assert!(message.contains("in shop: pods there leave from the secondary, \"partner\""), "{message}");
+    // Whom it is about where it chooses no namespace, nobody can tell.
+    assert_eq!(
+        told(egress(json!({"podSelector": {"matchLabels": {"a": "b"}}}), partner()), "Accepted").0,
+        "Accepted"
+    );
+    assert_eq!(told(egress(json!({"namespaces": ["shop"]}), partner()), "Programmed").0, "Pending");
+
+    // Without a node nobody holds a slice.
+    before.nodes.clear();
+    let spec = json!({"precedence": 1, "action": "Egress", "egress": partner(), "match": {"identity": {"namespaces": ["shop"]}}});
+    before.policies = vec![object(None, "p", json!({"spec": spec}))];
+    let found = changes(&before, &view(&before), now());
+    let programmed = condition(&found, "EgressPolicy", "Programmed");
+    assert_eq!(programmed["reason"], "Unavailable");
+    assert!(
+        programmed["message"].as_str().unwrap().contains("no node holds a slice of the allocations in shop")
+    );
+}
+
+#[test]
 fn a_policy_says_what_it_observed_and_where_countries_are_not_known() {
     let mut before = snapshot(&["n1", "n2"]);
     let country = json!({"destination": {"countries": ["NZ"]}});

@@ -115,6 +115,27 @@ impl Cluster {
         agents.try_into().unwrap_or_else(|_| unreachable!())
     }
 
+    /// Lets agents report until an allocation is programmed: what they say of one epoch says nothing of the next, and a plan that came
+    /// before a node was known is followed by another.
+    pub async fn programmed(&self, agents: &[&Agent], account: &str, name: &str) {
+        let allocations: Api<EgressAllocation> = self.in_account(account);
+        eventually(&format!("{account}/{name} to be programmed"), SOON, async || {
+            for agent in agents {
+                agent.report(self).await;
+            }
+            let status =
+                allocations.get(name).await.map_err(|error| error.to_string())?.status.unwrap_or_default();
+            let programmed = |it: &&Condition| it.type_ == type_::PROGRAMMED && it.status == "True";
+            status
+                .conditions
+                .iter()
+                .find(programmed)
+                .map(drop)
+                .ok_or_else(|| format!("{:?}", status.conditions))
+        })
+        .await;
+    }
+
     /// Waits until `count` addresses of an allocation stand, and returns them.
     pub async fn addresses(&self, account: &str, name: &str, count: usize) -> Vec<EgressAddress> {
         let what = format!("{count} addresses of {account}/{name}");

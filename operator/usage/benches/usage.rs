@@ -12,11 +12,14 @@ use aegis_usage::{
     Aggregation, Dimension, Figure, Filter, Level, Measure, Order, Query, Retention, Scope, Store,
 };
 use aegis_usage_report::{Figures, Key, Protocol, Report, Row, VERSION, Volume};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 use support::T0;
 
 /// Rows of a report: origins of a node.
 const ORIGINS: u64 = 1_000;
+/// Nodes.
+const NODES: u64 = 50;
 /// Reports of one transaction, as the collector takes them when it is busy.
 const BATCH: usize = 16;
 
@@ -24,9 +27,9 @@ fn main() {
     let wanted = std::env::var("AEGIS_USAGE_ROWS").ok().and_then(|text| text.parse().ok());
     let rows: u64 = wanted.unwrap_or(1_000_000);
     println!(
-        "| store, rows | rows/s taken | bytes a row | rows/s made minutes | question | milliseconds, median of 5 |"
+        "| store, rows | rows/s taken | bytes a row | rows/s made minutes | rows/s taken while minutes are made | question | milliseconds, median of 5 |"
     );
-    println!("|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|");
     let store = std::env::var("AEGIS_USAGE_STORE").unwrap_or_default();
     if store != "postgres" {
         sqlite(rows);
@@ -40,11 +43,11 @@ fn main() {
 const PATIENCE: Duration = Duration::from_secs(600);
 
 fn sqlite(rows: u64) {
-    let folder = support::Folder::new("usage-bench");
-    let path = folder.0.join("usage.db");
+    let folder = support::folder("usage-bench");
+    let path = folder.path().join("usage.db");
     let store = Store::sqlite(&path, PATIENCE).unwrap();
     let size = || {
-        let of = |name: &str| std::fs::metadata(folder.0.join(name)).map_or(0, |it| it.len());
+        let of = |name: &str| std::fs::metadata(folder.path().join(name)).map_or(0, |it| it.len());
         of("usage.db") + of("usage.db-wal")
     };
     measure("SQLite", &store, rows, &size);
@@ -62,11 +65,10 @@ fn postgres(rows: u64) {
 }
 
 fn measure(name: &str, store: &Store, rows: u64, size: &dyn Fn() -> u64) {
-    let nodes = 50;
-    let slots = (rows / ORIGINS / nodes).max(1);
+    let slots = (rows / ORIGINS / NODES).max(1);
     let empty = size();
     let reports: Vec<Report> =
-        (0..slots).flat_map(|slot| (0..nodes).map(move |node| report(node, slot))).collect();
+        (0..slots).flat_map(|slot| (0..NODES).map(move |node| report(node, slot))).collect();
     let end = T0 + 10 * slots as i64;
     let begin = Instant::now();
     for batch in reports.chunks(BATCH) {
@@ -77,7 +79,8 @@ fn measure(name: &str, store: &Store, rows: u64, size: &dyn Fn() -> u64) {
     let begin = Instant::now();
     store.maintain(end + 7_300, &Retention::default()).unwrap();
     let made = rate(reports.len() as u64 * ORIGINS, begin);
-    print!("| {name}, {} | {taken} | {bytes} | {made} ", reports.len() as u64 * ORIGINS);
+    let both = both(store, slots);
+    print!("| {name}, {} | {taken} | {bytes} | {made} | {both} ", reports.len() as u64 * ORIGINS);
     for (at, (question, query)) in questions(end).into_iter().enumerate() {
         let mut times: Vec<Duration> = (0..5)
             .map(|_| {
@@ -87,9 +90,37 @@ fn measure(name: &str, store: &Store, rows: u64, size: &dyn Fn() -> u64) {
             })
             .collect();
         times.sort_unstable();
-        let lead = if at == 0 { "" } else { "| | | | " };
+        let lead = if at == 0 { "" } else { "| | | | | " };
         println!("{lead}| {question} | {:.1} |", times[2].as_secs_f64() * 1_000.0);
     }
+}
+
+/// Rows a second that are taken and made minutes of at once, as a collector does: until both are done.
+fn both(store: &Store, first: u64) -> u64 {
+    let slots = first..first + 24;
+    let reports: Vec<Report> =
+        slots.clone().flat_map(|slot| (0..NODES).map(move |node| report(node, slot))).collect();
+    let taken = AtomicI64::new(T0 + 10 * first as i64);
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut done = false;
+            while !done {
+                let now = taken.load(Ordering::Acquire);
+                done = now == i64::MAX;
+                let now = if done { T0 + 10 * slots.end as i64 + 80 } else { now };
+                store.maintain(now, &Retention::default()).unwrap();
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        for batch in reports.chunks(BATCH) {
+            let end = batch.iter().map(|report| report.to).max().unwrap();
+            store.ingest(batch, end).unwrap();
+            taken.store(end, Ordering::Release);
+        }
+        taken.store(i64::MAX, Ordering::Release);
+    });
+    rate(reports.len() as u64 * ORIGINS, begin)
 }
 
 fn rate(rows: u64, begin: Instant) -> u64 {

@@ -6,9 +6,9 @@ import { fullest, grade, judge, lastOf, silence } from "./fill.js";
 import { count, moment, number, origin, percent, seconds } from "./format.js";
 import { accounts } from "./session.js";
 
-const QUERY = `query($accounts: [String!]!, $after: String) {
+const QUERY = `query($accounts: [String!]!, $after: String, $place: String) {
   now
-  allocations(accounts: $accounts) { account name addresses targetPercent conditions { type status reason message } }
+  allocations(accounts: $accounts, first: 1000, after: $place) { account name addresses targetPercent conditions { type status reason message } }
   addresses(accounts: $accounts, first: 500, after: $after) {
     address account allocation held draining quarantined first last targetPercent
     holders { node site held draining } conditions { type status reason message } }
@@ -24,10 +24,15 @@ const ROWS = 200;
 async function objects() {
   let all = null;
   for (let page = 0; page < PAGES; page += 1) {
-    const after = all?.addresses.at(-1).address ?? null;
-    const part = await ask(QUERY, { accounts: accounts(), after });
-    all = { ...part, addresses: [...(all?.addresses ?? []), ...part.addresses] };
-    if (part.addresses.length < 500) break;
+    const after = all?.addresses.at(-1)?.address ?? null;
+    const last = all?.allocations.at(-1);
+    const part = await ask(QUERY, { accounts: accounts(), after, place: last ? `${last.account}/${last.name}` : null });
+    all = {
+      ...part,
+      allocations: [...(all?.allocations ?? []), ...part.allocations],
+      addresses: [...(all?.addresses ?? []), ...part.addresses],
+    };
+    if (part.addresses.length < 500 && part.allocations.length < 1000) break;
   }
   return all;
 }

@@ -29,8 +29,16 @@ const WINDOWS = {
   "1 week": { length: 7 * 86_400, level: "HOURS", slot: 3600, step: 3600, every: 300 },
 };
 
-// What each point of a plot is.
-const POINTS = { 10: "the mean of 10 seconds", 60: "the highest 10 seconds of a minute", 900: "the highest minute of a quarter of an hour", 3600: "an hour's mean" };
+// What is plotted, and what each point of a plot is. A /64 has no ports: what tells of it is how many flows begin.
+const PORTS = {
+  figure: { measure: "IN_USE", aggregation: "MAX" }, unit: "ports", what: "Ports in use",
+  points: { 10: "the mean of 10 seconds", 60: "the highest 10 seconds of a minute", 900: "the highest minute of a quarter of an hour", 3600: "an hour's mean" },
+};
+const FLOWS = {
+  figure: { measure: "FLOWS", aggregation: "SUM" }, unit: "flows", what: "Flows that began",
+  points: { 10: "those of 10 seconds", 60: "those of a minute", 900: "those of a quarter of an hour", 3600: "those of an hour" },
+};
+const plotted = (address) => address.address.includes(":") ? FLOWS : PORTS;
 
 // Reports of the last moments may still be on their way.
 const LAG = 20;
@@ -63,7 +71,7 @@ export function view(box, name) {
       el("details", { id: "as-table" }, el("summary", {}, "Slices as a table"), slices)),
     el("section", { "aria-labelledby": "h-nodes" }, el("h2", { id: "h-nodes" }, "Nodes"), nodes),
     el("section", { "aria-labelledby": "h-use" }, el("h2", { id: "h-use" }, "Use over time, by origin"),
-      el("div", { class: "controls" }, choice, el("label", { for: "node" }, "Ports of ", node)), caption, trouble, figures, more));
+      el("div", { class: "controls" }, choice, el("label", { for: "node" }, "Of ", node)), caption, trouble, figures, more));
   box.append(el("h1", { tabindex: "-1" }, name), head, rest);
   head.append(notice("idle", "Loading …"));
 
@@ -137,7 +145,8 @@ export function view(box, name) {
     const max = roof(highest, value);
     const of = turn.node || "all nodes together";
     const plan = address.address.includes(":") ? "Ports do not limit a /64." : value === null ? "Nothing is planned." : "";
-    say(caption, `Ports in use of ${of}; each point is ${POINTS[kind.step]}. ${plan}`);
+    const { unit, what, points: each } = plotted(address);
+    say(caption, `${what} of ${of}; each point is ${each[kind.step]}. ${plan}`);
     const keys = top.map((it) => it.key);
     for (const [key, it] of plots) {
       if (!keys.includes(key)) {
@@ -153,7 +162,7 @@ export function view(box, name) {
       }
       if (figures.children[at] !== it.element) figures.insertBefore(it.element, figures.children[at] ?? null);
       set(it.element, "data-key", key);
-      it.update({ title, points: points.get(key), from, to, step: kind.step, line, max, now });
+      it.update({ title, points: points.get(key), from, to, step: kind.step, what, unit, line, max, now });
     });
     set(more, "hidden", !hasMore);
     if (top.length === 0) show(trouble, notice("idle", "Nothing was in use in this time, as far as nodes reported."));
@@ -228,7 +237,7 @@ async function series({ address, holders, now, filter }, kind, { node, origins }
   const from = Math.floor((to - kind.length) / kind.step) * kind.step;
   const window = { from: rfc3339(from), to: rfc3339(to), level: kind.level };
   const asked = { ...filter, nodes: node ? [node] : [] };
-  const figures = [{ measure: "IN_USE", aggregation: "MAX" }];
+  const figures = [plotted(address).figure];
   const by = ["ORIGIN", "PROTOCOL"];
   const covered = { ...window, step: kind.step, accounts: filter.accounts, ranges: filter.addresses, nodes: asked.nodes };
   const [most, { reported }] = await Promise.all([

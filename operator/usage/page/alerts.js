@@ -11,6 +11,9 @@ const CONDITIONS = `query($accounts: [String!]!) { now allocations(accounts: $ac
 // What is shown of an alert. A collector of another version may have fewer of these, or no alerts at all.
 const FIELDS = ["alert", "account", "allocation", "kind", "address", "origin", "protocol", "reason", "site", "since", "raised", "figure", "highest", "silentNodes"];
 
+// Rows of an answer, of which one sees no more here.
+const MOST = 1000;
+
 const SHAPE = "query($name: String!) { __type(name: $name) { fields { name type { name ofType { name ofType { name ofType { name } } } } } } }";
 
 // Conditions that are bad when they hold.
@@ -60,12 +63,13 @@ async function detect() {
 }
 
 async function list(names, now) {
-  const query = `query($accounts: [String!]!) { alerts(accounts: $accounts, first: 1000) { ${names.join(" ")} } }`;
+  const query = `query($accounts: [String!]!) { alerts(accounts: $accounts, first: ${MOST}) { ${names.join(" ")} } }`;
   const { alerts } = await ask(query, { accounts: accounts() });
   if (alerts.length === 0) return notice("good", "None: nothing exceeds the limits of an alert.");
   // Those that were raised first, then the oldest first.
   alerts.sort((a, b) => Number(!a.raised) - Number(!b.raised) || (a.since < b.since ? -1 : 1));
-  return table("What exceeds the limits of alerts", ["Alert", "Allocation", "State", "What", "Figure"], alerts.map((it) => cells(it, now)));
+  const all = table("What exceeds the limits of alerts", ["Alert", "Allocation", "State", "What", "Figure"], alerts.map((it) => cells(it, now)));
+  return alerts.length < MOST ? all : [notice("idle", `The first ${number(MOST)}, by account; there may be more.`), all];
 }
 
 function cells(it, now) {

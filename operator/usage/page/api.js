@@ -34,7 +34,8 @@ export async function ask(query, variables = {}, by = token()) {
     throw new Failure(`The collector answers ${response.status}${text ? `: ${text}` : ""}.`, response.status === 403);
   }
   const answer = await response.json().catch(() => ({}));
-  if (!answer.data) {
+  // Of several questions those that have an answer come with it, the others with an error: a part would look like the whole.
+  if (!answer.data || answer.errors?.length) {
     const first = answer.errors?.[0]?.message ?? "no data";
     throw new Failure(`The collector cannot answer: ${first}.`);
   }

@@ -35,9 +35,9 @@ export class Plot {
   }
 
   // points: [{at, value, state}], one for each step; value null where nothing is known, state "", "part", "none" or "later".
-  // line: {value, label} of the plan, or null. max: end of the axis.
-  update({ title, points, from, to, step, line, max, now }) {
-    Object.assign(this, { points, from, to, step, line, max, now });
+  // what, unit: what is counted, and its short name. line: {value, label} of the plan, or null. max: end of the axis.
+  update({ title, points, from, to, step, what, unit, line, max, now }) {
+    Object.assign(this, { points, from, to, step, what, unit, line, max, now });
     say(this.heading, title);
     const known = points.filter((it) => it.value !== null);
     const highest = known.reduce((most, it) => Math.max(most, it.value), 0);
@@ -45,8 +45,8 @@ export class Plot {
     const newest = points.findLast((it) => it.state !== "later") ?? points.at(-1);
     const current = newest.value === null ? "no report now" : `now ${number(newest.value)}`;
     const missing = points.filter((it) => it.state === "none").length;
-    const words = known.length > 0 ? `${current}, highest ${number(highest)} ports` : "no report in this time";
-    const plan = line ? `; planned ${number(line.value)}` : "";
+    const words = known.length > 0 ? `${current}, highest ${number(highest)} ${unit}` : "no report in this time";
+    const plan = line ? `; planned ${number(Math.floor(line.value))}` : "";
     say(this.sum, `${words}${plan}${missing > 0 ? `; ${missing} of ${points.length} steps without any report` : ""}`);
     this.draw();
     if (this.numbers.open) this.list();
@@ -72,7 +72,7 @@ export class Plot {
       parts.push(svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value) }));
       parts.push(svg("text", { class: "axis", x: LEFT - 5, y: y(value) + 3.5, "text-anchor": "end" }, short(value)));
     }
-    parts.push(svg("text", { class: "axis", x: 2, y: 10 }, "ports"));
+    parts.push(svg("text", { class: "axis", x: 2, y: 10 }, this.unit));
     for (const { at, text } of times(this.from, this.to, inner)) {
       parts.push(svg("line", { class: "mark", x1: x(at), x2: x(at), y1: TOP + high, y2: TOP + high + 4 }));
       parts.push(svg("text", { class: "axis", x: x(at), y: HEIGHT - 4, "text-anchor": "middle" }, text));
@@ -163,7 +163,7 @@ export class Plot {
     if (!this.numbers.open) return;
     const rows = this.points.map((it) => el("tr", { "data-at": it.at, "data-value": it.value ?? "" },
       el("th", { scope: "row" }, moment(it.at, this.now)), el("td", {}, told(it))));
-    const head = el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Time"), el("th", { scope: "col" }, "Ports in use")));
+    const head = el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Time"), el("th", { scope: "col" }, this.what)));
     const body = el("tbody", {}, rows);
     const all = el("div", { class: "scroll few", tabindex: "0", role: "group", "aria-label": "Numbers" }, el("table", {}, head, body));
     this.numbers.replaceChildren(this.numbers.firstElementChild, all);

@@ -2,11 +2,14 @@
 
 import { ask } from "./api.js";
 import { badge, el, notice, show, table } from "./dom.js";
-import { count, seconds } from "./format.js";
+import { count, number, seconds } from "./format.js";
 import { accounts } from "./session.js";
 
 const QUERY = `query($accounts: [String!]!) { now policies(accounts: $accounts) {
   order name precedence action observes egress accounts pods destinations matched conditions { type status reason message } } }`;
+
+// Policies of an answer, of which one sees no more here.
+const MOST = 1000;
 
 export function view(box) {
   const list = el("div", { id: "policies", class: "scroll" }, notice("idle", "Loading …"));
@@ -19,7 +22,8 @@ export function view(box) {
     const { now, policies } = await ask(QUERY, { accounts: accounts() });
     const columns = ["Policy", "Place", "Does", "For pods of", "Towards", "State"];
     show(list, policies.length > 0
-      ? table("Policies in their order", columns, policies.map(cells))
+      ? [table("Policies in their order", columns, policies.map(cells)),
+        policies.length < MOST ? null : notice("idle", `The first ${number(MOST)}; there may be more.`)]
       : notice("idle", "There is no policy, or none that names your accounts. Those for everybody are the platform's to see."));
     return seconds(now);
   };

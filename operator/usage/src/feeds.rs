@@ -7,6 +7,7 @@ use crate::http::{Clock, refuse, token};
 use crate::metrics::Metrics;
 use crate::sql::Error;
 use crate::store::Store;
+use crate::turns::Turns;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -16,11 +17,7 @@ use axum::{Json, Router};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
-use tokio::sync::Semaphore;
 use tracing::warn;
-
-/// Feeds that are read at a time; others wait. Apart from questions, which come with a token that somebody knows.
-const AT_A_TIME: usize = 4;
 
 struct Shared {
     store: Arc<Store>,
@@ -28,7 +25,8 @@ struct Shared {
     clock: Clock,
     metrics: Metrics,
     base: String,
-    turn: Semaphore,
+    /// Apart from those of questions, which come with a token that somebody knows.
+    turns: Turns,
 }
 
 /// The service of feeds. `base` is where others reach it (`https://host`).
@@ -40,7 +38,7 @@ pub fn feeds(
     base: &str,
 ) -> Router {
     let base = base.trim_end_matches('/').to_owned();
-    let shared = Shared { store, access, clock, metrics, base, turn: Semaphore::new(AT_A_TIME) };
+    let shared = Shared { store, access, clock, metrics, base, turns: Turns::new() };
     Router::new()
         .route("/feeds/{account}/{token}/{file}", get(read))
         .route("/v1/feeds/{account}", get(find).post(renew))
@@ -75,8 +73,8 @@ fn asked(path: Result<Path<(String, String, String)>, PathRejection>) -> Option<
 
 impl Shared {
     async fn feed(&self, account: String, said: Token, form: Form, headers: &HeaderMap) -> Response {
-        let base = self.base.clone();
-        let found = self.ask(move |store| {
+        let (base, whose) = (self.base.clone(), account.clone());
+        let found = self.ask(&whose, move |store| {
             // An account that is not known takes as long as a wrong token.
             let known = store.token(&account)?;
             let right = said.is(known.as_ref().map_or(&said, |(token, _)| token));
@@ -105,9 +103,9 @@ impl Shared {
         if !may || !is_account(&account) {
             return Err(Denied::Forbidden);
         }
-        let (base, now) = (self.base.clone(), (self.clock)());
+        let (base, now, whose) = (self.base.clone(), (self.clock)(), account.clone());
         let Ok(fresh) = Token::random() else { return Ok(unavailable()) };
-        let given = self.ask(move |store| {
+        let given = self.ask(&whose, move |store| {
             let token = store.give_token(&account, &fresh, new, now)?;
             let at = |form| place(&base, &account, &token, form);
             Ok(Places { rss: at(Form::Rss), atom: at(Form::Atom) })
@@ -118,24 +116,14 @@ impl Shared {
         })
     }
 
+    /// Asks the store, in turn with others who ask of the account.
     async fn ask<T: Send + 'static>(
         &self,
+        account: &str,
         question: impl FnOnce(&Store) -> Result<T, Error> + Send + 'static,
     ) -> Option<T> {
-        let _turn = self.turn.acquire().await.ok()?;
-        let store = self.store.clone();
-        let done = tokio::task::spawn_blocking(move || question(&store)).await;
-        match done {
-            Ok(Ok(answer)) => Some(answer),
-            Ok(Err(error)) => {
-                warn!(%error, "a feed is not read");
-                None
-            }
-            Err(error) => {
-                warn!(%error, "a feed is not read");
-                None
-            }
-        }
+        let answer = self.turns.ask(&self.store, account, question).await;
+        answer.inspect_err(|error| warn!(%error, "a feed is not read")).ok()
     }
 }
 

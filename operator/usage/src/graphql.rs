@@ -10,6 +10,7 @@ use crate::query::{self, Aggregation, Dimension, Filter, Measure, Order, OriginF
 use crate::scope::Scope;
 use crate::sql;
 use crate::store::Store;
+use crate::turns::{Turns, Unanswered};
 use aegis_usage_report::Protocol;
 use async_graphql::{
     Context, EmptyMutation, EmptySubscription, Enum, Error, InputObject, MergedObject, Object, Result,
@@ -39,7 +40,7 @@ pub(crate) struct Asker(pub String);
 
 /// The schema with what it asks.
 pub(crate) fn schema(store: Arc<Store>, access: Arc<dyn Access>, clock: Clock) -> Schema {
-    limited().data(store).data(access).data(clock).finish()
+    limited().data(store).data(access).data(clock).data(Turns::new()).finish()
 }
 
 /// The schema as a file.
@@ -105,7 +106,7 @@ enum DimensionName {
     Origin,
     /// Protocol.
     Protocol,
-    /// Pod; empty where it is not yours to see.
+    /// Pod; empty where it is not yours to see, and where agents tell none, as those of today.
     Pod,
     /// Why flows were refused.
     Reason,
@@ -115,13 +116,13 @@ enum DimensionName {
 #[derive(Enum, Clone, Copy, PartialEq, Eq)]
 #[graphql(remote = "Measure", name = "Measure")]
 enum MeasureName {
-    /// Ports in use: the mean over the slot's reports.
+    /// Ports in use: the mean over the slot's reports. A /64 has none.
     InUse,
     /// The most ports in use that a report of the slot told; of several series their sum, which the truth does not exceed.
     InUseMax,
     /// The most ports in use at any moment, with the same reservation.
     Peak,
-    /// Flows that began.
+    /// Flows that began. Over IPv6 what a node had forgotten and goes on counts again.
     Flows,
     /// Flows that were refused.
     Refused,
@@ -214,7 +215,7 @@ struct FilterInput {
     /// Protocols.
     #[graphql(default)]
     protocols: Vec<ProtocolName>,
-    /// Pods.
+    /// Pods; agents of today tell none.
     #[graphql(default)]
     pods: Vec<String>,
     /// Reasons of refusals.
@@ -350,8 +351,9 @@ impl Uses {
         )]
         accounts: Vec<String>,
         #[graphql(default = 100, desc = "At most 1,000.")] first: u32,
+        #[graphql(desc = "`cursor` of the last one of the page before.")] after: Option<String>,
     ) -> Result<Vec<alerts::Alert>> {
-        alerts::alerts(context, accounts, first).await
+        alerts::alerts(context, accounts, first, after).await
     }
 
     /// How much of each slot each node reported. For those who may see the whole cluster.
@@ -419,27 +421,22 @@ fn said(denied: Denied) -> Error {
     Error::new(denied.to_string())
 }
 
-/// Asks the store on a thread that may block. Errors that are not the asker's are not told.
+/// Asks the store. Errors that are not the asker's are not told.
 async fn ask<T: Send + 'static>(
     context: &Context<'_>,
     question: impl FnOnce(&Store) -> Result<T, sql::Error> + Send + 'static,
 ) -> Result<T> {
-    let store = context.data::<Arc<Store>>()?.clone();
-    let answer = tokio::task::spawn_blocking(move || question(&store)).await;
-    match answer {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error @ (sql::Error::Query(_) | sql::Error::TooSlow(_)))) => {
-            Err(Error::new(error.to_string()))
+    let (store, Asker(token)) = (context.data::<Arc<Store>>()?, context.data()?);
+    let answer = context.data::<Turns>()?.ask(store, token, question).await;
+    answer.map_err(|error| match error {
+        Unanswered::Store(error @ (sql::Error::Query(_) | sql::Error::TooSlow(_))) => {
+            Error::new(error.to_string())
         }
-        Ok(Err(error)) => {
+        error => {
             warn!(%error, "a question is not answered");
-            Err(Error::new("the store does not answer"))
+            Error::new("the store does not answer")
         }
-        Err(error) => {
-            warn!(%error, "a question is not answered");
-            Err(Error::new("the store does not answer"))
-        }
-    }
+    })
 }
 
 impl Figure {

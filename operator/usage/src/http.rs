@@ -9,7 +9,8 @@ use crate::metrics::{Failed, Metrics};
 use crate::page;
 use crate::store::Store;
 use aegis_usage_report::Report;
-use axum::extract::{DefaultBodyLimit, FromRequestParts, Request, State};
+use axum::body::{Bytes, HttpBody as _};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -19,7 +20,7 @@ use axum::{Json, Router};
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The time, in seconds since the Unix epoch.
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
@@ -33,8 +34,8 @@ const DELIVERY: usize = 16 << 20;
 /// Most bytes of a question.
 const QUESTION: usize = 64 << 10;
 
-/// Questions that are answered at a time; others wait.
-const QUESTIONS: usize = 4;
+/// Most bytes of all deliveries that are in memory. What they become there is some seven times as much at worst (rows with next to nothing in them).
+const ROOM: usize = 128 << 20;
 
 /// After how many seconds an agent is to come again.
 const AGAIN: HeaderValue = HeaderValue::from_static("5");
@@ -43,16 +44,16 @@ struct Shared {
     access: Arc<dyn Access>,
     inbox: Inbox,
     schema: Schema,
-    turn: Arc<Semaphore>,
+    room: Arc<Semaphore>,
     metrics: Metrics,
 }
 
 /// The service. To be made where tokio runs, since a task of its own takes the reports.
 pub fn router(store: Arc<Store>, access: Arc<dyn Access>, clock: Clock, metrics: Metrics) -> Router {
-    let turn = Arc::new(Semaphore::new(QUESTIONS));
+    let room = Arc::new(Semaphore::new(ROOM));
     let schema = graphql::schema(store.clone(), access.clone(), clock.clone());
     let inbox = Inbox::open(store, clock, metrics.clone());
-    let shared = Arc::new(Shared { access, inbox, schema, turn, metrics });
+    let shared = Arc::new(Shared { access, inbox, schema, room, metrics });
     let reports = post(reports)
         .layer(DefaultBodyLimit::max(DELIVERY))
         .layer(from_fn_with_state(shared.clone(), count_delivery));
@@ -115,23 +116,38 @@ enum Told {
     Stored,
     Repeated,
     TooOld,
-    TooNew,
     Invalid { reason: String },
 }
 
 impl From<Receipt> for Told {
     fn from(receipt: Receipt) -> Told {
         match receipt {
-            Receipt::Stored => Told::Stored,
+            // Agents know no word for the latter, and there is nothing to do for them.
+            Receipt::Stored | Receipt::Moved => Told::Stored,
             Receipt::Repeated => Told::Repeated,
             Receipt::TooOld => Told::TooOld,
-            Receipt::TooNew => Told::TooNew,
             Receipt::Invalid(invalid) => Told::Invalid { reason: invalid.to_string() },
         }
     }
 }
 
-async fn reports(State(shared): State<Arc<Shared>>, Agent(node): Agent, body: bytes::Bytes) -> Response {
+/// The body of a delivery, and the room that it takes until its reports are stored. Without room it is not even read: the agent keeps it.
+struct Body(Bytes, OwnedSemaphorePermit);
+
+impl FromRequest<Arc<Shared>> for Body {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Body, Response> {
+        // What does not say how much it is may be as much as anything.
+        let bytes =
+            request.body().size_hint().exact().map_or(DELIVERY, |exact| exact.min(DELIVERY as u64) as usize);
+        let room = shared.room.clone().try_acquire_many_owned(bytes as u32).map_err(|_| later())?;
+        let bytes = Bytes::from_request(request, shared).await.map_err(IntoResponse::into_response)?;
+        Ok(Body(bytes, room))
+    }
+}
+
+async fn reports(State(shared): State<Arc<Shared>>, Agent(node): Agent, Body(body, room): Body) -> Response {
     let reports: Vec<Report> = match serde_json::from_slice(&body) {
         Ok(reports) => reports,
         Err(error) => {
@@ -146,12 +162,16 @@ async fn reports(State(shared): State<Arc<Shared>>, Agent(node): Agent, body: by
         let text = format!("a report of node {:?} with the token of {node}\n", other.node);
         return (StatusCode::FORBIDDEN, text).into_response();
     }
-    match shared.inbox.deliver(reports).await {
+    drop(body);
+    match shared.inbox.deliver(reports, room).await {
         Some(receipts) => Json(receipts.into_iter().map(Told::from).collect::<Vec<_>>()).into_response(),
-        None => {
-            (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, AGAIN)], "not now\n").into_response()
-        }
+        None => later(),
     }
+}
+
+/// An agent is to come again.
+fn later() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, AGAIN)], "not now\n").into_response()
 }
 
 async fn question(
@@ -159,7 +179,6 @@ async fn question(
     Known(token): Known,
     Json(request): Json<async_graphql::Request>,
 ) -> Response {
-    let Ok(_turn) = shared.turn.acquire().await else { return refuse(Denied::Unavailable) };
     let answer = shared.schema.execute(request.data(Asker(token))).await;
     let failed = answer.is_err();
     let mut response = Json(answer).into_response();

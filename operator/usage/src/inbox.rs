@@ -9,7 +9,7 @@ use crate::store::Store;
 use aegis_usage_report::Report;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tracing::warn;
 
 /// Deliveries that may wait. Beyond that agents keep theirs and come again.
@@ -24,6 +24,8 @@ const EVERY: Duration = Duration::from_secs(10);
 /// What an agent delivers, and where its answer goes. None: the store does not take it now.
 struct Delivery {
     reports: Vec<Report>,
+    /// Given back once they are not in memory any more, whether somebody waits for the answer or not.
+    room: OwnedSemaphorePermit,
     answer: oneshot::Sender<Option<Vec<Receipt>>>,
 }
 
@@ -43,11 +45,11 @@ impl Inbox {
     }
 
     /// What became of each report; None if there is no room or the store fails: none is stored, as far as anybody knows.
-    pub async fn deliver(&self, reports: Vec<Report>) -> Option<Vec<Receipt>> {
+    pub async fn deliver(&self, reports: Vec<Report>, room: OwnedSemaphorePermit) -> Option<Vec<Receipt>> {
         let (answer, answered) = oneshot::channel();
         let place = self.deliveries.try_reserve().ok()?;
         self.metrics.wait(1);
-        place.send(Delivery { reports, answer });
+        place.send(Delivery { reports, room, answer });
         answered.await.ok().flatten()
     }
 }
@@ -55,16 +57,19 @@ impl Inbox {
 async fn take(store: Arc<Store>, clock: Clock, mut deliveries: mpsc::Receiver<Delivery>, metrics: Metrics) {
     while let Some(first) = deliveries.recv().await {
         let mut reports = first.reports;
+        let mut room = first.room;
         let mut answers = vec![(reports.len(), first.answer)];
         while reports.len() < PART
-            && let Ok(Delivery { reports: more, answer }) = deliveries.try_recv()
+            && let Ok(more) = deliveries.try_recv()
         {
-            answers.push((more.len(), answer));
-            reports.extend(more);
+            answers.push((more.reports.len(), more.answer));
+            reports.extend(more.reports);
+            room.merge(more.room);
         }
         let waited = answers.len() as i64;
         let mut receipts = ingest(&store, &clock, reports, &metrics).await.map(Vec::into_iter);
         metrics.wait(-waited);
+        drop(room);
         for (count, answer) in answers {
             // Who has gone does not hear; the reports come again.
             let _ = answer.send(receipts.as_mut().map(|it| it.by_ref().take(count).collect()));
@@ -84,7 +89,9 @@ async fn ingest(
         let receipts = store.ingest(&reports, now)?;
         metrics.ingested(begin.elapsed());
         for (report, receipt) in reports.iter().zip(&receipts) {
-            metrics.reported(receipt, report.rows.len(), report.to);
+            // One that was moved ends now.
+            let end = if *receipt == Receipt::Moved { now } else { report.to };
+            metrics.reported(receipt, report.rows.len(), end);
         }
         Ok::<_, Error>(receipts)
     })
@@ -110,11 +117,12 @@ pub async fn keep(store: Arc<Store>, retention: Retention, clock: Clock, metrics
         ticks.tick().await;
         let (store, now) = (store.clone(), clock());
         let done = tokio::task::spawn_blocking(move || {
-            store.maintain(now, &retention)?;
-            store.contents()
+            let done = store.maintain(now, &retention)?;
+            store.contents().map(|contents| (done, contents))
         });
         let failed: Option<Box<dyn std::error::Error>> = match done.await {
-            Ok(Ok(contents)) => {
+            Ok(Ok((done, contents))) => {
+                metrics.maintained(&done);
                 metrics.contents(&contents);
                 None
             }

@@ -50,6 +50,20 @@ impl Level {
         }
     }
 
+    /// Table that has its rows summed over origins, rules and pods, of which there are few.
+    pub(crate) fn totals(self) -> &'static str {
+        match self {
+            Level::Tens => "total_10",
+            Level::Minutes => "total_60",
+            Level::Hours => "total_3600",
+        }
+    }
+
+    /// Both tables.
+    pub(crate) fn tables(self) -> [&'static str; 2] {
+        [self.table(), self.totals()]
+    }
+
     /// The level that it is made of.
     pub(crate) fn finer(self) -> Option<Level> {
         match self {

@@ -11,12 +11,13 @@
 //! | who may see what | `scope`; how they show who they are, `access` |
 //! | allocations, addresses and policies, and who may see them | `cluster`, `graphql/cluster` |
 //! | the page for browsers | the folder `page`; how it is served, `page` |
-//! | what is served, and how much at a time | `http`, `graphql`, `inbox` |
+//! | what is served, and how much at a time | `http`, `graphql`, `inbox`, `turns` |
 //! | when an alert is raised and cleared | `alert` (`alert/machine`, `alert/evaluate`); its words, `alert/item` |
 //! | feeds, and who reads them | `alert/feed`, `feeds` |
 //! | what is counted of the service itself | `metrics` |
 //! | which nodes did not report, and when | `coverage` |
 //! | where SQLite and PostgreSQL differ | `sqlite`, `postgres` |
+//! | connection strings of PostgreSQL, and whom to believe | `postgres/address`, `postgres/tls` |
 //! | the program: flags, tokens checked by Kubernetes, TLS | the crate `aegis-collector`, in `collector` |
 //!
 //! Time is an argument, in whole seconds since the Unix epoch. The store blocks; `http` and `inbox` put it on
@@ -44,6 +45,7 @@ mod series;
 mod sql;
 mod sqlite;
 mod store;
+mod turns;
 
 pub use access::{Access, Denied, Pending};
 pub use coverage::{Coverage, Gap, Reported};
@@ -54,6 +56,8 @@ pub use inbox::keep;
 pub use ingest::{FUTURE, Receipt};
 pub use level::{Level, Retention, RetentionError};
 pub use metrics::Metrics;
+pub use page::graphiql;
+pub use postgres::{Address, PostgresTls, SslMode, TlsError};
 pub use query::{
     Aggregation, Answer, Dimension, Figure, Filter, Measure, Order, OriginFilter, Page, Query, QueryError,
     most,

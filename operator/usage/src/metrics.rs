@@ -1,6 +1,7 @@
 //! Prometheus metrics of the service.
 
 use crate::ingest::Receipt;
+use crate::rollup::Maintained;
 use crate::store::Contents;
 use axum::http::StatusCode;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -24,6 +25,7 @@ pub struct Metrics {
     questions: Family<OutcomeLabel, Counter>,
     question_seconds: Histogram,
     failures: Counter,
+    skipped: Gauge,
     newest: Gauge,
     series: Gauge,
     bytes: Gauge,
@@ -63,6 +65,7 @@ impl Metrics {
             questions: Family::default(),
             question_seconds: seconds(),
             failures: Counter::default(),
+            skipped: Gauge::default(),
             newest: Gauge::default(),
             series: Gauge::default(),
             bytes: Gauge::default(),
@@ -95,6 +98,11 @@ impl Metrics {
             "maintenance_failures",
             "Attempts to make minutes and hours, and to forget what is old, that failed",
             self.failures.clone(),
+        );
+        registry.register(
+            "maintenance_skipped",
+            "Minutes and hours of nodes that cannot be made while others are",
+            self.skipped.clone(),
         );
         registry.register(
             "newest_report_seconds",
@@ -143,13 +151,13 @@ impl Metrics {
     pub(crate) fn reported(&self, receipt: &Receipt, rows: usize, end: i64) {
         let outcome = match receipt {
             Receipt::Stored => "stored",
+            Receipt::Moved => "moved",
             Receipt::Repeated => "repeated",
             Receipt::TooOld => "too_old",
-            Receipt::TooNew => "too_new",
             Receipt::Invalid(_) => "invalid",
         };
         self.reports.get_or_create(&OutcomeLabel { outcome }).inc();
-        if *receipt == Receipt::Stored {
+        if receipt.is_new() {
             self.rows.inc_by(rows as u64);
             self.newest.inner().fetch_max(end, Ordering::Relaxed);
         }
@@ -168,6 +176,11 @@ impl Metrics {
     /// Minutes and hours could not be made.
     pub(crate) fn failed(&self) {
         self.failures.inc();
+    }
+
+    /// They could, but for some.
+    pub(crate) fn maintained(&self, done: &Maintained) {
+        self.skipped.set(done.skipped as i64);
     }
 
     /// A feed was asked for.

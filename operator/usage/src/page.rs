@@ -5,7 +5,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::Path;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
 use flate2::Compression;
@@ -90,6 +90,12 @@ pub(crate) fn router() -> Router {
         "/page/{name}",
         get(|Path(name): Path<String>, headers: HeaderMap| async move { serve(&name, &headers) }),
     )
+}
+
+/// `/graphiql`: a place to try questions, for whoever develops with the collector on their own machine. Its scripts come from elsewhere, and get to
+/// see the token: so it is for no other place.
+pub fn graphiql() -> Router {
+    Router::new().route("/graphiql", get(|| async { Html(include_str!("../graphiql/index.html")) }))
 }
 
 fn serve(name: &str, asked: &HeaderMap) -> Response {

@@ -4,14 +4,14 @@
 //! else it does not tell apart. Then the slots of a step are aggregated. Slots in which a group has no row do not count;
 //! [`Answer::slots`] says how many did.
 
-mod cursor;
+pub(crate) mod cursor;
 mod sql;
 
 use crate::ingest::{NEWEST, horizon_name, meta};
 use crate::level::Level;
 use crate::scope::Scope;
 use crate::series::{read_address, read_origin};
-use crate::sql::{Error, Row, Sql, Value, bytes, int, text};
+use crate::sql::{Error, Row, SCALE, Sql, Value, bytes, int, text};
 use aegis_usage_report::Protocol;
 use ipnet::IpNet;
 use thiserror::Error;
@@ -248,6 +248,16 @@ pub enum QueryError {
 }
 
 impl Query {
+    /// Whether it tells nothing apart that totals do not.
+    fn is_of_totals(&self) -> bool {
+        let Filter { origins, rules, pods, .. } = &self.filter;
+        let apart = [Dimension::Origin, Dimension::Rule, Dimension::Pod];
+        origins.is_empty()
+            && rules.is_empty()
+            && pods.is_empty()
+            && !self.by.iter().any(|dimension| apart.contains(dimension))
+    }
+
     /// The level to ask, and whether all is within its limits.
     fn check(&self, kept: &[(Level, i64)]) -> Result<Level, QueryError> {
         let Query { from, to, .. } = *self;
@@ -319,7 +329,9 @@ pub(crate) fn answer(sql: &mut dyn Sql, scope: &Scope, query: &Query) -> Result<
     let kept = Level::ALL.into_iter().map(|level| Ok((level, meta(sql, horizon_name(level))?.unwrap_or(0))));
     let level = query.check(&kept.collect::<Result<Vec<_>, Error>>()?)?;
     let after = query.after.as_deref().map(|after| cursor::read(query, after)).transpose()?;
-    let (text, values) = sql::text(scope, query, level, after);
+    let since = meta(sql, level.totals())?;
+    let totals = query.is_of_totals() && since.is_some_and(|since| level.slot(query.from) >= since);
+    let (text, values) = sql::text(scope, query, level, totals, after);
     let mut rows = sql.rows(&text, &values)?;
     let more = rows.len() > query.first as usize;
     rows.truncate(query.first as usize);
@@ -377,7 +389,7 @@ impl Filter {
 impl Measure {
     /// What a figure is to be divided by: means are kept in millionths, in whole numbers, so that both databases answer the same.
     fn scale(self) -> i64 {
-        if self == Measure::InUse { 1_000_000 } else { 1 }
+        if self == Measure::InUse { SCALE } else { 1 }
     }
 }
 

@@ -4,7 +4,7 @@ use crate::level::Level;
 use crate::sql::{Error, FIGURES, Sql, int, transaction};
 
 /// Raised with every change of a table: the number of [`steps`].
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// What the databases call the same thing.
 pub(crate) struct Words {
@@ -49,7 +49,31 @@ pub(crate) fn create(sql: &mut dyn Sql, words: &Words) -> Result<(), Error> {
 
 /// What made each version of the one before.
 fn steps(words: &Words) -> [String; VERSION as usize] {
-    [tables(words), alerts(words)]
+    [tables(words), alerts(words), totals(words)]
+}
+
+fn totals(words: &Words) -> String {
+    let mut script = String::new();
+    for it in Level::ALL {
+        let (totals, resolution) = (it.totals(), it.resolution());
+        // Made from here on: what is older has none.
+        script += &format!(
+            "{}INSERT INTO meta (name, value) SELECT '{totals}', COALESCE(MAX(slot) + {resolution}, 0)
+             FROM coverage WHERE level = {resolution};\n",
+            table(totals, words)
+        );
+    }
+    script
+}
+
+/// A table of figures.
+fn table(name: &str, words: &Words) -> String {
+    let figures: Vec<String> = FIGURES.iter().map(|(name, _)| format!("{name} BIGINT NOT NULL")).collect();
+    format!(
+        "CREATE TABLE {name} (series BIGINT NOT NULL, slot BIGINT NOT NULL, {}, PRIMARY KEY (series, slot)) {};\n",
+        figures.join(", "),
+        words.level
+    )
 }
 
 fn alerts(words: &Words) -> String {
@@ -69,8 +93,7 @@ fn alerts(words: &Words) -> String {
 }
 
 fn tables(words: &Words) -> String {
-    let Words { identity, text, bytes, level, keyed } = words;
-    let figures: Vec<String> = FIGURES.iter().map(|(name, _)| format!("{name} BIGINT NOT NULL")).collect();
+    let Words { identity, text, bytes, keyed, .. } = words;
     let mut script = format!(
         "-- What is counted apart. `digest` is of all that follows.
         CREATE TABLE series (
@@ -99,11 +122,7 @@ fn tables(words: &Words) -> String {
             PRIMARY KEY (level, slot, node)) {keyed};\n"
     );
     for it in Level::ALL {
-        script += &format!(
-            "CREATE TABLE {} (series BIGINT NOT NULL, slot BIGINT NOT NULL, {}, PRIMARY KEY (series, slot)) {level};\n",
-            it.table(),
-            figures.join(", ")
-        );
+        script += &table(it.table(), words);
     }
     script
 }

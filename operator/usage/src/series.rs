@@ -10,6 +10,9 @@ use std::net::{IpAddr, SocketAddr};
 pub(crate) const COLUMNS: [&str; 10] =
     ["node", "address", "origin", "protocol", "rule", "account", "allocation", "site", "pod", "reason"];
 
+/// Those that totals do not tell apart.
+pub(crate) const SUMMED: [&str; 3] = ["origin", "rule", "pod"];
+
 /// What a series is found by.
 pub(crate) type Digest = [u8; 16];
 

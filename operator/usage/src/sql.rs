@@ -12,7 +12,24 @@ pub enum Error {
     Sqlite(#[from] rusqlite::Error),
     /// PostgreSQL.
     #[error("PostgreSQL: {}", describe(.0))]
-    Postgres(#[from] postgres::Error),
+    Postgres(#[from] tokio_postgres::Error),
+    /// PostgreSQL, where somebody can do something about it.
+    #[error("PostgreSQL: {}: {remedy}", describe(.error))]
+    Connect {
+        /// What is wrong.
+        error: tokio_postgres::Error,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// Nothing can be asked at all.
+    #[error("no connection can be made: {0}")]
+    Runtime(std::io::Error),
+    /// PostgreSQL does not answer any more, or not even the connection.
+    #[error("PostgreSQL says nothing for {0} s")]
+    Silent(u64),
+    /// TLS to PostgreSQL cannot be spoken as it is wanted.
+    #[error("TLS to PostgreSQL: {0}")]
+    Tls(#[from] crate::postgres::TlsError),
     /// The store was made by a newer collector.
     #[error(
         "the store has schema {found}; this collector knows {known}: run a newer collector, or give it an empty store"
@@ -39,13 +56,27 @@ pub enum Error {
     Query(#[from] crate::query::QueryError),
 }
 
+impl Error {
+    /// Whether figures that are kept are what is wrong, as where a sum does not fit: with others the same would work.
+    pub(crate) fn is_of_figures(&self) -> bool {
+        match self {
+            Error::Column(_) => true,
+            // It has no number of its own.
+            Error::Sqlite(rusqlite::Error::SqliteFailure(_, Some(said))) => said == "integer overflow",
+            // Class 22: data exception.
+            Error::Postgres(error) => error.code().is_some_and(|code| code.code().starts_with("22")),
+            _ => false,
+        }
+    }
+}
+
 /// With what the server says, which the driver's own words leave out.
-fn describe(error: &postgres::Error) -> String {
+fn describe(error: &tokio_postgres::Error) -> String {
     error.as_db_error().map_or_else(|| error.to_string(), |said| said.to_string())
 }
 
 /// A value that goes to a database or comes from it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Value {
     /// Nothing.
@@ -125,6 +156,12 @@ pub(crate) const FIGURES: [(&str, Join); 10] = [
     ("received_bytes", Join::Sum),
 ];
 
+/// A port in use, in the parts in which means are kept in whole numbers.
+pub(crate) const SCALE: i64 = 1_000_000;
+
+/// Mean of the ports in use of a row, in those parts.
+pub(crate) const MEAN: &str = "u.in_use * 1000000 / u.samples";
+
 /// How two values of a column become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Join {
@@ -155,11 +192,14 @@ pub(crate) trait Sql: Send {
     /// Asks something.
     fn rows(&mut self, text: &str, values: &[Value]) -> Result<Vec<Row>, Error>;
 
+    /// Begins a transaction that writes.
+    fn begin(&mut self) -> Result<(), Error>;
+
     /// Statements without values.
     fn script(&mut self, text: &str) -> Result<(), Error>;
 
-    /// Adds rows to the finest level, each series once. None is there yet if they are `new`; otherwise what is there is joined.
-    fn add(&mut self, samples: &[Sample], new: bool) -> Result<(), Error>;
+    /// Adds rows to a table, each series and slot once. None is there yet if they are `new`; otherwise what is there is joined.
+    fn add(&mut self, table: &str, samples: &[Sample], new: bool) -> Result<(), Error>;
 
     /// Makes sure that a level has a place for a slot.
     fn make_room(&mut self, level: Level, slot: i64) -> Result<(), Error>;
@@ -176,7 +216,7 @@ pub(crate) fn transaction<T>(
     sql: &mut dyn Sql,
     work: impl FnOnce(&mut dyn Sql) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    sql.script("BEGIN")?;
+    sql.begin()?;
     let done = work(sql).and_then(|done| sql.script("COMMIT").map(|()| done));
     if done.is_err() {
         // The error that counts is the first one; a connection that cannot go back is not alive.
@@ -185,15 +225,23 @@ pub(crate) fn transaction<T>(
     done
 }
 
-/// The finest level's table with its columns.
-pub(crate) fn target() -> String {
+/// A table of figures with its columns.
+pub(crate) fn target(table: &str) -> String {
     let columns: Vec<&str> = FIGURES.iter().map(|(name, _)| *name).collect();
-    format!("{} (series, slot, {})", Level::Tens.table(), columns.join(", "))
+    format!("{table} (series, slot, {})", columns.join(", "))
 }
 
-/// `INSERT` of one row of the finest level, by `values`, which joins what is there; `greater` names the function of the greater of two.
-pub(crate) fn upsert(values: &str, greater: &str) -> String {
-    let table = Level::Tens.table();
+/// Places for the values of so many rows: `($1, $2), ($3, $4)`.
+pub(crate) fn tuples(rows: usize, width: usize) -> String {
+    let tuple = |row: usize| {
+        let places: Vec<String> = (1..=width).map(|column| format!("${}", row * width + column)).collect();
+        format!("({})", places.join(", "))
+    };
+    (0..rows).map(tuple).collect::<Vec<_>>().join(", ")
+}
+
+/// `INSERT` of rows of a table of figures, by `values`, which joins what is there; `greater` names the function of the greater of two.
+pub(crate) fn upsert(table: &str, values: &str, greater: &str) -> String {
     let joined = FIGURES.iter().map(|(name, join)| match join {
         Join::Same => format!("{name} = excluded.{name}"),
         Join::Sum => format!("{name} = {table}.{name} + excluded.{name}"),
@@ -202,7 +250,7 @@ pub(crate) fn upsert(values: &str, greater: &str) -> String {
     let joined: Vec<String> = joined.collect();
     format!(
         "INSERT INTO {} {values} ON CONFLICT (series, slot) DO UPDATE SET {}",
-        target(),
+        target(table),
         joined.join(", ")
     )
 }

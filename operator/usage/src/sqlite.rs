@@ -70,13 +70,18 @@ impl Sql for Sqlite {
         })
     }
 
+    fn begin(&mut self) -> Result<(), Error> {
+        // Waits for others that write (a copy being made, somebody's shell). A transaction that reads first and writes later would fail at once.
+        self.script("BEGIN IMMEDIATE")
+    }
+
     fn script(&mut self, text: &str) -> Result<(), Error> {
         Ok(self.connection.execute_batch(text)?)
     }
 
-    fn add(&mut self, samples: &[Sample], _: bool) -> Result<(), Error> {
+    fn add(&mut self, table: &str, samples: &[Sample], _: bool) -> Result<(), Error> {
         let places: Vec<String> = (1..=FIGURES.len() + 2).map(|at| format!("?{at}")).collect();
-        let text = upsert(&format!("VALUES ({})", places.join(", ")), "MAX");
+        let text = upsert(table, &format!("VALUES ({})", places.join(", ")), "MAX");
         let mut statement = self.connection.prepare_cached(&text)?;
         for Sample { series, slot, figures } in samples {
             let values = [*series, *slot].into_iter().chain(*figures);
@@ -91,15 +96,17 @@ impl Sql for Sqlite {
 
     fn forget(&mut self, level: Level, before: i64) -> Result<(), Error> {
         // By series, in the order of the rows: a condition on the time alone would read the whole table.
-        let table = level.table();
-        let last: Option<i64> =
-            self.connection.query_row(&format!("SELECT MAX(series) FROM {table}"), [], |row| row.get(0))?;
-        let text = format!(
-            "DELETE FROM {table} WHERE slot < ?1 AND series IN (SELECT id FROM series WHERE id >= ?2 AND id < ?3)"
-        );
-        let mut statement = self.connection.prepare(&text)?;
-        for first in (0..=last.unwrap_or(-1)).step_by(SERIES_PART as usize) {
-            statement.execute([before, first, first + SERIES_PART])?;
+        for table in level.tables() {
+            let last: Option<i64> =
+                self.connection
+                    .query_row(&format!("SELECT MAX(series) FROM {table}"), [], |row| row.get(0))?;
+            let text = format!(
+                "DELETE FROM {table} WHERE slot < ?1 AND series IN (SELECT id FROM series WHERE id >= ?2 AND id < ?3)"
+            );
+            let mut statement = self.connection.prepare(&text)?;
+            for first in (0..=last.unwrap_or(-1)).step_by(SERIES_PART as usize) {
+                statement.execute([before, first, first + SERIES_PART])?;
+            }
         }
         Ok(())
     }

@@ -3,9 +3,9 @@
 use crate::coverage::{self, Coverage, Gap, Reported};
 use crate::ingest::{self, Known, Receipt};
 use crate::level::{Level, Retention};
-use crate::postgres::{self, Postgres};
+use crate::postgres::{self, Address, Postgres, PostgresTls};
 use crate::query::{self, Page, Query};
-use crate::rollup::{self, Maintained};
+use crate::rollup::{self, Due, Maintained};
 use crate::schema;
 use crate::scope::Scope;
 use crate::sql::{Error, Sql, int, transaction};
@@ -24,6 +24,8 @@ pub struct Store {
     place: Place,
     patience: Duration,
     writer: Mutex<Writer>,
+    /// What makes coarser levels in PostgreSQL. None until it is needed, and after an error.
+    roller: Mutex<Option<Box<dyn Sql>>>,
     readers: Mutex<Vec<Box<dyn Sql>>>,
 }
 
@@ -40,7 +42,7 @@ pub struct Contents {
 
 enum Place {
     Sqlite(PathBuf),
-    Postgres(String),
+    Postgres(Box<Address>),
 }
 
 #[derive(Default)]
@@ -59,16 +61,25 @@ impl Store {
         Store::open(Place::Sqlite(path.into()), patience)
     }
 
-    /// A database of PostgreSQL 12 or newer, by a connection string (`postgres://…` or `host=… user=…`), without TLS.
+    /// A database of PostgreSQL 12 or newer, by a connection string (`postgres://…` or `host=… user=…`).
     ///
     /// # Errors
-    /// It cannot be reached, another collector writes to it ([`Error::Taken`]), or a newer one made it.
-    pub fn postgres(url: impl Into<String>, patience: Duration) -> Result<Store, Error> {
-        Store::open(Place::Postgres(url.into()), patience)
+    /// As [`Store::postgres_at`].
+    pub fn postgres(url: impl AsRef<str>, patience: Duration) -> Result<Store, Error> {
+        Store::postgres_at(Address::parse(url.as_ref(), &PostgresTls::default())?, patience)
+    }
+
+    /// A database of PostgreSQL 12 or newer.
+    ///
+    /// # Errors
+    /// It cannot be reached or is not who it should be, another collector writes to it ([`Error::Taken`]), or a newer one made it.
+    pub fn postgres_at(address: Address, patience: Duration) -> Result<Store, Error> {
+        Store::open(Place::Postgres(Box::new(address)), patience)
     }
 
     fn open(place: Place, patience: Duration) -> Result<Store, Error> {
-        let store = Store { place, patience, writer: Mutex::default(), readers: Mutex::default() };
+        let (writer, roller, readers) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let store = Store { place, patience, writer, roller, readers };
         store.write(|_, _| Ok(()))?;
         Ok(store)
     }
@@ -88,12 +99,14 @@ impl Store {
     /// The database fails; what is left is done the next time.
     pub fn maintain(&self, now: i64, retention: &Retention) -> Result<Maintained, Error> {
         let mut done = Maintained::default();
-        loop {
-            let rolled = self.write(|sql, _| rollup::roll(sql, now))?;
-            if rolled == 0 {
-                break;
+        for level in rollup::MADE {
+            let mut after = None;
+            loop {
+                let due = self.read(|sql| rollup::due(sql, level, now, after.as_ref()))?;
+                let Some(last) = due.last() else { break };
+                self.roll_or_skip(&due, &mut done)?;
+                after = Some(last.clone());
             }
-            done.rolled += rolled;
         }
         if self.write(|sql, _| rollup::forget(sql, now, retention))? {
             let mut next = Some(0);
@@ -104,6 +117,41 @@ impl Store {
             }
         }
         Ok(done)
+    }
+
+    /// Makes a few slots: all of them or, where one of them cannot be made, the others. It is tried again the next time, until it is forgotten.
+    fn roll_or_skip(&self, due: &[Due], done: &mut Maintained) -> Result<(), Error> {
+        match self.roll(due) {
+            Ok(()) => done.rolled += due.len() as u64,
+            Err(error) if error.is_of_figures() => match due {
+                [one] => {
+                    if done.skipped == 0 {
+                        tracing::warn!(%error, slot = ?one, "a minute or an hour of a node is not made, and maybe others");
+                    }
+                    done.skipped += 1;
+                }
+                _ => due.chunks(1).try_for_each(|one| self.roll_or_skip(one, done))?,
+            },
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Makes a few slots. In PostgreSQL while reports are taken; in SQLite one connection at a time writes.
+    fn roll(&self, due: &[Due]) -> Result<(), Error> {
+        let Place::Postgres(address) = &self.place else {
+            return self.write(|sql, _| rollup::roll(sql, due));
+        };
+        let mut roller = lock(&self.roller);
+        let mut sql = match roller.take() {
+            Some(sql) => sql,
+            None => Box::new(Postgres::roller(address, self.patience)?),
+        };
+        let done = transaction(sql.as_mut(), |sql| rollup::roll(sql, due));
+        if done.is_ok() {
+            *roller = Some(sql);
+        }
+        done
     }
 
     /// Answers a question, with what `scope` may see.
@@ -210,6 +258,9 @@ impl Store {
             if readers.len() < READERS {
                 readers.push(sql);
             }
+        } else {
+            // What ended this one, as a server that was started anew, may have ended them all.
+            lock(&self.readers).clear();
         }
         done
     }
@@ -217,7 +268,9 @@ impl Store {
     fn writer(&self) -> Result<Box<dyn Sql>, Error> {
         let (mut sql, words): (Box<dyn Sql>, _) = match &self.place {
             Place::Sqlite(path) => (Box::new(Sqlite::writer(path)?), sqlite::WORDS),
-            Place::Postgres(url) => (Box::new(Postgres::writer(url)?), postgres::WORDS),
+            Place::Postgres(address) => {
+                (Box::new(Postgres::writer(address, self.patience)?), postgres::WORDS)
+            }
         };
         schema::create(sql.as_mut(), &words)?;
         Ok(sql)
@@ -226,7 +279,7 @@ impl Store {
     fn reader(&self) -> Result<Box<dyn Sql>, Error> {
         Ok(match &self.place {
             Place::Sqlite(path) => Box::new(Sqlite::reader(path, self.patience)?),
-            Place::Postgres(url) => Box::new(Postgres::reader(url, self.patience)?),
+            Place::Postgres(address) => Box::new(Postgres::reader(address, self.patience)?),
         })
     }
 }

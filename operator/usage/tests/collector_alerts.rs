@@ -4,7 +4,7 @@
 mod support;
 
 use proptest::prelude::*;
-use support::{Folder, PATIENCE, T0, alerts, each};
+use support::{PATIENCE, T0, alerts, each};
 
 #[test]
 fn raised_and_cleared_at_the_right_second() {
@@ -47,6 +47,11 @@ fn a_bounded_number_of_items_is_kept_and_each_is_told_once() {
 }
 
 #[test]
+fn accounts_are_told_in_turn() {
+    each(alerts::accounts_are_told_in_turn);
+}
+
+#[test]
 fn feeds_have_tokens() {
     each(alerts::feeds_have_tokens);
 }
@@ -57,28 +62,29 @@ proptest! {
     /// Whoever reports when, and however often the collector begins anew: the same items, and those that are right.
     #[test]
     fn restarts_change_nothing(story in alerts::story()) {
-        let folders = [Folder::new("usage"), Folder::new("usage")];
-        let open = |at: usize| aegis_usage::Store::sqlite(folders[at].0.join("usage.db"), PATIENCE).unwrap();
+        let folders = [support::folder("usage"), support::folder("usage")];
+        let open = |at: usize| aegis_usage::Store::sqlite(folders[at].path().join("usage.db"), PATIENCE).unwrap();
         alerts::compare(&|| open(0), &|| open(1), &story);
     }
 }
 
-/// A store of the version before has no tables of alerts; they come, and nothing goes.
+/// A store of the first version has neither tables of alerts nor totals; they come, and nothing goes.
 #[test]
 fn an_older_store_gets_what_it_lacks() {
-    let folder = Folder::new("usage");
-    let path = folder.0.join("usage.db");
+    let folder = support::folder("usage");
+    let path = folder.path().join("usage.db");
     let open = || aegis_usage::Store::sqlite(&path, PATIENCE);
     support::scenarios::fill(&open().unwrap(), 3);
     let direct = rusqlite::Connection::open(&path).unwrap();
     let older = "DROP TABLE alert_states; DROP TABLE alert_items; DROP TABLE feed_tokens;
+         DROP TABLE total_10; DROP TABLE total_60; DROP TABLE total_3600; DELETE FROM meta WHERE name LIKE 'total_%';
          UPDATE meta SET value = 1 WHERE name = 'schema';";
     direct.execute_batch(older).unwrap();
     let store = open().unwrap();
     assert_eq!(store.contents().unwrap().newest, Some(T0 + 30));
     assert_eq!(store.items("shop").unwrap(), []);
     drop(store);
-    for newer in [3, -1] {
+    for newer in [4, -1] {
         direct.execute("UPDATE meta SET value = ?1 WHERE name = 'schema'", [newer]).unwrap();
         assert!(matches!(open(), Err(aegis_usage::Error::Schema { .. })), "{newer}");
     }

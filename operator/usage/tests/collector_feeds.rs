@@ -13,7 +13,8 @@ use quick_xml::events::Event;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use support::{Folder, T0, alerts, figures, key, report};
+use support::{T0, alerts, figures, key, report};
+use tempfile::TempDir;
 use tower::ServiceExt as _;
 
 const NOW: i64 = T0 + 3_600;
@@ -56,7 +57,7 @@ impl Access for Words {
 struct Service {
     router: Router,
     store: Arc<Store>,
-    _folder: Folder,
+    _folder: TempDir,
 }
 
 struct Answer {
@@ -386,6 +387,19 @@ async fn alerts_are_asked_for_and_only_ones_own_are_answered() {
         service.graphql("admin", &format!("{{ {named} }}")).await["data"]["alerts"].as_array().unwrap().len(),
         2
     );
+    // Page by page.
+    let mut paged = Vec::new();
+    let mut after = Value::Null;
+    loop {
+        let page = format!("{{ alerts(first: 1, after: {after}) {{ cursor kind }} }}");
+        let page = service.graphql("account-y", &page).await["data"]["alerts"].clone();
+        let Some(one) = page.as_array().unwrap().first() else { break };
+        paged.push(one["kind"].clone());
+        after = one["cursor"].clone();
+    }
+    assert_eq!(paged, ["PORT_USE", "REFUSALS"]);
+    let wrong = service.graphql("account-y", "{ alerts(after: \"zz\") { kind } }").await;
+    assert!(wrong["errors"].to_string().contains("cursor"), "{wrong}");
     let first = field.replacen("alerts", "alerts(first: 1)", 1);
     assert_eq!(
         service.graphql("admin", &format!("{{ {first} }}")).await["data"]["alerts"].as_array().unwrap().len(),

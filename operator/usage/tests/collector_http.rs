@@ -10,7 +10,8 @@ use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode, header};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use support::{Folder, T0, figures, key, report};
+use support::{T0, figures, key, report};
+use tempfile::TempDir;
 use tower::ServiceExt as _;
 
 const NOW: i64 = T0 + 3_600;
@@ -59,7 +60,7 @@ impl Access for Words {
 struct Service {
     router: Router,
     store: Arc<Store>,
-    folder: Folder,
+    folder: TempDir,
 }
 
 impl Service {
@@ -113,12 +114,12 @@ async fn agents_report_for_their_own_node() {
     let service = Service::new();
     let one = report("node-a", 0, vec![(key("x", 1), figures(7, 1))]);
     let newer = Report { version: 9, ..one.clone() };
-    let old = Report { sequence: 3, from: NOW + 9_000, to: NOW + 9_010, ..one.clone() };
-    let (status, told) = service.deliver("agent-of-node-a", &[one.clone(), one.clone(), newer, old]).await;
+    let ahead = Report { sequence: 3, from: NOW + 9_000, to: NOW + 9_010, ..one.clone() };
+    let (status, told) = service.deliver("agent-of-node-a", &[one.clone(), one.clone(), newer, ahead]).await;
     assert_eq!(status, StatusCode::OK);
     let told: Vec<Value> = serde_json::from_str(&told).unwrap();
     let outcomes: Vec<&str> = told.iter().map(|it| it["outcome"].as_str().unwrap()).collect();
-    assert_eq!(outcomes, ["stored", "repeated", "invalid", "tooNew"]);
+    assert_eq!(outcomes, ["stored", "repeated", "invalid", "stored"]);
     assert!(told[2]["reason"].as_str().unwrap().contains("update the collector"));
     for (token, expected) in [
         ("agent-of-node-b", StatusCode::FORBIDDEN),
@@ -144,7 +145,7 @@ async fn agents_report_for_their_own_node() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_store_pushes_back() {
     let service = Arc::new(Service::new());
-    let other = rusqlite::Connection::open(service.folder.0.join("usage.db")).unwrap();
+    let other = rusqlite::Connection::open(service.folder.path().join("usage.db")).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let deliver = |number| {
         let service = service.clone();
@@ -165,6 +166,42 @@ async fn a_busy_store_pushes_back() {
     }
     let stored = service.store.coverage(Level::Tens, T0, T0 + 10, 1).unwrap();
     assert_eq!(stored[0].samples, taken, "what was taken is stored, and nothing else");
+}
+
+/// Deliveries take room until they are stored, whether somebody waits for the answer or not; those that don't say how much they are as much as they
+/// may be. Without room they are sent away.
+#[tokio::test(flavor = "multi_thread")]
+async fn deliveries_that_wait_are_bounded_by_bytes() {
+    let service = Service::new();
+    let other = rusqlite::Connection::open(service.folder.path().join("usage.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let text = |number| serde_json::to_string(&[report("node-a", number, vec![])]).unwrap();
+    let send = |body: Body| {
+        let request = Request::post("/v1/reports").header(header::AUTHORIZATION, "Bearer agent-of-node-a");
+        service.router.clone().oneshot(request.body(body).unwrap())
+    };
+    let mut waiting = Vec::new();
+    for number in 0..8 {
+        let part = futures::stream::once(std::future::ready(Ok::<_, std::convert::Infallible>(text(number))));
+        let mut sent = Box::pin(send(Body::from_stream(part)));
+        assert!(futures::poll!(&mut sent).is_pending(), "16 MiB of 128");
+        waiting.push(sent);
+    }
+    // Some hang up.
+    waiting.truncate(3);
+    let refused = send(Body::from(text(8))).await.unwrap();
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(refused.headers().contains_key(header::RETRY_AFTER));
+    other.execute_batch("COMMIT").unwrap();
+    for sent in waiting {
+        assert_eq!(sent.await.unwrap().status(), StatusCode::OK);
+    }
+    // There is room again once the last of them are stored.
+    while send(Body::from(text(8))).await.unwrap().status() != StatusCode::OK {
+        tokio::task::yield_now().await;
+    }
+    let stored = service.store.coverage(Level::Tens, T0, T0 + 90, 100).unwrap();
+    assert_eq!(stored.len(), 9);
 }
 
 #[tokio::test]

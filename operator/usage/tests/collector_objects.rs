@@ -10,7 +10,8 @@ use axum::http::{Request, StatusCode, header};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use support::objects::{People, cluster};
-use support::{Folder, T0, figures, key, report};
+use support::{T0, figures, key, report};
+use tempfile::TempDir;
 use tower::ServiceExt as _;
 
 const NOW: i64 = T0 + 3_600;
@@ -18,7 +19,7 @@ const NOW: i64 = T0 + 3_600;
 struct Service {
     router: Router,
     store: Arc<Store>,
-    _folder: Folder,
+    _folder: TempDir,
 }
 
 impl Service {
@@ -80,11 +81,33 @@ async fn objects_are_told() {
     assert_eq!(each(&some, "addresses", "address"), ["203.0.113.77"]);
     let some = service.ask("admin", "{ allocations(accounts: [\"z\"]) { account } }").await;
     assert_eq!(each(&some, "allocations", "account"), ["z"]);
+    // Page by page.
+    let some = service.ask("admin", "{ allocations(first: 1, after: \"x/partner\") { account } policies(first: 2, after: 1) { order } }").await;
+    assert_eq!(each(&some, "allocations", "account"), ["y"]);
+    assert_eq!(each(&some, "policies", "order"), [2, 3]);
+    let wrong = service.ask("admin", "{ allocations(after: \"x\") { account } }").await;
+    assert!(wrong["errors"].to_string().contains("not ACCOUNT/NAME"), "{wrong}");
     let wrong = service.ask("admin", "{ addresses(ranges: [\"here\"]) { address } }").await;
     assert!(wrong["errors"][0]["message"].as_str().unwrap().contains("no address"), "{wrong}");
     // A thousand with all of their slices would be more than anybody reads.
     let wide = service.ask("admin", "{ addresses(first: 1000) { slices { first last node } } }").await;
     assert!(wide["errors"].to_string().contains("complex"), "{wide}");
+}
+
+/// Only where it is asked for: its scripts come from elsewhere.
+#[tokio::test]
+async fn graphiql_is_for_developers() {
+    let ask = |router: Router| async {
+        let request = Request::get("/graphiql").body(Body::empty()).unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        let status = response.status();
+        let body = to_bytes(response.into_body(), 1 << 24).await.unwrap();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    };
+    let service = service();
+    assert_eq!(ask(service.router.clone()).await.0, StatusCode::NOT_FOUND);
+    let (status, page) = ask(service.router.merge(aegis_usage::graphiql())).await;
+    assert!(status == StatusCode::OK && page.contains("url: \"v1/graphql\""), "{page}");
 }
 
 #[tokio::test]

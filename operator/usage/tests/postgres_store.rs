@@ -10,7 +10,9 @@ use support::{alerts, generate, model, scenarios};
 /// One test, since it takes a server. What fails is named by its own message.
 #[test]
 fn postgresql_does_what_sqlite_does() {
-    let server = Server::start();
+    let mut server = Server::start();
+    a_server_that_is_started_anew_is_used_again(&mut server);
+    a_server_that_hangs_holds_nobody_for_long(&server);
     let store = || server.store();
     scenarios::a_report_counts_once(&store);
     scenarios::a_late_report_is_right_in_every_level(&store);
@@ -18,6 +20,8 @@ fn postgresql_does_what_sqlite_does() {
     scenarios::what_is_missing_is_seen(&store);
     scenarios::what_is_old_is_forgotten_level_by_level(&store);
     scenarios::a_clock_that_jumps_empties_nothing(&store);
+    scenarios::a_long_interval_is_of_its_end(&store);
+    scenarios::who_reports_too_often_is_not_heard(&store);
     scenarios::one_wrong_report_does_not_keep_others_out(&store);
     scenarios::pods_of_others_are_not_seen(&store);
     scenarios::words_of_users_are_values(&store);
@@ -29,12 +33,14 @@ fn postgresql_does_what_sqlite_does() {
     alerts::refusals_are_counted_within_a_window(&store);
     alerts::what_is_not_wanted_any_more_is_cleared(&store);
     alerts::a_bounded_number_of_items_is_kept_and_each_is_told_once(&store);
+    alerts::accounts_are_told_in_turn(&store);
     alerts::feeds_have_tokens(&store);
     let url = server.database();
     scenarios::figures_are_there_after_a_restart(&|| {
         aegis_usage::Store::postgres(&url, support::PATIENCE).unwrap()
     });
     one_collector_writes(&server);
+    what_comes_while_minutes_are_made_is_in_them(&server);
     a_slow_question_is_ended(&server);
     let config = Config { cases: 12, failure_persistence: None, ..Config::default() };
     let compared = TestRunner::new(config).run(&generate::run(), |run| {
@@ -66,6 +72,89 @@ fn one_collector_writes(server: &Server) {
     assert!(matches!(second, Err(aegis_usage::Error::Taken)));
     drop(first);
     aegis_usage::Store::postgres(&url, support::PATIENCE).unwrap();
+}
+
+/// A report that is being stored when its minute is made anew: whoever makes it waits for the report.
+fn what_comes_while_minutes_are_made_is_in_them(server: &Server) {
+    let url = server.database();
+    let store = aegis_usage::Store::postgres(&url, support::PATIENCE).unwrap();
+    let retention = aegis_usage::Retention::default();
+    scenarios::fill(&store, 1);
+    let mut other = postgres::Client::connect(&url, postgres::NoTls).unwrap();
+    let mut look = postgres::Client::connect(&url, postgres::NoTls).unwrap();
+    let mut waiting = |count: i64| {
+        let text = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        look.query_one(text, &[]).unwrap().get::<_, i64>(0) >= count
+    };
+    // The last that a delivery does is to say what is newest.
+    let mut held = other.transaction().unwrap();
+    held.batch_execute("SELECT * FROM meta WHERE name = 'newest' FOR UPDATE").unwrap();
+    std::thread::scope(|scope| {
+        let more = support::report("node-a", 1, vec![(support::key("shop", 1), support::figures(300, 7))]);
+        let stored = scope.spawn(|| store.ingest(&[more], support::T0 + 20).unwrap());
+        while !waiting(1) {
+            assert!(!stored.is_finished(), "it says what is newest");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let made = scope.spawn(|| store.maintain(support::T0 + 90, &retention).unwrap());
+        while !waiting(2) && !made.is_finished() {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        held.rollback().unwrap();
+    });
+    store.maintain(support::T0 + 90, &retention).unwrap();
+    let minutes = aegis_usage::Query { level: Some(aegis_usage::Level::Minutes), ..scenarios::ports() };
+    let rows = store.query(&aegis_usage::Scope::All, &minutes).unwrap().rows;
+    assert_eq!(rows[0].figures, [200.0, 302.0, 12.0]);
+}
+
+fn a_server_that_is_started_anew_is_used_again(server: &mut Server) {
+    let url = server.database();
+    let store = aegis_usage::Store::postgres(&url, support::PATIENCE).unwrap();
+    scenarios::fill(&store, 6);
+    let retention = aegis_usage::Retention::default();
+    store.maintain(support::T0 + 90, &retention).unwrap();
+    let newest = || store.contents().map(|it| it.newest);
+    // Several connections that read, which all end with the server.
+    std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..4).map(|_| scope.spawn(newest)).collect();
+        asked.into_iter().for_each(|it| assert_eq!(it.join().unwrap().unwrap(), Some(support::T0 + 60)));
+    });
+    server.restart();
+    // What was asked by a connection that ended fails once, and comes again.
+    let report = support::report("node-a", 6, vec![(support::key("shop", 1), support::figures(100, 5))]);
+    let again = |what: &str, done: &dyn Fn() -> bool| assert!(done() || done(), "{what}");
+    again("a report is taken", &|| store.ingest(std::slice::from_ref(&report), support::T0 + 70).is_ok());
+    again("a question is answered", &|| newest().is_ok_and(|it| it == Some(support::T0 + 70)));
+    again("minutes are made", &|| store.maintain(support::T0 + 150, &retention).is_ok());
+    let minutes = aegis_usage::Query { level: Some(aegis_usage::Level::Minutes), ..scenarios::ports() };
+    let rows = store.query(&aegis_usage::Scope::All, &minutes).unwrap().rows;
+    assert_eq!(rows[0].figures[2], 35.0);
+}
+
+/// Its processes stop where they are; its machine goes on, so that TCP notices nothing.
+fn a_server_that_hangs_holds_nobody_for_long(server: &Server) {
+    let url = server.database();
+    let patience = std::time::Duration::from_secs(1);
+    let store = aegis_usage::Store::postgres(&url, patience).unwrap();
+    scenarios::fill(&store, 1);
+    store.contents().unwrap();
+    let report = |number| support::report("node-a", number, vec![]);
+    server.frozen(|| {
+        let begin = std::time::Instant::now();
+        // By connections that are there, and by new ones.
+        for number in [1, 2] {
+            let stored = store.ingest(&[report(number)], support::T0 + 60);
+            assert!(matches!(stored, Err(aegis_usage::Error::Silent(_))), "{stored:?}");
+        }
+        let asked = store.contents();
+        assert!(matches!(asked, Err(aegis_usage::Error::Silent(_))), "{asked:?}");
+        assert!(begin.elapsed() < std::time::Duration::from_secs(60), "{:?}", begin.elapsed());
+    });
+    // It goes on, and so does the store.
+    let receipts = (0..100).find_map(|_| store.ingest(&[report(1)], support::T0 + 60).ok());
+    assert!(receipts.is_some());
+    assert_eq!(store.contents().unwrap().newest, Some(support::T0 + 20));
 }
 
 fn a_slow_question_is_ended(server: &Server) {

@@ -6,6 +6,7 @@ use aegis_crds::{
     AegisPrefix, EgressAddress, EgressAllocation, EgressApplication, EgressPolicy, ZoneBinding,
 };
 use k8s_openapi::api::core::v1::{Namespace, Node};
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::core::DeserializeGuard;
 use kube::{Resource, ResourceExt};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -35,6 +36,8 @@ pub struct Snapshot {
     pub nodes: Vec<Guarded<Node>>,
     /// Namespaces, for their labels.
     pub namespaces: Vec<Guarded<Namespace>>,
+    /// Ranges of Services.
+    pub services: Vec<Guarded<ServiceCIDR>>,
     /// The agents' pods by the names of their nodes; `None` if nobody looks.
     pub agents: Option<BTreeMap<String, AgentPod>>,
 }

@@ -115,6 +115,8 @@ pub fn translate(snapshot: &Snapshot, lost: &[Address], now: Seconds, quarantine
     // Of thousands of namespaces few are accounts.
     let namespaces = snapshot.namespaces.iter().filter(|it| accounts.contains(it.name_any().as_str()));
     world.inputs.namespaces = namespaces.map(|it| (it.name_any(), it.labels().clone())).collect();
+    let services = snapshot.services.iter().filter_map(|it| it.0.as_ref().ok());
+    world.inputs.services = services.flat_map(rules::service_ranges).collect();
     world.restore(lost);
     world
 }

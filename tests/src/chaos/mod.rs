@@ -7,7 +7,6 @@ mod faults;
 mod history;
 mod load;
 mod schedule;
-mod settled;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -22,10 +21,9 @@ use kube::api::{Api, ListParams};
 pub use self::history::{History, Watch};
 pub use self::load::{Load, Losses};
 pub use self::schedule::{Event, Fault, Kind, Schedule};
-pub use self::settled::settled;
 
 use self::faults::{Faults, Outcome};
-use crate::cluster::{Cluster, Inside, Namespace};
+use crate::cluster::{Cluster, Inside, Namespace, settled};
 use crate::lab::Lab;
 use crate::lab::plan::NODES;
 

@@ -9,6 +9,7 @@ mod metrics;
 mod namespace;
 mod origin;
 mod pod;
+mod settled;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ pub use self::metrics::Metrics;
 pub use self::namespace::Namespace;
 pub use self::origin::{Origin, Summaries, Summary};
 pub use self::pod::{Pod, PodBuilder};
+pub use self::settled::{explained, settled};
 use crate::lab::{self, Lab, images};
 
 /// How long things that should happen at once may take on a busy machine before a test gives up.

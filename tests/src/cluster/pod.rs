@@ -19,6 +19,7 @@ pub struct PodBuilder<'a> {
     labels: Map<String, Value>,
     service_account: Option<String>,
     host_network: bool,
+    lingers: Option<Duration>,
 }
 
 impl<'a> PodBuilder<'a> {
@@ -30,6 +31,7 @@ impl<'a> PodBuilder<'a> {
             labels: Map::from_iter([("app".to_owned(), name.into())]),
             service_account: None,
             host_network: false,
+            lingers: None,
         }
     }
 
@@ -54,6 +56,12 @@ impl<'a> PodBuilder<'a> {
     /// In the node's network.
     pub fn host_network(mut self) -> Self {
         self.host_network = true;
+        self
+    }
+
+    /// When it is deleted, it goes on for so long (in whole seconds).
+    pub fn lingers(mut self, time: Duration) -> Self {
+        self.lingers = Some(time);
         self
     }
 
@@ -94,6 +102,11 @@ impl<'a> PodBuilder<'a> {
             container["readinessProbe"] = json!({"exec": {"command": ["/probe", "call", r#"{"do":"hello"}"#]},
                                                  "periodSeconds": 1, "timeoutSeconds": 5});
         }
+        let mut grace = 1;
+        if let Some(time) = self.lingers {
+            container["lifecycle"] = json!({"preStop": {"sleep": {"seconds": time.as_secs()}}});
+            grace += time.as_secs();
+        }
         let object: PodObject = serde_json::from_value(json!({
             "apiVersion": "v1",
             "kind": "Pod",
@@ -103,7 +116,7 @@ impl<'a> PodBuilder<'a> {
                 "serviceAccountName": self.service_account,
                 "hostNetwork": self.host_network,
                 "restartPolicy": if serves { "Always" } else { "Never" },
-                "terminationGracePeriodSeconds": 1,
+                "terminationGracePeriodSeconds": grace,
                 "enableServiceLinks": false,
                 "containers": [container],
             },

@@ -151,7 +151,8 @@ fn has_state(folder: &Path, frozen: bool) -> bool {
 }
 
 fn wait_frozen(folder: &Path, frozen: bool) -> anyhow::Result<()> {
-    let end = Instant::now() + Duration::from_secs(10);
+    // What waits for a disk that is busy cannot be frozen before it has its answer.
+    let end = Instant::now() + Duration::from_secs(60);
     while !has_state(folder, frozen) {
         if Instant::now() > end {
             bail!("{} does not become {}", folder.display(), if frozen { "frozen" } else { "thawed" });

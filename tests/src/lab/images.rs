@@ -1,6 +1,7 @@
 //! The images of the lab: built from this checkout's static binaries.
 
 use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,6 +13,9 @@ use super::state::State;
 
 /// Static binaries need no image below them.
 const TARGET: &str = "x86_64-unknown-linux-musl";
+
+/// The workspace's profile for the lab, which is compiled in half the time of `release`. `AEGIS_PROFILE` names another one.
+const PROFILE: &str = "lab";
 
 /// Archives of everything that is installed.
 pub struct Images {
@@ -26,7 +30,7 @@ pub struct Images {
 /// Compiles packages for the images. Cargo shows its own progress; nothing to do takes well under a second.
 pub fn compile(packages: &[&str]) -> anyhow::Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace()).args(["build", "--release", "--target", TARGET]);
+    cargo.current_dir(workspace()).args(["build", "--profile", &profile(), "--target", TARGET]);
     for package in packages {
         cargo.args(["--package", package]);
     }
@@ -50,6 +54,7 @@ pub fn compile(packages: &[&str]) -> anyhow::Result<()> {
 
 /// The probe's image: sandbox of every pod, and what test pods run.
 pub fn probe() -> anyhow::Result<Archive> {
+    let _alone = lock()?;
     let file = compiled("aegis-probe", "/probe")?;
     // Containerd starts a sandbox with the entry point alone; test pods replace it by a `command` of their own.
     let entrypoint = ["/probe", "pause"].map(str::to_owned).into();
@@ -59,17 +64,26 @@ pub fn probe() -> anyhow::Result<Archive> {
     Ok(archive)
 }
 
+/// Waits until no other lab makes images, and keeps others waiting until it is dropped: all write to the same files.
+fn lock() -> anyhow::Result<File> {
+    fs::create_dir_all(folder())?;
+    let file = File::create(folder().join(".lock"))?;
+    file.lock()?;
+    Ok(file)
+}
+
 /// Removes archives of earlier builds that no running lab needs for a node that comes back.
 fn prune() -> anyhow::Result<()> {
     let used = State::all().into_iter().flat_map(|state| state.archives.into_values()).collect();
     for path in superseded(&folder(), &used) {
-        std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
     }
     Ok(())
 }
 
 /// The operator's and the agent's image, and on request the collector's.
 pub fn project(with_collector: bool) -> anyhow::Result<Images> {
+    let _alone = lock()?;
     let image = |name: &str, more: Vec<ImageFile>| {
         let mut files = vec![compiled(name, &format!("/{name}"))?];
         files.extend(more);
@@ -98,7 +112,6 @@ fn collector() -> anyhow::Result<Archive> {
     }
     // Most of it is for debuggers.
     let stripped = folder().join(name);
-    std::fs::create_dir_all(folder())?;
     let (own, from) = (stripped.display().to_string(), program.display().to_string());
     run("strip", &["--strip-all", "-o", &own, &from])?;
     let mut files = vec![ImageFile::read(&stripped, &format!("/{name}"))?];
@@ -151,7 +164,11 @@ fn target() -> PathBuf {
 }
 
 fn binary(name: &str) -> PathBuf {
-    target().join(TARGET).join("release").join(name)
+    target().join(TARGET).join(profile()).join(name)
+}
+
+fn profile() -> String {
+    std::env::var("AEGIS_PROFILE").unwrap_or_else(|_| PROFILE.to_owned())
 }
 
 fn folder() -> PathBuf {

@@ -169,6 +169,9 @@ oomScoreAdj: 0
 maxPods: 200
 # Tests kill containers many times over: the usual back-off of up to five minutes would be all they measure.
 crashLoopBackOff: {{maxContainerRestartPeriod: 1s}}
+# Images come from here once, and from no registry again: where a disk is nearly full, a kubelet would remove those that no container uses for
+# the moment, and what a test has switched off would never come back.
+imageGCHighThresholdPercent: 100
 evictionHard: {{nodefs.available: "1%", imagefs.available: "1%", memory.available: "50Mi"}}
 shutdownGracePeriod: 0s
 "#

@@ -334,7 +334,18 @@ fn wrong_bindings_are_rejected() {
                 "spec.zone.ports[0].port",
                 "must be of type integer",
             ),
-            ports("no port", "{protocol: UDP}", "spec.zone.ports[0].port", "Required value"),
+            ports(
+                "a port of ICMP",
+                "{protocol: ICMP, port: 8}",
+                "spec.zone.ports[0].port",
+                "must be left out with protocol ICMP, which has no ports",
+            ),
+            ports(
+                "an end without a beginning",
+                "{endPort: 443}",
+                "spec.zone.ports[0].endPort",
+                "endPort needs port, the first of the range",
+            ),
             ports(
                 "a reversed range",
                 "{port: 443, endPort: 80}",
@@ -351,7 +362,7 @@ fn wrong_bindings_are_rejected() {
                 "an unknown protocol",
                 "{protocol: SCTP, port: 1}",
                 "spec.zone.ports[0].protocol",
-                "supported values: \"TCP\", \"UDP\"",
+                "supported values: \"TCP\", \"UDP\", \"ICMP\"",
             ),
             ports(
                 "33 ports",

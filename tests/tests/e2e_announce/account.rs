@@ -7,7 +7,7 @@ use std::time::Duration;
 use aegis_crds::{
     AegisPrefix, Condition, EgressAddress, EgressAllocation, EgressNode, HoldingState, ZoneBinding, type_,
 };
-use aegis_tests::cluster::{Cluster, Namespace, PATIENCE, Pod, wait_for};
+use aegis_tests::cluster::{Cluster, Namespace, PATIENCE, Pod, explained, wait_for};
 use aegis_tests::lab::plan::{NODES, Node};
 use aegis_tests::lab::{Lab, Undo};
 use anyhow::{Context, ensure};
@@ -74,15 +74,15 @@ spec:
         let routing = lab.routing()?;
         let account = Self { lab, cluster, namespace, address, network, _routing: routing };
         let allocations: Api<EgressAllocation> = account.namespace.api();
-        wait_for("the allocation to be programmed", PATIENCE, async || {
+        let programmed = wait_for("the allocation to be programmed", PATIENCE, async || {
             let status = allocations.get("partners").await?.status.unwrap_or_default();
             let programmed =
                 status.conditions.iter().any(|it| it.type_ == type_::PROGRAMMED && it.status == "True");
             Ok(programmed.then_some(()))
-        })
-        .await?;
+        });
+        explained(cluster, &[account.namespace.name()], programmed.await).await?;
         let bindings: Api<ZoneBinding> = account.namespace.api();
-        wait_for(
+        let programmed = wait_for(
             "the binding to be programmed, and each node to hold a part of the /64",
             PATIENCE,
             async || {
@@ -91,8 +91,8 @@ spec:
                     status.conditions.iter().any(|it| it.type_ == type_::PROGRAMMED && it.status == "True");
                 Ok((programmed && account.slices().await?.len() == NODES.len()).then_some(()))
             },
-        )
-        .await?;
+        );
+        explained(cluster, &[account.namespace.name()], programmed.await).await?;
         account.hops(&NODES).await?;
         Ok(account)
     }

@@ -1,14 +1,14 @@
 //! One account with one address, as most tests need it.
 
-use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, ZoneBinding, type_};
-use aegis_tests::cluster::{Cluster, Namespace, PATIENCE, wait_for};
+use aegis_tests::cluster::{Cluster, Namespace, PATIENCE, explained, wait_for};
 use aegis_tests::lab::capture::{Capture, Report};
 use aegis_tests::lab::plan::NODES;
 use anyhow::{Context, ensure};
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Api, DeleteParams, ListParams};
@@ -45,19 +45,30 @@ impl Account {
     /// The same with `spec.ports`.
     pub async fn with_ports(cluster: &Cluster, name: &str, ports: &str, more: &str) -> anyhow::Result<Self> {
         let namespace = cluster.namespace(name).await?;
-        let address = free_address(cluster).await?;
+        let name = namespace.name().to_owned();
+        let cidr = format!("{}/32", free_address(cluster).await?);
+        namespace.apply(&prefix(&name, &cidr, &name)).await?;
+        Self::on_prefix(namespace, &name, ports, more).await
+    }
+
+    /// The same in a namespace that may leave from a prefix, with whichever address of that it gets.
+    pub async fn on_prefix(
+        namespace: Namespace,
+        prefix: &str,
+        ports: &str,
+        more: &str,
+    ) -> anyhow::Result<Self> {
         // Short times, so that the address is soon free again once its pods are gone.
         let spec = format!(
-            "{{prefixes: [{}], addresses: {{ipv4: 1}}, ports: {{{ports}}}, \
-             timeouts: {{tcpEstablishedSeconds: 600, tcpTransitorySeconds: 30, tcpClosedSeconds: 2, udpSeconds: 30, restSeconds: 5}}, {more}}}",
-            namespace.name()
+            "{{prefixes: [{prefix}], addresses: {{ipv4: 1}}, ports: {{{ports}}}, \
+             timeouts: {{tcpEstablishedSeconds: 600, tcpTransitorySeconds: 30, tcpClosedSeconds: 2, udpSeconds: 30, restSeconds: 5}}, {more}}}"
         );
-        let zone = format!("{}/32", cluster.origin(0)?.address());
-        let account = Self { namespace, address, zone };
-        let name = account.namespace.name();
-        account.namespace.apply(&prefix(name, &format!("{address}/32"), name)).await?;
+        let zone = format!("{}/32", namespace.cluster().origin(0)?.address());
+        let mut account = Self { namespace, address: Ipv4Addr::UNSPECIFIED, zone };
         account.namespace.apply(&allocation("partners", &spec)).await?;
         account.programmed_allocation().await?;
+        let status = account.allocations().get("partners").await?.status.unwrap_or_default();
+        account.address = status.addresses.first().context("it has no address")?.address.parse()?;
         Ok(account)
     }
 
@@ -127,23 +138,34 @@ impl Account {
     /// Waits until every node enforces the binding as it is.
     pub async fn programmed_binding(&self) -> anyhow::Result<()> {
         let bindings = self.bindings();
-        wait_for("the binding to be programmed", PATIENCE, async || {
+        let programmed = wait_for("the binding to be programmed", PATIENCE, async || {
             let binding = bindings.get("partners").await?;
             let conditions = binding.status.map(|status| status.conditions).unwrap_or_default();
             Ok(holds(&conditions, type_::PROGRAMMED, binding.metadata.generation).then_some(()))
-        })
-        .await
+        });
+        explained(self.namespace.cluster(), &[self.namespace.name()], programmed.await).await
     }
 
     /// Waits until every node has its slices.
     pub async fn programmed_allocation(&self) -> anyhow::Result<()> {
         let allocations = self.allocations();
-        wait_for("the allocation to be programmed", PATIENCE, async || {
+        let programmed = wait_for("the allocation to be programmed", PATIENCE, async || {
             let allocation = allocations.get("partners").await?;
             let generation = allocation.metadata.generation;
             let conditions = allocation.status.map(|status| status.conditions).unwrap_or_default();
             let all = [type_::ALLOCATED, type_::PROGRAMMED];
             Ok(all.iter().all(|type_| holds(&conditions, type_, generation)).then_some(()))
+        });
+        explained(self.namespace.cluster(), &[self.namespace.name()], programmed.await).await
+    }
+
+    /// Waits until the account is told this of its right to the prefix.
+    pub async fn told_of_its_right(&self, status: &str, reason: &str) -> anyhow::Result<()> {
+        let allocations = self.allocations();
+        wait_for("the account to be told", PATIENCE, async || {
+            let found = allocations.get("partners").await?.status.unwrap_or_default().conditions;
+            let found = found.iter().find(|it| it.type_ == type_::DELEGATED);
+            Ok(found.filter(|it| it.status == status && it.reason == reason).map(drop))
         })
         .await
     }
@@ -179,16 +201,23 @@ pub fn allocation(name: &str, spec: &str) -> String {
 
 /// An address that no prefix has: what failed before may still drain.
 pub async fn free_address(cluster: &Cluster) -> anyhow::Result<Ipv4Addr> {
+    free_range(cluster, 1).await
+}
+
+/// The first of two of which no prefix has any, a /31.
+pub async fn free_pair(cluster: &Cluster) -> anyhow::Result<Ipv4Addr> {
+    free_range(cluster, 2).await
+}
+
+async fn free_range(cluster: &Cluster, size: u8) -> anyhow::Result<Ipv4Addr> {
     let prefixes: Api<AegisPrefix> = Api::all(cluster.client());
-    let taken: BTreeSet<String> = prefixes
-        .list(&ListParams::default())
-        .await?
-        .items
-        .into_iter()
-        .map(|prefix| prefix.spec.cidr)
-        .collect();
-    let mut pool = (64..128).map(|last| Ipv4Addr::new(203, 0, 113, last));
-    pool.find(|address| !taken.contains(&format!("{address}/32"))).context("no address is free")
+    let all = prefixes.list(&ListParams::default()).await?.items;
+    let taken: Vec<IpNet> = all.iter().filter_map(|prefix| prefix.spec.cidr.parse().ok()).collect();
+    let address = |last| Ipv4Addr::new(203, 0, 113, last);
+    let is_free = |last| !taken.iter().any(|range| range.contains(&IpAddr::from(address(last))));
+    let mut pool = (64..128u8).step_by(size.into());
+    let first = pool.find(|first| (*first..first + size).all(is_free)).context("no address is free")?;
+    Ok(address(first))
 }
 
 /// Whether a condition is true and about the present generation.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aegis_tests::cluster::{Cluster, PATIENCE, wait_for};
+use aegis_tests::cluster::{Cluster, PATIENCE, explained, wait_for};
 use aegis_tests::lab::plan::Node;
 use aegis_tests::lab::{Lab, NAMESPACE};
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -18,7 +18,7 @@ pub async fn back(cluster: &Cluster, lab: &Lab, node: Node, before: &[i32]) -> a
     let pods: Api<Pod> = Api::namespaced(cluster.client(), NAMESPACE);
     let on_node = ListParams::default().fields(&format!("spec.nodeName={}", node.name()));
     let mut started = None;
-    wait_for(&format!("the agent of {}", node.name()), 2 * PATIENCE, async || {
+    let ready = wait_for(&format!("the agent of {}", node.name()), 2 * PATIENCE, async || {
         let running = lab.programs(node, AGENTS)?;
         if running.len() != 1 || before.contains(&running[0]) {
             return Ok(None);
@@ -34,7 +34,8 @@ pub async fn back(cluster: &Cluster, lab: &Lab, node: Node, before: &[i32]) -> a
         });
         Ok((ready && since.elapsed() > Duration::from_secs(1)).then_some(()))
     })
-    .await
+    .await;
+    explained(cluster, &[], ready).await
 }
 
 /// Has the DaemonSet want no agent on a node until [`allow`]. With OnDelete the change of the template touches no other node's agent.
@@ -53,7 +54,7 @@ pub async fn gone(
     patience: Duration,
     meanwhile: impl Fn(),
 ) -> anyhow::Result<()> {
-    wait_for(&format!("the end of the agent of {}", node.name()), patience, async || {
+    let gone = wait_for(&format!("the end of the agent of {}", node.name()), patience, async || {
         meanwhile();
         let pods: Api<Pod> = Api::namespaced(cluster.client(), NAMESPACE);
         let on_node = ListParams::default().fields(&format!("spec.nodeName={}", node.name()));
@@ -61,7 +62,8 @@ pub async fn gone(
         let left = pods.list(&on_node).await?.items.iter().any(agent);
         Ok((!left && lab.programs(node, AGENTS)?.is_empty()).then_some(()))
     })
-    .await
+    .await;
+    explained(cluster, &[], gone).await
 }
 
 /// Kills the agent of a node and lets no other come until [`allow`].
@@ -83,14 +85,15 @@ pub async fn allow(cluster: &Cluster, lab: &Lab, node: Node) -> anyhow::Result<(
         .await?;
     back(cluster, lab, node, &[]).await?;
     let sets: Api<DaemonSet> = Api::namespaced(cluster.client(), NAMESPACE);
-    wait_for("the agents of all nodes", 4 * PATIENCE, async || {
+    let ready = wait_for("the agents of all nodes", 4 * PATIENCE, async || {
         let set = sets.get(AGENTS).await?;
         let (generation, status) = (set.metadata.generation, set.status.unwrap_or_default());
         let all = Some(status.desired_number_scheduled);
         let rolled_out = status.observed_generation == generation && status.updated_number_scheduled == all;
         Ok((rolled_out && status.number_available == all).then_some(()))
     })
-    .await
+    .await;
+    explained(cluster, &[], ready).await
 }
 
 async fn patch(cluster: &Cluster, strategy: Value, affinity: Value) -> anyhow::Result<()> {

@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
-use aegis_tests::chaos::{Load, settled};
-use aegis_tests::cluster::{Cluster, PATIENCE, wait_for};
+use aegis_tests::chaos::Load;
+use aegis_tests::cluster::{Cluster, PATIENCE, settled, wait_for};
 use aegis_tests::lab::capture::Capture;
 use aegis_tests::lab::plan::{NODES, Node};
 use aegis_tests::lab::{Lab, Undo};

@@ -43,16 +43,16 @@ pub async fn names_what_the_origin_sees(
     pod.open("asked", to, LIVE).await?;
     wait_for("the agent to tell the live flows", PATIENCE, async || {
         let live = reader.flows(&state, asked, pod.node(), IpAddr::V4(*to.ip()), Some(to.port())).await?;
-        let from_there = live.flows.iter().all(|flow| flow.egress == Some(seen));
+        let from_there = live.flows.iter().all(|flow| flow.egress == Some(seen.into()));
         ensure!(from_there, "{live:?}");
         Ok((live.total >= LIVE).then_some(()))
     })
     .await?;
     let agents = Agent::of_node_or_all(&state, None)?;
-    let which = Which { destination: Some(*to.ip()), port: Some(to.port()), ..Which::default() };
+    let which = Which { destination: Some(IpAddr::V4(*to.ip())), port: Some(to.port()), ..Which::default() };
     let all = flows(&reader, &state, &agents, &which, 1_000).await?;
     let own = all.flows.iter().filter(|it| it.pod == format!("{namespace}/{}", asked.name));
-    let own: Vec<_> = own.filter(|it| it.node == pod.node() && it.egress == Some(seen)).collect();
+    let own: Vec<_> = own.filter(|it| it.node == pod.node() && it.egress == Some(seen.into())).collect();
     ensure!(own.len() >= LIVE && all.notes.is_empty(), "{all:?}");
     Ok(())
 }
@@ -68,7 +68,8 @@ pub async fn names_what_is_refused(account: &Account, node: &str) -> anyhow::Res
     Ok(())
 }
 
-fn reader(account: &Account) -> Reader {
+/// Asks the API server what `kubectl aegis` asks it about an account.
+pub fn reader(account: &Account) -> Reader {
     let (client, namespace) = (account.namespace.cluster().client(), account.namespace.name().to_owned());
     Reader { client, context: None, namespace, system: NAMESPACE.to_owned() }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use aegis_crds::{EgressNode, type_};
-use aegis_tests::chaos::{Load, settled};
-use aegis_tests::cluster::{Cluster, PATIENCE, wait_for};
+use aegis_tests::chaos::Load;
+use aegis_tests::cluster::{Cluster, PATIENCE, settled, wait_for};
 use aegis_tests::lab::plan::NODES;
 use anyhow::ensure;
 use kube::api::Api;

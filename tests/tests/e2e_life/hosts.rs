@@ -88,9 +88,16 @@ async fn bind(cluster: &Cluster, account: &Account, pods: &[Pod]) -> anyhow::Res
         }
     }
     for pod in pods {
-        let metrics = cluster.agent_metrics(pod.node()).await?;
-        let (bound, refused) = (metrics.packets("bound"), metrics.packets("refuse_no_socket_port"));
-        ensure!(bound >= (NODES.len() * SOCKETS) as u64, "{}: {bound} bound, {refused} refused", pod.node());
+        let mut last = String::new();
+        // Agents read their counters now and then.
+        let what = format!("the bound sockets of {} to be counted", pod.node());
+        let counted = wait_for(&what, PATIENCE, async || {
+            let metrics = cluster.agent_metrics(pod.node()).await?;
+            let (bound, refused) = (metrics.packets("bound"), metrics.packets("refuse_no_socket_port"));
+            last = format!("{bound} bound, {refused} refused");
+            Ok((bound >= (NODES.len() * SOCKETS) as u64).then_some(()))
+        });
+        counted.await.with_context(|| last.clone())?;
     }
     mode("Nat").await?;
     for pod in pods {

@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use aegis_crds::{AegisPrefix, EgressAddress, EgressAllocation, HoldingState, ZoneBinding, type_};
-use aegis_tests::cluster::{Cluster, Namespace, PATIENCE, wait_for};
+use aegis_tests::cluster::{Cluster, Namespace, PATIENCE, explained, wait_for};
 use aegis_tests::lab::Lab;
 use aegis_tests::lab::plan::{NODES, Node, ROUTER6};
 use anyhow::{Context, bail, ensure};
@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::account::{BOUND, allocation, holds, prefix};
 use crate::inside::Inside;
+use crate::policies::Policies;
 use crate::programs::Way;
 
 /// Longest time for which something is waited for that must not come.
@@ -53,7 +54,7 @@ impl Account {
         namespace.apply(&binding).await?;
         let account = Account { namespace, network };
         let (allocations, bindings) = (account.allocations(), account.bindings());
-        wait_for("the /64 and the binding to be programmed", PATIENCE, async || {
+        let programmed = wait_for("the /64 and the binding to be programmed", PATIENCE, async || {
             let (allocation, binding) = (allocations.get("partners").await?, bindings.get("partners").await?);
             // A node whose agent has just been started anew gets its slice a moment later, and until then opens nothing.
             let held = account.object().await?.map_or(0, |object| object.spec.holdings.len());
@@ -67,8 +68,8 @@ impl Account {
             let generation = binding.metadata.generation;
             let conditions = binding.status.map(|status| status.conditions).unwrap_or_default();
             Ok((allocated && holds(&conditions, type_::PROGRAMMED, generation)).then_some(()))
-        })
-        .await?;
+        });
+        explained(account.namespace.cluster(), &[account.namespace.name()], programmed.await).await?;
         Ok(account)
     }
 
@@ -220,6 +221,35 @@ async fn pods_leave_from_their_64_and_answers_find_them_wherever_they_enter() ->
     let node = NODES[0].address6();
     assert_eq!(free.source6(origin).await?, Ok(node), "a pod without the label");
     assert_eq!(pods[0].source6(elsewhere).await?, Ok(node), "outside the zone");
+    Ok(())
+}
+
+#[tokio::test]
+async fn policies_decide_over_ipv6_and_their_secondary_too() -> anyhow::Result<()> {
+    let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
+    let Some(lab) = cluster.lab() else { return Ok(()) };
+    let account = Account::new(&cluster, "ruled-six").await?;
+    let origin = cluster.origin(0)?.port6(0)?;
+    let pod = account.pod("ruled", NODES[0], false).await?;
+    let policies = Policies::about(&account.namespace);
+    let zone = format!("cidrs: ['{}/128']", origin.ip());
+    let enforce = async |what: &str| policies.enforce("ruled", 10, &zone, what).await;
+    assert_eq!(pod.source6(origin).await?, Ok(NODES[0].address6()), "nothing covers it yet");
+    enforce("action: Deny").await?;
+    assert_eq!(pod.source6(origin).await?, Err("refused".to_owned()));
+    enforce("egress: {primary: partners}").await?;
+    let own = pod.source6(origin).await?.map_err(anyhow::Error::msg)?;
+    assert!(account.network.contains(&own), "{own}");
+    let watch = Watch::new(lab, account.network, *origin.ip())?;
+    pod.open("held", origin, 20).await?;
+    enforce("egress: {primary: missing, secondary: partners}").await?;
+    assert_eq!(pod.source6(origin).await?, Ok(own), "from the secondary, as it was from the primary");
+    enforce("egress: {primary: missing}").await?;
+    assert_eq!(pod.source6(origin).await?, Err("refused".to_owned()));
+    pod.exchange("held", 20).await?;
+    watch.only()?;
+    enforce("action: Default").await?;
+    assert_eq!(pod.source6(origin).await?, Ok(NODES[0].address6()));
     Ok(())
 }
 

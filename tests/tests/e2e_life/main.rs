@@ -9,6 +9,7 @@ mod api_outage;
 mod autoscaler;
 mod changes;
 mod criteria;
+mod delegated;
 mod deletion;
 mod explained;
 mod fast_path;

@@ -231,15 +231,16 @@ async fn pods_start_though_the_agent_hangs_and_are_held() -> anyhow::Result<()> 
     account.end().await
 }
 
-/// A Service without selector, of which this is the only endpoint. Gives the Service's address.
+/// A Service with an endpoint that nobody but this test has written. Gives the Service's address.
 async fn service(
     account: &Account,
     name: &str,
+    selector: &str,
     endpoint: std::net::SocketAddrV4,
 ) -> anyhow::Result<std::net::SocketAddrV4> {
     let port = endpoint.port();
     let manifest = format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{name: it, port: 443, targetPort: {port}}}]}}\n\
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{{selector}ports: [{{name: it, port: 443, targetPort: {port}}}]}}\n\
          ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
          metadata: {{name: {name}-1, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\n\
          ports: [{{name: it, port: {port}, protocol: TCP}}]\nendpoints: [{{addresses: [{}]}}]\n",
@@ -258,11 +259,15 @@ async fn what_goes_by_a_service_counts_as_sent_to_its_endpoint() -> anyhow::Resu
     account.bind_and_wait().await?;
     let pod = account.pod_on("client", &NODES[0].name(), true).await?;
     let other = account.pod_on("other", &NODES[0].name(), false).await?;
-    let covered = service(&account, "partner", cluster.origin(0)?.port(0)).await?;
-    let uncovered = service(&account, "elsewhere", cluster.origin(1)?.port(0)).await?;
+    let covered = service(&account, "partner", "", cluster.origin(0)?.port(0)).await?;
+    let uncovered = service(&account, "elsewhere", "", cluster.origin(1)?.port(0)).await?;
+    // It has no pods: all that the proxy knows of is the endpoint that is written beside them.
+    let selects = "selector: {app: nobody}, ";
+    let beside = service(&account, "beside", selects, cluster.origin(0)?.port(0)).await?;
     // Whether nothing leaked before is not asked: until the agent knows of the Service, it goes as what is inside the cluster.
     wait_for("the Service's traffic to be covered", PATIENCE, async || {
-        Ok((pod.source(covered).await? == Ok(account.address)).then_some(()))
+        let sources = [pod.source(covered).await?, pod.source(beside).await?];
+        Ok((sources == [Ok(account.address), Ok(account.address)]).then_some(()))
     })
     .await?;
     let mut capture = lab.capture(&[ZONE])?;
@@ -286,5 +291,6 @@ async fn what_goes_by_a_service_counts_as_sent_to_its_endpoint() -> anyhow::Resu
         Ok((pod.source(covered).await? == Ok(pod.host())).then_some(()))
     })
     .await?;
+    ensure!(pod.source(beside).await? == Ok(account.address), "a Service that selects pods");
     account.end().await
 }

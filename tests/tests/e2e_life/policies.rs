@@ -4,11 +4,11 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use aegis_crds::{EgressPolicy, EgressPolicyStatus, reason, type_};
-use aegis_tests::cluster::{Cluster, PATIENCE, wait_for};
+use aegis_tests::cluster::{Cluster, Namespace, PATIENCE, wait_for};
 use anyhow::{Context, ensure};
 use kube::api::{Api, DeleteParams};
 
-use crate::account::{Account, ZONE, allocation, holds, only};
+use crate::account::{Account, ZONE, allocation, free_address, holds, only, prefix};
 use crate::explained;
 use crate::inside::Inside;
 
@@ -17,17 +17,22 @@ const EDITS: usize = 30;
 
 /// Writes policies about the pods of one account only.
 pub struct Policies<'a> {
-    account: &'a Account,
+    namespace: &'a Namespace,
     pub api: Api<EgressPolicy>,
 }
 
 impl<'a> Policies<'a> {
     pub fn of(account: &'a Account) -> Self {
-        Self { account, api: Api::all(account.namespace.cluster().client()) }
+        Self::about(&account.namespace)
+    }
+
+    /// About the pods of a namespace.
+    pub fn about(namespace: &'a Namespace) -> Self {
+        Self { namespace, api: Api::all(namespace.cluster().client()) }
     }
 
     pub fn name(&self, name: &str) -> String {
-        format!("{}-{name}", self.account.namespace.name())
+        format!("{}-{name}", self.namespace.name())
     }
 
     async fn apply(&self, name: &str, precedence: u32, destination: &str, rest: &str) -> anyhow::Result<()> {
@@ -43,12 +48,12 @@ impl<'a> Policies<'a> {
         matching: &str,
         rest: &str,
     ) -> anyhow::Result<()> {
-        let (namespace, name) = (self.account.namespace.name(), self.name(name));
+        let (namespace, name) = (self.namespace.name(), self.name(name));
         let policy = format!(
             "apiVersion: aegis.dev/v1alpha1\nkind: EgressPolicy\nmetadata: {{name: {name}}}\n\
              spec: {{precedence: {precedence}, match: {{identity: {{namespaces: [{namespace}], {identity}}}, {matching}}}, {rest}}}\n"
         );
-        self.account.namespace.apply(&policy).await.map(drop)
+        self.namespace.apply(&policy).await.map(drop)
     }
 
     /// The same, and waits until every node enforces it. Gives its status.
@@ -131,6 +136,20 @@ async fn policies_decide_in_order_and_before_bindings() -> anyhow::Result<()> {
     leaves(&pod, second, node, "another port goes by the next policy").await?;
     pod.open("ruled", first, 20).await?;
 
+    // Ping alone: what comes after is no longer asked about it.
+    let ping = async || {
+        let to = origin.address().to_string();
+        anyhow::Ok(pod.program("ping", &["-c", "1", "-W", "2", &to]).await?.0)
+    };
+    if cluster.lab().is_some() {
+        ensure!(ping().await?, "with the node's address");
+        let icmp = format!("{zone}, ports: [{{protocol: ICMP}}]");
+        policies.enforce("ping", 5, &icmp, "action: Deny").await?;
+        ensure!(!ping().await?, "ping is denied");
+        leaves(&pod, second, node, "and nothing else").await?;
+        policies.delete("ping").await?;
+    }
+
     // Nothing is there to leave from: the secondary, or else nothing, but never by what comes after.
     policies.enforce("egress", 10, &port, "egress: {primary: missing, secondary: partners}").await?;
     leaves(&pod, first, account.address, "from the secondary").await?;
@@ -163,6 +182,42 @@ async fn policies_decide_in_order_and_before_bindings() -> anyhow::Result<()> {
     leaves(&pod, first, account.address, "by the binding again").await?;
     for group in ["bound", "plain", "ruled"] {
         pod.exchange(group, 20).await?;
+    }
+    account.end().await
+}
+
+#[tokio::test]
+async fn a_full_primary_gives_way_to_the_secondary_and_of_two_alike_the_first_by_name_decides()
+-> anyhow::Result<()> {
+    let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
+    let account = Account::with_ports(&cluster, "full", "perNode: {min: 1, max: 1}", "").await?;
+    let spare = free_address(&cluster).await?;
+    let name = format!("{}-spare", account.namespace.name());
+    account.namespace.apply(&prefix(&name, &format!("{spare}/32"), account.namespace.name())).await?;
+    account.namespace.apply(&allocation("spare", &format!("{{prefixes: [{name}]}}"))).await?;
+    let nodes = cluster.nodes().await?;
+    let pod = account.pod_on("ruled", &nodes[0], false).await?;
+    let origin = cluster.origin(0)?;
+    let policies = Policies::of(&account);
+    let zone = format!("cidrs: [{}]", account.zone);
+    policies.enforce("out", 10, &zone, "egress: {primary: partners, secondary: spare}").await?;
+    leaves(&pod, origin.port(1), account.address, "from the primary").await?;
+    // All that the node has of it, towards one origin.
+    pod.open("primary", origin.port(0), 256).await?;
+    leaves(&pod, origin.port(0), spare, "from the secondary").await?;
+    pod.open("secondary", origin.port(0), 20).await?;
+    leaves(&pod, origin.port(1), account.address, "where the primary has ports, from that").await?;
+    pod.exchange("primary", 256).await?;
+
+    policies.enforce("tie-b", 5, &zone, "action: Default").await?;
+    leaves(&pod, origin.port(0), pod.host(), "by the one that is there").await?;
+    policies.enforce("tie-a", 5, &zone, "action: Deny").await?;
+    is_refused(&pod, origin.port(0), "of two with one precedence the first by name decides").await?;
+    policies.delete("tie-a").await?;
+    leaves(&pod, origin.port(0), pod.host(), "by the other again").await?;
+    policies.delete("tie-b").await?;
+    for (group, count) in [("primary", 256), ("secondary", 20)] {
+        pod.exchange(group, count).await?;
     }
     account.end().await
 }

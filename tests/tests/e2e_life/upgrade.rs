@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use aegis_tests::chaos::{Load, settled};
-use aegis_tests::cluster::{Cluster, Metrics};
+use aegis_tests::chaos::Load;
+use aegis_tests::cluster::{Cluster, Metrics, settled};
 use aegis_tests::lab::plan::NODES;
 use anyhow::ensure;
 use futures::future::try_join_all;

@@ -1,12 +1,16 @@
 //! What the collector tells is what happened: flows and ports exactly, bytes as the router between the nodes and the origin counts
-//! them. Also while an agent dies and the collector is away.
+//! them. Also while an agent dies, the collector is away, and a node is gone. Prometheus, `kubectl aegis usage` and `top`, and the page tell the
+//! same.
+
+mod page;
+mod told;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aegis_tests::cluster::{Cluster, Origin, PATIENCE, wait_for};
-use aegis_tests::lab::plan::NODES;
+use aegis_tests::cluster::{Cluster, Origin, PATIENCE, explained, wait_for};
+use aegis_tests::lab::plan::{NODES, Node};
 use aegis_tests::lab::{Lab, NAMESPACE};
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
@@ -19,12 +23,15 @@ use crate::inside::Inside;
 /// The collector, as its certificate names it.
 const HOST: &str = "aegis-collector.aegis-system.svc";
 /// Connections of each node to the first port of the origin, more by one for each further node, and to the second.
-const CONNECTIONS: [usize; 2] = [20, 5];
+const CONNECTIONS: [usize; 2] = [100, 5];
 /// Seconds for which the collector is away, unless `AEGIS_AWAY` says otherwise.
 const AWAY: u64 = 25;
+/// The node that goes. The collector's volume is on the first.
+const GONE: Node = NODES[2];
 
 /// Asks the collector as an account.
 struct Reader<'a> {
+    cluster: &'a Cluster,
     lab: &'a Lab,
     token: String,
     authority: PathBuf,
@@ -32,7 +39,7 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(lab: &'a Lab, account: &str) -> anyhow::Result<Self> {
+    fn new(cluster: &'a Cluster, lab: &'a Lab, account: &str) -> anyhow::Result<Self> {
         let own = ["--namespace", account];
         let kubectl = |more: &[&str]| kubectl(lab, &[&own, more].concat());
         kubectl(&["create", "serviceaccount", "reader"])?;
@@ -45,7 +52,7 @@ impl<'a> Reader<'a> {
         let authority = std::env::temp_dir().join(format!("{account}-ca.crt"));
         std::fs::write(&authority, &secret.data.context("no data")?.get("ca.crt").context("no ca.crt")?.0)?;
         let address = of_chart(&["get", "service", "aegis-collector", "-o", "jsonpath={.spec.clusterIP}"])?;
-        Ok(Self { lab, token, authority, address })
+        Ok(Self { cluster, lab, token, authority, address })
     }
 
     fn ask(&self, question: &str) -> anyhow::Result<Value> {
@@ -212,25 +219,67 @@ async fn exchange(pods: &[Inside]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until the collector tells what the router counts, with the ports and flows that there are.
+/// Connections to a port of the origin from so many of the nodes.
+fn connections(index: u16, nodes: usize) -> usize {
+    (0..nodes).map(|more| CONNECTIONS[usize::from(index)] + if index == 0 { more } else { 0 }).sum()
+}
+
+/// Connections to each port of the origin, from all nodes.
+#[derive(Clone, Copy, Debug)]
+struct Made {
+    /// Those that live.
+    live: [usize; 2],
+    /// All that there were.
+    all: [usize; 2],
+}
+
+impl Made {
+    /// By [`load`].
+    fn by_load() -> Made {
+        let all = [0, 1].map(|index| connections(index, NODES.len()));
+        Made { live: all, all }
+    }
+
+    /// Lets a pod open some more.
+    async fn more(
+        &mut self,
+        pod: &Inside,
+        group: &str,
+        origin: &Origin,
+        index: u16,
+        count: usize,
+    ) -> anyhow::Result<()> {
+        pod.open(group, origin.port(index), count).await?;
+        let index = usize::from(index);
+        (self.live[index], self.all[index]) = (self.live[index] + count, self.all[index] + count);
+        Ok(())
+    }
+}
+
+/// Waits until the collector tells what the router counts, with the flows that there were and the ports that are in use.
 async fn agrees(
     what: &str,
     reader: &Reader<'_>,
     since: i64,
     counted: &Counted<'_>,
     origin: &Origin,
+    made: &Made,
 ) -> anyhow::Result<()> {
     let mut last = String::new();
     let all = wait_for(what, 2 * PATIENCE, async || {
         let wire = counted.read()?;
-        // The collector may just be coming back.
-        let Ok(usage) = reader.usage(since, "[ORIGIN]") else { return Ok(None) };
+        let mut usage = match reader.usage(since, "[ORIGIN]") {
+            Ok(usage) => usage,
+            // The collector may just be coming back.
+            Err(error) => {
+                last = format!("{error:#}");
+                return Ok(None);
+            }
+        };
         let expected: BTreeMap<Vec<String>, Used> = (0..2u16)
             .map(|index| {
-                let ports: usize = (0..NODES.len())
-                    .map(|more| CONNECTIONS[usize::from(index)] + if index == 0 { more } else { 0 })
-                    .sum();
-                let (in_use, flows) = (ports as f64, ports as f64);
+                let at = usize::from(index);
+                let (in_use, flows) = (made.live[at] as f64, made.all[at] as f64);
                 let of = |name: &str| wire.get(&format!("{name}{index}")).copied().unwrap_or_default();
                 let (sent, received) = (of("sent"), of("received"));
                 let used = Used { in_use, peak: in_use, flows, refused: 0.0, sent, received };
@@ -238,9 +287,37 @@ async fn agrees(
             })
             .collect();
         last = format!("told {usage:#?}, happened {expected:#?}");
+        // Of the last slots one may be from before some ended.
+        for used in usage.values_mut().filter(|it| (it.in_use..=it.flows).contains(&it.peak)) {
+            used.peak = used.in_use;
+        }
         Ok((usage == expected).then_some(()))
     });
-    all.await.with_context(|| last.clone())
+    let all = all.await;
+    explained(reader.cluster, &[], all).await.with_context(|| last)
+}
+
+/// What is told while a node is gone.
+async fn without(
+    lab: &Lab,
+    reader: &Reader<'_>,
+    since: i64,
+    counted: &Counted<'_>,
+    origin: &Origin,
+    others: &[Inside],
+    made: &Made,
+) -> anyhow::Result<()> {
+    let hops: Vec<_> = NODES.into_iter().filter(|node| *node != GONE).collect();
+    lab.spread(&hops)?;
+    exchange(others).await?;
+    let lost = [0, 1].map(|index| connections(index, NODES.len()) - connections(index, others.len()));
+    let left = Made { live: [made.live[0] - lost[0], made.live[1] - lost[1]], ..*made };
+    agrees("the figures without a node", reader, since, counted, origin, &left).await?;
+    let by_node = reader.usage(since, "[NODE]")?;
+    let flows = lost[0] + lost[1];
+    let told = by_node.get(&[GONE.name()][..]).context("nothing is told of the node that is gone")?;
+    ensure!((told.flows, told.in_use) == (flows as f64, 0.0), "{told:?}");
+    Ok(())
 }
 
 #[tokio::test]
@@ -250,14 +327,15 @@ async fn what_is_told_of_use_is_what_happened() -> anyhow::Result<()> {
     let account = Account::new(&cluster, "usage", 2).await?;
     account.bind_and_wait().await?;
     let name = account.namespace.name().to_owned();
-    let reader = Reader::new(lab, &name)?;
+    let reader = Reader::new(&cluster, lab, &name)?;
     let origin = cluster.origin(0)?;
     let pods = account.pods_on_all_nodes("load").await?;
     let counted = Counted::start(lab, &account, &origin)?;
     let since = jiff::Timestamp::now().as_second() / 10 * 10 - 10;
     load(&pods, &origin).await?;
     exchange(&pods).await?;
-    agrees("the figures of a load", &reader, since, &counted, &origin).await?;
+    let mut made = Made::by_load();
+    agrees("the figures of a load", &reader, since, &counted, &origin, &made).await?;
     // Each node tells of its own.
     let by_node = reader.usage(since, "[NODE, ORIGIN, ADDRESS, RULE, ALLOCATION, PROTOCOL]")?;
     for (more, node) in NODES.iter().enumerate() {
@@ -273,13 +351,18 @@ async fn what_is_told_of_use_is_what_happened() -> anyhow::Result<()> {
         let ports = (CONNECTIONS[0] + more) as f64;
         ensure!((used.in_use, used.flows) == (ports, ports), "{row:?}: {used:?}");
     }
+    told::to_prometheus(&cluster, &account).await?;
+    told::to_people(lab, &name, since, &counted, &origin).await?;
+    told::to_those_who_look(&account).await?;
+    page::shows(&account, &reader.token, &origin).await?;
 
     // An agent dies; what its node does meanwhile is told by the next.
     let killed = lab.kill_agent(NODES[0])?;
+    made.more(&pods[0], "without an agent", &origin, 1, 7).await?;
     exchange(&pods).await?;
     agents::back(&cluster, lab, NODES[0], &[killed]).await?;
     exchange(&pods).await?;
-    agrees("the figures after an agent's death", &reader, since, &counted, &origin).await?;
+    agrees("the figures after an agent's death", &reader, since, &counted, &origin, &made).await?;
 
     // Nobody takes reports for a while.
     let scale = |replicas: &str| {
@@ -288,11 +371,23 @@ async fn what_is_told_of_use_is_what_happened() -> anyhow::Result<()> {
     };
     scale("0")?;
     let away = std::env::var("AEGIS_AWAY").ok().and_then(|it| it.parse().ok()).unwrap_or(AWAY);
+    made.more(&pods[1], "without a collector", &origin, 0, 4).await?;
     for _ in 0..away / 5 {
         exchange(&pods).await?;
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
     scale("1")?;
-    agrees("the figures of the time without a collector", &reader, since, &counted, &origin).await?;
+    agrees("the figures of the time without a collector", &reader, since, &counted, &origin, &made).await?;
+
+    // Some end, and a node is gone: what it has told stays told, and its ports are no longer in use.
+    pods[0].call(json!({"do": "close", "name": "without an agent"})).await?;
+    made.live[1] -= 7;
+    lab.remove_node(GONE).await?;
+    let others = &pods[..NODES.len() - 1];
+    let result = without(lab, &reader, since, &counted, &origin, others, &made).await;
+    lab.add_node(GONE).await?;
+    result?;
+    agents::back(&cluster, lab, GONE, &[]).await?;
+    lab.spread(&NODES)?;
     account.end().await
 }

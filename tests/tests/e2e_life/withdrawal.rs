@@ -1,6 +1,6 @@
 //! A prefix that another account lends, and takes back.
 
-use aegis_crds::{AegisPrefix, EgressAllocation, reason, type_};
+use aegis_crds::{AegisPrefix, EgressAllocation, reason};
 use aegis_tests::cluster::{Cluster, PATIENCE, wait_for};
 use anyhow::ensure;
 use kube::api::{Api, Patch, PatchParams};
@@ -28,14 +28,6 @@ async fn what_is_in_use_when_a_delegation_is_withdrawn_goes_on() -> anyhow::Resu
         let patch = Patch::Merge(json!({"spec": spec}));
         prefixes.patch(name, &PatchParams::default(), &patch).await
     };
-    let told = async |status: &str, reason: &str| {
-        wait_for("the account to be told", PATIENCE, async || {
-            let found = allocations.get("partners").await?.status.unwrap_or_default().conditions;
-            let found = found.iter().find(|it| it.type_ == type_::DELEGATED);
-            Ok(found.filter(|it| it.status == status && it.reason == reason).map(drop))
-        })
-        .await
-    };
     let holdings = account.holdings().await?;
 
     // The prefix changes hands, is lent to the account that had it, and is taken back.
@@ -47,7 +39,7 @@ async fn what_is_in_use_when_a_delegation_is_withdrawn_goes_on() -> anyhow::Resu
     })
     .await?;
     change(json!({"delegations": []})).await?;
-    told("False", reason::DELEGATION_WITHDRAWN).await?;
+    account.told_of_its_right("False", reason::DELEGATION_WITHDRAWN).await?;
     ensure!(account.holdings().await? == holdings, "the slices are as they were");
     for pod in &pods {
         pod.exchange("held", 100).await?;
@@ -55,7 +47,7 @@ async fn what_is_in_use_when_a_delegation_is_withdrawn_goes_on() -> anyhow::Resu
         pod.open("later", origin.port(0), 20).await?;
     }
     change(json!({"delegations": lent})).await?;
-    told("True", reason::DELEGATED).await?;
+    account.told_of_its_right("True", reason::DELEGATED).await?;
     for pod in &pods {
         let made = pod.unbroken_churn("new").await?;
         println!("{}: {made} connections meanwhile", pod.pod.name());

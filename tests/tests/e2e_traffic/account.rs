@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use aegis_crds::{AegisPrefix, Condition, EgressAddress, EgressAllocation};
-use aegis_tests::cluster::{Cluster, Namespace, PATIENCE, Pod, wait_for};
+use aegis_tests::cluster::{Cluster, Namespace, PATIENCE, Pod, explained, wait_for};
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Pod as PodObject;
 use kube::api::{Api, DeleteParams, ListParams};
@@ -55,11 +55,11 @@ spec:
             ))
             .await?;
         let account = Self { namespace, address };
-        wait_for("the allocation to be programmed", PATIENCE, async || {
+        let programmed = wait_for("the allocation to be programmed", PATIENCE, async || {
             let condition = account.condition("Programmed").await?;
             Ok(condition.filter(|condition| condition.status == "True"))
-        })
-        .await?;
+        });
+        explained(cluster, &[account.namespace.name()], programmed.await).await?;
         Ok(account)
     }
 

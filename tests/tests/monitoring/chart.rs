@@ -111,10 +111,19 @@ fn the_sidecar_finds_dashboards_by_labels_of_ones_own() {
 /// wrong one; and they name nodes by the label `node`.
 #[test]
 fn service_monitors_give_the_labels_that_rules_and_dashboards_go_by() {
-    let rendered = render(&["metrics.serviceMonitor.enabled=true"]).expect("render");
+    let (with_usage, monitored) = ("usage.enabled=true", "metrics.serviceMonitor.enabled=true");
+    let without = render(&[monitored]).expect("render");
+    assert_eq!(of_kind(&without, "ServiceMonitor").len(), 2);
+    let rendered = render(&[monitored, with_usage]).expect("render");
     let monitors = of_kind(&rendered, "ServiceMonitor");
-    assert_eq!(monitors.len(), 2);
+    let services = of_kind(&rendered, "Service");
+    let names: Vec<&Value> = monitors.iter().map(|monitor| &monitor["metadata"]["name"]).collect();
+    assert_eq!(names, ["aegis-operator", "aegis-node-agent", "aegis-collector"]);
     for monitor in monitors {
+        // By which rules know the job.
+        let service = services.iter().find(|it| it["metadata"]["name"] == monitor["metadata"]["name"]);
+        let ports = service.expect("a Service of that name")["spec"]["ports"].as_array().expect("ports");
+        assert!(ports.iter().any(|port| port["name"] == "metrics"), "{ports:?}");
         let endpoint = &monitor["spec"]["endpoints"][0];
         assert_eq!(endpoint["honorLabels"], true, "{endpoint}");
         let node = json!([{"sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "node"}]);

@@ -1,12 +1,14 @@
-//! What is scraped. The operator is the real one, as a process, with the rights that the chart gives it, before a real API server.
+//! What is scraped. The operator and the collector are the real ones, as processes, with the rights that the chart gives them, before a
+//! real API server.
 //! The agents' pages come from the agent's own server, registry and encoder; what a data plane would count, the test writes into
 //! the snapshot from which these are made, since a data plane needs a node of its own. The end-to-end tests read the same pages of real agents.
 
-use crate::prometheus::get;
+use crate::prometheus::{ask, get};
 use aegis_common::{Counter, CounterValue, LimitedValue, RuleValue};
 use aegis_core::fence::{LABEL, lease_name};
 use aegis_node_agent::load::Taken;
-use aegis_node_agent::metrics::{Metrics, RuleCount, Snapshot};
+use aegis_node_agent::meter::Fill;
+use aegis_node_agent::metrics::{Counters, Metrics, RuleCount, Snapshot};
 use aegis_node_agent::names::Tally;
 use aegis_node_agent::server;
 use aegis_node_agent::status::{NotReady, reason};
@@ -16,8 +18,8 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::runtime::Runtime;
 
@@ -66,6 +68,9 @@ impl Agents {
         for (number, port) in ports.into_iter().enumerate() {
             let (metrics, ill) = (Metrics::default(), Arc::clone(&ill));
             let served = metrics.clone();
+            let reports = Arc::new(Mutex::new(waiting(0, false)));
+            let counted = Arc::clone(&reports);
+            metrics.follow_usage(move || *counted.lock().expect("nobody fails while it is locked"));
             runtime.spawn(async move {
                 let address = SocketAddr::from(([127, 0, 0, 1], port));
                 server::serve(address, served).await.expect("serve metrics");
@@ -78,6 +83,7 @@ impl Agents {
                     turns += 1;
                     ills += u64::from(now_ill);
                     *metrics.lock() = figures(turns, ills, now_ill);
+                    *reports.lock().expect("nobody fails while it is locked") = waiting(ills, now_ill);
                     metrics.reconciled(0.004);
                     metrics.runtime_waited("run", "in_force", 0.02);
                     metrics.lease_renewed("success");
@@ -92,6 +98,13 @@ impl Agents {
     pub fn fall_ill(&self) {
         self.ill.store(true, Ordering::Relaxed);
     }
+}
+
+/// Reports of use: one that has just been made, or many for a while already.
+fn waiting(ills: u64, ill: bool) -> Counters {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs() as i64;
+    let (waiting, age) = if ill { (120, 1_200) } else { (1, 5) };
+    Counters { waiting, oldest: Some(now - age), lost: [5 * ills, 0, 0, 0, 0, 0], ..Counters::default() }
 }
 
 fn figures(turns: u64, ills: u64, ill: bool) -> Snapshot {
@@ -152,6 +165,7 @@ fn figures(turns: u64, ills: u64, ill: bool) -> Snapshot {
         runtime_hook: Some(true),
         xdp_tx_errors: [("eth0".to_owned(), 5 * ills)].into(),
         early_fragments: (turns, 0),
+        meters: Some(Fill { in_use: 900, size: 16_383 }),
         nft_repairs: 0,
         nft_drops: [(("ip", "tunnel"), 5 * ills), (("ip", "invalid"), turns), (("ip6", "unasked"), turns)]
             .into(),
@@ -168,12 +182,97 @@ fn figures(turns: u64, ills: u64, ill: bool) -> Snapshot {
     }
 }
 
-/// The operator as a process, and the API server before which it runs.
-pub struct Operator {
-    /// Where it serves.
-    pub port: u16,
-    server: ApiServer,
+/// A program of the chart as a process, with the rights of its service account.
+struct Program {
+    /// Where it serves its metrics.
+    port: u16,
     child: Child,
+}
+
+impl Program {
+    /// The one of this name that was compiled beside this test, which is named so in the chart, too.
+    fn start(server: &ApiServer, name: &str, port: u16, arguments: &[String]) -> Program {
+        let token = server.kubectl(&["create", "token", name, "--namespace", NAMESPACE]).expect("a token");
+        let kubeconfig = server.kubeconfig_of(name, token.trim()).expect("write a kubeconfig");
+        let mut command = Command::new(program(name));
+        command.env("KUBECONFIG", kubeconfig).args(arguments);
+        let child = spawn(command, &server.folder().join(format!("{name}.log"))).expect("start the program");
+        Program { port, child }
+    }
+
+    fn wait_until(&self, what: &str, line: impl Fn(&str) -> bool) {
+        let limit = Instant::now() + Duration::from_secs(60);
+        loop {
+            let page = get(self.port, "/metrics").unwrap_or_default();
+            if page.lines().any(&line) {
+                return;
+            }
+            assert!(Instant::now() < limit, "after 60 s not so: {what}\n{page}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The collector, with a store of its own.
+pub struct Collector {
+    program: Program,
+    /// Where reports are delivered.
+    reports: u16,
+    /// Deliveries so far.
+    count: AtomicU32,
+}
+
+impl Collector {
+    /// Starts it before the operator's API server.
+    pub fn start(operator: &Operator) -> Collector {
+        let [port, reports] = free_ports().expect("find free ports");
+        let server = &operator.server;
+        let arguments = [
+            format!("--listen=127.0.0.1:{reports}"),
+            format!("--metrics-listen=127.0.0.1:{port}"),
+            format!("--database={}", server.folder().join("use.db").display()),
+        ];
+        let program = Program::start(server, "aegis-collector", port, &arguments);
+        let limit = Instant::now() + Duration::from_secs(60);
+        while let Err(answer) = get(port, "/readyz") {
+            assert!(Instant::now() < limit, "it is not ready: {answer}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let collector = Collector { program, reports, count: AtomicU32::new(0) };
+        // Only what has happened once has a figure.
+        let answer = collector.deliver().expect_err("nobody's token");
+        assert!(answer.contains("not valid"), "{answer}");
+        collector
+    }
+
+    /// Where it serves its metrics.
+    pub fn port(&self) -> u16 {
+        self.program.port
+    }
+
+    /// Delivers nothing, with a token that it has not seen yet and which is nobody's.
+    pub fn deliver(&self) -> Result<String, String> {
+        let token = self.count.fetch_add(1, Ordering::Relaxed);
+        let head = format!("Host: 127.0.0.1\r\nAuthorization: Bearer {token}\r\nContent-Length: 2");
+        ask(
+            self.reports,
+            &format!("POST /v1/reports HTTP/1.0\r\n{head}\r\nContent-Type: application/json\r\n\r\n[]"),
+        )
+    }
+}
+
+/// The operator, and the API server before which it runs.
+pub struct Operator {
+    // It ends first.
+    program: Program,
+    server: ApiServer,
 }
 
 impl Operator {
@@ -181,22 +280,21 @@ impl Operator {
     pub fn start() -> Operator {
         let server = ApiServer::start().expect("start the API server");
         // Its admission policies would let nobody but agents speak for nodes.
-        server.install_chart(&["admission.enabled=false"]).expect("install the chart");
-        let token = server
-            .kubectl(&["create", "token", "aegis-operator", "--namespace", NAMESPACE])
-            .expect("a token of the operator");
-        let kubeconfig = server.kubeconfig_of("operator", token.trim()).expect("write a kubeconfig");
+        server.install_chart(&["admission.enabled=false", "usage.enabled=true"]).expect("install the chart");
         let [port] = free_ports().expect("find a free port");
-        let mut command = Command::new(program());
-        command
-            .env("KUBECONFIG", kubeconfig)
-            .arg(format!("--listen=127.0.0.1:{port}"))
-            .arg(format!("--namespace={NAMESPACE}"))
-            .arg("--identity=replica-1");
-        let child = spawn(command, &server.folder().join("operator.log")).expect("start the operator");
-        let operator = Operator { port, server, child };
-        operator.wait_until("it leads", |line| line == "aegis_operator_leader 1");
-        operator
+        let arguments = [
+            format!("--listen=127.0.0.1:{port}"),
+            format!("--namespace={NAMESPACE}"),
+            "--identity=replica-1".to_owned(),
+        ];
+        let program = Program::start(&server, "aegis-operator", port, &arguments);
+        program.wait_until("it leads", |line| line == "aegis_operator_leader 1");
+        Operator { server, program }
+    }
+
+    /// Where it serves.
+    pub fn port(&self) -> u16 {
+        self.program.port
     }
 
     /// There are nodes that are ready and two allocations; waits until slices of both addresses are given out.
@@ -205,7 +303,7 @@ impl Operator {
         NODES.iter().for_each(|node| self.report(node, 30));
         for (_, address) in ALLOCATIONS {
             let of_address = format!("aegis_operator_slices{{address=\"{address}\"");
-            self.wait_until("slices are held", |line| {
+            self.program.wait_until("slices are held", |line| {
                 line.starts_with(&of_address) && line.contains("\"held\"") && !line.ends_with(" 0")
             });
         }
@@ -218,9 +316,10 @@ impl Operator {
         self.apply(&[allocation("lost", json!({"prefixes": ["documentation"], "sites": sites}))]);
     }
 
-    /// Takes its rights from it, and gives it something to do.
-    pub fn lose_its_rights(&self) {
-        self.server.kubectl(&["delete", "clusterrolebinding", "aegis-operator"]).expect("delete the binding");
+    /// Takes the rights from operator and collector, and gives the operator something to do.
+    pub fn lose_rights(&self) {
+        let bindings = ["delete", "clusterrolebinding", "aegis-operator", "aegis-collector"];
+        self.server.kubectl(&bindings).expect("delete the bindings");
         self.apply(&[allocation("late", json!({"prefixes": ["documentation"]}))]);
     }
 
@@ -247,34 +346,12 @@ impl Operator {
         let arguments = ["patch", "enode", node, "--subresource=status", "--type=merge", "--patch", &patch];
         self.server.kubectl(&arguments).expect("report");
     }
-
-    fn wait_until(&self, what: &str, line: impl Fn(&str) -> bool) {
-        let limit = Instant::now() + Duration::from_secs(60);
-        loop {
-            let page = get(self.port, "/metrics").unwrap_or_default();
-            if page.lines().any(&line) {
-                return;
-            }
-            assert!(Instant::now() < limit, "after 60 s not so: {what}\n{page}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
 }
 
-impl Drop for Operator {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The operator that was compiled beside this test.
-fn program() -> PathBuf {
-    let beside = || {
-        let this = std::env::current_exe().expect("this program");
-        this.ancestors().nth(2).expect("a folder").join("aegis-operator")
-    };
-    let program = std::env::var_os("AEGIS_OPERATOR").map_or_else(beside, PathBuf::from);
+/// The program that was compiled beside this test.
+fn program(name: &str) -> PathBuf {
+    let this = std::env::current_exe().expect("this program");
+    let program = this.ancestors().nth(2).expect("a folder").join(name);
     assert!(program.is_file(), "{} is missing: run `cargo build --workspace --bins`", program.display());
     program
 }

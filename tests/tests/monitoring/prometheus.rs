@@ -112,7 +112,7 @@ impl Drop for Prometheus {
 
 /// Targets are named as the chart's ServiceMonitors name them: the job by its Service, with the labels `node` and `namespace`.
 fn configuration(targets: &[Target]) -> Value {
-    let scrapes = ["aegis-operator", "aegis-node-agent"].map(|job| {
+    let scrapes = ["aegis-operator", "aegis-node-agent", "aegis-collector"].map(|job| {
         let of_job = targets.iter().filter(|(of, ..)| *of == job).map(|(_, node, port)| {
             json!({"targets": [format!("127.0.0.1:{port}")], "labels": {"node": node, "namespace": "aegis-system"}})
         });
@@ -127,10 +127,15 @@ fn configuration(targets: &[Target]) -> Value {
 
 /// Body of a page of a server on loopback.
 pub fn get(port: u16, path: &str) -> Result<String, String> {
+    ask(port, &format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n"))
+}
+
+/// Body of the answer of a server on loopback, as an error where it is a refusal.
+pub fn ask(port: u16, request: &str) -> Result<String, String> {
     let text = |error: std::io::Error| error.to_string();
     let mut stream = TcpStream::connect(("127.0.0.1", port)).map_err(text)?;
     stream.set_read_timeout(Some(Duration::from_secs(20))).map_err(text)?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n").as_bytes()).map_err(text)?;
+    stream.write_all(request.as_bytes()).map_err(text)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).map_err(text)?;
     match answer.split_once("\r\n\r\n") {

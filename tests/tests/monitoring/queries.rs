@@ -1,8 +1,8 @@
-//! Every query of every panel and rule against a real Prometheus that scrapes what operator and agents serve: first while all is
-//! well, then while much is wrong, at last when nobody is there any more.
+//! Every query of every panel and rule against a real Prometheus that scrapes what operator, agents and collector serve: first while all
+//! is well, then while much is wrong, at last when nobody is there any more.
 
 use crate::dashboards::{self, queries};
-use crate::exposition::{Agents, NODES, Operator};
+use crate::exposition::{Agents, Collector, NODES, Operator};
 use crate::prometheus::Prometheus;
 use crate::rules;
 use aegis_common::Counter;
@@ -16,21 +16,28 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Alerts whose reasons this test does not bring about: no leader, or none that plans, a plan that breaks an invariant, objects that
-/// are older than what nodes have, a node whose Lease is overdue. That what they look at is there, the test sees; when they are
-/// raised, promtool's.
-const NOT_RAISED: [&str; 5] = [
+/// are older than what nodes have, a node whose Lease is overdue, reports that no longer come, a store that fails, alerts of accounts that
+/// cannot be told, a wrong certificate. That what they look at is there, the test sees; when they are raised, promtool's.
+const NOT_RAISED: [&str; 9] = [
     "AegisOperatorWithoutLeader",
     "AegisOperatorStuck",
     "AegisPlanRefused",
     "AegisAddressesWithheld",
     "AegisNodeFenced",
+    "AegisNobodyReports",
+    "AegisUsageUpkeepFails",
+    "AegisUsageAlertsFail",
+    "AegisCertificateUnusable",
 ];
 
 /// Alerts that say that there is nothing to scrape.
 const NOBODY: [&str; 3] = ["AegisScrapeFails", "AegisAgentsAbsent", "AegisOperatorAbsent"];
 
-/// The one that comes when the operator has lost its rights.
-const FAILING: &str = "AegisOperatorFailing";
+/// Those that come when operator and collector have lost their rights.
+const FAILING: [&str; 2] = ["AegisOperatorFailing", "AegisDeliveriesPutOff"];
+
+/// What there are only figures of once something has failed.
+const FAILED: [&str; 2] = ["aegis_operator_api_errors_total", "aegis_collector_deliveries_total{outcome"];
 
 /// Waits until nothing is missing any more.
 fn wait_until_nothing_lacks(what: &str, lacking: impl Fn() -> Vec<String>) {
@@ -174,14 +181,19 @@ fn reasons_that_queries_name_exist() {
 #[test]
 fn metrics_that_queries_name_are_in_the_reference() {
     let page = fs::read_to_string(repository().join("docs/reference/metrics.md")).expect("read the page");
-    let (agent, operator) = page.split_once("\n## Operator").expect("a section for each program");
+    let section = |text: &'static str, page: &str| -> [String; 2] {
+        let (before, after) = page.split_once(text).expect("a section for each program");
+        [before, after].map(str::to_owned)
+    };
+    let [agent, rest] = section("\n## Operator", &page);
+    let [operator, collector] = section("\n## Collector", &rest);
     let ends = ["", "_total", "_bucket"];
     for (what, expr) in all_queries() {
         for (metric, _) in selectors(&expr) {
-            let of_operator = metric.strip_prefix("aegis_operator_").map(|name| (operator, name));
-            let (section, name) = of_operator
-                .or(metric.strip_prefix("aegis_").map(|name| (agent, name)))
-                .expect("a metric of ours");
+            let of = [("aegis_operator_", &operator), ("aegis_collector_", &collector), ("aegis_", &agent)];
+            let mut of =
+                of.into_iter().filter_map(|(prefix, page)| Some((page, metric.strip_prefix(prefix)?)));
+            let (section, name) = of.next().expect("a metric of ours");
             let listed = ends
                 .iter()
                 .filter_map(|end| name.strip_suffix(end))
@@ -195,7 +207,11 @@ fn metrics_that_queries_name_are_in_the_reference() {
 fn every_query_finds_something_and_alerts_only_what_is_wrong() {
     let agents = Agents::start();
     let operator = Operator::start();
-    let mut targets = vec![("aegis-operator", NODES[0].to_owned(), operator.port)];
+    let collector = Collector::start(&operator);
+    let mut targets = vec![
+        ("aegis-operator", NODES[0].to_owned(), operator.port()),
+        ("aegis-collector", NODES[1].to_owned(), collector.port()),
+    ];
     targets.extend(
         NODES.into_iter().zip(agents.ports).map(|(node, port)| ("aegis-node-agent", node.to_owned(), port)),
     );
@@ -226,8 +242,7 @@ fn every_query_finds_something_and_alerts_only_what_is_wrong() {
     assert_eq!(loaded, expected, "rules that Prometheus evaluates, and their errors");
 
     // What is asked for is there, also where it means that nothing is wrong. An error that never came about is not.
-    let asked =
-        all_queries().into_iter().filter(|(_, expr)| !expr.contains("aegis_operator_api_errors_total"));
+    let asked = all_queries().into_iter().filter(|(_, expr)| !FAILED.iter().any(|name| expr.contains(name)));
     let selectors: Vec<String> = asked.flat_map(|(_, expr)| selectors(&expr)).map(chosen).collect();
     wait_until_nothing_lacks("there is something to look at", || {
         let empty = selectors.iter().filter(|selector| ask(&prometheus, "a selector", selector).is_empty());
@@ -239,17 +254,18 @@ fn every_query_finds_something_and_alerts_only_what_is_wrong() {
     agents.fall_ill();
     operator.run_short();
     let mut wrong: BTreeSet<String> = rules::alerts().into_iter().map(|alert| alert.name).collect();
-    let quiet: BTreeSet<String> = &(&set(&NOT_RAISED) | &set(&NOBODY)) | &set(&[FAILING]);
+    let quiet: BTreeSet<String> = &(&set(&NOT_RAISED) | &set(&NOBODY)) | &set(&FAILING);
     wrong.retain(|name| !quiet.contains(name));
     wait_until_nothing_lacks("alerts are raised", || (&wrong - &raised(&prometheus)).into_iter().collect());
     assert_eq!(&raised(&prometheus) - &wrong, BTreeSet::new(), "false alarms");
-    operator.lose_its_rights();
-    wait_until_nothing_lacks("the alert is raised", || {
-        (&set(&[FAILING]) - &raised(&prometheus)).into_iter().collect()
+    operator.lose_rights();
+    wait_until_nothing_lacks("alerts are raised", || {
+        let _ = collector.deliver();
+        (&set(&FAILING) - &raised(&prometheus)).into_iter().collect()
     });
 
     // Nobody is there.
-    drop((agents, operator));
+    drop((agents, collector, operator));
     wait_until_nothing_lacks("alerts are raised", || {
         (&set(&NOBODY) - &raised(&prometheus)).into_iter().collect()
     });

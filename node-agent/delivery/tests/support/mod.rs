@@ -4,7 +4,7 @@
 
 use aegis_delivery::{Boot, Name};
 use aegis_usage_report::{Figures, Key, Protocol, Report, Row, VERSION};
-use std::path::PathBuf;
+use tempfile::TempDir;
 
 /// Begin of an hour.
 pub const T0: i64 = 1_700_002_800;
@@ -13,22 +13,8 @@ pub const T0: i64 = 1_700_002_800;
 pub const NODE: &str = "node-a";
 
 /// A folder that is removed with it.
-pub struct Folder(pub PathBuf);
-
-impl Folder {
-    pub fn new(name: &str) -> Folder {
-        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("aegis-{name}-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+pub fn folder(name: &str) -> TempDir {
+    tempfile::Builder::new().prefix(&format!("aegis-{name}-")).tempdir().unwrap()
 }
 
 /// Rows of one account towards so many origins.

@@ -1,6 +1,6 @@
 //! The collector's own service and store, over HTTPS on loopback, that can be away, slow, or say no.
 
-use super::{Folder, NODE, T0};
+use crate::support::{NODE, T0, folder};
 use aegis_usage::{Access, Denied, Level, Metrics, Pending, Prefix, Store, Viewer};
 use aegis_usage_report::Report;
 use axum::Router;
@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 use tokio::net::TcpSocket;
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
@@ -168,14 +169,14 @@ pub struct Service {
     router: Router,
     /// Bound, but it does not listen: whoever connects is refused, and nobody else gets the port.
     _held: TcpSocket,
-    folder: Folder,
+    folder: TempDir,
     running: Option<JoinHandle<()>>,
 }
 
 impl Service {
     pub fn new() -> Service {
-        let folder = Folder::new("collector");
-        let store = Arc::new(Store::sqlite(folder.0.join("use.db"), PATIENCE).unwrap());
+        let folder = folder("collector");
+        let store = Arc::new(Store::sqlite(folder.path().join("use.db"), PATIENCE).unwrap());
         let script = Script::default();
         script.believe(&["token"]);
         let access = Arc::new(script.clone());
@@ -187,7 +188,7 @@ impl Service {
     }
 
     pub fn certificate(&self, name: &str) -> Certificate {
-        Certificate::new(&self.folder.0, name)
+        Certificate::new(self.folder.path(), name)
     }
 
     /// Begins to serve.

@@ -1,7 +1,7 @@
 //! `pod_ingress`: is this IPv6 packet of a pod covered? As for IPv4, the mark is a wish for new flows only.
 
 use super::lookup::{self, NETWORKS};
-use super::{Ipv6, LATER, Layers, START, follow_headers, ports};
+use super::{Ipv6, LATER, Layers, START, follow_headers, has_ports, ports};
 use crate::headers::{self, ETH_LEN, Ethernet, TCP, UDP};
 use crate::maps;
 use crate::observe::observe6;
@@ -73,11 +73,11 @@ fn covered(ctx: &TcContext, config: &Config, config6: &Config6) -> Result<bool, 
     let mut flow = Flow6Key { local: ip.source, remote: ip.destination, ports: 0, protocol: layers.protocol };
     let protocol = layers.protocol as u8;
     // conntrack puts a datagram together before it looks at the mark, and takes the first fragment's.
-    let has_ports = layers.fragment != LATER && (protocol == TCP || protocol == UDP);
-    if has_ports {
+    if layers.fragment != LATER && (protocol == TCP || protocol == UDP) {
         flow.ports = ports(protocol, ctx.load(layers.offset as usize).map_err(|_| malformed)?);
     }
-    let verdict = lookup::look_up_verdict6(generation, pod.class, &raw const flow, u32::from(!has_ports));
+    let any_port = layers.fragment == LATER || !has_ports(layers.protocol);
+    let verdict = lookup::look_up_verdict6(generation, pod.class, &raw const flow, u32::from(any_port));
     let verdict = VerdictValue::unpacked(verdict);
     let binding = verdict.binding;
     if binding >> OBSERVED_SHIFT != 0 && layers.fragment != LATER {

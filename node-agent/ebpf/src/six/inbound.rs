@@ -2,17 +2,21 @@
 //! pod whose suffix it bears. Whether somebody there asked for it, conntrack knows: a word before the packet (metadata) lets
 //! the program at tcx ingress set the mark by which nftables tells such packets from others.
 
-use super::lookup::{self, SUFFIXES};
-use super::{ICMPV6, Ipv6, LATER, Layers, START, follow_headers_xdp, is_error, load, ndp, too_big};
+use super::lookup::{self, FLOWS6, FRAGMENTED6_IN, SUFFIXES};
+use super::{
+    FIRST, ICMPV6, Ipv6, LATER, Layers, START, follow_headers_xdp, has_ports, is_error, load, ndp, ports,
+    too_big,
+};
 use crate::headers::{ETH_LEN, Ethernet};
 use crate::maps::{self, SLOTS};
+use crate::meter;
 use crate::steer::Step;
 use crate::translated;
 use crate::tunnel;
 use crate::xdp;
 use aegis_common::*;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
-use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::bindings::{BPF_ANY, xdp_md};
 use aya_ebpf::helpers::bpf_xdp_store_bytes;
 use aya_ebpf::programs::XdpContext;
 
@@ -99,9 +103,13 @@ fn to_owner(ctx: &XdpContext, config: &Config, ip: &Ipv6, network: &NetworkValue
         if lookup::deadline(network) == Deadline::Hard {
             return Step::Drop(Counter::DropFenced);
         }
-        return match to_pod(ctx.ctx, &raw const ip.destination) {
-            TAKEN => {
+        let mut layers = Layers::default();
+        return match to_pod(ctx.ctx, &raw const ip.destination, &raw mut layers) {
+            verdict @ (TAKEN | ERROR) => {
                 maps::count(Counter::Reverse, ip.length());
+                if verdict == TAKEN && meter::metered() {
+                    received6(ctx.ctx, &raw const ip.destination, &raw const layers, ip.length());
+                }
                 Step::Done(XDP_PASS)
             }
             UNSOUND => Step::Drop(Counter::DropMalformedIn),
@@ -137,14 +145,16 @@ const TAKEN: u32 = 0;
 const NOBODY: u32 = 1;
 const UNSOUND: u32 = 2;
 const NO_METADATA: u32 = 3;
+/// As [`TAKEN`]: an ICMPv6 error, which is not metered.
+const ERROR: u32 = 4;
 
-/// Translates a packet back.
+/// Translates a packet back, and gives its layers.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn to_pod(context: *mut xdp_md, destination: *const Address6) -> u32 {
+extern "C" fn to_pod(context: *mut xdp_md, destination: *const Address6, layers: *mut Layers) -> u32 {
     let ctx = &XdpContext::new(context);
     // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
-    let Some(egress) = (unsafe { destination.as_ref() }) else { return UNSOUND };
+    let (Some(egress), false) = (unsafe { destination.as_ref() }, layers.is_null()) else { return UNSOUND };
     // SAFETY: copied at once.
     let Some(pod) = (unsafe { SUFFIXES.get(&egress[3]) }).copied() else { return NOBODY };
     let pod = pod.address;
@@ -153,13 +163,16 @@ extern "C" fn to_pod(context: *mut xdp_md, destination: *const Address6) -> u32 
         return NOBODY;
     }
     let Some(ip) = header(ctx) else { return UNSOUND };
-    let mut layers = Layers::default();
-    if follow_headers_xdp(context, u32::from(ip.next), START as u32, &raw mut layers) == 0 {
+    if follow_headers_xdp(context, u32::from(ip.next), START as u32, layers) == 0 {
         return UNSOUND;
     }
+    // SAFETY: not null, see above.
+    let layers = unsafe { &*layers };
+    let mut taken = TAKEN;
     if layers.protocol == u32::from(ICMPV6) && layers.fragment != LATER {
         let Some(kind) = load::<u8>(ctx, layers.offset) else { return UNSOUND };
         if is_error(kind) {
+            taken = ERROR;
             // It quotes what the pod has sent, as it was outside.
             let source = layers.offset + 8 + SOURCE;
             match load::<Address6>(ctx, source) {
@@ -176,7 +189,64 @@ extern "C" fn to_pod(context: *mut xdp_md, destination: *const Address6) -> u32 
     if translated::write_word(context, TRANSLATED_IN) == 0 {
         return NO_METADATA;
     }
-    TAKEN
+    taken
+}
+
+/// Counts a packet that was translated back by its flow, or for the rest of the /64 if none is known: it was forgotten, nobody has
+/// asked for the packet, or a later fragment has come before the first.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn received6(
+    context: *mut xdp_md,
+    destination: *const Address6,
+    layers: *const Layers,
+    bytes: u32,
+) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let Some(egress) = (unsafe { destination.as_ref() }) else { return 0 };
+    let network = network_of(egress);
+    let number = match meter_of(context, network, layers) {
+        NO_METER => meter::rest_of(&raw const network),
+        number => number,
+    };
+    meter::receives(number, bytes);
+    0
+}
+
+/// In place of a number: none.
+const NO_METER: u32 = u32::MAX;
+
+/// The meter of the flow of a packet that was translated back.
+#[inline(always)]
+fn meter_of(context: *mut xdp_md, network: Network, layers: *const Layers) -> u32 {
+    let ctx = &XdpContext::new(context);
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let (Some(layers), Some(ip)) = (unsafe { layers.as_ref() }, header(ctx)) else { return NO_METER };
+    let mut key = Flow6Key { local: ip.destination, remote: ip.source, ports: 0, protocol: layers.protocol };
+    if layers.fragment == LATER {
+        (key.ports, key.protocol) = (layers.id, FRAGMENTED);
+        // SAFETY: copied at once; a mixture of two leads to another flow of the same pod at worst.
+        let Some(first) = (unsafe { FRAGMENTED6_IN.get(&key) }).copied() else { return NO_METER };
+        (key.ports, key.protocol) = (first.ports, first.protocol);
+    } else if has_ports(layers.protocol) {
+        let Some(first) = load(ctx, layers.offset) else { return NO_METER };
+        key.ports = ports(layers.protocol as u8, first);
+        if layers.protocol != u32::from(ICMPV6) {
+            key.ports = key.ports.rotate_left(16);
+        }
+    }
+    // SAFETY: read at once.
+    let Some(flow) = (unsafe { FLOWS6.get(&key) }) else { return NO_METER };
+    let (meter, of) = (flow.meter, flow.network);
+    if of != network {
+        return NO_METER;
+    }
+    if layers.fragment == FIRST {
+        let flow = Datagram6Value { ports: key.ports, protocol: key.protocol };
+        (key.ports, key.protocol) = (layers.id, FRAGMENTED);
+        let _ = FRAGMENTED6_IN.insert(&key, &flow, u64::from(BPF_ANY));
+    }
+    meter
 }
 
 #[inline(always)]

@@ -3,16 +3,17 @@
 
 use super::lookup::{self, ALLOCATIONS6, FLOWS6, NETWORKS};
 use super::{
-    FIRST, ICMPV6, Ipv6, LATER, Layers, START, WHOLE, by_node, follow_headers, is_error, ports, refuse,
-    turned,
+    FIRST, ICMPV6, Ipv6, LATER, Layers, START, WHOLE, by_node, follow_headers, has_ports, is_error, ports,
+    refuse, turned,
 };
-use crate::headers::{self, ETH_LEN, SYN, TCP, UDP};
+use crate::headers::{self, ACK, ETH_LEN, SYN, TCP, UDP};
 use crate::maps::{self, SLOTS};
+use crate::meter;
 use crate::rule;
 use crate::snat::{self, Stop};
 use aegis_common::*;
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
-use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_F_INGRESS};
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_F_INGRESS, BPF_NOEXIST};
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 
@@ -116,18 +117,19 @@ fn translate(ctx: &TcContext, config: &Config, config6: &Config6, ip: &Ipv6) -> 
         if layers.fragment == LATER {
             return Err(Stop::Drop(Counter::DropFragmentOut));
         }
-        match choose_network(generation, &raw const flow, &raw const pod, &raw mut way) {
+        // What only answers, or speaks of a flow, is none that is refused.
+        let opens = quoted == 0 && (flags == NO_FLAGS || flags & u32::from(SYN | ACK) == u32::from(SYN));
+        match choose_network(generation, &raw const flow, &raw const pod, &raw mut way, u32::from(opens)) {
             0 => {}
-            FENCED => return Err(Stop::Refuse(Counter::RefuseFenced)),
-            FORBIDDEN => return Err(Stop::Refuse(Counter::RefusePolicy)),
-            _ => return Err(Stop::Refuse(Counter::RefuseUnavailable)),
+            outcome => return Err(Stop::Refuse(reason(outcome))),
         }
         standing = standing6(&raw const way);
         if standing == GONE {
             return Err(Stop::Refuse(Counter::RefuseUnavailable));
         }
-        remember6(&raw const flow, &raw const way, flags);
-        maps::count(Counter::NewFlow, 0);
+        if begin6(&raw const flow, &raw mut way, flags) != 0 {
+            maps::count(Counter::NewFlow, 0);
+        }
     }
     if standing == LAPSED {
         return Err(Stop::Drop(Counter::DropFenced));
@@ -135,7 +137,7 @@ fn translate(ctx: &TcContext, config: &Config, config6: &Config6, ip: &Ipv6) -> 
     if layers.fragment == FIRST {
         let datagram =
             Flow6Key { ports: layers.id, protocol: FRAGMENTED, local: ip.source, remote: ip.destination };
-        remember6(&raw const datagram, &raw const way, NO_FLAGS);
+        remember6(&raw const datagram, &raw const way, NO_FLAGS, u64::from(BPF_ANY));
     }
     if flags != NO_FLAGS && flags & u32::from(SYN) != 0 && config.mss > LONGER {
         let end = (ETH_LEN + size_of::<Ipv6>()) as u32 + u32::from(u16::from_be(ip.payload_length));
@@ -145,12 +147,14 @@ fn translate(ctx: &TcContext, config: &Config, config6: &Config6, ip: &Ipv6) -> 
     if quoted != 0 {
         ctx.store(quoted as usize + DESTINATION, &egress, 0).map_err(|_| MALFORMED)?;
     }
-    ctx.store(ETH_LEN + SOURCE, &egress, 0).map_err(|_| MALFORMED)
-}
-
-#[inline(always)]
-fn has_ports(protocol: u32) -> bool {
-    protocol == u32::from(TCP) || protocol == u32::from(UDP) || protocol == u32::from(ICMPV6)
+    ctx.store(ETH_LEN + SOURCE, &egress, 0).map_err(|_| MALFORMED)?;
+    if quoted == 0 {
+        // What is longer than this field can say has 0 there.
+        let bytes = if ip.payload_length == 0 { ctx.len() - ETH_LEN as u32 } else { ip.length() };
+        let header = meter::header(layers.offset, layers.protocol as u8);
+        meter::sends_segments(ctx.skb.skb, way.meter, bytes, header);
+    }
+    Ok(())
 }
 
 /// Of an ICMPv6 error of a pod, the flow that the packet belonged to which it quotes; 0 if it quotes none that came to the pod.
@@ -185,7 +189,7 @@ extern "C" fn flow_of_quoted(skb: *mut __sk_buff, offset: u32, flow: *mut Flow6K
 /// In place of TCP flags: the packet shows none.
 const NO_FLAGS: u32 = u32::MAX;
 const NO_WAY: Flow6Value =
-    Flow6Value { incarnation: 0, last_seen: 0, network: [0; 2], identity: 0, slice: 0, state: 0, pad: 0 };
+    Flow6Value { incarnation: 0, last_seen: 0, network: [0; 2], identity: 0, slice: 0, state: 0, meter: 0 };
 
 /// What a flow has chosen, noting that it lives; 0 if nothing is known. `way` names the pod's incarnation.
 #[unsafe(no_mangle)]
@@ -197,6 +201,7 @@ extern "C" fn recall6(flow: *const Flow6Key, way: *mut Flow6Value, flags: u32) -
     // SAFETY: a value of the map, readable until the program ends; its words are written whole.
     let known = unsafe { &mut *known };
     (way.network, way.identity, way.slice) = (known.network, known.identity, known.slice);
+    way.meter = known.meter;
     // SAFETY: as above; the compiler must read it after the rest.
     if unsafe { (&raw const known.incarnation).read_volatile() } != way.incarnation {
         return 0;
@@ -212,14 +217,37 @@ extern "C" fn recall6(flow: *const Flow6Key, way: *mut Flow6Value, flags: u32) -
     1
 }
 
+/// Remembers what a new flow has chosen; 0 if another CPU has been faster, whose meter it has then.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn remember6(flow: *const Flow6Key, way: *const Flow6Value, flags: u32) -> u32 {
+extern "C" fn begin6(flow: *const Flow6Key, way: *mut Flow6Value, flags: u32) -> u32 {
+    // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
+    let (Some(key), Some(way)) = (unsafe { (flow.as_ref(), way.as_mut()) }) else { return 0 };
+    if remember6(flow, way, flags, u64::from(BPF_NOEXIST)) == 0 {
+        if let Some(known) = FLOWS6.get_ptr(key) {
+            // SAFETY: as in `recall6`.
+            let known = unsafe { &*known };
+            let same =
+                known.network == way.network && known.identity == way.identity && known.slice == way.slice;
+            if same && known.incarnation == way.incarnation {
+                way.meter = known.meter;
+                return 0;
+            }
+        }
+        remember6(flow, way, flags, u64::from(BPF_ANY));
+    }
+    meter::begins6(way.meter);
+    1
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn remember6(flow: *const Flow6Key, way: *const Flow6Value, flags: u32, how: u64) -> u32 {
     // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
     let (Some(flow), Some(way)) = (unsafe { (flow.as_ref(), way.as_ref()) }) else { return 0 };
     let state = if flags == NO_FLAGS { 0 } else { flow6_state(0, flags as u8) };
     let value = Flow6Value { last_seen: maps::now(), state, ..*way };
-    u32::from(FLOWS6.insert(flow, &value, u64::from(BPF_ANY)).is_ok())
+    u32::from(FLOWS6.insert(flow, &value, how).is_ok())
 }
 
 /// The /64 is another allocation's by now, or the slice not this node's.
@@ -256,7 +284,7 @@ const FENCED: u32 = 3;
 /// The policy says so.
 const FORBIDDEN: u32 = 4;
 
-/// The way of a new flow, as the policy says; 0 if there is one.
+/// The way of a new flow, as the policy says, and its meter; 0 if there is one. A refusal is counted if the packet `opens` a flow.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn choose_network(
@@ -264,6 +292,7 @@ extern "C" fn choose_network(
     flow: *const Flow6Key,
     pod: *const Pod6Value,
     way: *mut Flow6Value,
+    opens: u32,
 ) -> u32 {
     // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
     let (Some(key), Some(pod)) = (unsafe { (flow.as_ref(), pod.as_ref()) }) else {
@@ -272,7 +301,7 @@ extern "C" fn choose_network(
     if way.is_null() {
         return NOTHING;
     }
-    let any_port = u32::from(key.protocol != u32::from(TCP) && key.protocol != u32::from(UDP));
+    let any_port = u32::from(!has_ports(key.protocol));
     let look_up = |generation, class| {
         VerdictValue::unpacked(lookup::look_up_verdict6(generation, class, flow, any_port))
     };
@@ -289,14 +318,17 @@ extern "C" fn choose_network(
         ACTION_ALLOCATE => {}
         ACTION_FORBID => {
             rule::count_flow(generation, number, rule::DENIED);
+            refuses(flow, NO_ALLOCATION, number, FORBIDDEN, opens);
             return FORBIDDEN;
         }
         ACTION_DENY => {
             rule::count_flow(generation, number, rule::LACKED);
+            refuses(flow, NO_ALLOCATION, number, NOTHING, opens);
             return NOTHING;
         }
         _ => return NOTHING,
     }
+    let mut allocation = verdict.allocation;
     let mut outcome = try_networks(u32::from(verdict.allocation), pod.suffix, way);
     // Why the first is not left from is told, unless the second is left from.
     if outcome != 0
@@ -304,12 +336,34 @@ extern "C" fn choose_network(
         && try_networks(u32::from(verdict.secondary), pod.suffix, way) == 0
     {
         maps::count(Counter::SecondaryFlow, 0);
-        outcome = 0;
+        (allocation, outcome) = (verdict.secondary, 0);
     }
-    if outcome == 0 {
-        rule::count_flow(generation, number, rule::LEFT);
+    if outcome != 0 {
+        refuses(flow, allocation, number, outcome, opens);
+        return outcome;
     }
-    outcome
+    rule::count_flow(generation, number, rule::LEFT);
+    // SAFETY: not null, see above.
+    unsafe { (*way).meter = meter::find_meter6(flow, way, u32::from(allocation), number) };
+    0
+}
+
+/// Counts a new flow that is refused, unless it may come again and find its flow taken over.
+#[inline(always)]
+fn refuses(flow: *const Flow6Key, allocation: u16, number: u32, outcome: u32, opens: u32) {
+    if opens != 0 && !maps::taking_over() {
+        meter::refuses6(flow, u32::from(allocation), number, reason(outcome) as u32);
+    }
+}
+
+/// Why a new flow has no way.
+#[inline(always)]
+fn reason(outcome: u32) -> Counter {
+    match outcome {
+        FENCED => Counter::RefuseFenced,
+        FORBIDDEN => Counter::RefusePolicy,
+        _ => Counter::RefuseUnavailable,
+    }
 }
 
 /// The way of a new flow of an allocation; 0 if there is one.

@@ -24,6 +24,9 @@ pub static ALLOCATIONS6: Array<Allocation6Value> = Array::with_max_entries(MAX_A
 /// Which /64 flows have chosen. What is forgotten here is decided anew.
 #[map]
 pub static FLOWS6: LruHashMap<Flow6Key, Flow6Value> = LruHashMap::with_max_entries(65536, 0);
+/// Which flows datagrams belong to that come in in fragments: for metering alone.
+#[map]
+pub static FRAGMENTED6_IN: LruHashMap<Flow6Key, Datagram6Value> = LruHashMap::with_max_entries(4096, 0);
 /// For which /64s neighbour solicitations are answered.
 #[map]
 pub static NDP_ANSWERS: HashMap<NdpKey, NdpValue> =
@@ -73,7 +76,7 @@ pub fn destination_class(generation: u32, address: &Address6) -> Option<u32> {
 }
 
 /// What the policy says of packets of a pod class in a flow: the verdict, packed, 0 if it is not covered.
-/// `any_port`: the packet has none.
+/// `any_port`: the packet has none. That of ICMPv6 is 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn look_up_verdict6(

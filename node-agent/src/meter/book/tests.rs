@@ -1,4 +1,5 @@
 use super::*;
+use aegis_common::mapped;
 use proptest::prelude::*;
 
 /// Numbers of meters.
@@ -14,23 +15,37 @@ struct Plane {
     told: Told,
     /// Meters of live flows.
     flows: Vec<u32>,
+    /// The same over IPv6: they end without a word.
+    flows6: Vec<u32>,
+    /// Datagrams over IPv6 whose first fragment got the meter of its flow. Nothing gets it from them.
+    datagrams: Vec<u32>,
+    /// Programs that have found a flow over IPv6, which has been forgotten since, and are about to give its meter to a datagram.
+    hands: Vec<u32>,
     /// Flows, packets and refusals that there were.
     truth: (u64, u64, u64),
     reported: (u64, u64, u64),
 }
 
+const NETWORK: Network = [9, 9];
+
 fn key(origin: u8) -> MeterKey {
-    MeterKey { egress: 1, remote: u32::from(origin) + 1, protocol: 6, binding: 3, ..MeterKey::default() }
+    let (egress, remote) = (metered_egress(1), mapped(u32::from(origin) + 1));
+    MeterKey { egress, remote, protocol: 6, binding: 3, ..MeterKey::default() }
+}
+
+fn key6(origin: u8) -> MeterKey {
+    MeterKey { egress: NETWORK, remote: [9, 9, 9, u32::from(origin)], ..key(origin) }
 }
 
 fn refusal(origin: u8) -> RefusalKey {
-    RefusalKey { remote: u32::from(origin) + 1, protocol: 6, binding: 3, ..RefusalKey::default() }
+    let remote = if origin.is_multiple_of(2) { key(origin).remote } else { key6(origin).remote };
+    RefusalKey { remote, protocol: 6, binding: 3, ..RefusalKey::default() }
 }
 
 fn names() -> Names {
-    let address = Ipv4Addr::from(1u32.to_ne_bytes());
     let rules = [(3, RuleName::Policy("partners".into()))].into();
-    Names { rules: Arc::new(rules), addresses: [(address, 0)].into(), ..Names::default() }
+    let addresses = [(egress(metered_egress(1)), 0), (egress(NETWORK), 0)].into();
+    Names { rules: Arc::new(rules), addresses, ..Names::default() }
 }
 
 impl Plane {
@@ -43,32 +58,52 @@ impl Plane {
             refusals: BTreeMap::new(),
             told: Told::default(),
             flows: Vec::new(),
+            flows6: Vec::new(),
+            datagrams: Vec::new(),
+            hands: Vec::new(),
             truth: (0, 0, 0),
             reported: (0, 0, 0),
         }
     }
 
-    fn begin(&mut self, origin: u8) {
-        let number = match (self.index.get(&key(origin)), self.free.pop()) {
+    fn number(&mut self, key: MeterKey, rest: MeterKey) -> u32 {
+        let number = match (self.index.get(&key), self.free.pop()) {
             (Some(number), free) => {
                 self.free.extend(free);
                 *number
             }
             (None, Some(number)) => {
-                self.index.insert(key(origin), number);
+                self.index.insert(key, number);
                 number
             }
-            (None, None) => {
-                let rest = MeterKey { egress: 1, ..MeterKey::default() };
-                self.index.get(&rest).copied().unwrap_or(REST_METER)
-            }
+            (None, None) => self.index.get(&rest).copied().unwrap_or(REST_METER),
         };
-        self.flows.push(number);
         self.values[number as usize].flows += 1;
+        self.truth.0 += 1;
+        number
+    }
+
+    fn begin(&mut self, origin: u8) {
+        let number = self.number(key(origin), MeterKey { egress: metered_egress(1), ..MeterKey::default() });
+        self.flows.push(number);
         let used = &mut self.used[number as usize];
         used.in_use += 1;
         used.peak = used.peak.max(used.in_use);
-        self.truth.0 += 1;
+    }
+
+    fn begin6(&mut self, origin: u8) {
+        let number = self.number(key6(origin), MeterKey::rest_of(NETWORK));
+        self.flows6.push(number);
+    }
+
+    fn forget(&mut self, which: usize, in_hand: bool) {
+        let which = which % (self.flows6.len() + self.datagrams.len()).max(1);
+        if which < self.flows6.len() {
+            let number = self.flows6.remove(which);
+            self.hands.extend(in_hand.then_some(number));
+        } else if !self.datagrams.is_empty() {
+            self.datagrams.remove(which - self.flows6.len());
+        }
     }
 
     fn end(&mut self, which: usize) {
@@ -79,10 +114,18 @@ impl Plane {
     }
 
     fn send(&mut self, which: usize) {
-        if !self.flows.is_empty() {
-            self.values[self.flows[which % self.flows.len()] as usize].sent_packets += 1;
+        let flows = self.flows.iter().chain(&self.flows6).chain(&self.datagrams).collect::<Vec<_>>();
+        if !flows.is_empty() {
+            self.values[*flows[which % flows.len()] as usize].sent_packets += 1;
             self.truth.1 += 1;
         }
+    }
+
+    /// A packet of which no flow is known.
+    fn receive(&mut self) {
+        let number = self.index.get(&MeterKey::rest_of(NETWORK)).copied().unwrap_or(REST_METER);
+        self.values[number as usize].received_packets += 1;
+        self.truth.1 += 1;
     }
 
     fn look(&mut self, book: &mut Book) {
@@ -95,6 +138,7 @@ impl Plane {
         let look = Look {
             linked: self.index.clone(),
             meters: numbers.into_iter().map(take).collect(),
+            held: self.flows6.iter().chain(&self.datagrams).copied().collect(),
             refusals: self.refusals.clone(),
             short: self.free.len() < 3,
         };
@@ -103,9 +147,10 @@ impl Plane {
         assert_eq!(sum(|it| it.in_use), self.flows.len() as u64, "ports in use, at this moment");
         assert!(sum(|it| it.peak) >= sum(|it| it.in_use));
         self.reported.0 += sum(|it| it.flows);
-        self.reported.1 += sum(|it| it.sent.packets);
+        self.reported.1 += sum(|it| it.sent.packets + it.received.packets);
         self.reported.2 += sum(|it| it.refused.values().sum());
         assert_eq!(self.reported, self.truth, "nothing is lost, and nothing told twice");
+        self.datagrams.append(&mut self.hands);
         steps.iter().for_each(|step| self.follow(step));
     }
 
@@ -119,7 +164,8 @@ impl Plane {
                 assert!(self.index.insert(retired, number).is_none());
             }
             Step::Free(key, number) => {
-                assert!(!self.flows.contains(&number), "a flow has the number");
+                let mut held = self.flows.iter().chain(&self.flows6).chain(&self.datagrams);
+                assert!(!held.any(|it| *it == number), "a flow has the number");
                 assert_eq!(self.index.remove(&key), Some(number));
                 self.values[number as usize] = MeterValue::default();
                 self.used[number as usize] = MeterUse::default();
@@ -143,7 +189,8 @@ impl Plane {
         let linked: BTreeSet<u32> = self.index.values().copied().collect();
         self.free = (1..SIZE as u32).filter(|number| !linked.contains(number)).collect();
         for number in &self.free {
-            assert!(!self.flows.contains(number), "a flow has the number");
+            let held = self.flows.iter().chain(&self.flows6).chain(&self.datagrams).chain(&self.hands);
+            assert!(!held.copied().any(|it| it == *number), "a flow has the number");
             self.values[*number as usize] = MeterValue::default();
             self.used[*number as usize] = MeterUse::default();
         }
@@ -155,6 +202,10 @@ impl Plane {
 #[derive(Clone, Debug)]
 enum Event {
     Begin(u8),
+    Begin6(u8),
+    /// A flow over IPv6 is forgotten; perhaps a program has just found it.
+    Forget(usize, bool),
+    Receive,
     End(usize),
     Send(usize),
     Refuse(u8),
@@ -167,6 +218,9 @@ enum Event {
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         6 => (0u8..20).prop_map(Event::Begin),
+        6 => (0u8..20).prop_map(Event::Begin6),
+        5 => any::<(usize, bool)>().prop_map(|(which, in_hand)| Event::Forget(which, in_hand)),
+        1 => Just(Event::Receive),
         5 => any::<usize>().prop_map(Event::End),
         6 => any::<usize>().prop_map(Event::Send),
         2 => (0u8..4).prop_map(Event::Refuse),
@@ -183,6 +237,9 @@ proptest! {
         for event in events {
             match event {
                 Event::Begin(origin) => plane.begin(origin),
+                Event::Begin6(origin) => plane.begin6(origin),
+                Event::Forget(which, in_hand) => plane.forget(which, in_hand),
+                Event::Receive => plane.receive(),
                 Event::End(which) => plane.end(which),
                 Event::Send(which) => plane.send(which),
                 Event::Refuse(origin) => {
@@ -197,5 +254,57 @@ proptest! {
             }
         }
         plane.look(&mut book);
+    }
+}
+
+/// Looks once, with nothing but this index.
+fn look_at(book: &mut Book, key: MeterKey, names: Option<&Names>) -> Vec<Row> {
+    let value = MeterValue { received_packets: 1, ..MeterValue::default() };
+    let told = book.meters.get(&1).map(|meter| meter.told).unwrap_or_default();
+    let meters = [(1, (MeterUse::default(), told.plus(&value)))].into();
+    book.look(&Look { linked: [(key, 1)].into(), meters, ..Look::default() }, names).0
+}
+
+#[test]
+fn the_rest_of_a_64_is_told_as_whose_it_is_then() {
+    let mut book = Book::default();
+    let whose = |names: &[&str]| {
+        let whose = |(number, name): (usize, &&str)| {
+            let name = AllocationName { account: "shop".into(), name: (*name).into() };
+            (number as u32, Whose { name, site: String::new(), sole: BTreeMap::new() })
+        };
+        names.iter().enumerate().map(whose).collect::<BTreeMap<_, _>>()
+    };
+    let names = |number| Names {
+        allocations: whose(&["first", "second"]),
+        addresses: [(egress(NETWORK), number)].into(),
+        ..Names::default()
+    };
+    let mut told = |names: Option<&Names>| {
+        let rows = look_at(&mut book, MeterKey::rest_of(NETWORK), names);
+        assert_eq!((rows.len(), rows[0].figures.received.packets), (1, 1));
+        assert_eq!(rows[0].key.address, Some(address(egress(NETWORK))));
+        rows[0].key.allocation.clone()
+    };
+    assert_eq!(told(None), "", "before the agent knows anything");
+    // What came before is of then.
+    assert_eq!(told(Some(&names(0))), "");
+    assert_eq!(told(Some(&names(0))), "first");
+    assert_eq!(told(Some(&names(1))), "first");
+    assert_eq!(told(Some(&names(1))), "second");
+}
+
+#[test]
+fn what_began_by_a_rule_of_a_new_agent_is_told_by_its_name() {
+    let policy = |name: &str| RuleName::Policy(name.into());
+    let former: Rules = [(3, policy("of before"))].into();
+    let current = [(3, policy("another")), (7, policy("new"))].into();
+    let names = Names { rules: Arc::new(current), ..names() };
+    for (binding, expected) in [(7, "policy/new"), (3, "policy/of before")] {
+        let mut book = Book::new(Told { rules: Some(Arc::new(former.clone())), ..Told::default() });
+        let rows = look_at(&mut book, MeterKey { binding, ..key(0) }, Some(&names));
+        assert_eq!(rows[0].key.rule, expected);
+        let retired = book.meters[&1].is_retired();
+        assert_eq!(retired, binding == 3, "whose name may be another's begins anew");
     }
 }

@@ -93,10 +93,10 @@ fn refuse(world: &World, plan: &Plan, new: &Address) -> Option<&'static str> {
             "its prefix overlaps an older one",
         ),
         (
-            !world.inputs.nodes.iter().flat_map(|node| &node.pod_ranges).any(|range| {
-                range.contains(&prefix.cidr.network()) || prefix.cidr.contains(&range.network())
-            }),
-            "its prefix overlaps pods",
+            !world.inputs.nodes.iter().flat_map(|node| &node.pod_ranges).chain(&world.inputs.services).any(
+                |range| range.contains(&prefix.cidr.network()) || prefix.cidr.contains(&range.network()),
+            ),
+            "its prefix overlaps pods or Services",
         ),
         match &allocation.request {
             AddressRequest::Explicit(list) => {

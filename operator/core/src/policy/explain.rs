@@ -4,13 +4,14 @@
 //! a criterion that is missing here is told as "another criterion", and changes no answer.
 
 use super::destinations::internal_around;
+use super::posture::{ConditionIs, Conditions, NodeFacts, Posture};
 use super::rules::{Binding, EgressPolicy, Expression, Operator, Pod, Rank, Rule, RuleName};
 use super::terms::Term;
 use super::{Action, Actions, PodClass, PolicyInputs, PortRange};
 use crate::egress::Family;
 use crate::model::AllocationName;
+use crate::selector::{Labels, Selector};
 use ipnet::IpNet;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -167,15 +168,14 @@ fn of_policy(list: &mut List, policy: &EgressPolicy, inputs: &PolicyInputs, pod:
     });
     let named = namespaces.is_empty() || namespaces.contains(&pod.account);
     list.unless(named, "namespaces", || format!("{} is none of {}", pod.account, few(namespaces)));
-    let selected = identity.namespace_selector.as_ref().is_none_or(|it| it.matches(&pod.namespace_labels));
-    list.unless(selected, "namespaceSelector", || {
-        format!("the labels of the namespace {} are others", pod.account)
-    });
-    labels(list, &identity.labels, &identity.expressions, pod);
+    if let Some(wanted) = &identity.namespace_selector {
+        let namespace =
+            Labelled("namespaceSelector", &format!("namespace {}", pod.account), &pod.namespace_labels);
+        selector(list, wanted, &namespace);
+    }
+    labels(list, &identity.labels, &identity.expressions, &of_pod(pod));
     service_accounts(list, &identity.service_accounts, pod);
-    list.unless(policy.posture.matches(pod, &inputs.node), "posture", || {
-        "the node or the pod has other labels or conditions".into()
-    });
+    posture(list, &policy.posture, pod, &inputs.node);
     list.unless(!policy.observes, "mode", || "it only observes (spec.mode: Observe)".into());
     let sources = &policy.sources;
     let from = sources.is_empty() || own.is_some_and(|own| sources.iter().any(|range| range.contains(&own)));
@@ -187,25 +187,57 @@ fn of_policy(list: &mut List, policy: &EgressPolicy, inputs: &PolicyInputs, pod:
 
 fn of_binding(list: &mut List, binding: &Binding, pod: &Pod) {
     if !binding.workloads.all {
-        labels(list, &binding.workloads.labels, &binding.workloads.expressions, pod);
+        labels(list, &binding.workloads.labels, &binding.workloads.expressions, &of_pod(pod));
         service_accounts(list, &binding.workloads.service_accounts, pod);
     }
     let selects = binding.workloads.matches(pod) || !list.0.is_empty();
     list.unless(selects, "workloads", || "it selects no pods".into());
 }
 
-fn labels(list: &mut List, wanted: &BTreeMap<String, String>, expressions: &[Expression], pod: &Pod) {
-    let has = |key: &String| match pod.labels.get(key) {
-        Some(value) => format!("the pod has {key}={value}"),
-        None => format!("the pod has no label {key}"),
+fn posture(list: &mut List, wanted: &Posture, pod: &Pod, node: &NodeFacts) {
+    if let Some(wanted) = &wanted.node {
+        selector(list, wanted, &Labelled("posture", "the node", &node.labels));
+    }
+    conditions(list, &wanted.node_conditions, "the node", &node.conditions);
+    conditions(list, &wanted.pod_conditions, "the pod", &pod.conditions);
+}
+
+fn conditions(list: &mut List, wanted: &[ConditionIs], whose: &str, conditions: &Conditions) {
+    for condition in wanted {
+        let (ConditionIs { kind, status }, found) = (condition, condition.found(conditions));
+        list.unless(found == status, "posture", || {
+            format!("condition {kind}={status} is wanted, and {whose} has {kind}={found}")
+        });
+    }
+}
+
+/// Labels of something: the criterion that asks for them, whose they are, and they themselves.
+struct Labelled<'a>(&'static str, &'a str, &'a Labels);
+
+fn of_pod(pod: &Pod) -> Labelled<'_> {
+    Labelled("podSelector", "the pod", &pod.labels)
+}
+
+fn selector(list: &mut List, wanted: &Selector, found: &Labelled<'_>) {
+    let Selector { labels: equal, expressions } = wanted;
+    let asks = !(equal.is_empty() && expressions.is_empty());
+    list.unless(asks, found.0, || "it asks for no label, and so selects nothing".into());
+    labels(list, equal, expressions, found);
+}
+
+fn labels(list: &mut List, wanted: &Labels, expressions: &[Expression], found: &Labelled<'_>) {
+    let Labelled(criterion, whose, found) = *found;
+    let has = |key: &String| match found.get(key) {
+        Some(value) => format!("{whose} has {key}={value}"),
+        None => format!("{whose} has no label {key}"),
     };
     for (key, value) in wanted {
-        list.unless(pod.labels.get(key) == Some(value), "podSelector", || {
+        list.unless(found.get(key) == Some(value), criterion, || {
             format!("{key}={value} is wanted, and {}", has(key))
         });
     }
     for expression in expressions {
-        list.unless(expression.matches(&pod.labels), "podSelector", || {
+        list.unless(expression.matches(found), criterion, || {
             let key = &expression.key;
             let wanted = match expression.operator {
                 Operator::In => format!("{key} in {} is wanted", few(&expression.values)),
@@ -263,14 +295,19 @@ impl fmt::Display for Packet {
 impl PortRange {
     /// Whether the packet goes to one of the ports.
     fn contains(&self, packet: &Packet) -> bool {
-        self.protocol == packet.protocol
-            && packet.port.is_some_and(|port| (self.first..=self.last).contains(&port))
+        // Of protocols without ports only ICMP can be named.
+        let port = packet.port.or(matches!(packet.protocol, 1 | 58).then_some(0));
+        self.protocol == packet.protocol && port.is_some_and(|port| (self.first..=self.last).contains(&port))
     }
 }
 
 impl fmt::Display for PortRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", protocol(self.protocol), self.first)?;
-        if self.last == self.first { Ok(()) } else { write!(f, "-{}", self.last) }
+        f.write_str(&protocol(self.protocol))?;
+        match (self.protocol, self.first, self.last) {
+            (1 | 58, ..) | (_, 0, u16::MAX) => Ok(()),
+            (_, first, last) if first == last => write!(f, " {first}"),
+            (_, first, last) => write!(f, " {first}-{last}"),
+        }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Destination ports `first..=last` of TCP or UDP.
+/// Destination ports `first..=last` of TCP or UDP; of ICMP, which has none, the port 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortRange {
-    /// IP protocol number: 6 (TCP) or 17 (UDP).
+    /// IP protocol number: 6 (TCP), 17 (UDP), 1 or 58 (ICMP).
     pub protocol: u8,
     /// First port.
     pub first: u16,

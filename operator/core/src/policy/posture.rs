@@ -41,7 +41,12 @@ pub struct ConditionIs {
 
 impl ConditionIs {
     fn holds(&self, conditions: &Conditions) -> bool {
-        conditions.get(&self.kind).map_or(UNKNOWN, String::as_str) == self.status
+        self.found(conditions) == self.status
+    }
+
+    /// The status that the condition has.
+    pub(super) fn found<'a>(&self, conditions: &'a Conditions) -> &'a str {
+        conditions.get(&self.kind).map_or(UNKNOWN, String::as_str)
     }
 }
 

@@ -216,6 +216,7 @@ pub fn inputs(cluster: &Cluster, sight: &Sight) -> Inputs {
         nodes: (0..NODES).filter_map(node).collect(),
         addresses: sight.object.iter().map(Object::address).collect(),
         frozen: vec![],
+        services: vec![],
         namespaces: BTreeMap::new(),
         now: START + TICK * Seconds::from(sight.now),
         quarantine: cluster.quarantine(),

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{Api, ObjectMeta, PostParams};
+use kube::core::Status;
 use kube::{Client, Resource, ResourceExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -18,7 +19,7 @@ use std::time::Duration;
 /// How often use is looked at: agents report as often.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Events that are written in one go; more are left for the next.
+/// Events that are written in one go, those of all accounts in turn; more are left for the next.
 const EVENTS: u32 = 100;
 
 /// Older happenings are in the feed only: events are about now.
@@ -96,21 +97,45 @@ async fn once(
     written.map_err(|source| AlertError::Api { what: "a status", source: Box::new(source) })
 }
 
-/// Writes an event for each item of which there is none. An event has its item's name, so that the same twice is one.
+/// Writes an event for each item of which there is none. An event has its item's name, so that the same twice is one. What the API server
+/// does not take of an account is left for the next time, and keeps nothing of others back.
 async fn tell(client: &Client, store: &Arc<Store>, now: i64) -> Result<(), AlertError> {
+    let (mut left, mut failed) = (BTreeSet::new(), None);
     for told in blocking(store, |store| store.untold(EVENTS)).await? {
+        let account = told.item.account.clone();
+        if left.contains(&account) {
+            continue;
+        }
         if told.item.published >= now - RECENT {
-            let events: Api<Event> = Api::namespaced(client.clone(), &told.item.account);
+            let events: Api<Event> = Api::namespaced(client.clone(), &account);
             match events.create(&PostParams::default(), &event(&told)).await {
                 Ok(_) => {}
-                // It is there, or its namespace goes or is gone.
-                Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => {}
-                Err(source) => return Err(AlertError::Api { what: "an event", source: Box::new(source) }),
+                Err(kube::Error::Api(status)) if is_settled(&status) => {
+                    tracing::debug!(%account, why = status.message, "there is no event of an alert");
+                }
+                Err(source) => {
+                    // Who does not answer at all answers for no other account either.
+                    let answered = matches!(source, kube::Error::Api(_));
+                    failed.get_or_insert(AlertError::Api { what: "an event", source: Box::new(source) });
+                    left.insert(account);
+                    if answered {
+                        continue;
+                    }
+                    break;
+                }
             }
         }
         blocking(store, move |store| store.tell(&told)).await?;
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
+}
+
+/// Whether an event that was not taken never will be, or need not: it is there, or its namespace is gone or going, or it cannot be written as it
+/// is.
+fn is_settled(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    let ending = causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating");
+    [404, 409, 422].contains(&status.code) || (status.code == 403 && ending)
 }
 
 fn event(told: &Told) -> Event {
@@ -258,5 +283,25 @@ pub fn limit(kind: Kind) -> &'static str {
         Kind::PortUse => "portUse",
         Kind::Refusals => "refusals",
         Kind::SiteWithoutHolders => "siteWithoutHolders",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_will_never_be_taken_is_settled() {
+        let settled = |code: u16, cause: &str| {
+            let status = serde_json::json!({"code": code, "details": {"causes": [{"reason": cause}]}});
+            is_settled(&serde_json::from_value(status).expect("a status"))
+        };
+        for (code, cause) in [(404, ""), (409, ""), (422, "FieldValueInvalid"), (403, "NamespaceTerminating")]
+        {
+            assert!(settled(code, cause), "{code} {cause}");
+        }
+        for (code, cause) in [(403, ""), (401, ""), (429, ""), (500, "NamespaceTerminating")] {
+            assert!(!settled(code, cause), "{code} {cause}");
+        }
     }
 }

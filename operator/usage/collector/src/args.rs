@@ -1,6 +1,7 @@
 //! Command line.
 
-use aegis_usage::{Retention, RetentionError};
+use crate::error::Error;
+use aegis_usage::{PostgresTls, Retention, RetentionError, SslMode};
 use clap::{Parser, ValueEnum};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -24,6 +25,19 @@ pub struct Args {
     /// File of SQLite, or `postgres://user:password@host/name`. Better given by the environment, which others on the machine don't see.
     #[arg(long, env = "AEGIS_DATABASE", hide_env_values = true)]
     pub database: String,
+    /// How far PostgreSQL is believed, where the connection string doesn't say: `disable` (plain text), `prefer`, `require`, `verify-ca` or
+    /// `verify-full`, as in libpq. Without either: `verify-full`, and on a Unix socket no TLS.
+    #[arg(long, env = "PGSSLMODE")]
+    pub postgres_sslmode: Option<SslMode>,
+    /// Authorities in PEM of which PostgreSQL's certificate must be, or `system`, which is so without it, too.
+    #[arg(long, env = "PGSSLROOTCERT")]
+    pub postgres_sslrootcert: Option<PathBuf>,
+    /// Certificate in PEM that is shown to a PostgreSQL that asks for one.
+    #[arg(long, env = "PGSSLCERT", requires = "postgres_sslkey")]
+    pub postgres_sslcert: Option<PathBuf>,
+    /// Its private key in PEM.
+    #[arg(long, env = "PGSSLKEY", requires = "postgres_sslcert")]
+    pub postgres_sslkey: Option<PathBuf>,
     /// Hours for which figures of 10 seconds are kept.
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(i64).range(1..=8_760))]
     pub keep_tens_hours: i64,
@@ -43,6 +57,10 @@ pub struct Args {
     /// collector has these tokens, too.
     #[arg(long)]
     pub api_tokens: bool,
+    /// Serves GraphiQL at /graphiql, to try questions; only on an address of this machine. Its scripts come from the internet and see the
+    /// token that one puts in.
+    #[arg(long)]
+    pub development: bool,
     /// Where others reach this service, as `https://host:port`: the addresses of feeds begin so.
     #[arg(long, default_value = "https://localhost:8443", value_parser = base)]
     pub public_url: String,
@@ -65,6 +83,31 @@ pub enum LogFormat {
 }
 
 impl Args {
+    /// What TLS to PostgreSQL is like where the connection string says nothing of it.
+    pub fn postgres_tls(&self) -> PostgresTls {
+        PostgresTls {
+            sslmode: self.postgres_sslmode,
+            sslrootcert: self.postgres_sslrootcert.clone(),
+            sslcert: self.postgres_sslcert.clone(),
+            sslkey: self.postgres_sslkey.clone(),
+        }
+    }
+
+    /// That nothing is served to others that is for this machine.
+    ///
+    /// # Errors
+    /// Tokens would go over the network in plain text, or others be offered what is for developers.
+    pub fn served(&self) -> Result<(), Error> {
+        let local = self.listen.ip().is_loopback();
+        if !local && self.tls_cert.is_none() {
+            return Err(Error::Plain(self.listen));
+        }
+        if !local && self.development {
+            return Err(Error::Development(self.listen));
+        }
+        Ok(())
+    }
+
     /// For how long each level is kept.
     ///
     /// # Errors
@@ -114,6 +157,8 @@ mod tests {
         for wrong in [
             "--keep-tens-hours=0",
             "--tls-cert=tls.crt",
+            "--postgres-sslmode=allow",
+            "--postgres-sslkey=tls.key",
             "--agent-service-account=agent",
             "--log-format=Xml",
             "--public-url=use.example",
@@ -122,6 +167,11 @@ mod tests {
         ] {
             assert!(parse(&[wrong]).is_err(), "{wrong}");
         }
+        let served = |more: &[&str]| parse(more).unwrap().served();
+        let tls = ["--tls-cert=a", "--tls-key=b"];
+        assert!(matches!(served(&[]), Err(Error::Plain(_))));
+        assert!(served(&tls).is_ok() && served(&["--listen=[::1]:0", "--development"]).is_ok());
+        assert!(matches!(served(&[&tls[..], &["--development"]].concat()), Err(Error::Development(_))));
         let agent = parse(&["--agent-service-account=a/b"]).unwrap().agent_service_account;
         assert_eq!(agent, "system:serviceaccount:a:b");
         let url = parse(&["--public-url=https://use.example:8443/aegis/"]).unwrap().public_url;

@@ -1,7 +1,7 @@
 //! Where use is kept, and that it is this collector's alone.
 
 use crate::error::Error;
-use aegis_usage::Store;
+use aegis_usage::{Address, PostgresTls, Store};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,9 +21,10 @@ pub struct Database {
 ///
 /// # Errors
 /// It cannot be opened, or another collector has it.
-pub fn open(database: &str) -> Result<Database, Error> {
+pub fn open(database: &str, tls: &PostgresTls) -> Result<Database, Error> {
     if ["postgres://", "postgresql://"].iter().any(|scheme| database.starts_with(scheme)) {
-        return Ok(Database { store: Store::postgres(database, PATIENCE)?, lock: None });
+        let address = Address::parse(database, tls)?;
+        return Ok(Database { store: Store::postgres_at(address, PATIENCE)?, lock: None });
     }
     let lock = lock(Path::new(database))?;
     Ok(Database { store: Store::sqlite(database, PATIENCE)?, lock: Some(lock) })
@@ -46,6 +47,10 @@ fn lock(database: &Path) -> Result<File, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn open(database: &str) -> Result<Database, Error> {
+        super::open(database, &PostgresTls::default())
+    }
 
     #[test]
     fn one_at_a_time_has_a_file() {

@@ -34,6 +34,9 @@ pub enum Error {
         "{0} is no address of this machine: give --tls-cert and --tls-key, since tokens must not be sent in plain text"
     )]
     Plain(SocketAddr),
+    /// Others would be offered what is for developers.
+    #[error("{0} is no address of this machine: --development is for one's own machine")]
+    Development(SocketAddr),
     /// Certificate or key.
     #[error("cannot use certificate and key: {0}")]
     Certificate(#[from] crate::certificate::CertificateError),

@@ -18,7 +18,7 @@ mod watch;
 mod words;
 
 use access::{Rules, Tokens};
-use aegis_usage::{Clock, Retention, Store, feeds, keep, router};
+use aegis_usage::{Clock, Retention, Store, feeds, graphiql, keep, router};
 use args::{Args, LogFormat};
 use certificate::Certificate;
 use clap::Parser;
@@ -59,11 +59,12 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn start(args: Args) -> Result<(), Error> {
+    args.served()?;
     let retention = args.retention()?;
     let certificate = certificate(&args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
     // Out here, where it is also dropped: connections of PostgreSQL block when they end.
-    let database::Database { store, lock: _held } = database::open(&args.database)?;
+    let database::Database { store, lock: _held } = database::open(&args.database, &args.postgres_tls())?;
     let store = Arc::new(store);
     let ended = runtime.block_on(run(args, retention, certificate, store.clone()));
     runtime.shutdown_timeout(REST);
@@ -93,8 +94,11 @@ async fn run(
     let clock: Clock = Arc::new(|| jiff::Timestamp::now().as_second());
     let counted = metrics.service.clone();
     let service = router(store.clone(), access.clone(), clock.clone(), counted.clone());
-    let service =
+    let mut service =
         service.merge(feeds(store.clone(), access, clock.clone(), counted.clone(), &args.public_url));
+    if args.development {
+        service = service.merge(graphiql());
+    }
     let watched = alerts::watch(client, cluster, store.clone(), clock.clone(), counted);
     tasks.spawn(async move {
         watched.await;
@@ -121,12 +125,11 @@ async fn run(
     ended
 }
 
-/// What connections are encrypted with. Without it only this machine may ask.
+/// What connections are encrypted with. Without it only this machine may ask ([`Args::served`]).
 fn certificate(args: &Args) -> Result<Option<Arc<Certificate>>, Error> {
     match (&args.tls_cert, &args.tls_key) {
         (Some(chain), Some(key)) => Ok(Some(Certificate::open(chain.clone(), key.clone())?)),
-        _ if args.listen.ip().is_loopback() => Ok(None),
-        _ => Err(Error::Plain(args.listen)),
+        _ => Ok(None),
     }
 }
 

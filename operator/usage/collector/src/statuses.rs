@@ -2,7 +2,7 @@
 
 use crate::alerts::{CONTROLLER, limit};
 use crate::watch::Cluster;
-use aegis_crds::{Condition, UsageAlert, UsageAlertStatus, reason, type_};
+use aegis_crds::{Condition, MOST_ALERTS, UsageAlert, UsageAlertStatus, reason, type_};
 use aegis_usage::alert::{Key, MOST_RULES, Standing};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, Patch, PatchParams};
@@ -12,6 +12,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 type Alerts = [Arc<DeserializeGuard<UsageAlert>>];
+
+/// Namespace, name and identity of an alert.
+type Identity = (String, String, String);
+
+/// What is told is what is done.
+const _: () = assert!(MOST_ALERTS == MOST_RULES);
 
 /// Things that a message names.
 const NAMED: usize = 3;
@@ -29,13 +35,29 @@ pub struct Stand {
     pub named: Vec<String>,
 }
 
-/// By namespace, name and identity: what the store knows of the alerts that there are.
-pub fn stands(alerts: &Alerts, standings: Vec<Standing>) -> BTreeMap<(String, String, String), Stand> {
-    let identity = |alert: &Arc<DeserializeGuard<UsageAlert>>| {
-        (alert.namespace().unwrap_or_default(), alert.name_any(), alert.uid().unwrap_or_default())
+fn identity(alert: &DeserializeGuard<UsageAlert>) -> Identity {
+    (alert.namespace().unwrap_or_default(), alert.name_any(), alert.uid().unwrap_or_default())
+}
+
+/// Alerts that count, as they do for the store: the first of each namespace by name.
+fn counting(alerts: &Alerts) -> BTreeSet<Identity> {
+    let readable = alerts
+        .iter()
+        .filter(|alert| alert.0.as_ref().is_ok_and(|alert| alert.metadata.deletion_timestamp.is_none()));
+    let sorted: BTreeSet<Identity> = readable.map(|alert| identity(alert)).collect();
+    let mut places: BTreeMap<String, usize> = BTreeMap::new();
+    let mut counts = |namespace: &str| {
+        let place = places.entry(namespace.into()).or_default();
+        *place += 1;
+        *place <= MOST_ALERTS
     };
+    sorted.into_iter().filter(|(namespace, _, _)| counts(namespace)).collect()
+}
+
+/// What the store knows of the alerts that count.
+pub fn stands(alerts: &Alerts, standings: Vec<Standing>) -> BTreeMap<Identity, Stand> {
     let mut stands: BTreeMap<_, Stand> =
-        alerts.iter().map(|alert| (identity(alert), Stand::default())).collect();
+        counting(alerts).into_iter().map(|identity| (identity, Stand::default())).collect();
     for Standing { account, silent, tracks, .. } in standings {
         for ((_, _, _), stand) in stands.iter_mut().filter(|((namespace, _, _), _)| *namespace == account) {
             stand.silent = silent;
@@ -76,29 +98,21 @@ pub async fn write(
     client: &Client,
     cluster: &Cluster,
     alerts: &Alerts,
-    stands: &BTreeMap<(String, String, String), Stand>,
+    stands: &BTreeMap<Identity, Stand>,
     now: i64,
 ) -> Result<(), kube::Error> {
     let allocations: BTreeSet<(String, String)> =
         cluster.allocations().iter().map(|it| (it.namespace().unwrap_or_default(), it.name_any())).collect();
-    let mut sorted: Vec<_> = alerts.iter().collect();
-    sorted.sort_by_key(|alert| (alert.namespace(), alert.name_any()));
-    let mut place: BTreeMap<String, usize> = BTreeMap::new();
     let mut failed = Ok(());
-    for alert in sorted {
-        let namespace = alert.namespace().unwrap_or_default();
-        let identity = (namespace.clone(), alert.name_any(), alert.uid().unwrap_or_default());
-        let stand = stands.get(&identity).cloned().unwrap_or_default();
+    for alert in alerts {
+        let identity = identity(alert);
+        let namespace = identity.0.clone();
         let readable = alert.0.as_ref();
-        let counts = match readable {
-            Ok(alert) if alert.metadata.deletion_timestamp.is_none() => {
-                let place = place.entry(namespace.clone()).or_default();
-                *place += 1;
-                *place <= MOST_RULES
-            }
-            Ok(_) => continue,
-            Err(_) => false,
-        };
+        if readable.is_ok_and(|alert| alert.metadata.deletion_timestamp.is_some()) {
+            continue;
+        }
+        let counts = stands.contains_key(&identity);
+        let stand = stands.get(&identity).cloned().unwrap_or_default();
         let found = |name: &str| allocations.contains(&(namespace.clone(), name.to_owned()));
         let accepted = accepted(readable.map_err(|error| error.error.to_string()), counts, &found);
         let before = readable.ok().and_then(|alert| alert.status.clone()).unwrap_or_default();
@@ -130,23 +144,7 @@ fn accepted(alert: Result<&UsageAlert, String>, counts: bool, found: &dyn Fn(&st
         Ok(alert) => alert,
         Err(error) => return (false, reason::INVALID, format!("it cannot be read: {error}")),
     };
-    if !counts {
-        let message = format!(
-            "the namespace has more than {MOST_RULES} UsageAlerts, and this one comes after them by name: delete some, or let one look at \
-             several allocations"
-        );
-        return (false, reason::LIMIT, message);
-    }
-    match &alert.spec.allocation_ref {
-        Some(allocation) if !found(&allocation.name) => {
-            let message = format!(
-                "there is no EgressAllocation {} in this namespace: create it, or name another one in spec.allocationRef",
-                allocation.name
-            );
-            (false, reason::NOT_FOUND, message)
-        }
-        _ => (true, reason::ACCEPTED, "use is looked at every 10 seconds".into()),
-    }
+    alert.spec.accepted(counts, found)
 }
 
 fn status(
@@ -214,6 +212,25 @@ mod tests {
         assert_eq!((third.firing, third.pending, third.observed_generation), (5, 1, Some(2)));
         let message = &third.conditions[1].message;
         assert!(message.starts_with("a; b; 3 more. 2 nodes"), "{message}");
+    }
+
+    #[test]
+    fn alerts_that_do_not_count_have_no_figures() {
+        let alert = |namespace: &str, number: usize| {
+            let object = serde_json::json!({
+                "apiVersion": "aegis.dev/v1alpha1", "kind": "UsageAlert", "spec": {"refusals": {}},
+                "metadata": {"name": format!("a{number:03}"), "namespace": namespace, "uid": number.to_string()},
+            });
+            Arc::new(serde_json::from_value::<DeserializeGuard<UsageAlert>>(object).expect("an alert"))
+        };
+        let mut alerts: Vec<_> = (0..MOST_ALERTS + 3).rev().map(|number| alert("many", number)).collect();
+        alerts.push(alert("one", 900));
+        let stands = stands(&alerts, Vec::new());
+        let of = |namespace: &str| {
+            stands.keys().filter(|it| it.0 == namespace).map(|it| it.1.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(of("one"), ["a900"]);
+        assert_eq!(of("many"), (0..MOST_ALERTS).map(|number| format!("a{number:03}")).collect::<Vec<_>>());
     }
 
     #[test]

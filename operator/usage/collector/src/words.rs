@@ -50,10 +50,12 @@ fn port(it: &ZonePort) -> String {
     let protocol = match it.protocol {
         Protocol::TCP => "TCP",
         Protocol::UDP => "UDP",
+        Protocol::ICMP => "ICMP",
     };
-    match it.end_port {
-        Some(end) => format!("{protocol} {} to {end}", it.port),
-        None => format!("{protocol} {}", it.port),
+    match (it.port, it.end_port) {
+        (Some(first), Some(end)) => format!("{protocol} {first} to {end}"),
+        (Some(port), None) => format!("{protocol} {port}"),
+        (None, _) => protocol.to_owned(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a report must look like to be taken.
 
-use crate::{Figures, Key, Report, VERSION};
+use crate::{Figures, Key, Report, Row, VERSION};
 use thiserror::Error;
 
 /// Most rows of a report.
@@ -12,11 +12,28 @@ pub const MAX_NAME: usize = 253;
 /// Longest interval, in seconds.
 pub const MAX_INTERVAL: i64 = 3_600;
 
-/// Greatest number of ports in one row: more flows than the tables of a node have room for.
+/// Most reasons of refusals in a row. The data plane knows fewer.
+pub const MAX_REASONS: usize = 64;
+
+/// Greatest number of ports, in all rows together: more flows than the tables of a node have room for.
 pub const MAX_GAUGE: u64 = 1 << 24;
 
-/// Greatest number of anything else in one row: more bytes than a node sends in an hour. Sums of many rows fit into 64 bits.
+/// Greatest number of anything else, in all rows together: more bytes than a node sends in an hour. Sums of many reports fit into 64 bits.
 pub const MAX_COUNT: u64 = 1 << 44;
+
+/// What is counted, and how much of it there is at most.
+const NUMBERS: [(&str, u64); 8] = [
+    (PEAK, MAX_GAUGE),
+    ("inUse", MAX_GAUGE),
+    ("flows", MAX_COUNT),
+    ("refused", MAX_COUNT),
+    ("sent.packets", MAX_COUNT),
+    ("sent.bytes", MAX_COUNT),
+    ("received.packets", MAX_COUNT),
+    ("received.bytes", MAX_COUNT),
+];
+
+const PEAK: &str = "peak";
 
 /// Why a report is not taken. Sent again it would not be, either.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -38,6 +55,12 @@ pub enum Invalid {
     /// Too many rows.
     #[error("{0} rows are more than {MAX_ROWS}")]
     Rows(usize),
+    /// Too many reasons of refusals in a row.
+    #[error("{0} reasons in a row are more than {MAX_REASONS}")]
+    Reasons(usize),
+    /// Too many reports of one slot of 10 seconds.
+    #[error("the node has reported too often in these 10 seconds")]
+    Crowded,
     /// A name that is missing, too long, or has control characters.
     #[error("{field} is missing, longer than {MAX_NAME} bytes, or has control characters")]
     Name {
@@ -75,12 +98,23 @@ impl Report {
         }
         required("node", &self.node)?;
         required("boot", &self.boot)?;
-        for row in &self.rows {
-            row.key.check()?;
-            row.figures.check()?;
+        let mut sums = [0u64; NUMBERS.len()];
+        for Row { key, figures } in &self.rows {
+            key.check()?;
+            figures.check()?;
+            for (sum, number) in sums.iter_mut().zip(figures.numbers()) {
+                *sum = sum.saturating_add(number);
+            }
         }
-        Ok(())
+        // Each was at a moment of its own.
+        let together = |(field, _): &(&str, u64)| *field != PEAK;
+        within(NUMBERS.into_iter().zip(sums).filter(|(number, _)| together(number)))
     }
+}
+
+fn within(mut numbers: impl Iterator<Item = ((&'static str, u64), u64)>) -> Result<(), Invalid> {
+    let wrong = numbers.find(|((_, most), value)| value > most);
+    wrong.map_or(Ok(()), |((field, _), value)| Err(Invalid::Number { field, value }))
 }
 
 impl Key {
@@ -95,23 +129,18 @@ impl Key {
 
 impl Figures {
     fn check(&self) -> Result<(), Invalid> {
-        let gauges = [("inUse", self.in_use), ("peak", self.peak)];
-        let counts = [
-            ("flows", self.flows),
-            ("sent.packets", self.sent.packets),
-            ("sent.bytes", self.sent.bytes),
-            ("received.packets", self.received.packets),
-            ("received.bytes", self.received.bytes),
-        ];
-        let refused = self.refused.values().map(|count| ("refused", *count));
-        let mut bounded = gauges
-            .map(|it| (it, MAX_GAUGE))
-            .into_iter()
-            .chain(counts.into_iter().chain(refused).map(|it| (it, MAX_COUNT)));
-        if let Some(((field, value), _)) = bounded.find(|((_, value), most)| value > most) {
-            return Err(Invalid::Number { field, value });
+        if self.refused.len() > MAX_REASONS {
+            return Err(Invalid::Reasons(self.refused.len()));
         }
+        within(NUMBERS.into_iter().zip(self.numbers()))?;
         self.refused.keys().try_for_each(|reason| required("refused", reason))
+    }
+
+    /// In the order of [`NUMBERS`].
+    fn numbers(&self) -> [u64; NUMBERS.len()] {
+        let Figures { in_use, peak, flows, refused, sent, received } = self;
+        let refused = refused.values().fold(0u64, |sum, count| sum.saturating_add(*count));
+        [*peak, *in_use, *flows, refused, sent.packets, sent.bytes, received.packets, received.bytes]
     }
 }
 
@@ -127,7 +156,7 @@ fn name(field: &'static str, text: &str) -> Result<(), Invalid> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Protocol, Row, Volume};
+    use crate::{Protocol, Volume};
     use std::collections::BTreeMap;
 
     fn report() -> Report {
@@ -175,7 +204,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         type Edit = fn(&mut Report);
-        let cases: [(Edit, Invalid); 10] = [
+        let cases: [(Edit, Invalid); 11] = [
             (|it| it.version = 2, Invalid::Version(2)),
             (|it| it.to = 100, Invalid::Interval { from: 100, to: 100 }),
             (|it| it.to = 3_701, Invalid::Interval { from: 100, to: 3_701 }),
@@ -189,11 +218,43 @@ mod tests {
                 Invalid::Number { field: "peak", value: MAX_GAUGE + 1 },
             ),
             (|it| it.rows = vec![it.rows[0].clone(); MAX_ROWS + 1], Invalid::Rows(MAX_ROWS + 1)),
+            (
+                |it| it.rows[0].figures.refused = (0..65).map(|it| (format!("r{it}"), 1)).collect(),
+                Invalid::Reasons(65),
+            ),
         ];
         for (edit, wrong) in cases {
             let mut report = report();
             edit(&mut report);
             assert_eq!(report.check(), Err(wrong));
         }
+    }
+
+    /// What each row may say all of them together may, but for peaks.
+    #[test]
+    fn rows_together_are_bounded() {
+        type Edit = fn(&mut Figures);
+        let half: [(Edit, &str, u64); 4] = [
+            (|it| it.in_use = MAX_GAUGE / 2 + 1, "inUse", MAX_GAUGE + 2),
+            (|it| it.flows = MAX_COUNT / 2 + 1, "flows", MAX_COUNT + 2),
+            (|it| it.received.bytes = MAX_COUNT / 2 + 1, "received.bytes", MAX_COUNT + 2),
+            (
+                |it| it.refused = [("a".into(), MAX_COUNT / 4 + 1), ("b".into(), MAX_COUNT / 4)].into(),
+                "refused",
+                MAX_COUNT + 2,
+            ),
+        ];
+        let twice = |edit: Edit| {
+            let mut report = report();
+            report.rows[0].figures = Figures::default();
+            edit(&mut report.rows[0].figures);
+            assert_eq!(report.check(), Ok(()));
+            report.rows.push(report.rows[0].clone());
+            report.check()
+        };
+        for (edit, field, value) in half {
+            assert_eq!(twice(edit), Err(Invalid::Number { field, value }));
+        }
+        assert_eq!(twice(|it| it.peak = MAX_GAUGE), Ok(()));
     }
 }

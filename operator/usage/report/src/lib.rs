@@ -8,7 +8,7 @@ mod bound;
 mod check;
 
 pub use bound::bound;
-pub use check::{Invalid, MAX_COUNT, MAX_GAUGE, MAX_INTERVAL, MAX_NAME, MAX_ROWS};
+pub use check::{Invalid, MAX_COUNT, MAX_GAUGE, MAX_INTERVAL, MAX_NAME, MAX_REASONS, MAX_ROWS};
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -112,12 +112,12 @@ impl Protocol {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Figures {
-    /// Ports in use at `to`.
+    /// Ports in use at `to`. A /64 has none: 0.
     pub in_use: u64,
     /// The most that were in use at any moment of the interval. Of rows that were summed the sum of theirs, which the truth
     /// does not exceed.
     pub peak: u64,
-    /// Flows that began.
+    /// Flows that began. Over IPv6 what a node had forgotten and goes on counts again.
     #[serde(default)]
     pub flows: u64,
     /// Flows that were refused, by reason: the data plane's own words (`no_port`, `pod_flows`, …).

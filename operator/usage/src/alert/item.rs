@@ -3,7 +3,7 @@
 use super::machine::{Key, Kind, Track};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Whether something began or ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,7 +190,7 @@ impl Item {
 
     fn remedy(&self) -> String {
         let (account, allocation) = (&self.account, &self.key.allocation);
-        let find = "find the pod that has so many, by the use of the account grouped by POD";
+        let find = self.find();
         let add = format!(
             "add an address (spec.addresses.ipv4 of EgressAllocation {account}/{allocation}), and tell the owner of the origin of it"
         );
@@ -220,6 +220,15 @@ impl Item {
                 _ => "look the reason up in docs/operations.md, \"Packets by reason\".".into(),
             },
         }
+    }
+
+    /// How to find the pod: reports tell none, the nodes know whose flows they have. Of IPv6 they are not listed.
+    fn find(&self) -> String {
+        let Key { address, origin, .. } = &self.key;
+        let egress = address.filter(IpAddr::is_ipv4).map(|it| format!(" --egress {it}"));
+        let to = origin.filter(SocketAddr::is_ipv4).map(|it| format!(" --to {it}"));
+        let options = [egress, to].map(Option::unwrap_or_default).concat();
+        format!("ask the platform's team which pod has so many (kubectl aegis flows{options})")
     }
 
     /// Percent of the ports, rounded down.

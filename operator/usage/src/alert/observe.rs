@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 const ROWS: i64 = 2_000;
 
 /// Ports in use and means are in millionths, as everywhere in the store.
-pub(super) const SCALE: i64 = 1_000_000;
+pub(super) use crate::sql::{MEAN, SCALE};
 
 /// Where something goes on, and for refusals why.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,11 +44,11 @@ pub(super) struct Figures {
 pub(super) fn ports(sql: &mut dyn Sql, account: &str, slot: i64, least: i64) -> Result<Figures, Error> {
     let text = format!(
         "SELECT s.allocation, s.address, s.origin, s.protocol, '' AS reason,
-             CAST(SUM(u.in_use * {SCALE} / u.samples) AS BIGINT) AS figure
+             CAST(SUM({MEAN}) AS BIGINT) AS figure
          FROM series s JOIN {} u ON u.series = s.id
          WHERE s.account = $1 AND s.reason = '' AND u.slot = $2
          GROUP BY s.allocation, s.address, s.origin, s.protocol
-         HAVING CAST(SUM(u.in_use * {SCALE} / u.samples) AS BIGINT) >= $3
+         HAVING CAST(SUM({MEAN}) AS BIGINT) >= $3
          ORDER BY figure DESC, s.allocation, s.address, s.origin, s.protocol LIMIT $4",
         Level::Tens.table()
     );
@@ -119,8 +119,8 @@ pub(super) fn figure(sql: &mut dyn Sql, account: &str, key: &Key, window: (i64, 
 /// What is summed, in what unit, and from where.
 fn of_key(account: &str, key: &Key, (from, to): (i64, i64)) -> (String, i64, String, [Value; 8]) {
     let (figure, scale) = match key.reason.is_empty() {
-        true => (format!("u.in_use * {SCALE} / u.samples"), SCALE),
-        false => ("u.refused".into(), 1),
+        true => (MEAN, SCALE),
+        false => ("u.refused", 1),
     };
     let rest = format!(
         "FROM series s JOIN {} u ON u.series = s.id

@@ -126,15 +126,18 @@ impl Store {
         rows.iter().map(|row| parsed(&text(row, 0)?)).collect()
     }
 
-    /// Items of which nobody has been told otherwise ([`Store::tell`]), in their order, at most `most`.
+    /// Items of which nobody has been told otherwise ([`Store::tell`]), at most `most`: the first of each account, then the second of each, so
+    /// that none waits for those of another.
     ///
     /// # Errors
     /// The database fails.
     pub fn untold(&self, most: u32) -> Result<Vec<Told>, Error> {
         let rows = self.read(|sql| {
             sql.rows(
-                "SELECT i.number, i.item FROM alert_items i JOIN alert_states s ON s.account = i.account
-                 WHERE i.number >= s.told ORDER BY i.account, i.number LIMIT $1",
+                "SELECT number, item FROM (
+                     SELECT i.account, i.number, i.item, ROW_NUMBER() OVER (PARTITION BY i.account ORDER BY i.number) AS place
+                     FROM alert_items i JOIN alert_states s ON s.account = i.account WHERE i.number >= s.told) AS untold
+                 ORDER BY place, account LIMIT $1",
                 &[i64::from(most).into()],
             )
         })?;

@@ -2,7 +2,7 @@
 
 use super::{ProtocolName, Time, ask, scope};
 use crate::alert::{Key, Kind, Standing, Track};
-use crate::query::most;
+use crate::query::{QueryError, cursor, most};
 use crate::scope::Scope;
 use async_graphql::{Context, Enum, Result, SimpleObject};
 use std::collections::BTreeSet;
@@ -22,6 +22,8 @@ enum KindName {
 /// Something that exceeds a limit of a UsageAlert.
 #[derive(SimpleObject)]
 pub(super) struct Alert {
+    /// Its place in the order of all, for `after`.
+    cursor: String,
     /// Account: a namespace.
     account: String,
     /// Name of the UsageAlert.
@@ -52,7 +54,15 @@ pub(super) struct Alert {
     silent_nodes: u32,
 }
 
-pub(super) async fn alerts(context: &Context<'_>, accounts: Vec<String>, first: u32) -> Result<Vec<Alert>> {
+/// By account and what they are about, after one of them: at most so many.
+pub(super) async fn alerts(
+    context: &Context<'_>,
+    accounts: Vec<String>,
+    first: u32,
+    after: Option<String>,
+) -> Result<Vec<Alert>> {
+    let after: Option<(String, Key)> =
+        after.map(|after| cursor::unpack(&after).ok_or(QueryError::Cursor)).transpose()?;
     let seen = match scope(context, &accounts).await? {
         Scope::All => None,
         // The owner of a prefix sees who uses it, but not what they want to be told.
@@ -67,13 +77,18 @@ pub(super) async fn alerts(context: &Context<'_>, accounts: Vec<String>, first: 
     };
     let standings = ask(context, move |store| store.standings(wanted.as_ref())).await?;
     let all = standings.into_iter().flat_map(|Standing { account, silent, tracks, .. }| {
-        tracks.into_iter().map(move |(key, track)| alert(account.clone(), silent, key, track))
+        tracks.into_iter().map(move |(key, track)| ((account.clone(), key), silent, track))
     });
-    Ok(all.take(first.min(most::ROWS) as usize).collect())
+    let rest = all.filter(|(place, _, _)| after.as_ref().is_none_or(|after| place > after));
+    let page = rest.take(first.min(most::ROWS) as usize);
+    Ok(page.map(|(place, silent, track)| alert(place, silent, track)).collect())
 }
 
-fn alert(account: String, silent_nodes: u32, key: Key, track: Track) -> Alert {
+fn alert(place: (String, Key), silent_nodes: u32, track: Track) -> Alert {
+    let cursor = cursor::pack(&place).unwrap_or_default();
+    let (account, key) = place;
     Alert {
+        cursor,
         account,
         alert: key.alert,
         kind: key.kind.into(),

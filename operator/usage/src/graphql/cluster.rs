@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Most addresses of an answer.
-const ADDRESSES: u32 = 1_000;
+/// Most objects of an answer.
+const OBJECTS: u32 = 1_000;
 
 /// State of slices.
 #[derive(Enum, Clone, Copy, PartialEq, Eq)]
@@ -216,10 +216,17 @@ impl Objects {
         #[graphql(default, desc = "Accounts. Name those that you may see beside your own.")] accounts: Vec<
             String,
         >,
+        #[graphql(default = 1000, desc = "At most 1,000.")] first: u32,
+        #[graphql(desc = "The last one of the page before, as `ACCOUNT/NAME`.")] after: Option<String>,
     ) -> Result<Vec<Allocation>> {
+        let after = after.map(|text| place(&text)).transpose()?;
         let (cluster, scope) = seen(context, &accounts).await?;
         let wanted = cluster.allocations.iter().filter(|it| named(&accounts, &it.account));
-        Ok(wanted.filter(|it| scope.sees_allocation(it)).map(Allocation::from).collect())
+        let wanted = wanted.filter(|it| scope.sees_allocation(it));
+        let rest = wanted.filter(|it| {
+            after.as_ref().is_none_or(|(account, name)| (account, name) < (&it.account, &it.name))
+        });
+        Ok(rest.take(first.min(OBJECTS) as usize).map(Allocation::from).collect())
     }
 
     /// Addresses of accounts that you may see, and of prefixes that these own, in their order.
@@ -243,7 +250,7 @@ impl Objects {
         let (cluster, scope) = seen(context, &accounts).await?;
         let wanted = addresses(&cluster, &scope, &accounts, &ranges);
         let wanted = wanted.filter(|it| after.is_none_or(|after| after < it.range));
-        Ok(wanted.take(first.min(ADDRESSES) as usize).map(Address::from).collect())
+        Ok(wanted.take(first.min(OBJECTS) as usize).map(Address::from).collect())
     }
 
     /// When nodes reported last that hold slices of addresses that you may see: of one that is silent nobody knows what is in use.
@@ -294,10 +301,21 @@ impl Objects {
         &self,
         context: &Context<'_>,
         #[graphql(default, desc = "Accounts that you may see beside your own.")] accounts: Vec<String>,
+        #[graphql(default = 1000, desc = "At most 1,000.")] first: u32,
+        #[graphql(desc = "`order` of the last one of the page before.")] after: Option<u32>,
     ) -> Result<Vec<Policy>> {
         let (cluster, scope) = seen(context, &accounts).await?;
-        Ok(cluster.policies.iter().filter_map(|it| scope.policy(it)).map(Policy::from).collect())
+        let seen = cluster.policies.iter().filter_map(|it| scope.policy(it));
+        let rest = seen.filter(|it| after.is_none_or(|after| after < it.order));
+        Ok(rest.take(first.min(OBJECTS) as usize).map(Policy::from).collect())
     }
+}
+
+/// Account and name.
+fn place(text: &str) -> Result<(String, String)> {
+    let (account, name) =
+        text.split_once('/').ok_or_else(|| Error::new(format!("{text:?} is not ACCOUNT/NAME")))?;
+    Ok((account.into(), name.into()))
 }
 
 /// What is known, and what the asker may see of it.

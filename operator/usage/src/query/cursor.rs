@@ -3,6 +3,8 @@
 
 use super::{Dimension, Order, Query, QueryError};
 use crate::sql::{Error, Row, Value};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// The place of a row.
 pub(super) fn write(query: &Query, row: &Row) -> Result<String, Error> {
@@ -11,14 +13,23 @@ pub(super) fn write(query: &Query, row: &Row) -> Result<String, Error> {
     if query.order == Order::Highest {
         place.insert(0, row.get(groups + 2).ok_or(Error::Column(groups + 2))?);
     }
-    let text = serde_json::to_string(&place).map_err(|_| Error::Column(0))?;
-    Ok(text.bytes().map(|byte| format!("{byte:02x}")).collect())
+    pack(&place).ok_or(Error::Column(0))
+}
+
+/// A place as text.
+pub(crate) fn pack(place: &impl Serialize) -> Option<String> {
+    let text = serde_json::to_string(place).ok()?;
+    Some(text.bytes().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The place that a text is of.
+pub(crate) fn unpack<T: DeserializeOwned>(cursor: &str) -> Option<T> {
+    serde_json::from_slice(&decode(cursor)?).ok()
 }
 
 /// The values that a page goes on after, in the order of the answers.
 pub(super) fn read(query: &Query, cursor: &str) -> Result<Vec<Value>, QueryError> {
-    let place = decode(cursor).and_then(|text| serde_json::from_slice::<Vec<Value>>(&text).ok());
-    let place = place.ok_or(QueryError::Cursor)?;
+    let place: Vec<Value> = unpack(cursor).ok_or(QueryError::Cursor)?;
     let number = |value: &Value| matches!(value, Value::Int(_));
     let group = |value: &Value, dimension: &Dimension| match dimension {
         // Bytes without any are read as a list of nothing, and so are they.

@@ -4,7 +4,7 @@ use super::{Aggregation, Dimension, Filter, Measure, Order, OriginFilter, Query}
 use crate::level::Level;
 use crate::scope::Scope;
 use crate::series;
-use crate::sql::Value;
+use crate::sql::{MEAN, Value};
 
 /// Text with the values that it names `$1`, `$2`, ….
 #[derive(Default)]
@@ -26,6 +26,7 @@ pub(super) fn text(
     scope: &Scope,
     query: &Query,
     level: Level,
+    totals: bool,
     after: Option<Vec<Value>>,
 ) -> (String, Vec<Value>) {
     let mut values = Values::default();
@@ -40,11 +41,10 @@ pub(super) fn text(
         .iter()
         .zip(&groups)
         .map(|(dimension, name)| format!("{} AS {name}", column(*dimension, &pod)));
-    let measures = query
-        .figures
-        .iter()
-        .enumerate()
-        .map(|(at, figure)| format!("CAST(SUM({}) AS BIGINT) AS m{at}", expression(figure.measure)));
+    let measures =
+        query.figures.iter().enumerate().map(|(at, figure)| {
+            format!("CAST(SUM({}) AS BIGINT) AS m{at}", expression(figure.measure, totals))
+        });
     let step = match query.step {
         // Whole numbers, so that the division leaves the begin of the step.
         Some(step) => {
@@ -58,7 +58,7 @@ pub(super) fn text(
     let slots = format!(
         "SELECT {selected} FROM series s JOIN {} u ON u.series = s.id WHERE {} AND u.slot >= {from} AND u.slot < {to}
          GROUP BY {}",
-        level.table(),
+        if totals { level.totals() } else { level.table() },
         conditions.join(" AND "),
         listed(&groups, &["step", "slot"])
     );
@@ -136,9 +136,10 @@ fn column(dimension: Dimension, pod: &str) -> &str {
     }
 }
 
-fn expression(measure: Measure) -> &'static str {
+fn expression(measure: Measure, totals: bool) -> &'static str {
     match measure {
-        Measure::InUse => "u.in_use * 1000000 / u.samples",
+        Measure::InUse if totals => "u.in_use",
+        Measure::InUse => MEAN,
         Measure::InUseMax => "u.in_use_max",
         Measure::Peak => "u.peak",
         Measure::Flows => "u.flows",

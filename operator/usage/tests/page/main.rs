@@ -1,12 +1,12 @@
 //! The page in a browser: what it shows, to whom, by which keys and on which screens.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 
-mod browser;
+mod alerts;
 #[path = "../support/mod.rs"]
 mod support;
 mod world;
 
-use browser::Page;
+use aegis_browser::Page;
 use serde_json::{Value, json};
 use support::T0;
 use support::objects::NASTY;
@@ -175,6 +175,18 @@ async fn the_strip_shows_who_holds_what_and_how_full() {
     page.until("document.querySelector('h1').textContent.startsWith('2001') && document.querySelector('[data-slice=\"5\"]')?.dataset.node === 'n1'").await;
     let of_six = page.text(&format!("{}.getAttribute('aria-label')", cell(5))).await;
     assert_eq!(of_six, "Slice 5: number of a node: held by n1 of site x-site; ports do not limit it");
+    // So flows that begin are plotted, those of each ten seconds.
+    page.until("document.querySelector('figure[data-key=\"[2001:db8:9::1]:443 tcp\"] .line')").await;
+    let told = numbers(&mut page, "[2001:db8:9::1]:443 tcp").await;
+    let slot = |at: i64| ((at - T0) / 10 % 7) as f64;
+    assert!(told.iter().all(|(at, value)| *value == Some(slot(*at))), "{told:?}");
+    let sum = page.text("document.querySelector('figure p').textContent").await;
+    assert!(sum.ends_with("highest 6 flows"), "{sum}");
+    let caption = page.text("document.getElementById('caption').textContent").await;
+    assert_eq!(
+        caption,
+        "Flows that began of all nodes together; each point is those of 10 seconds. Ports do not limit a /64."
+    );
     assert_eq!(page.wrongs(&world.url, "").await, [""; 0]);
 }
 
@@ -424,56 +436,21 @@ async fn an_account_sees_nothing_of_another() {
     assert_eq!(page.wrongs(&world.url, "").await, [""; 0]);
 }
 
-/// Alerts are there or not, as the collector's schema says.
+/// A part of an answer is none: it is said what is missing, and tried again.
 #[tokio::test(flavor = "multi_thread")]
-async fn alerts_are_shown_where_there_are_some() {
-    let (world, mut page) = (World::start().await, Page::open().await);
-    signed(&world, &mut page, "account-x", "#/alerts").await;
-    page.until("document.getElementById('alerts').textContent.startsWith('None')").await;
-    let bad = lines(&mut page, "#conditions tbody tr").await;
-    assert!(bad.len() == 1 && bad[0].starts_with("partnerx◆ CapacityLow: AboveTarget"), "{bad:?}");
-    let names = [
-        "alert",
-        "account",
-        "allocation",
-        "kind",
-        "address",
-        "origin",
-        "protocol",
-        "since",
-        "raised",
-        "figure",
-        "highest",
-    ];
-    let alert = json!({
-        "alert": "nearly-full", "account": "x", "allocation": "partner", "kind": "PORT_USE", "address": "192.0.2.1",
-        "origin": "198.51.100.1:443", "protocol": "TCP", "since": "2023-11-14T23:40:00Z", "raised": null, "figure": 1_700, "highest": 1_800,
-    });
-    let mut raised = alert.clone();
-    raised["raised"] = "2023-11-14T23:50:00Z".into();
-    let fields: Vec<Value> =
-        names.iter().map(|name| json!({ "name": name, "type": { "name": "String" } })).collect();
-    let query = json!([{ "name": "alerts", "type": { "ofType": { "name": "Alert" } } }]);
-    // A collector that keeps alerts, as far as the page can tell.
-    let fake = format!(
-        "const real = fetch; window.fetch = async (url, options) => {{
-            const {{ query, variables }} = JSON.parse(options.body);
-            const answer = (data) => new Response(JSON.stringify({{ data }}), {{ status: 200 }});
-            if (query.includes('__type')) return answer({{ __type: {{ fields: variables.name === 'Query' ? {query} : {} }} }});
-            if (query.includes('alerts(')) return answer({{ alerts: [{alert}, {raised}] }});
-            return real(url, options);
-        }};",
-        json!(fields)
-    );
-    page.call("Page.addScriptToEvaluateOnNewDocument", json!({ "source": fake })).await;
-    signed(&world, &mut page, "account-x", "#/alerts").await;
-    page.until("document.querySelectorAll('#alerts tbody tr').length === 2").await;
-    let told = lines(&mut page, "#alerts tbody tr").await;
-    let first = "nearly-fullx / partner▲ raised at 2023-11-14 23:50:00since 2023-11-14 23:40:00port use\
-                 192.0.2.1 to 198.51.100.1:443 tcp1,700 now, 1,800 at the most";
-    assert_eq!(told[0], first);
-    assert!(told[1].contains("◆ not raised yet"), "{}", told[1]);
-    page.picture("alerts").await;
+async fn what_is_not_known_is_said() {
+    let (world, mut page) = (World::of(None, &[]).await, Page::open().await);
+    for view in ["#/accounts", "#/alerts", "#/policies", "#/address/192.0.2.1"] {
+        let remember = "location.protocol === 'http:' && sessionStorage.setItem('aegis-token', 'admin')";
+        page.call("Page.addScriptToEvaluateOnNewDocument", json!({ "source": remember })).await;
+        page.go("about:blank").await;
+        page.go(&format!("{}/{view}", world.url)).await;
+        page.until("document.querySelector('#trouble .notice.bad')").await;
+        let told = page.text("document.getElementById('trouble').textContent").await;
+        let expected = "The collector cannot answer: objects of the cluster are not known at the moment. Nothing is shown yet.";
+        assert_eq!(told, expected, "{view}");
+        assert_eq!(page.text("document.getElementById('live').textContent").await, "Not live. Trying again.");
+    }
     assert_eq!(page.wrongs(&world.url, "").await, [""; 0]);
 }
 

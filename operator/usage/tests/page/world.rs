@@ -1,11 +1,14 @@
 //! The service on a port of this machine, with a small cluster and ten minutes of reports.
 
 use crate::support::objects::{NASTY, People, cluster};
-use crate::support::{self, Folder, T0, figures, report};
+use crate::support::{self, T0, figures, report};
+use aegis_usage::alert::Account;
+use aegis_usage::cluster::Cluster;
 use aegis_usage::{Aggregation, Dimension, Figure, Filter, Level, Measure, Metrics, Query, Scope, Store};
 use aegis_usage_report::{Key, Report};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tempfile::TempDir;
 
 /// The collector's time, which stands still so that pictures do, too.
 pub const NOW: i64 = T0 + 3_600;
@@ -16,18 +19,28 @@ pub const SILENT_AFTER: i64 = 3_000;
 pub struct World {
     pub url: String,
     pub store: Arc<Store>,
-    _folder: Folder,
+    _folder: TempDir,
 }
 
 impl World {
     pub async fn start() -> World {
+        World::of(Some(cluster()), &[]).await
+    }
+
+    /// One whose objects are known or not, and where these accounts have alerts.
+    pub async fn of(cluster: Option<Cluster>, alerting: &[Account]) -> World {
         let (store, folder) = support::sqlite();
         let store = Arc::new(store);
+        store.watch(alerting, T0, T0).unwrap();
         for reports in reports().chunks(64) {
             store.ingest(reports, NOW).unwrap();
         }
         store.maintain(NOW, &aegis_usage::Retention::default()).unwrap();
-        let people = Arc::new(People(Some(Arc::new(cluster()))));
+        // Some slots at a time; those of which a report is missing a minute later.
+        for _ in 0..10 {
+            store.watch(alerting, NOW + 60, T0).unwrap();
+        }
+        let people = Arc::new(People(cluster.map(Arc::new)));
         let router = aegis_usage::router(store.clone(), people, Arc::new(|| NOW), Metrics::new());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -68,10 +81,20 @@ fn reports() -> Vec<Report> {
             (from + at * (to - from)) as u64
         };
         let row = |account: &str, origin: u8, in_use| (support::key(account, origin), figures(in_use, 3));
+        // A /64 has flows, and no ports.
+        let six = Key {
+            address: Some("2001:db8:1:2::".parse().unwrap()),
+            origin: Some("[2001:db8:9::1]:443".parse().unwrap()),
+            ..support::key("x", 1)
+        };
         reports.push(report(
             "n1",
             slot,
-            vec![row("x", 1, wave(70.0, 900.0, 1_750.0)), row("x", 2, wave(40.0, 20.0, 300.0))],
+            vec![
+                row("x", 1, wave(70.0, 900.0, 1_750.0)),
+                row("x", 2, wave(40.0, 20.0, 300.0)),
+                (six, figures(0, slot % 7)),
+            ],
         ));
         reports.push(report("n2", slot, vec![row("x", 1, wave(55.0, 200.0, 420.0))]));
         if 10 * (slot as i64) < SILENT_AFTER {

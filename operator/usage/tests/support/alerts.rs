@@ -83,7 +83,7 @@ pub fn raised_and_cleared_at_the_right_second(make: Make) {
         "85 %",
         "2023-11-14T23:00:20Z",
         "add an address",
-        "find the pod",
+        "kubectl aegis flows --egress 192.0.2.1 --to 198.51.100.1:443)",
         "shop-pod",
         "UsageAlert shop/full",
         "EgressAllocation shop/partner",
@@ -308,6 +308,23 @@ pub fn a_bounded_number_of_items_is_kept_and_each_is_told_once(make: Make) {
     store.watch(std::slice::from_ref(&other), T0 + 9_000, T0).unwrap();
     // An account that is no more leaves nothing to another one of its name.
     assert_eq!((store.items("shop").unwrap(), store.untold(3).unwrap()), (vec![], vec![]));
+}
+
+/// An account with much to tell keeps no other waiting.
+pub fn accounts_are_told_in_turn(make: Make) {
+    let store = make();
+    let quick = Rule { port_use: Some(PortUse { percent: 80, clear_below: 80, wait: 0 }), ..full() };
+    let both = ["bank", "shop"].map(|name| account(name, vec![quick.clone()], &["node-a"]));
+    store.watch(&both, T0, T0).unwrap();
+    for (number, ports) in (0..).zip([900, 100, 900, 100]) {
+        let rows = ["bank", "shop"].map(|name| (key(name, 1), figures(ports, 0)));
+        let now = T0 + 10 * (number as i64 + 1);
+        store.ingest(&[report("node-a", number, rows.into())], now).unwrap();
+        store.watch(&both, now, T0).unwrap();
+    }
+    let first = store.untold(5).unwrap();
+    let told: Vec<(&str, i64)> = first.iter().map(|it| (it.item.account.as_str(), it.number)).collect();
+    assert_eq!(told, [("bank", 0), ("shop", 0), ("bank", 1), ("shop", 1), ("bank", 2)]);
 }
 
 pub fn feeds_have_tokens(make: Make) {

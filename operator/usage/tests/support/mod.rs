@@ -12,8 +12,8 @@ pub mod server;
 use aegis_usage::{Query, Store};
 use aegis_usage_report::{Figures, Key, Protocol, Report, Row, VERSION, Volume};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
+use tempfile::TempDir;
 
 /// Begin of an hour.
 pub const T0: i64 = 1_700_002_800;
@@ -22,28 +22,14 @@ pub const T0: i64 = 1_700_002_800;
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A folder that is removed with it.
-pub struct Folder(pub PathBuf);
-
-impl Folder {
-    pub fn new(name: &str) -> Folder {
-        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("aegis-{name}-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+pub fn folder(name: &str) -> TempDir {
+    tempfile::Builder::new().prefix(&format!("aegis-{name}-")).tempdir().unwrap()
 }
 
 /// An empty SQLite store, and its folder.
-pub fn sqlite() -> (Store, Folder) {
-    let folder = Folder::new("usage");
-    (Store::sqlite(folder.0.join("usage.db"), PATIENCE).unwrap(), folder)
+pub fn sqlite() -> (Store, TempDir) {
+    let folder = folder("usage");
+    (Store::sqlite(folder.path().join("usage.db"), PATIENCE).unwrap(), folder)
 }
 
 /// A key of an account towards an origin, from 192.0.2.1.

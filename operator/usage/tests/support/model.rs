@@ -2,7 +2,7 @@
 
 use super::generate;
 use aegis_usage::{
-    Aggregation, Answer, Dimension, Filter, Level, Measure, Order, OriginFilter, Query, Scope,
+    Aggregation, Answer, Dimension, FUTURE, Filter, Level, Measure, Order, OriginFilter, Query, Scope,
 };
 use aegis_usage_report::{Figures, Key, Report};
 use ipnet::IpNet;
@@ -37,7 +37,9 @@ pub fn answer(reports: &[Report], scope: &Scope, query: &Query, level: Level) ->
     let mut samples: BTreeMap<(String, i64), i128> = BTreeMap::new();
     let mut slots: BTreeMap<(Series, i64), Slot> = BTreeMap::new();
     for report in reports {
-        let slot = level.slot(report.from);
+        // What says that it ends long after it came counts as if it ended then.
+        let end = if report.to > generate::NOW + FUTURE { generate::NOW } else { report.to };
+        let slot = level.slot(end - 1);
         *samples.entry((report.node.clone(), slot)).or_default() += 1;
         for (series, figures) in series(report) {
             let sum = slots.entry((series, slot)).or_default();

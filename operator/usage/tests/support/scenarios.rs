@@ -5,7 +5,7 @@ use aegis_usage::{
     Aggregation, Coverage, Dimension, Figure, Filter, Gap, Level, Measure, Order, OriginFilter, Query,
     QueryError, Receipt, Retention, Scope, Store,
 };
-use aegis_usage_report::{Invalid, Report};
+use aegis_usage_report::{Figures, Invalid, MAX_COUNT, MAX_GAUGE, Report};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Makes an empty store, or opens the same again.
@@ -174,11 +174,25 @@ pub fn a_clock_that_jumps_empties_nothing(make: Make) {
     for level in Level::ALL {
         assert_eq!(numbers(&store, level), [100.0, 102.0, 30.0], "{level:?}");
     }
-    // A node's clock is: what it says of that time is not taken.
-    let ahead = Report { from: T0 + DAY, to: T0 + DAY + 10, ..report("node-b", 1, vec![]) };
-    assert_eq!(store.ingest(&[ahead], T0 + 60).unwrap(), [Receipt::TooNew]);
-    let ahead = Report { from: T0 + 349, to: T0 + 359, ..report("node-b", 2, vec![]) };
-    assert_eq!(store.ingest(&[ahead], T0 + 60).unwrap(), [Receipt::Stored]);
+    // A node's clock is: what it says of a later time counts as of now, once. A few minutes are left as they are.
+    let ahead = |number, from| Report {
+        from,
+        to: from + 10,
+        ..report("node-b", number, vec![(key("shop", 3), figures(8, 2))])
+    };
+    let two = [ahead(1, T0 + DAY), ahead(2, T0 + DAY + 10)];
+    assert_eq!(store.ingest(&two, T0 + 65).unwrap(), [Receipt::Moved, Receipt::Moved]);
+    assert_eq!(store.ingest(&two[..1], T0 + 95).unwrap(), [Receipt::Repeated]);
+    assert_eq!(store.ingest(&[ahead(3, T0 + 349)], T0 + 60).unwrap(), [Receipt::Stored]);
+    assert_eq!(store.contents().unwrap().newest, Some(T0 + 359));
+    let of_b = Filter { nodes: vec!["node-b".into()], ..Filter::default() };
+    let slots = |level: Level| {
+        let query =
+            Query { level: Some(level), step: Some(level.resolution()), filter: of_b.clone(), ..ports() };
+        let rows = all(&store, &Scope::All, &query);
+        rows.into_iter().map(|row| (row.at - T0, row.figures)).collect::<Vec<_>>()
+    };
+    assert_eq!(slots(Level::Tens), [(60, vec![8.0, 10.0, 4.0]), (350, vec![8.0, 10.0, 2.0])]);
     // It starts anew in the same 10 seconds: two reports of one slot are its mean, not its sum.
     let again = |boot: &str, in_use| Report {
         boot: boot.into(),
@@ -188,10 +202,54 @@ pub fn a_clock_that_jumps_empties_nothing(make: Make) {
     };
     store.ingest(&[again("b1", 10), again("b2", 30)], T0 + 80).unwrap();
     store.maintain(T0 + 7_300, &Retention::default()).unwrap();
+    assert_eq!(slots(Level::Hours), [(0, vec![8.0, 10.0, 6.0])]);
     let filter = Filter { nodes: vec!["node-c".into()], ..Filter::default() };
     for level in Level::ALL {
         let rows = all(&store, &Scope::All, &Query { level: Some(level), filter: filter.clone(), ..ports() });
         assert_eq!(rows[0].figures, [20.0, 32.0, 2.0], "{level:?}");
+    }
+}
+
+/// After an absence an agent tells of a long time at once: what it says is in use is so at its end.
+pub fn a_long_interval_is_of_its_end(make: Make) {
+    let store = make();
+    let long = Report { from: T0, ..report("node-a", 359, vec![(key("shop", 1), figures(100, 5))]) };
+    assert_eq!(store.ingest(std::slice::from_ref(&long), T0 + 3_600).unwrap(), [Receipt::Stored]);
+    let tens =
+        store.query(&Scope::All, &Query { level: Some(Level::Tens), step: Some(10), ..ports() }).unwrap();
+    assert_eq!(tens.rows.iter().map(|row| row.at - T0).collect::<Vec<_>>(), [3_590]);
+    // It is known for as long as its slot is, though it began before that.
+    let retention = Retention::new(3_600, DAY, DAY).unwrap();
+    let now = T0 + 3_600 + 3_000;
+    store.ingest(&[Report { from: now - 10, to: now, ..report("node-b", 0, vec![]) }], now).unwrap();
+    store.maintain(now, &retention).unwrap();
+    assert_eq!(store.ingest(&[long], now).unwrap(), [Receipt::Repeated]);
+    assert_eq!(numbers(&store, Level::Tens), [100.0, 102.0, 5.0]);
+}
+
+/// So many reports of the same 10 seconds, each with as much as may be said, that their sum fits; what comes on top is refused.
+pub fn who_reports_too_often_is_not_heard(make: Make) {
+    let store = make();
+    let most = Figures { in_use: MAX_GAUGE, peak: MAX_GAUGE, flows: MAX_COUNT, ..Figures::default() };
+    let report = |boot: u64, slot: u64| Report {
+        boot: format!("b{boot}"),
+        ..report("node-a", slot, vec![(key("shop", 1), most.clone())])
+    };
+    let slots = [0, 1];
+    for boots in (0..1_000).collect::<Vec<_>>().chunks(50) {
+        let reports: Vec<Report> =
+            slots.iter().flat_map(|slot| boots.iter().map(|boot| report(*boot, *slot))).collect();
+        let receipts = store.ingest(&reports, T0 + 60).unwrap();
+        assert!(receipts.iter().all(|it| *it == Receipt::Stored));
+    }
+    let other = super::report("node-b", 0, vec![(key("bank", 1), figures(1, 1))]);
+    let receipts = store.ingest(&[report(1_000, 0), other], T0 + 60).unwrap();
+    assert_eq!(receipts, [Receipt::Invalid(Invalid::Crowded), Receipt::Stored]);
+    let done = store.maintain(T0 + 4_000, &Retention::default()).unwrap();
+    assert_eq!(done.skipped, 0);
+    let flows = (2_000 * MAX_COUNT + 1) as f64;
+    for level in Level::ALL {
+        assert_eq!(numbers(&store, level)[2], flows, "{level:?}");
     }
 }
 

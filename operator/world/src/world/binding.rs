@@ -25,7 +25,7 @@ fn check(object: &ZoneBinding) -> Result<(), String> {
         }
     }
     for (index, port) in spec.zone.ports.iter().enumerate() {
-        if port.end_port.is_some_and(|end| end < port.port) {
+        if port.end_port.zip(port.port).is_some_and(|(end, first)| end < first) {
             return Err(format!("spec.zone.ports[{index}].endPort: less than port"));
         }
     }

@@ -12,21 +12,30 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 /// An agent that reports every slot, those that it could not deliver before, too.
 struct Node<'a> {
     token: &'a str,
+    /// Whose ports it tells of.
+    accounts: &'a [&'a str],
     number: AtomicU64,
     last: AtomicI64,
 }
 
-impl Node<'_> {
-    /// Says of all slots of which nothing has been said yet how many ports of x are in use.
+impl<'a> Node<'a> {
+    /// One that told of all up to 20 seconds ago.
+    fn new(token: &'a str, accounts: &'a [&'a str]) -> Node<'a> {
+        let began = jiff::Timestamp::now().as_second() / 10 * 10 - 20;
+        Node { token, accounts, number: AtomicU64::new(1), last: AtomicI64::new(began) }
+    }
+
+    /// Says of all slots of which nothing has been said yet how many ports of each account are in use.
     async fn says(&self, collector: &Collector, in_use: u64) -> Result<(), String> {
-        let newest: Report = report("n1", 0, &["x"]);
+        let newest: Report = report("n1", 0, self.accounts);
         let last = self.last.swap(newest.from, Ordering::Relaxed);
         let slots = (last + 10..=newest.from).step_by(10);
         let reports = slots.map(|from| {
             let mut report = Report { from, to: from + 10, ..newest.clone() };
             report.sequence = self.number.fetch_add(1, Ordering::Relaxed);
-            report.rows[0].figures.in_use = in_use;
-            report.rows[0].figures.peak = in_use;
+            for row in &mut report.rows {
+                (row.figures.in_use, row.figures.peak) = (in_use, in_use);
+            }
             report
         });
         let reports: Vec<Report> = reports.collect();
@@ -38,8 +47,9 @@ impl Node<'_> {
 }
 
 /// Events of an alert, the oldest first: reason and note.
-fn events(world: &World, alert: &str) -> Vec<(String, String)> {
-    let list = world.api.kubectl(&["get", "events.events.k8s.io", "-n", "x", "-o", "json"]).expect("events");
+fn events(world: &World, namespace: &str, alert: &str) -> Vec<(String, String)> {
+    let get = ["get", "events.events.k8s.io", "-n", namespace, "-o", "json"];
+    let list = world.api.kubectl(&get).expect("events");
     let list: Value = serde_json::from_str(&list).expect("JSON");
     let mut events: Vec<&Value> = list["items"].as_array().expect("items").iter().collect();
     events.retain(|event| event["regarding"]["kind"] == "UsageAlert" && event["regarding"]["name"] == alert);
@@ -48,8 +58,9 @@ fn events(world: &World, alert: &str) -> Vec<(String, String)> {
     events.iter().map(|event| (text(&event["reason"]), text(&event["note"]))).collect()
 }
 
-fn status(world: &World, alert: &str) -> Value {
-    let object = world.api.kubectl(&["get", "ualert", alert, "-n", "x", "-o", "json"]).expect("the alert");
+fn status(world: &World, namespace: &str, alert: &str) -> Value {
+    let object =
+        world.api.kubectl(&["get", "ualert", alert, "-n", namespace, "-o", "json"]).expect("the alert");
     serde_json::from_str::<Value>(&object).expect("JSON")["status"].clone()
 }
 
@@ -73,17 +84,22 @@ async fn place(collector: &Collector, token: &str, form: &str) -> String {
     places[form].as_str().expect(form).strip_prefix("https://use.example").expect("the base").to_owned()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_alert_is_raised_told_once_and_cleared_over_a_restart() {
-    const URL: [&str; 1] = ["--public-url=https://use.example"];
-    let world = World::start().await;
-    let object = json!({
-        "apiVersion": "aegis.dev/v1alpha1", "kind": "UsageAlert", "metadata": {"name": "full", "namespace": "x"},
+/// An alert of 5 percent of the ports.
+fn full(namespace: &str) -> Value {
+    json!({
+        "apiVersion": "aegis.dev/v1alpha1", "kind": "UsageAlert", "metadata": {"name": "full", "namespace": namespace},
         "spec": {
             "allocationRef": {"name": "partner"}, "origins": [{"cidr": "198.51.100.0/24", "port": 443}],
             "portUse": {"percent": 5, "forSeconds": 0, "clearBelowPercent": 4},
         },
-    });
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alert_is_raised_told_once_and_cleared_over_a_restart() {
+    const URL: [&str; 1] = ["--public-url=https://use.example"];
+    let world = World::start().await;
+    let object = full("x");
     let mut lost = object.clone();
     lost["metadata"]["name"] = "lost".into();
     lost["spec"]["allocationRef"]["name"] = "nowhere".into();
@@ -91,18 +107,17 @@ async fn an_alert_is_raised_told_once_and_cleared_over_a_restart() {
         .api
         .provide(&json!({"apiVersion": "v1", "kind": "List", "items": [object, lost]}).to_string())
         .expect("alerts");
-    let began = jiff::Timestamp::now().as_second() / 10 * 10 - 20;
     let mut collector = Collector::start(&world, &URL).await;
     eventually("it is accepted, or says why not", async || {
-        let (full, lost) = (status(&world, "full"), status(&world, "lost"));
+        let (full, lost) = (status(&world, "x", "full"), status(&world, "x", "lost"));
         let told = (&condition(&full, "Accepted")["status"], &condition(&lost, "Accepted")["reason"]);
         if told == (&json!("True"), &json!("NotFound")) { Ok(()) } else { Err(format!("{full} {lost}")) }
     })
     .await;
-    assert_eq!(condition(&status(&world, "full"), "Firing")["status"], "False");
+    assert_eq!(condition(&status(&world, "x", "full"), "Firing")["status"], "False");
 
     let token = world.agent("n1").await;
-    let node = Node { token: &token, number: AtomicU64::new(1), last: AtomicI64::new(began) };
+    let node = Node::new(&token, &["x"]);
     let x = world.person("x").await;
     let (rss, atom) = (place(&collector, &x, "rss").await, place(&collector, &x, "atom").await);
     // 4,242 of 64,512 ports are 6 percent.
@@ -115,7 +130,7 @@ async fn an_alert_is_raised_told_once_and_cleared_over_a_restart() {
     let title = raised.entries[0].title.clone().expect("a title").content;
     assert_eq!(title, "6 % of the ports of 192.0.2.1 towards 198.51.100.1:443 (tcp) are in use");
     let told = eventually("there are an event and a status", async || {
-        let (events, status) = (events(&world, "full"), status(&world, "full"));
+        let (events, status) = (events(&world, "x", "full"), status(&world, "x", "full"));
         if events.len() == 1 && status["firing"] == 1 {
             Ok((events, status))
         } else {
@@ -142,11 +157,11 @@ async fn an_alert_is_raised_told_once_and_cleared_over_a_restart() {
     .await;
     eventually("it is cleared", async || {
         node.says(&collector, 7).await?;
-        let (events, status) = (events(&world, "full"), status(&world, "full"));
+        let (events, status) = (events(&world, "x", "full"), status(&world, "x", "full"));
         if events.len() >= 2 && status["firing"] == 0 { Ok(()) } else { Err(format!("{events:?} {status}")) }
     })
     .await;
-    let reasons: Vec<String> = events(&world, "full").into_iter().map(|event| event.0).collect();
+    let reasons: Vec<String> = events(&world, "x", "full").into_iter().map(|event| event.0).collect();
     assert_eq!(reasons, ["AlertRaised", "AlertCleared"], "each once");
     let (by_rss, by_atom) =
         (feed(&collector, &rss).await.expect("RSS"), feed(&collector, &atom).await.expect("Atom"));
@@ -162,6 +177,51 @@ async fn an_alert_is_raised_told_once_and_cleared_over_a_restart() {
     // Nothing of the secret is in the log.
     let log = std::fs::read_to_string(&collector.log).expect("log");
     assert!(!log.contains(rss.split('/').nth(3).expect("a token")), "{log}");
+}
+
+/// A namespace that is being deleted takes no events any more, and those of others come all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_that_ends_holds_up_nobody() {
+    let world = World::start().await;
+    let allocation = json!({
+        "apiVersion": "aegis.dev/v1alpha1", "kind": "EgressAllocation",
+        "metadata": {"name": "partner", "namespace": "ending"}, "spec": {"prefixes": ["later"]},
+    });
+    // By name before y.
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ending"}});
+    let objects = [namespace, allocation, full("ending"), full("y")];
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+    world.api.provide(&list.to_string()).expect("alerts");
+    let collector = Collector::start(&world, &[]).await;
+    eventually("both count", async || {
+        let told =
+            ["ending", "y"].map(|it| condition(&status(&world, it, "full"), "Accepted")["status"].clone());
+        if told == ["True", "True"] { Ok(()) } else { Err(format!("{told:?}")) }
+    })
+    .await;
+    // Nobody is there who would make an end of it.
+    world.api.kubectl(&["delete", "namespace", "ending", "--wait=false"]).expect("delete");
+    let token = world.agent("n1").await;
+    let node = Node::new(&token, &["ending", "y"]);
+    for (in_use, count) in [(4_242, 1), (7, 2)] {
+        eventually("y is told", async || {
+            node.says(&collector, in_use).await?;
+            let (told, firing) =
+                (events(&world, "y", "full"), status(&world, "ending", "full")["firing"].clone());
+            if told.len() == count && firing == 2 - count {
+                Ok(())
+            } else {
+                Err(format!("{told:?} {firing}"))
+            }
+        })
+        .await;
+    }
+    assert_eq!(events(&world, "ending", "full"), [], "its alert was raised and cleared, too");
+    assert_eq!(collector.metric("aegis_collector_alert_failures_total").await, 0.0);
+    for object in ["ualert/full", "ealloc/partner"] {
+        world.api.kubectl(&["delete", object, "-n", "ending"]).expect("delete");
+    }
+    world.api.kubectl(&["delete", "ualert/full", "-n", "y"]).expect("delete");
 }
 
 /// Who is told of the feed of x, and who may give it another address.

@@ -3,11 +3,8 @@
 use crate::collector::{Collector, PATIENCE, eventually, said};
 use crate::world::World;
 use aegis_delivery::{Boot, Bounds, Counters, Delivery, Outcome, Reporter, Settings, Timing, Wait, now};
-use aegis_tests::apiserver::NAMESPACE;
 use aegis_usage_report::{Figures, Key, Row};
 use http::StatusCode;
-use k8s_openapi::api::core::v1::Secret;
-use kube::api::Api;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::net::SocketAddr;
@@ -90,15 +87,7 @@ impl Agent {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_report_is_counted_once_though_the_collector_comes_and_goes() {
     let world = World::start().await;
-    let secrets: Api<Secret> = Api::namespaced(world.client.clone(), NAMESPACE);
-    let secret = secrets.get("aegis-collector-tls").await.expect("the chart's Secret").data.expect("data");
-    let folder = world.folder().join("delivery");
-    std::fs::create_dir(&folder).expect("folder");
-    for (name, bytes) in &secret {
-        std::fs::write(folder.join(name), &bytes.0).expect("write");
-    }
-    let (chain, key) = (folder.join("tls.crt"), folder.join("tls.key"));
-    let arguments = [format!("--tls-cert={}", chain.display()), format!("--tls-key={}", key.display())];
+    let (folder, arguments) = world.certificate("delivery").await;
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     std::fs::write(folder.join("token"), world.agent("n1").await).expect("write");
     let door = Door::open().await;

@@ -6,6 +6,7 @@ mod agents;
 mod alerts;
 mod collector;
 mod delivery;
+mod kubelet;
 mod objects;
 mod people;
 #[allow(dead_code, reason = "these tests need a part of it")]
@@ -13,4 +14,5 @@ mod people;
 mod process;
 mod stops;
 mod tls;
+mod usage;
 mod world;

@@ -11,7 +11,8 @@ const QUESTION: &str = "{ allocations { account name } addresses { address accou
 /// Everything that says something of account y, and that account x must not get to see.
 const SECRETS: [&str; 4] = ["203.0.113.77", "y-node", "first-of-all", "app=y"];
 
-fn address(address: &str, account: &str, node: &str) -> Value {
+/// An EgressAddress as the operator writes it, of which a node holds some slices.
+pub fn address(address: &str, account: &str, node: &str) -> Value {
     json!({
         "apiVersion": "aegis.dev/v1alpha1", "kind": "EgressAddress", "metadata": {"name": address},
         "spec": {

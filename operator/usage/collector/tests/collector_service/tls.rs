@@ -2,10 +2,7 @@
 
 use crate::collector::{Collector, client, eventually, get, program, said};
 use crate::world::World;
-use aegis_tests::apiserver::NAMESPACE;
 use http::StatusCode;
-use k8s_openapi::api::core::v1::Secret;
-use kube::api::Api;
 use std::path::Path;
 use std::process::Command;
 
@@ -20,15 +17,8 @@ fn der(pem: &Path) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_charts_certificate_is_served_and_read_again_when_it_changes() {
     let world = World::start().await;
-    let secrets: Api<Secret> = Api::namespaced(world.client.clone(), NAMESPACE);
-    let secret = secrets.get("aegis-collector-tls").await.expect("the chart's Secret").data.expect("data");
-    let folder = world.folder().join("tls");
-    std::fs::create_dir(&folder).expect("folder");
-    for (name, bytes) in &secret {
-        std::fs::write(folder.join(name), &bytes.0).expect("write");
-    }
+    let (folder, arguments) = world.certificate("tls").await;
     let (chain, key) = (folder.join("tls.crt"), folder.join("tls.key"));
-    let arguments = [format!("--tls-cert={}", chain.display()), format!("--tls-key={}", key.display())];
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let collector = Collector::start(&world, &arguments).await;
     let address = said(&collector.log, "reports are taken").expect("log")["address"].clone();

@@ -4,7 +4,7 @@ use crate::collector::PATIENCE;
 use aegis_tests::apiserver::{ApiServer, NAMESPACE};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::Client;
 use kube::api::{Api, PostParams};
 use serde_json::{Value, json};
@@ -168,6 +168,21 @@ impl World {
     /// The API server's folder, which goes with it.
     pub fn folder(&self) -> PathBuf {
         self.api.folder().into()
+    }
+
+    /// The chart's certificate in a folder of that name, and the arguments by which a collector uses it.
+    pub async fn certificate(&self, name: &str) -> (PathBuf, [String; 2]) {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let secret =
+            secrets.get("aegis-collector-tls").await.expect("the chart's Secret").data.expect("data");
+        let folder = self.folder().join(name);
+        std::fs::create_dir(&folder).expect("folder");
+        for (name, bytes) in &secret {
+            std::fs::write(folder.join(name), &bytes.0).expect("write");
+        }
+        let argument = |flag: &str, file: &str| format!("--{flag}={}", folder.join(file).display());
+        let arguments = [argument("tls-cert", "tls.crt"), argument("tls-key", "tls.key")];
+        (folder, arguments)
     }
 
     /// Credentials of the collector's own account, with which it runs in a cluster.

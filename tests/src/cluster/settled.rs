@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use aegis_crds::{EgressAddress, EgressAllocation, EgressNode, HoldingState, ZoneBinding, type_};
 use anyhow::bail;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Api, ListParams};
 
-use crate::cluster::Cluster;
+use super::Cluster;
 use crate::lab::NAMESPACE;
 use crate::lab::plan::NODES;
 
@@ -17,12 +18,7 @@ use crate::lab::plan::NODES;
 pub async fn settled(cluster: &Cluster, namespaces: &[&str], limit: Duration) -> anyhow::Result<()> {
     let end = Instant::now() + limit;
     loop {
-        let unsettled =
-            match tokio::time::timeout(Duration::from_secs(20), unsettled(cluster, namespaces)).await {
-                Ok(Ok(unsettled)) => unsettled,
-                Ok(Err(error)) => vec![format!("{error:#}")],
-                Err(_) => vec!["the API server does not answer".to_owned()],
-            };
+        let unsettled = now(cluster, namespaces).await;
         if unsettled.is_empty() {
             return Ok(());
         }
@@ -30,6 +26,27 @@ pub async fn settled(cluster: &Cluster, namespaces: &[&str], limit: Duration) ->
             bail!("not settled within {limit:?}: {}", unsettled.join(", "));
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+/// The error of a wait for agents or for objects of these namespaces, with all that is not as it should be.
+pub async fn explained<T>(
+    cluster: &Cluster,
+    namespaces: &[&str],
+    waited: anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    match waited {
+        Err(error) => Err(error.context(now(cluster, namespaces).await.join(", "))),
+        waited => waited,
+    }
+}
+
+/// What has not settled now.
+async fn now(cluster: &Cluster, namespaces: &[&str]) -> Vec<String> {
+    match tokio::time::timeout(Duration::from_secs(20), unsettled(cluster, namespaces)).await {
+        Ok(Ok(unsettled)) => unsettled,
+        Ok(Err(error)) => vec![format!("{error:#}")],
+        Err(_) => vec!["the API server does not answer".to_owned()],
     }
 }
 
@@ -49,13 +66,20 @@ async fn unsettled(cluster: &Cluster, namespaces: &[&str]) -> anyhow::Result<Vec
             status.number_ready, status.updated_number_scheduled
         ));
     }
-    let operators = Api::<Deployment>::namespaced(client.clone(), NAMESPACE).get("aegis-operator").await?;
-    let (wanted, ready) = (
-        operators.spec.and_then(|spec| spec.replicas),
-        operators.status.and_then(|status| status.ready_replicas),
-    );
-    if wanted != ready {
-        waiting.push(format!("{ready:?} of {wanted:?} operators ready"));
+    let deployments = Api::<Deployment>::namespaced(client.clone(), NAMESPACE);
+    let operators = deployments.get("aegis-operator").await?;
+    let collector = deployments.get_opt("aegis-collector").await?;
+    for found in [Some(operators), collector].into_iter().flatten() {
+        let name = found.metadata.name.unwrap_or_default();
+        let wanted = found.spec.and_then(|spec| spec.replicas).unwrap_or(1);
+        let ready = found.status.and_then(|status| status.ready_replicas).unwrap_or(0);
+        if wanted != ready {
+            waiting.push(format!("{ready} of {wanted} {name} ready"));
+        }
+    }
+    if !waiting.is_empty() {
+        let pods = Api::<Pod>::namespaced(client.clone(), NAMESPACE).list(&all).await?.items;
+        waiting.extend(pods.iter().map(described));
     }
     let nodes = Api::<EgressNode>::all(client.clone()).list(&all).await?.items;
     let ready = |node: &&EgressNode| {
@@ -98,6 +122,25 @@ async fn unsettled(cluster: &Cluster, namespaces: &[&str]) -> anyhow::Result<Vec
         }
     }
     Ok(waiting)
+}
+
+/// What is known of a pod of the release.
+fn described(pod: &Pod) -> String {
+    let status = pod.status.clone().unwrap_or_default();
+    let containers = status.container_statuses.unwrap_or_default();
+    let waits = containers.iter().filter_map(|it| it.state.as_ref()?.waiting.as_ref()?.reason.as_deref());
+    let waits: Vec<&str> = waits.collect();
+    format!(
+        "pod {} on {} is {}{}, {} of {} containers ready{}, {} restarts",
+        pod.metadata.name.as_deref().unwrap_or_default(),
+        pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or("no node"),
+        status.phase.unwrap_or_default(),
+        if pod.metadata.deletion_timestamp.is_some() { " and being deleted" } else { "" },
+        containers.iter().filter(|it| it.ready).count(),
+        containers.len(),
+        if waits.is_empty() { String::new() } else { format!(" ({})", waits.join(", ")) },
+        containers.iter().map(|it| it.restart_count).sum::<i32>()
+    )
 }
 
 /// Why a condition does not hold for this generation.

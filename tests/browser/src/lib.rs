@@ -1,12 +1,16 @@
 //! A browser without a window, driven by the DevTools protocol over a WebSocket.
+//!
+//! # Panics
+//! All of it, where the browser does not do what it is asked for: it is there for tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 
-use crate::support::Folder;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, client_async};
@@ -39,7 +43,7 @@ const FLAGS: [&str; 15] = [
 /// One page of a browser of its own, which ends with it.
 pub struct Page {
     process: Child,
-    _folder: Folder,
+    _folder: TempDir,
     send: SplitSink<WebSocketStream<TcpStream>, Message>,
     receive: SplitStream<WebSocketStream<TcpStream>>,
     session: String,
@@ -58,39 +62,42 @@ fn program() -> Option<&'static str> {
 
 impl Page {
     /// An empty page, as large as a desktop's.
-    ///
-    /// # Panics
-    /// No browser is installed, or it does not start.
     pub async fn open() -> Page {
+        Page::open_with(&[]).await
+    }
+
+    /// The same with further flags.
+    pub async fn open_with(flags: &[&str]) -> Page {
         let program = program().unwrap_or_else(|| {
             panic!("none of {PROGRAMS:?} runs: these tests need a browser (Debian: apt-get install chromium)")
         });
-        let folder = Folder::new("browser");
-        let log = std::fs::File::create(folder.0.join("log")).unwrap();
+        let folder = tempfile::Builder::new().prefix("aegis-browser-").tempdir().unwrap();
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
         // A shell between: when the tests are gone, however they ended, it reads the end of its input and ends the browser.
         let process = Command::new("sh")
             .args(["-c", r#""$0" "$@" & browser=$!; read -r _; kill $browser; wait $browser"#, program])
             .args(FLAGS)
+            .args(flags)
             // Chromium refuses to put root into a sandbox. Here it sees nothing but this page.
             .args(root().then_some("--no-sandbox"))
-            .arg(format!("--user-data-dir={}", folder.0.join("profile").display()))
+            .arg(format!("--user-data-dir={}", folder.path().join("profile").display()))
             .arg("about:blank")
             .env("TZ", "UTC")
             .env("LC_ALL", "C.UTF-8")
-            .env("HOME", &folder.0)
+            .env("HOME", folder.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .unwrap();
-        let port = folder.0.join("profile/DevToolsActivePort");
+        let port = folder.path().join("profile/DevToolsActivePort");
         let begin = Instant::now();
         let (port, path) = loop {
             let text = std::fs::read_to_string(&port).unwrap_or_default();
             if let Some((port, path)) = text.split_once('\n').filter(|(_, path)| !path.is_empty()) {
                 break (port.to_owned(), path.trim().to_owned());
             }
-            let log = || std::fs::read_to_string(folder.0.join("log")).unwrap_or_default();
+            let log = || std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
             assert!(begin.elapsed() < PATIENCE, "{program} does not start: {}", log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
@@ -134,6 +141,7 @@ impl Page {
         }
     }
 
+    /// Leaves for another address.
     pub async fn go(&mut self, url: &str) {
         self.call("Page.navigate", json!({ "url": url })).await;
     }
@@ -146,6 +154,7 @@ impl Page {
         answer["result"]["value"].take()
     }
 
+    /// The text that an expression in the page is.
     pub async fn text(&mut self, expression: &str) -> String {
         let value = self.value(expression).await;
         value.as_str().unwrap_or_else(|| panic!("{expression} is {value}")).into()
@@ -208,6 +217,7 @@ impl Page {
         self.call("Input.insertText", json!({ "text": text })).await;
     }
 
+    /// Size of the window in pixels; a narrow one is a phone's.
     pub async fn size(&mut self, width: u32, height: u32) {
         let params = json!({
             "width": width, "height": height, "screenWidth": width, "screenHeight": height,
