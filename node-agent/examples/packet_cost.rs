@@ -6,6 +6,8 @@
 //! the program leaves the packet as it was.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a tool for developers")]
 
+#[path = "packet_cost/metering.rs"]
+mod metering;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -172,6 +174,7 @@ fn main() {
     let base_tc = each(world.program("uplink_egress"), &marked, arps(), TCX_NEXT);
     let base_xdp = each(world.program("uplink_ingress"), &[], arps(), XDP_PASS);
     over_ipv6([base_tc, base_xdp]);
+    metering::metering([base_tc, base_xdp]);
     let same = |name, context: &[u8], packet: &Packet| {
         test_run::run(world.program(name), &packet.frame(), context, LOOP).unwrap().nanoseconds
     };

@@ -199,7 +199,7 @@ impl Scope {
     pub fn sees_address(&self, it: &Address) -> bool {
         let owned = match self {
             Scope::All => true,
-            Scope::Part { prefixes, .. } => prefixes.iter().any(|prefix| prefix.contains(&it.range)),
+            Scope::Part { prefixes, .. } => prefixes.iter().any(|prefix| prefix.range.contains(&it.range)),
         };
         owned || self.sees_account(&it.account)
     }
@@ -232,9 +232,11 @@ impl Scope {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scope::Owned;
 
     fn part(account: &str, prefixes: &[&str]) -> Scope {
-        let prefixes = prefixes.iter().map(|it| it.parse().unwrap()).collect();
+        let owned = |it: &&str| Owned { range: it.parse().unwrap(), account: account.to_owned(), since: 0 };
+        let prefixes = prefixes.iter().map(owned).collect();
         Scope::Part { accounts: [account.to_owned()].into(), prefixes }
     }
 

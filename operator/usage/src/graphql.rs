@@ -409,7 +409,12 @@ async fn scope(context: &Context<'_>, accounts: &[String]) -> Result<Scope> {
     let access = context.data::<Arc<dyn Access>>()?;
     let Asker(token) = context.data()?;
     let viewer = access.viewer(token, accounts).await.map_err(said)?;
-    Ok(Scope::of(&viewer, &access.prefixes()))
+    if viewer.all {
+        return Ok(Scope::All);
+    }
+    let (prefixes, now) = (access.prefixes(), context.data::<Clock>()?());
+    let owned = ask(context, move |store| store.owned(&prefixes, now)).await?;
+    Ok(Scope::of(&viewer, owned))
 }
 
 /// That the asker may see everything.

@@ -263,12 +263,11 @@ fn joined(sql: &mut dyn Sql, known: &mut Known, report: &Report) -> Result<Rows,
     let mut unknown: BTreeMap<Digest, [Value; COLUMNS.len()]> = BTreeMap::new();
     for row in &report.rows {
         for (reason, figures) in split(&row.figures) {
-            let columns = series::columns(&report.node, &row.key, reason);
-            let digest = series::digest(&columns);
+            let digest = series::digest(&report.node, &row.key, reason);
             let Key { address, protocol, account, allocation, site, .. } = &row.key;
             wanted.push((digest, (address, protocol, account, allocation, site, reason), figures));
             if !known.contains_key(&digest) {
-                unknown.insert(digest, columns);
+                unknown.insert(digest, series::columns(&report.node, &row.key, reason));
             }
         }
     }

@@ -8,7 +8,7 @@
 //! | how 10 seconds become minutes and hours, and what is forgotten | `rollup`, `level` |
 //! | tables and columns | `schema` |
 //! | what may be asked, and how it is put to a database | `query` |
-//! | who may see what | `scope`; how they show who they are, `access` |
+//! | who may see what | `scope`, and since when, `owners`; how they show who they are, `access` |
 //! | allocations, addresses and policies, and who may see them | `cluster`, `graphql/cluster` |
 //! | the page for browsers | the folder `page`; how it is served, `page` |
 //! | what is served, and how much at a time | `http`, `graphql`, `inbox`, `turns` |
@@ -35,6 +35,7 @@ mod inbox;
 mod ingest;
 mod level;
 mod metrics;
+mod owners;
 mod page;
 mod postgres;
 mod query;
@@ -63,6 +64,6 @@ pub use query::{
     most,
 };
 pub use rollup::{Maintained, SETTLE};
-pub use scope::{Prefix, Scope, Viewer};
+pub use scope::{Owned, Prefix, Scope, Viewer};
 pub use sql::Error;
 pub use store::{Contents, Store};

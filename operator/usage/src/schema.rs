@@ -4,7 +4,7 @@ use crate::level::Level;
 use crate::sql::{Error, FIGURES, Sql, int, transaction};
 
 /// Raised with every change of a table: the number of [`steps`].
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 /// What the databases call the same thing.
 pub(crate) struct Words {
@@ -49,7 +49,16 @@ pub(crate) fn create(sql: &mut dyn Sql, words: &Words) -> Result<(), Error> {
 
 /// What made each version of the one before.
 fn steps(words: &Words) -> [String; VERSION as usize] {
-    [tables(words), alerts(words), totals(words)]
+    [tables(words), alerts(words), totals(words), owners(words)]
+}
+
+fn owners(words: &Words) -> String {
+    let Words { text, keyed, .. } = words;
+    format!(
+        "-- Whose a prefix is, and since when.
+        CREATE TABLE owners (
+            prefix {text} NOT NULL, account {text} NOT NULL, since BIGINT NOT NULL, PRIMARY KEY (prefix)) {keyed};\n"
+    )
 }
 
 fn totals(words: &Words) -> String {

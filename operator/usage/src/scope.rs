@@ -14,8 +14,8 @@ pub enum Scope {
     Part {
         /// These accounts see their own, whatever address it leaves from.
         accounts: BTreeSet<String>,
-        /// The owner of a prefix sees who uses it, but not with which pods, unless the account is one of `accounts`.
-        prefixes: Vec<IpNet>,
+        /// The owner of a prefix sees who uses it since it is theirs, but not with which pods, unless the account is one of `accounts`.
+        prefixes: Vec<Owned>,
     },
 }
 
@@ -35,19 +35,29 @@ pub struct Prefix {
     pub range: IpNet,
     /// Its parent account.
     pub account: String,
+    /// Since when, in seconds since the Unix epoch, as far as the prefix itself says so.
+    pub since: Option<i64>,
+}
+
+/// A range, whose it is, and since when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owned {
+    /// The range.
+    pub range: IpNet,
+    /// Its parent account.
+    pub account: String,
+    /// Since when, in seconds since the Unix epoch: a slot that begins earlier is not seen.
+    pub since: i64,
 }
 
 impl Scope {
     /// What somebody may see: their accounts' use, and who uses the prefixes that these accounts own.
-    pub fn of(viewer: &Viewer, prefixes: &[Prefix]) -> Scope {
+    pub fn of(viewer: &Viewer, prefixes: Vec<Owned>) -> Scope {
         if viewer.all {
             return Scope::All;
         }
-        let owned = prefixes.iter().filter(|prefix| viewer.accounts.contains(&prefix.account));
-        Scope::Part {
-            accounts: viewer.accounts.clone(),
-            prefixes: owned.map(|prefix| prefix.range).collect(),
-        }
+        let prefixes = prefixes.into_iter().filter(|prefix| viewer.accounts.contains(&prefix.account));
+        Scope::Part { accounts: viewer.accounts.clone(), prefixes: prefixes.collect() }
     }
 
     /// One account and nothing else.
@@ -60,21 +70,38 @@ impl Scope {
         *self == Scope::All
     }
 
-    /// The condition on a series, and its pod as far as it may be seen.
-    pub(crate) fn sql(&self, value: &mut dyn FnMut(Value) -> String) -> (String, String) {
-        let Scope::Part { accounts, prefixes } = self else { return ("1 = 1".into(), "s.pod".into()) };
+    /// What of it a question has to say.
+    pub(crate) fn sql(&self, value: &mut dyn FnMut(Value) -> String) -> Seen {
+        let Scope::Part { accounts, prefixes } = self else {
+            return Seen { series: "1 = 1".into(), since: None, pod: "s.pod".into() };
+        };
         let names: Vec<String> = accounts.iter().map(|name| value(name.as_str().into())).collect();
         let own =
             if names.is_empty() { "1 = 0".into() } else { format!("s.account IN ({})", names.join(", ")) };
         let pod = format!("CASE WHEN {own} THEN s.pod ELSE '' END");
-        let ranges = prefixes.iter().map(|range| {
-            let (first, last) = series::range(range);
-            format!("s.address BETWEEN {} AND {}", value(first.into()), value(last.into()))
-        });
-        let ranges: Vec<String> = ranges.collect();
-        let seen = [own].into_iter().chain(ranges).collect::<Vec<_>>().join(" OR ");
-        (format!("({seen})"), pod)
+        let mut prefixes: Vec<&Owned> = prefixes.iter().collect();
+        // The first one counts that a series is of.
+        prefixes.sort_by_key(|prefix| prefix.since);
+        let (mut seen, mut since) = (own.clone(), format!("CASE WHEN {own} THEN CAST(0 AS BIGINT)"));
+        for prefix in &prefixes {
+            let (first, last) = series::range(&prefix.range);
+            let within = format!("s.address BETWEEN {} AND {}", value(first.into()), value(last.into()));
+            seen += &format!(" OR {within}");
+            since += &format!(" WHEN {within} THEN CAST({} AS BIGINT)", value(prefix.since.into()));
+        }
+        let since = (!prefixes.is_empty()).then(|| since + " END");
+        Seen { series: format!("({seen})"), since, pod }
     }
+}
+
+/// What somebody may see, as SQL.
+pub(crate) struct Seen {
+    /// Which series (`s`).
+    pub series: String,
+    /// From which slot on those, if it is not all.
+    pub since: Option<String>,
+    /// The pod of a series as far as it may be seen.
+    pub pod: String,
 }
 
 #[cfg(test)]
@@ -83,21 +110,25 @@ mod tests {
 
     #[test]
     fn a_parent_sees_its_prefix_and_nobody_elses() {
-        let prefix =
-            |range: &str, account: &str| Prefix { range: range.parse().unwrap(), account: account.into() };
-        let prefixes = [prefix("192.0.2.0/24", "parent"), prefix("203.0.113.0/24", "other")];
+        let owned = |range: &str, account: &str| Owned {
+            range: range.parse().unwrap(),
+            account: account.into(),
+            since: 1_000,
+        };
+        let prefixes = vec![owned("192.0.2.0/24", "parent"), owned("203.0.113.0/24", "other")];
         let viewer = |all, accounts: &[&str]| Viewer {
             all,
             accounts: accounts.iter().map(|it| it.to_string()).collect(),
         };
         let part = |accounts: &[&str], ranges: &[&str]| Scope::Part {
             accounts: accounts.iter().map(|it| it.to_string()).collect(),
-            prefixes: ranges.iter().map(|it| it.parse().unwrap()).collect(),
+            prefixes: ranges.iter().map(|it| owned(it, accounts[0])).collect(),
         };
-        assert_eq!(Scope::of(&viewer(false, &["parent"]), &prefixes), part(&["parent"], &["192.0.2.0/24"]));
-        assert_eq!(Scope::of(&viewer(false, &["tenant"]), &prefixes), part(&["tenant"], &[]));
-        assert_eq!(Scope::of(&viewer(false, &[]), &prefixes), part(&[], &[]));
-        assert_eq!(Scope::of(&viewer(true, &[]), &prefixes), Scope::All);
+        let of = |viewer| Scope::of(&viewer, prefixes.clone());
+        assert_eq!(of(viewer(false, &["parent"])), part(&["parent"], &["192.0.2.0/24"]));
+        assert_eq!(of(viewer(false, &["tenant"])), part(&["tenant"], &[]));
+        assert_eq!(of(viewer(false, &[])), part(&[], &[]));
+        assert_eq!(of(viewer(true, &[])), Scope::All);
         assert!(Scope::All.sees_nodes() && !part(&["parent"], &["0.0.0.0/0"]).sees_nodes());
     }
 }

@@ -32,36 +32,63 @@ pub(crate) fn columns(node: &str, key: &Key, reason: &str) -> [Value; COLUMNS.le
     ]
 }
 
-/// Digest of the columns, each with its length so that no two rows are the same text.
-pub(crate) fn digest(columns: &[Value]) -> Digest {
+/// Digest of [`columns`], each with its length so that no two rows are the same text. Of each row of each report: nothing is allocated.
+pub(crate) fn digest(node: &str, key: &Key, reason: &str) -> Digest {
     let mut hash = Sha256::new();
-    for column in columns {
-        let bytes = match column {
-            Value::Text(text) => text.as_bytes(),
-            Value::Bytes(bytes) => bytes.as_slice(),
-            Value::Null | Value::Int(_) => &[],
-        };
+    let mut add = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_be_bytes());
         hash.update(bytes);
+    };
+    let (mut address, mut origin) = (Octets::default(), Octets::default());
+    add(node.as_bytes());
+    add(key.address.map_or(&[][..], |it| address.of_address(it)));
+    add(key.origin.map_or(&[][..], |it| origin.of_origin(it)));
+    let rest = [key.protocol.name(), &key.rule, &key.account, &key.allocation, &key.site, &key.pod, reason];
+    for text in rest {
+        add(text.as_bytes());
     }
     let mut digest = Digest::default();
     digest.copy_from_slice(&hash.finalize()[..16]);
     digest
 }
 
+/// Room for an address or origin as the store has it.
+#[derive(Default)]
+struct Octets([u8; 19]);
+
+impl Octets {
+    fn of_address(&mut self, address: IpAddr) -> &[u8] {
+        let length = self.put(address);
+        &self.0[..length]
+    }
+
+    fn of_origin(&mut self, origin: SocketAddr) -> &[u8] {
+        let length = self.put(origin.ip());
+        self.0[length..length + 2].copy_from_slice(&origin.port().to_be_bytes());
+        &self.0[..length + 2]
+    }
+
+    fn put(&mut self, address: IpAddr) -> usize {
+        let mut put = |family, octets: &[u8]| {
+            self.0[0] = family;
+            self.0[1..=octets.len()].copy_from_slice(octets);
+            1 + octets.len()
+        };
+        match address {
+            IpAddr::V4(address) => put(4, &address.octets()),
+            IpAddr::V6(address) => put(6, &address.octets()),
+        }
+    }
+}
+
 /// 4 or 6, and the octets: in the order of addresses, and no range of one family has any of the other.
 pub(crate) fn address(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => [&[4], address.octets().as_slice()].concat(),
-        IpAddr::V6(address) => [&[6], address.octets().as_slice()].concat(),
-    }
+    Octets::default().of_address(address).to_vec()
 }
 
 /// The address, and two bytes of port.
 pub(crate) fn origin(origin: SocketAddr) -> Vec<u8> {
-    let mut bytes = address(origin.ip());
-    bytes.extend(origin.port().to_be_bytes());
-    bytes
+    Octets::default().of_origin(origin).to_vec()
 }
 
 /// First and last address of a range, as [`address`] has them.
@@ -116,11 +143,43 @@ mod tests {
         assert!(!within("::/0", "192.0.2.1") && within("::/0", "::ffff:192.0.2.1"));
     }
 
+    /// Stores that exist have digests of the columns.
+    #[test]
+    fn a_digest_is_that_of_the_columns() {
+        let key = |address: &str, origin: &str| Key {
+            address: address.parse().ok(),
+            origin: origin.parse().ok(),
+            protocol: aegis_usage_report::Protocol::Udp,
+            rule: "binding/partner".into(),
+            account: "shop".into(),
+            allocation: "partner".into(),
+            site: "west".into(),
+            pod: "web-0".into(),
+        };
+        for key in
+            [key("192.0.2.1", "198.51.100.7:443"), key("2001:db8::", "[2001:db8:1::7]:53"), key("", "")]
+        {
+            for reason in ["", "no_port"] {
+                let mut hash = Sha256::new();
+                for column in columns("node-1", &key, reason) {
+                    let bytes = match column {
+                        Value::Text(text) => text.into_bytes(),
+                        Value::Bytes(bytes) => bytes,
+                        Value::Null | Value::Int(_) => unreachable!("{key:?}"),
+                    };
+                    hash.update((bytes.len() as u64).to_be_bytes());
+                    hash.update(bytes);
+                }
+                assert_eq!(digest("node-1", &key, reason), hash.finalize()[..16], "{key:?}");
+            }
+        }
+    }
+
     #[test]
     fn digests_tell_fields_apart() {
         let key =
             |rule: &str, account: &str| Key { rule: rule.into(), account: account.into(), ..Key::default() };
-        let of = |key: &Key| digest(&columns("n", key, ""));
+        let of = |key: &Key| digest("n", key, "");
         assert_ne!(of(&key("ab", "c")), of(&key("a", "bc")));
         assert_eq!(of(&key("a", "b")), of(&key("a", "b")));
     }

@@ -3,11 +3,12 @@
 use crate::coverage::{self, Coverage, Gap, Reported};
 use crate::ingest::{self, Known, Receipt};
 use crate::level::{Level, Retention};
+use crate::owners::{self, Owners};
 use crate::postgres::{self, Address, Postgres, PostgresTls};
 use crate::query::{self, Page, Query};
 use crate::rollup::{self, Due, Maintained};
 use crate::schema;
-use crate::scope::Scope;
+use crate::scope::{Owned, Prefix, Scope};
 use crate::sql::{Error, Sql, int, transaction};
 use crate::sqlite::{self, Sqlite};
 use aegis_usage_report::Report;
@@ -27,6 +28,7 @@ pub struct Store {
     /// What makes coarser levels in PostgreSQL. None until it is needed, and after an error.
     roller: Mutex<Option<Box<dyn Sql>>>,
     readers: Mutex<Vec<Box<dyn Sql>>>,
+    owners: Mutex<Owners>,
 }
 
 /// What a store has.
@@ -79,7 +81,7 @@ impl Store {
 
     fn open(place: Place, patience: Duration) -> Result<Store, Error> {
         let (writer, roller, readers) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let store = Store { place, patience, writer, roller, readers };
+        let store = Store { place, patience, writer, roller, readers, owners: Mutex::default() };
         store.write(|_, _| Ok(()))?;
         Ok(store)
     }
@@ -160,6 +162,19 @@ impl Store {
     /// The question is too wide or takes too long, its cursor is of another one, or the database fails.
     pub fn query(&self, scope: &Scope, query: &Query) -> Result<Page, Error> {
         self.read(|sql| query::answer(sql, scope, query))
+    }
+
+    /// Since when prefixes are whose: since they say so themselves, or since it was first seen here that they have another owner. What is
+    /// known already costs nothing.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn owned(&self, prefixes: &[Prefix], now: i64) -> Result<Vec<Owned>, Error> {
+        let mut known = lock(&self.owners);
+        if !owners::knows(&known, prefixes) {
+            *known = self.write(|sql, _| owners::note(sql, prefixes, now))?;
+        }
+        Ok(owners::of(&known, prefixes))
     }
 
     /// How much of each slot of `from..to` each node reported: the first `limit`, by slot and node.

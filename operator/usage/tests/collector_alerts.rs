@@ -68,7 +68,7 @@ proptest! {
     }
 }
 
-/// A store of the first version has neither tables of alerts nor totals; they come, and nothing goes.
+/// A store of the first version has neither tables of alerts nor of owners, nor totals; they come, and nothing goes.
 #[test]
 fn an_older_store_gets_what_it_lacks() {
     let folder = support::folder("usage");
@@ -76,7 +76,7 @@ fn an_older_store_gets_what_it_lacks() {
     let open = || aegis_usage::Store::sqlite(&path, PATIENCE);
     support::scenarios::fill(&open().unwrap(), 3);
     let direct = rusqlite::Connection::open(&path).unwrap();
-    let older = "DROP TABLE alert_states; DROP TABLE alert_items; DROP TABLE feed_tokens;
+    let older = "DROP TABLE alert_states; DROP TABLE alert_items; DROP TABLE feed_tokens; DROP TABLE owners;
          DROP TABLE total_10; DROP TABLE total_60; DROP TABLE total_3600; DELETE FROM meta WHERE name LIKE 'total_%';
          UPDATE meta SET value = 1 WHERE name = 'schema';";
     direct.execute_batch(older).unwrap();
@@ -84,7 +84,7 @@ fn an_older_store_gets_what_it_lacks() {
     assert_eq!(store.contents().unwrap().newest, Some(T0 + 30));
     assert_eq!(store.items("shop").unwrap(), []);
     drop(store);
-    for newer in [4, -1] {
+    for newer in [5, -1] {
         direct.execute("UPDATE meta SET value = ?1 WHERE name = 'schema'", [newer]).unwrap();
         assert!(matches!(open(), Err(aegis_usage::Error::Schema { .. })), "{newer}");
     }

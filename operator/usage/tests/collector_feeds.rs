@@ -50,7 +50,7 @@ impl Access for Words {
 
     fn prefixes(&self) -> Vec<Prefix> {
         // Whose addresses x has.
-        vec![Prefix { range: "192.0.2.0/28".parse().unwrap(), account: "parent".into() }]
+        vec![Prefix { range: "192.0.2.0/28".parse().unwrap(), account: "parent".into(), since: Some(0) }]
     }
 }
 

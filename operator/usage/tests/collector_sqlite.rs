@@ -83,6 +83,15 @@ fn figures_are_there_after_a_restart() {
     });
 }
 
+#[test]
+fn a_new_owner_is_one_from_now_on() {
+    let folder = support::folder("usage");
+    let path = folder.path().join("usage.db");
+    scenarios::a_new_owner_is_one_from_now_on(&|| {
+        aegis_usage::Store::sqlite(&path, support::PATIENCE).unwrap()
+    });
+}
+
 /// Questions that tell no origins, rules and pods apart are answered by totals, and by nothing else.
 #[test]
 fn few_rows_are_read_where_few_things_are_told_apart() {
@@ -106,7 +115,7 @@ fn few_rows_are_read_where_few_things_are_told_apart() {
     }
 }
 
-/// A store of the version before, which had no totals: what it has is answered by its rows.
+/// A store of an earlier version, which had no totals: what it has is answered by its rows.
 #[test]
 fn what_is_older_than_totals_is_still_answered() {
     let folder = support::folder("usage");
@@ -119,7 +128,7 @@ fn what_is_older_than_totals_is_still_answered() {
     drop(store);
     let file = rusqlite::Connection::open(&path).unwrap();
     file.execute_batch(
-        "DROP TABLE total_10; DROP TABLE total_60; DROP TABLE total_3600;
+        "DROP TABLE total_10; DROP TABLE total_60; DROP TABLE total_3600; DROP TABLE owners;
          DELETE FROM meta WHERE name LIKE 'total%'; UPDATE meta SET value = 2 WHERE name = 'schema';",
     )
     .unwrap();

@@ -36,9 +36,9 @@ fn postgresql_does_what_sqlite_does() {
     alerts::accounts_are_told_in_turn(&store);
     alerts::feeds_have_tokens(&store);
     let url = server.database();
-    scenarios::figures_are_there_after_a_restart(&|| {
-        aegis_usage::Store::postgres(&url, support::PATIENCE).unwrap()
-    });
+    let open = || aegis_usage::Store::postgres(&url, support::PATIENCE).unwrap();
+    scenarios::figures_are_there_after_a_restart(&open);
+    scenarios::a_new_owner_is_one_from_now_on(&open);
     one_collector_writes(&server);
     what_comes_while_minutes_are_made_is_in_them(&server);
     a_slow_question_is_ended(&server);

@@ -1,10 +1,12 @@
 //! What the collector tells is what happened: flows and ports exactly, bytes as the router between the nodes and the origin counts
-//! them. Also while an agent dies, the collector is away, and a node is gone. Prometheus, `kubectl aegis usage` and `top`, and the page tell the
+//! them. Also while an agent dies, the collector is away, clocks jump (where `AEGIS_CLOCK` allows it), and a node is gone. Prometheus, `kubectl aegis usage` and `top`, and the page tell the
 //! same.
 
+mod clock;
 mod page;
 mod told;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,6 +38,8 @@ struct Reader<'a> {
     token: String,
     authority: PathBuf,
     address: String,
+    /// Up to when anything may have been told: clocks may have been ahead.
+    latest: Cell<i64>,
 }
 
 impl<'a> Reader<'a> {
@@ -52,7 +56,7 @@ impl<'a> Reader<'a> {
         let authority = std::env::temp_dir().join(format!("{account}-ca.crt"));
         std::fs::write(&authority, &secret.data.context("no data")?.get("ca.crt").context("no ca.crt")?.0)?;
         let address = of_chart(&["get", "service", "aegis-collector", "-o", "jsonpath={.spec.clusterIP}"])?;
-        Ok(Self { cluster, lab, token, authority, address })
+        Ok(Self { cluster, lab, token, authority, address, latest: Cell::new(0) })
     }
 
     fn ask(&self, question: &str) -> anyhow::Result<Value> {
@@ -83,15 +87,16 @@ impl<'a> Reader<'a> {
     /// Figures by what is told apart, since a moment.
     fn usage(&self, since: i64, by: &str) -> anyhow::Result<BTreeMap<Vec<String>, Used>> {
         let to = jiff::Timestamp::now().as_second() / 10 * 10 + 10;
+        self.latest.set(self.latest.get().max(to));
         // Ports in use are those of the last slots: some agent may not have told of the last one yet.
         let recent = (to - 40).max(since);
         let at = |second: i64| jiff::Timestamp::from_second(second).map(|it| it.to_string());
-        let (since, recent, to) = (at(since)?, at(recent)?, at(to)?);
+        let (since, recent, to, latest) = (at(since)?, at(recent)?, at(to)?, at(self.latest.get())?);
         let sum = |measure: &str| format!("{{measure: {measure}, aggregation: SUM}}");
         let sums =
             ["FLOWS", "SENT_PACKETS", "SENT_BYTES", "RECEIVED_PACKETS", "RECEIVED_BYTES", "REFUSED"].map(sum);
         let data = self.ask(&format!(
-            "{{ all: usage(from: \"{since}\", to: \"{to}\", level: TENS, by: {by}, figures: [{}]) {{ nodes {{ by figures }} }} \
+            "{{ all: usage(from: \"{since}\", to: \"{latest}\", level: TENS, by: {by}, figures: [{}]) {{ nodes {{ by figures }} }} \
                now: usage(from: \"{recent}\", to: \"{to}\", level: TENS, by: {by}, \
                           figures: [{{measure: IN_USE, aggregation: MAX}}, {{measure: PEAK, aggregation: MAX}}]) \
                     {{ nodes {{ by figures }} }} }}",
@@ -378,6 +383,17 @@ async fn what_is_told_of_use_is_what_happened() -> anyhow::Result<()> {
     }
     scale("1")?;
     agrees("the figures of the time without a collector", &reader, since, &counted, &origin, &made).await?;
+
+    // The clocks of all nodes jump, and jump back.
+    if let Some(ahead) = clock::Ahead::if_allowed()? {
+        made.more(&pods[1], "with clocks ahead", &origin, 1, 3).await?;
+        exchange(&pods).await?;
+        agrees("the figures with clocks ahead", &reader, since, &counted, &origin, &made).await?;
+        drop(ahead);
+        made.more(&pods[0], "with clocks set back", &origin, 0, 2).await?;
+        exchange(&pods).await?;
+        agrees("the figures with clocks set back", &reader, since, &counted, &origin, &made).await?;
+    }
 
     // Some end, and a node is gone: what it has told stays told, and its ports are no longer in use.
     pods[0].call(json!({"do": "close", "name": "without an agent"})).await?;

@@ -80,6 +80,9 @@ async fn once(
     metrics: &Metrics,
     counted: &mut BTreeSet<(String, String)>,
 ) -> Result<(), AlertError> {
+    // Noted now, so that it is not when somebody first asks that a prefix has a new owner.
+    let prefixes = cluster.prefixes();
+    blocking(store, move |store| store.owned(&prefixes, now)).await?;
     let alerts: Vec<_> = cluster.alerts();
     let accounts = accounts(cluster, &alerts)?;
     let (standings, items) = blocking(store, move |store| store.watch(&accounts, now, began)).await?;

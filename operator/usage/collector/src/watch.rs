@@ -157,7 +157,11 @@ fn owned(prefix: &AegisPrefix) -> Option<Prefix> {
     let accepted =
         conditions.into_iter().any(|it| it.type_ == aegis_crds::type_::ACCEPTED && it.status == "True");
     let range = prefix.spec.cidr.parse().ok()?;
-    accepted.then(|| Prefix { range, account: prefix.spec.account.clone() })
+    // One that has been edited may have been another account's.
+    let unedited = prefix.metadata.generation == Some(1);
+    let made = prefix.metadata.creation_timestamp.as_ref().filter(|_| unedited);
+    let since = made.map(|time| time.0.as_second());
+    accepted.then(|| Prefix { range, account: prefix.spec.account.clone(), since })
 }
 
 fn copy<K>(kind: &'static str, api: Api<K>, tasks: &mut JoinSet<&'static str>) -> Store<K>

@@ -2,7 +2,7 @@
 
 use super::{Aggregation, Dimension, Filter, Measure, Order, OriginFilter, Query};
 use crate::level::Level;
-use crate::scope::Scope;
+use crate::scope::{Scope, Seen};
 use crate::series;
 use crate::sql::{MEAN, Value};
 
@@ -21,30 +21,41 @@ impl Values {
     }
 }
 
-/// The question, one row more than a page has. Columns: groups, begin of the step, slots, figures.
+/// The question, one row more than a page has. Columns: groups, begin of the step, slots, figures. `among` is what the database wants to
+/// be told besides: see [`Sql::among`](crate::sql::Sql::among).
+///
+/// First which series count, each with the number of its group, so that rows are summed by numbers; names come back at the end.
 pub(super) fn text(
     scope: &Scope,
     query: &Query,
     level: Level,
     totals: bool,
     after: Option<Vec<Value>>,
+    among: &str,
 ) -> (String, Vec<Value>) {
     let mut values = Values::default();
-    let (seen, pod) = scope.sql(&mut |value| values.name(value));
-    let mut conditions = vec![seen];
+    let Seen { series, since, pod } = scope.sql(&mut |value| values.name(value));
+    let mut conditions = vec![series];
     filter(&query.filter, &pod, &mut values, &mut conditions);
-    let from = values.name(level.slot(query.from));
-    let to = values.name(query.to);
     let groups: Vec<String> = (0..query.by.len()).map(|at| format!("g{at}")).collect();
-    let columns = query
-        .by
-        .iter()
-        .zip(&groups)
-        .map(|(dimension, name)| format!("{} AS {name}", column(*dimension, &pod)));
-    let measures =
-        query.figures.iter().enumerate().map(|(at, figure)| {
-            format!("CAST(SUM({}) AS BIGINT) AS m{at}", expression(figure.measure, totals))
-        });
+    let columns: Vec<&str> = query.by.iter().map(|dimension| column(*dimension, &pod)).collect();
+    let group = match columns[..] {
+        [] => "1".into(),
+        _ => format!("DENSE_RANK() OVER (ORDER BY {})", columns.join(", ")),
+    };
+    let chosen = columns.iter().zip(&groups).map(|(column, name)| format!("{column} AS {name}"));
+    let chosen = [
+        "s.id AS id".into(),
+        format!("{group} AS grp"),
+        format!("{} AS since", since.as_deref().unwrap_or("0")),
+    ]
+    .into_iter()
+    .chain(chosen)
+    .collect::<Vec<String>>()
+    .join(", ");
+    let chosen = format!("SELECT {chosen} FROM series s WHERE {}", conditions.join(" AND "));
+
+    let (from, to) = (values.name(level.slot(query.from)), values.name(query.to));
     let step = match query.step {
         // Whole numbers, so that the division leaves the begin of the step.
         Some(step) => {
@@ -53,16 +64,18 @@ pub(super) fn text(
         }
         None => format!("CAST({from} AS BIGINT)"),
     };
-    let selected = columns.chain([format!("{step} AS step"), "u.slot AS slot".into()]).chain(measures);
-    let selected = selected.collect::<Vec<_>>().join(", ");
+    let measures =
+        query.figures.iter().enumerate().map(|(at, figure)| {
+            format!("CAST(SUM({}) AS BIGINT) AS m{at}", expression(figure.measure, totals))
+        });
+    // In this order: SQLite would look for the series of each row.
     let slots = format!(
-        "SELECT {selected} FROM series s JOIN {} u ON u.series = s.id WHERE {} AND u.slot >= {from} AND u.slot < {to}
-         GROUP BY {}",
+        "SELECT c.grp AS grp, {step} AS step, u.slot AS slot, {} FROM chosen c CROSS JOIN {} u
+         WHERE u.series = c.id{among} AND u.slot >= {from} AND u.slot < {to}{} GROUP BY c.grp, step, u.slot",
+        measures.collect::<Vec<_>>().join(", "),
         if totals { level.totals() } else { level.table() },
-        conditions.join(" AND "),
-        listed(&groups, &["step", "slot"])
+        if since.is_some() { " AND u.slot >= c.since" } else { "" },
     );
-    let source = ranked(query, &groups, &slots);
     let figures = query.figures.iter().enumerate().map(|(at, figure)| {
         let value = match figure.aggregation {
             Aggregation::Avg | Aggregation::Sum => format!("CAST(SUM(m{at}) AS BIGINT)"),
@@ -76,31 +89,41 @@ pub(super) fn text(
         format!("{value} AS f{at}")
     });
     let figures = figures.collect::<Vec<_>>().join(", ");
-    let keys = listed(&groups, &["step"]);
     let aggregated = format!(
-        "SELECT {keys}, CAST(COUNT(*) AS BIGINT) AS slots, {figures} FROM ({source}) AS ranked GROUP BY {keys}"
+        "SELECT grp, step, CAST(COUNT(*) AS BIGINT) AS slots, {figures} FROM ({}) AS ranked GROUP BY grp, step",
+        ranked(query, &slots)
     );
+    let (named, keys) = (listed(&groups, &[]), listed(&groups, &["step"]));
+    let figures: Vec<String> = (0..query.figures.len()).map(|at| format!("f{at}")).collect();
+    let columns = format!("{keys}, slots, {}", figures.join(", "));
+    let answers = match groups[..] {
+        [] => format!("SELECT {columns} FROM ({aggregated}) AS sums"),
+        _ => format!(
+            "SELECT {columns} FROM ({aggregated}) AS sums
+             JOIN (SELECT DISTINCT grp AS number, {named} FROM chosen) AS names ON names.number = sums.grp"
+        ),
+    };
     let place = after.map_or_else(|| "1 = 1".into(), |after| beyond(query.order, &keys, after, &mut values));
     let order = if query.order == Order::Highest { "f0 DESC, " } else { "" };
     let limit = values.name(i64::from(query.first) + 1);
-    let text =
-        format!("SELECT * FROM ({aggregated}) AS answers WHERE {place} ORDER BY {order}{keys} LIMIT {limit}");
+    let text = format!(
+        "WITH chosen AS MATERIALIZED ({chosen}) SELECT * FROM ({answers}) AS answers WHERE {place} ORDER BY {order}{keys} LIMIT {limit}"
+    );
     (text, values.0)
 }
 
 /// With the rank of each slot by each figure of which a quantile is asked: that costs a sort.
-fn ranked(query: &Query, groups: &[String], slots: &str) -> String {
-    let of = listed(groups, &["step"]);
+fn ranked(query: &Query, slots: &str) -> String {
     let ranks =
         query.figures.iter().enumerate().filter(|(_, it)| matches!(it.aggregation, Aggregation::Quantile(_)));
     let ranks: Vec<String> = ranks
-        .map(|(at, _)| format!("ROW_NUMBER() OVER (PARTITION BY {of} ORDER BY m{at}) AS r{at}"))
+        .map(|(at, _)| format!("ROW_NUMBER() OVER (PARTITION BY grp, step ORDER BY m{at}) AS r{at}"))
         .collect();
     if ranks.is_empty() {
         return slots.into();
     }
     format!(
-        "SELECT slots.*, COUNT(*) OVER (PARTITION BY {of}) AS n, {} FROM ({slots}) AS slots",
+        "SELECT slots.*, COUNT(*) OVER (PARTITION BY grp, step) AS n, {} FROM ({slots}) AS slots",
         ranks.join(", ")
     )
 }

@@ -2,8 +2,8 @@
 
 use super::T0;
 use aegis_usage::{
-    Aggregation, Dimension, FUTURE, Figure, Filter, Level, Measure, Order, OriginFilter, Query, Receipt,
-    Scope,
+    Aggregation, Dimension, FUTURE, Figure, Filter, Level, Measure, Order, OriginFilter, Owned, Query,
+    Receipt, Scope,
 };
 use aegis_usage_report::{Figures, Key, Protocol, Report, Row, VERSION, Volume};
 use ipnet::IpNet;
@@ -228,8 +228,15 @@ fn scope() -> impl Strategy<Value = Scope> {
     let accounts = subsequence(NAMES.map(String::from).to_vec(), 0..3);
     let prefixes = ["192.0.2.0/28", "2001:db8:1::/48", "203.0.113.0/24"];
     let prefixes = subsequence(prefixes.map(|it| it.parse::<IpNet>().unwrap()).to_vec(), 0..3);
-    let part = (accounts, prefixes)
-        .prop_map(|(accounts, prefixes)| Scope::Part { accounts: accounts.into_iter().collect(), prefixes });
+    // Some from the beginning.
+    let since = prop_oneof![Just(T0), T0..T0 + SPAN];
+    let part = (accounts, prefixes, since).prop_map(|(accounts, prefixes, since)| {
+        let owned = |range| Owned { range, account: String::new(), since };
+        Scope::Part {
+            accounts: accounts.into_iter().collect(),
+            prefixes: prefixes.into_iter().map(owned).collect(),
+        }
+    });
     prop_oneof![Just(Scope::All), part]
 }
 

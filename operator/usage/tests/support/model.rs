@@ -56,7 +56,7 @@ pub fn answer(reports: &[Report], scope: &Scope, query: &Query, level: Level) ->
     let begin = level.slot(query.from);
     let mut groups: BTreeMap<(Group, i64, i64), (Names, Vec<i128>)> = BTreeMap::new();
     for (((node, mut key, reason), slot), values) in slots {
-        if slot < begin || slot >= query.to || !sees(scope, &key) {
+        if slot < begin || slot >= query.to || !sees(scope, &key, slot) {
             continue;
         }
         if !sees_pods(scope, &key) {
@@ -148,12 +148,14 @@ fn aggregated(mut values: Vec<i128>, aggregation: Aggregation, measure: Measure)
     }
 }
 
-fn sees(scope: &Scope, key: &Key) -> bool {
+fn sees(scope: &Scope, key: &Key, slot: i64) -> bool {
     match scope {
         Scope::All => true,
         Scope::Part { accounts, prefixes } => {
             accounts.contains(&key.account)
-                || key.address.is_some_and(|address| prefixes.iter().any(|range| range.contains(&address)))
+                || key.address.is_some_and(|address| {
+                    prefixes.iter().any(|it| it.range.contains(&address) && slot >= it.since)
+                })
         }
     }
 }

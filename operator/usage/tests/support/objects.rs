@@ -28,7 +28,7 @@ impl Access for People {
     }
 
     fn prefixes(&self) -> Vec<Prefix> {
-        vec![Prefix { range: "192.0.2.0/28".parse().unwrap(), account: "parent".into() }]
+        vec![Prefix { range: "192.0.2.0/28".parse().unwrap(), account: "parent".into(), since: Some(0) }]
     }
 
     fn cluster(&self) -> Option<Arc<Cluster>> {

@@ -2,8 +2,8 @@
 
 use super::{T0, all, figures, key, report};
 use aegis_usage::{
-    Aggregation, Coverage, Dimension, Figure, Filter, Gap, Level, Measure, Order, OriginFilter, Query,
-    QueryError, Receipt, Retention, Scope, Store,
+    Aggregation, Coverage, Dimension, Figure, Filter, Gap, Level, Measure, Order, OriginFilter, Owned,
+    Prefix, Query, QueryError, Receipt, Retention, Scope, Store,
 };
 use aegis_usage_report::{Figures, Invalid, MAX_COUNT, MAX_GAUGE, Report};
 use std::collections::{BTreeMap, BTreeSet};
@@ -279,16 +279,19 @@ pub fn pods_of_others_are_not_seen(make: Make) {
         let rows = all(&store, scope, &Query { by: by.clone(), filter, first: 1, ..ports() });
         rows.into_iter().map(|row| row.by.join("/")).collect::<Vec<_>>()
     };
-    let parent = Scope::Part {
+    let parent_since = |since| Scope::Part {
         accounts: BTreeSet::from(["parent".to_string()]),
-        prefixes: vec!["192.0.2.0/24".parse().unwrap()],
+        prefixes: vec![Owned { range: "192.0.2.0/24".parse().unwrap(), account: "parent".into(), since }],
     };
+    let parent = parent_since(T0);
     let none = Scope::Part { accounts: BTreeSet::new(), prefixes: Vec::new() };
     assert_eq!(
         seen(&Scope::All, Filter::default()),
         ["other/other-pod", "parent/parent-pod", "tenant/tenant-pod"]
     );
     assert_eq!(seen(&parent, Filter::default()), ["parent/parent-pod", "tenant/"]);
+    // What was before it was the parent's is not.
+    assert_eq!(seen(&parent_since(T0 + 1), Filter::default()), ["parent/parent-pod"]);
     assert_eq!(seen(&Scope::account("tenant"), Filter::default()), ["tenant/tenant-pod"]);
     assert_eq!(seen(&none, Filter::default()), Vec::<String>::new());
     // Nor found out by asking for them.
@@ -331,4 +334,30 @@ pub fn figures_are_there_after_a_restart(open: Make) {
     assert_eq!(store.ingest(&[again], T0 + 120).unwrap(), [Receipt::Repeated]);
     store.ingest(&[report("node-a", 6, vec![(key("shop", 1), figures(30, 0))])], T0 + 120).unwrap();
     assert_eq!(numbers(&store, Level::Tens), [90.0, 102.0, 30.0]);
+}
+
+pub fn a_new_owner_is_one_from_now_on(open: Make) {
+    let prefix = |range: &str, account: &str, since| Prefix {
+        range: range.parse().unwrap(),
+        account: account.into(),
+        since,
+    };
+    let since = |store: &Store, prefixes: &[Prefix], now| {
+        let owned = store.owned(prefixes, now).unwrap();
+        owned.into_iter().map(|it| (it.account, it.since)).collect::<Vec<_>>()
+    };
+    let store = open();
+    let (first, six) = (prefix("192.0.2.0/24", "a", Some(T0)), prefix("2001:db8:1::/48", "a", None));
+    let both = [first, six];
+    // It says so itself, or nobody knows.
+    assert_eq!(since(&store, &both, T0 + 100), [("a".into(), T0), ("a".into(), T0 + 100)]);
+    assert_eq!(since(&store, &both, T0 + 200), [("a".into(), T0), ("a".into(), T0 + 100)]);
+    drop(store);
+    let store = open();
+    assert_eq!(since(&store, &both, T0 + 300), [("a".into(), T0), ("a".into(), T0 + 100)]);
+    // Another object of the same range was made before the first one went.
+    let next = [prefix("192.0.2.0/24", "b", Some(T0 + 50))];
+    assert_eq!(since(&store, &next, T0 + 400), [("b".into(), T0 + 400)]);
+    // Nor does the first owner see what was the second one's.
+    assert_eq!(since(&store, &both, T0 + 500), [("a".into(), T0 + 500), ("a".into(), T0 + 100)]);
 }
