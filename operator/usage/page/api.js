@@ -43,9 +43,9 @@ export async function ask(query, variables = {}, by = token()) {
 }
 
 const USAGE = `query($from: Time!, $to: Time!, $step: Int, $level: Level, $filter: Filter!, $by: [Dimension!]!,
-  $figures: [Figure!]!, $order: Order!, $first: Int!, $after: String) {
-  usage(from: $from, to: $to, step: $step, level: $level, filter: $filter, by: $by, figures: $figures, order: $order,
-    first: $first, after: $after) { until nodes { by at figures } pageInfo { hasNextPage endCursor } } }`;
+  $newest: Boolean!, $fullest: Int, $figures: [Figure!]!, $order: Order!, $first: Int!, $after: String) {
+  usage(from: $from, to: $to, step: $step, level: $level, filter: $filter, newest: $newest, by: $by, fullest: $fullest,
+    figures: $figures, order: $order, first: $first, after: $after) { until nodes { by at figures } pageInfo { hasNextPage endCursor } } }`;
 
 // All rows of a question, or those of so many pages; `more`: there are others.
 export async function usage(question, pages = 5) {
@@ -53,7 +53,7 @@ export async function usage(question, pages = 5) {
   let after = null;
   let until = null;
   for (let page = 0; page < pages; page += 1) {
-    const { usage: part } = await ask(USAGE, { step: null, order: "GROUP", first: 1000, ...question, after });
+    const { usage: part } = await ask(USAGE, { step: null, newest: false, fullest: null, order: "GROUP", first: 1000, ...question, after });
     rows.push(...part.nodes);
     until = part.until;
     if (!part.pageInfo.hasNextPage || part.nodes.length < 1) return { rows, until, more: false };

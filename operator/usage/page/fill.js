@@ -9,19 +9,16 @@ export const RECENT = 60;
 // Figures of 10 seconds begin at multiples of it.
 const SLOT = 10;
 
-// The fullest origin of each node of each address, over the last minute. `bound`: of pairs that are missing no more than this is in use,
-// because there were too many rows to read all.
+// The fullest origin of each node of each address, by the node's newest report of the last minute. `bound`: of pairs that are missing no
+// more than this is in use, because there were too many rows to read all.
 export async function fullest(now, filter, pages) {
   const to = Math.floor(now / SLOT) * SLOT;
   const { rows, more } = await usage({
     from: rfc3339(to - RECENT), to: rfc3339(to), level: "TENS", filter, order: "HIGHEST",
-    by: ["ADDRESS", "NODE", "ORIGIN", "PROTOCOL"], figures: [{ measure: "IN_USE", aggregation: "MAX" }],
+    by: ["ADDRESS", "NODE", "ORIGIN", "PROTOCOL"], fullest: 2, newest: true, figures: [{ measure: "IN_USE", aggregation: "MAX" }],
   }, pages);
-  const found = new Map();
-  for (const { by: [address, node, origin, protocol], figures: [inUse] } of rows) {
-    const key = `${address} ${node}`;
-    if (!found.has(key)) found.set(key, { origin, protocol, inUse });
-  }
+  const found = new Map(rows.map(({ by: [address, node, origin, protocol], figures: [inUse] }) =>
+    [`${address} ${node}`, { origin, protocol, inUse }]));
   return { found, bound: more ? rows.at(-1).figures[0] : 0 };
 }
 

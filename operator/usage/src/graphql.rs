@@ -315,7 +315,16 @@ impl Uses {
             LevelName,
         >,
         #[graphql(default, desc = "What counts.")] filter: FilterInput,
+        #[graphql(
+            default,
+            desc = "Of each node only the newest slot of the window of which it reported: what is in use now."
+        )]
+        newest: bool,
         #[graphql(default, desc = "What is told apart.")] by: Vec<DimensionName>,
+        #[graphql(
+            desc = "Of all that have the same in so many of the first of `by`, only the one with the greatest first figure, in each step."
+        )]
+        fullest: Option<u32>,
         #[graphql(desc = "What is asked, at most 12.")] figures: Vec<Figure>,
         #[graphql(desc = "Order of the answers.", default_with = "OrderName::Group")] order: OrderName,
         #[graphql(default = 100, desc = "Rows of a page, at most 1,000.")] first: u32,
@@ -330,7 +339,9 @@ impl Uses {
             step,
             level: level.map(Level::from),
             filter,
+            newest,
             by: by.into_iter().map(Dimension::from).collect(),
+            fullest: fullest.map(|fullest| usize::try_from(fullest).unwrap_or(usize::MAX)),
             figures,
             order: order.into(),
             first,

@@ -44,8 +44,14 @@ pub struct Query {
     pub level: Option<Level>,
     /// What counts.
     pub filter: Filter,
+    /// Of each node only the newest slot of the window of which it reported: what is in use now, also where nodes report at different
+    /// moments, and without going through the whole window.
+    pub newest: bool,
     /// What is told apart.
     pub by: Vec<Dimension>,
+    /// Of all that have the same in so many of the first of `by`, in each step only the one with the greatest first figure, which may
+    /// not be a mean; of equal ones the first. None: all.
+    pub fullest: Option<usize>,
     /// What is asked.
     pub figures: Vec<Figure>,
     /// Order of the answers.
@@ -242,6 +248,9 @@ pub enum QueryError {
     /// An order that would not be the same on every page.
     #[error("a mean cannot order the answers: put another figure first")]
     Order,
+    /// The fullest of more than is told apart.
+    #[error("the fullest by {0} of the {1} that are told apart are asked: it takes fewer")]
+    Fullest(usize, usize),
     /// A cursor that is not of this question.
     #[error("the cursor is not one of this question")]
     Cursor,
@@ -295,8 +304,12 @@ impl Query {
         if let Some(thousandths) = self.figures.iter().find_map(wrong) {
             return Err(QueryError::Quantile(thousandths));
         }
-        if self.order == Order::Highest && self.figures[0].aggregation == Aggregation::Avg {
+        let compared = self.order == Order::Highest || self.fullest.is_some();
+        if compared && self.figures[0].aggregation == Aggregation::Avg {
             return Err(QueryError::Order);
+        }
+        if let Some(fullest) = self.fullest.filter(|fullest| *fullest >= self.by.len()) {
+            return Err(QueryError::Fullest(fullest, self.by.len()));
         }
         Ok(level)
     }
@@ -423,7 +436,7 @@ mod tests {
     #[test]
     fn what_is_too_wide_is_refused() {
         type Edit = fn(&mut Query);
-        let cases: [(Edit, QueryError); 13] = [
+        let cases: [(Edit, QueryError); 15] = [
             (|it| it.to = 0, QueryError::Window { from: 0, to: 0 }),
             (|it| it.from = -10, QueryError::Window { from: -10, to: 3_600 }),
             (|it| it.from = i64::MIN, QueryError::Window { from: i64::MIN, to: 3_600 }),
@@ -437,6 +450,11 @@ mod tests {
             (|it| it.first = 1_001, QueryError::Rows(1_001)),
             (|it| it.figures[0].aggregation = Aggregation::Quantile(0), QueryError::Quantile(0)),
             (|it| it.order = Order::Highest, QueryError::Order),
+            (|it| it.fullest = Some(0), QueryError::Order),
+            (
+                |it| (it.fullest, it.figures[0].aggregation) = (Some(0), Aggregation::Max),
+                QueryError::Fullest(0, 0),
+            ),
         ];
         for (edit, wrong) in cases {
             let mut query = query();

@@ -5,11 +5,12 @@ use crate::support::T0;
 use aegis_usage::{
     Aggregation, Dimension, Figure, Filter, Level, Measure, Order, OriginFilter, Page, Query, Scope, Store,
 };
+use std::time::{Duration, Instant};
 
-/// What somebody looks at, and how the store is asked for it.
+/// What somebody looks at, and how the store is asked for it: how long each of the questions took.
 pub struct Look {
     pub what: &'static str,
-    pub ask: Box<dyn Fn(&Store)>,
+    pub ask: Box<dyn Fn(&Store) -> Vec<Duration>>,
 }
 
 /// All that is measured, of a store whose newest report ends at `end`.
@@ -64,14 +65,15 @@ pub fn looks(end: i64) -> Vec<Look> {
         ),
     ];
     let rest =
-        rest.map(|(what, query)| Look { what, ask: Box::new(move |store| drop(answer(store, &query))) });
+        rest.map(|(what, query)| Look { what, ask: Box::new(move |store| vec![answer(store, &query).1]) });
     page.map(|(what, ask)| Look { what, ask }).into_iter().chain(rest).collect()
 }
 
-fn answer(store: &Store, query: &Query) -> Page {
+fn answer(store: &Store, query: &Query) -> (Page, Duration) {
+    let begin = Instant::now();
     let page = store.query(&Scope::All, query).unwrap();
     assert!(!page.rows.is_empty(), "{query:?}");
-    page
+    (page, begin.elapsed())
 }
 
 fn figure(measure: Measure, aggregation: Aggregation) -> Figure {
@@ -84,23 +86,25 @@ fn of(account: u64) -> Filter {
 }
 
 /// As `fill.js` of the page asks.
-fn now(end: i64, filter: Filter) -> Box<dyn Fn(&Store)> {
+fn now(end: i64, filter: Filter) -> Box<dyn Fn(&Store) -> Vec<Duration>> {
     let query = Query {
         from: end - 60,
         to: end,
         level: Some(Level::Tens),
         filter,
+        newest: true,
         by: vec![Dimension::Address, Dimension::Node, Dimension::Origin, Dimension::Protocol],
+        fullest: Some(2),
         figures: vec![figure(Measure::InUse, Aggregation::Max)],
         order: Order::Highest,
         first: 1_000,
         ..Query::default()
     };
-    Box::new(move |store| drop(answer(store, &query)))
+    Box::new(move |store| vec![answer(store, &query).1])
 }
 
 /// As `address.js` asks: which origins had the most, and these over time.
-fn plots(end: i64, length: i64, level: Level, step: i64) -> Box<dyn Fn(&Store)> {
+fn plots(end: i64, length: i64, level: Level, step: i64) -> Box<dyn Fn(&Store) -> Vec<Duration>> {
     let window = Query {
         from: (end - length).div_euclid(step) * step,
         to: end,
@@ -112,11 +116,13 @@ fn plots(end: i64, length: i64, level: Level, step: i64) -> Box<dyn Fn(&Store)> 
     };
     Box::new(move |store| {
         let most = Query { order: Order::Highest, first: 6, ..window.clone() };
-        let top = answer(store, &most).rows.into_iter().map(|row| {
+        let (top, first) = answer(store, &most);
+        let origins = top.rows.into_iter().map(|row| {
             let origin: std::net::SocketAddr = row.by[0].parse().unwrap();
             OriginFilter::Range(ipnet::IpNet::from(origin.ip()), Some(origin.port()))
         });
-        let filter = Filter { origins: top.collect(), ..window.filter.clone() };
-        answer(store, &Query { step: Some(step), filter, first: 1_000, ..window.clone() });
+        let filter = Filter { origins: origins.collect(), ..window.filter.clone() };
+        let (_, second) = answer(store, &Query { step: Some(step), filter, first: 1_000, ..window.clone() });
+        vec![first, second]
     })
 }

@@ -39,23 +39,23 @@ pub(super) fn text(
     filter(&query.filter, &pod, &mut values, &mut conditions);
     let groups: Vec<String> = (0..query.by.len()).map(|at| format!("g{at}")).collect();
     let columns: Vec<&str> = query.by.iter().map(|dimension| column(*dimension, &pod)).collect();
-    let group = match columns[..] {
-        [] => "1".into(),
-        _ => format!("DENSE_RANK() OVER (ORDER BY {})", columns.join(", ")),
-    };
-    let chosen = columns.iter().zip(&groups).map(|(column, name)| format!("{column} AS {name}"));
-    let chosen = [
-        "s.id AS id".into(),
-        format!("{group} AS grp"),
-        format!("{} AS since", since.as_deref().unwrap_or("0")),
-    ]
-    .into_iter()
-    .chain(chosen)
-    .collect::<Vec<String>>()
-    .join(", ");
-    let chosen = format!("SELECT {chosen} FROM series s WHERE {}", conditions.join(" AND "));
-
     let (from, to) = (values.name(level.slot(query.from)), values.name(query.to));
+    let mut chosen = vec!["s.id AS id".into(), format!("{} AS grp", number(&columns))];
+    chosen.extend(columns.iter().zip(&groups).map(|(column, name)| format!("{column} AS {name}")));
+    chosen.extend(since.iter().map(|since| format!("{since} AS since")));
+    chosen.extend(query.fullest.map(|fullest| format!("{} AS part", number(&columns[..fullest]))));
+    chosen.extend(query.newest.then(|| "newest.slot AS newest".into()));
+    let newest = match query.newest {
+        true => format!(
+            " JOIN (SELECT node, MAX(slot) AS slot FROM coverage WHERE level = {} AND slot >= {from} AND slot < {to} GROUP BY node) AS newest
+             ON newest.node = s.node",
+            values.name(level.resolution())
+        ),
+        false => String::new(),
+    };
+    let chosen =
+        format!("SELECT {} FROM series s{newest} WHERE {}", chosen.join(", "), conditions.join(" AND "));
+
     let step = match query.step {
         // Whole numbers, so that the division leaves the begin of the step.
         Some(step) => {
@@ -68,13 +68,21 @@ pub(super) fn text(
         query.figures.iter().enumerate().map(|(at, figure)| {
             format!("CAST(SUM({}) AS BIGINT) AS m{at}", expression(figure.measure, totals))
         });
+    let mut rows = format!("u.series = c.id{among} AND u.slot >= {from} AND u.slot < {to}");
+    if since.is_some() {
+        rows += " AND u.slot >= c.since";
+    }
+    if query.newest {
+        // The second half is for the index.
+        rows += " AND u.slot = c.newest AND u.slot >= (SELECT MIN(newest) FROM chosen)";
+    }
+    // Whatever sums are of: a group, with what it is a part of.
+    let of = if query.fullest.is_some() { "grp, part" } else { "grp" };
     // In this order: SQLite would look for the series of each row.
     let slots = format!(
-        "SELECT c.grp AS grp, {step} AS step, u.slot AS slot, {} FROM chosen c CROSS JOIN {} u
-         WHERE u.series = c.id{among} AND u.slot >= {from} AND u.slot < {to}{} GROUP BY c.grp, step, u.slot",
+        "SELECT {of}, {step} AS step, u.slot AS slot, {} FROM chosen c CROSS JOIN {} u WHERE {rows} GROUP BY {of}, step, u.slot",
         measures.collect::<Vec<_>>().join(", "),
         if totals { level.totals() } else { level.table() },
-        if since.is_some() { " AND u.slot >= c.since" } else { "" },
     );
     let figures = query.figures.iter().enumerate().map(|(at, figure)| {
         let value = match figure.aggregation {
@@ -89,18 +97,25 @@ pub(super) fn text(
         format!("{value} AS f{at}")
     });
     let figures = figures.collect::<Vec<_>>().join(", ");
-    let aggregated = format!(
-        "SELECT grp, step, CAST(COUNT(*) AS BIGINT) AS slots, {figures} FROM ({}) AS ranked GROUP BY grp, step",
+    let mut sums = format!(
+        "SELECT {of}, step, CAST(COUNT(*) AS BIGINT) AS slots, {figures} FROM ({}) AS ranked GROUP BY {of}, step",
         ranked(query, &slots)
     );
-    let (named, keys) = (listed(&groups, &[]), listed(&groups, &["step"]));
+    if query.fullest.is_some() {
+        sums = format!(
+            "SELECT * FROM (SELECT sums.*, ROW_NUMBER() OVER (PARTITION BY part, step ORDER BY f0 DESC, grp) AS place
+             FROM ({sums}) AS sums) AS placed WHERE place = 1"
+        );
+    }
+    let keys = listed(&groups, &["step"]);
     let figures: Vec<String> = (0..query.figures.len()).map(|at| format!("f{at}")).collect();
     let columns = format!("{keys}, slots, {}", figures.join(", "));
     let answers = match groups[..] {
-        [] => format!("SELECT {columns} FROM ({aggregated}) AS sums"),
+        [] => format!("SELECT {columns} FROM ({sums}) AS sums"),
+        // Names of a group are those of any of its series.
         _ => format!(
-            "SELECT {columns} FROM ({aggregated}) AS sums
-             JOIN (SELECT DISTINCT grp AS number, {named} FROM chosen) AS names ON names.number = sums.grp"
+            "SELECT {columns} FROM ({sums}) AS sums JOIN (SELECT grp AS number, MIN(id) AS one FROM chosen GROUP BY grp) AS groups
+             ON groups.number = sums.grp JOIN chosen ON chosen.id = groups.one"
         ),
     };
     let place = after.map_or_else(|| "1 = 1".into(), |after| beyond(query.order, &keys, after, &mut values));
@@ -110,6 +125,15 @@ pub(super) fn text(
         "WITH chosen AS MATERIALIZED ({chosen}) SELECT * FROM ({answers}) AS answers WHERE {place} ORDER BY {order}{keys} LIMIT {limit}"
     );
     (text, values.0)
+}
+
+/// The number of a group, from 1 on, in the order of these columns.
+fn number(columns: &[&str]) -> String {
+    if columns.is_empty() {
+        "1".into()
+    } else {
+        format!("DENSE_RANK() OVER (ORDER BY {})", columns.join(", "))
+    }
 }
 
 /// With the rank of each slot by each figure of which a quantile is asked: that costs a sort.

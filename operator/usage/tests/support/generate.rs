@@ -147,16 +147,22 @@ fn question() -> impl Strategy<Value = Question> {
     let by = subsequence(dimensions(), 0..5).prop_shuffle();
     let figures = prop::collection::vec(figure(), 1..5);
     let shape = (window, level, prop::option::of(1i64..20), by, figures);
-    (shape, filter(), scope(), any::<bool>(), 1u32..12).prop_map(|(shape, filter, scope, highest, first)| {
+    let part = (prop::bool::weighted(0.3), prop::option::weighted(0.3, 0usize..4));
+    let order = (any::<bool>(), 1u32..12);
+    (shape, filter(), scope(), part, order).prop_map(|(shape, filter, scope, part, (highest, first))| {
         let ((from, length), level, step, by, figures) = shape;
         let mean = figures[0].aggregation == Aggregation::Avg;
+        let (newest, fullest) = part;
+        let fullest = fullest.filter(|fullest| *fullest < by.len() && !mean);
         let query = Query {
             from: T0 + from,
             to: T0 + from + length,
             step: step.map(|step| step * level.resolution()),
             level: Some(level),
             filter,
+            newest,
             by,
+            fullest,
             figures,
             order: if highest && !mean { Order::Highest } else { Order::Group },
             first,

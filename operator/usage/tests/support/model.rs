@@ -54,9 +54,16 @@ pub fn answer(reports: &[Report], scope: &Scope, query: &Query, level: Level) ->
     }
     // Sums of each group in each slot.
     let begin = level.slot(query.from);
+    let mut newest: BTreeMap<&str, i64> = BTreeMap::new();
+    for (node, slot) in samples.keys().filter(|(_, slot)| (begin..query.to).contains(slot)) {
+        newest.insert(node, *slot);
+    }
     let mut groups: BTreeMap<(Group, i64, i64), (Names, Vec<i128>)> = BTreeMap::new();
     for (((node, mut key, reason), slot), values) in slots {
         if slot < begin || slot >= query.to || !sees(scope, &key, slot) {
+            continue;
+        }
+        if query.newest && newest[&node[..]] != slot {
             continue;
         }
         if !sees_pods(scope, &key) {
@@ -79,20 +86,32 @@ pub fn answer(reports: &[Report], scope: &Scope, query: &Query, level: Level) ->
     for ((bytes, step, _), (names, sums)) in groups {
         steps.entry((bytes, step)).or_insert_with(|| (names, Vec::new())).1.push(sums);
     }
-    let mut answers: Vec<Answer> = steps
+    let answers = steps
         .into_iter()
-        .map(|((_, at), (by, slots))| {
+        .map(|((bytes, at), (by, slots))| {
             let of = |place: usize| slots.iter().map(|sums| sums[place]).collect::<Vec<i128>>();
             let figures = query.figures.iter().enumerate();
             let figures =
                 figures.map(|(place, it)| aggregated(of(place), it.aggregation, it.measure)).collect();
-            Answer { by, at, slots: slots.len() as i64, figures }
+            (bytes, Answer { by, at, slots: slots.len() as i64, figures })
         })
         .collect();
+    let mut answers = fullest(answers, query.fullest);
     if query.order == Order::Highest {
         answers.sort_by(|a, b| b.figures[0].total_cmp(&a.figures[0]));
     }
     answers
+}
+
+/// The greatest of all answers with the same first groups and step: of equal ones the first.
+fn fullest(answers: Vec<(Group, Answer)>, by: Option<usize>) -> Vec<Answer> {
+    let Some(by) = by else { return answers.into_iter().map(|(_, answer)| answer).collect() };
+    let beaten = |(group, it): &(Group, Answer)| {
+        let rivals = answers.iter().filter(|(other, rival)| other[..by] == group[..by] && rival.at == it.at);
+        let key = |group: &Group, answer: &Answer| (-answer.figures[0], group.clone());
+        rivals.into_iter().any(|(other, rival)| key(other, rival) < key(group, it))
+    };
+    answers.iter().filter(|it| !beaten(it)).map(|(_, answer)| answer.clone()).collect()
 }
 
 /// Series of a report with their figures, those of the same key summed.
