@@ -38,6 +38,10 @@ const WRITING: u32 = 6;
 /// How long a server may take to say that a question took too long.
 const TELLING: Duration = Duration::from_secs(5);
 
+/// What PostgreSQL is not to do with a question. It does not foresee how many series are chosen, nor how many rows these have: page by
+/// page (by bitmaps) and by hashes it reads few and many well, in another way it may take a thousand times as long for many.
+const BY_PAGES: [&str; 3] = ["enable_indexscan", "enable_mergejoin", "enable_nestloop"];
+
 /// Most statements that are kept prepared.
 const PREPARED: usize = 64;
 
@@ -79,11 +83,10 @@ impl Postgres {
     pub fn reader(address: &Address, patience: Duration) -> Result<Postgres, Error> {
         let mut this = Postgres::connect(address, patience + TELLING, Some(patience))?;
         // Compiling a question takes longer than answering it; its groups are to be sorted in memory; and no disk that turns is
-        // assumed, since what belongs together lies together, so that some rows are not looked for among all. How many rows
-        // several series have PostgreSQL does not foresee: page by page (by bitmaps) and by hashes it reads few and many well.
+        // assumed, since what belongs together lies together, so that some rows are not looked for among all.
         this.script(&format!(
             "SET default_transaction_read_only = on; SET jit = off; SET work_mem = '64MB'; SET random_page_cost = 1.1;
-             SET enable_indexscan = off; SET enable_mergejoin = off; SET statement_timeout = {}",
+             SET statement_timeout = {}",
             patience.as_millis().max(1)
         ))?;
         Ok(this)
@@ -145,6 +148,13 @@ impl Sql for Postgres {
             (error, _) => error,
         })?;
         rows.iter().map(|row| (0..row.len()).map(|column| read(row, column)).collect()).collect()
+    }
+
+    fn ask(&mut self, text: &str, values: &[Value]) -> Result<Vec<Row>, Error> {
+        self.script(&BY_PAGES.map(|it| format!("SET {it} = off")).join("; "))?;
+        let rows = self.rows(text, values);
+        let reset = self.script(&BY_PAGES.map(|it| format!("RESET {it}")).join("; "));
+        rows.and_then(|rows| reset.map(|()| rows))
     }
 
     fn among(&self) -> &'static str {

@@ -345,7 +345,7 @@ pub(crate) fn answer(sql: &mut dyn Sql, scope: &Scope, query: &Query) -> Result<
     let since = meta(sql, level.totals())?;
     let totals = query.is_of_totals() && since.is_some_and(|since| level.slot(query.from) >= since);
     let (text, values) = sql::text(scope, query, level, totals, after, sql.among());
-    let mut rows = sql.rows(&text, &values)?;
+    let mut rows = sql.ask(&text, &values)?;
     let more = rows.len() > query.first as usize;
     rows.truncate(query.first as usize);
     let next = rows.last().filter(|_| more).map(|row| cursor::write(query, row)).transpose()?;

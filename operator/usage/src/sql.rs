@@ -192,6 +192,11 @@ pub(crate) trait Sql: Send {
     /// Asks something.
     fn rows(&mut self, text: &str, values: &[Value]) -> Result<Vec<Row>, Error>;
 
+    /// Asks something that somebody wants to know: with what [`Sql::among`] says.
+    fn ask(&mut self, text: &str, values: &[Value]) -> Result<Vec<Row>, Error> {
+        self.rows(text, values)
+    }
+
     /// What a question says of its rows (`u`) besides which series it has chosen (`chosen`), for the sake of the plan.
     fn among(&self) -> &'static str {
         ""

@@ -80,7 +80,7 @@ pub(super) fn text(
     let of = if query.fullest.is_some() { "grp, part" } else { "grp" };
     // In this order: SQLite would look for the series of each row.
     let slots = format!(
-        "SELECT {of}, {step} AS step, u.slot AS slot, {} FROM chosen c CROSS JOIN {} u WHERE {rows} GROUP BY {of}, step, u.slot",
+        "SELECT {of}, {step} AS step, u.slot AS slot, MIN(c.id) AS one, {} FROM chosen c CROSS JOIN {} u WHERE {rows} GROUP BY {of}, step, u.slot",
         measures.collect::<Vec<_>>().join(", "),
         if totals { level.totals() } else { level.table() },
     );
@@ -98,7 +98,7 @@ pub(super) fn text(
     });
     let figures = figures.collect::<Vec<_>>().join(", ");
     let mut sums = format!(
-        "SELECT {of}, step, CAST(COUNT(*) AS BIGINT) AS slots, {figures} FROM ({}) AS ranked GROUP BY {of}, step",
+        "SELECT {of}, step, MIN(one) AS one, CAST(COUNT(*) AS BIGINT) AS slots, {figures} FROM ({}) AS ranked GROUP BY {of}, step",
         ranked(query, &slots)
     );
     if query.fullest.is_some() {
@@ -113,10 +113,7 @@ pub(super) fn text(
     let answers = match groups[..] {
         [] => format!("SELECT {columns} FROM ({sums}) AS sums"),
         // Names of a group are those of any of its series.
-        _ => format!(
-            "SELECT {columns} FROM ({sums}) AS sums JOIN (SELECT grp AS number, MIN(id) AS one FROM chosen GROUP BY grp) AS groups
-             ON groups.number = sums.grp JOIN chosen ON chosen.id = groups.one"
-        ),
+        _ => format!("SELECT {columns} FROM ({sums}) AS sums JOIN chosen ON chosen.id = sums.one"),
     };
     let place = after.map_or_else(|| "1 = 1".into(), |after| beyond(query.order, &keys, after, &mut values));
     let order = if query.order == Order::Highest { "f0 DESC, " } else { "" };
