@@ -39,7 +39,10 @@ impl Plane {
         let (egress, marked) = (world.program("uplink_egress"), context(MARK));
         let ports = (0..FLOWS).map(|flow| {
             let opened = test_run::run(egress, &out(flow, SYN).frame(), &marked, 1).unwrap();
-            assert_eq!(test_run::run(egress, &out6(flow, SYN).frame(), &marked, 1).unwrap().verdict, TCX_NEXT);
+            assert_eq!(
+                test_run::run(egress, &out6(flow, SYN).frame(), &marked, 1).unwrap().verdict,
+                TCX_NEXT
+            );
             u16::from_be_bytes([opened.packet[34], opened.packet[35]])
         });
         let ports = ports.collect();

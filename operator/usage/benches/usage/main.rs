@@ -34,7 +34,7 @@ fn main() {
     let rows = number("AEGIS_USAGE_ROWS").unwrap_or(1_000_000);
     let time = number("AEGIS_USAGE_SECONDS").map(Duration::from_secs);
     let store = std::env::var("AEGIS_USAGE_STORE").unwrap_or_default();
-    let stores: [(&str, fn(&Measured)); 2] = [("sqlite", sqlite), ("postgres", postgres)];
+    let stores = [("sqlite", sqlite as fn(&Measured)), ("postgres", postgres)];
     for (_, measured) in stores.into_iter().filter(|(name, _)| store.is_empty() || store == *name) {
         match time {
             Some(time) => measured(&|name, store, size| sustained::sustain(name, store, time, size)),

@@ -7,10 +7,13 @@ use aegis_usage::{
 };
 use std::time::{Duration, Instant};
 
-/// What somebody looks at, and how the store is asked for it: how long each of the questions took.
+/// Asks a store, and says how long each of the questions took.
+type Ask = Box<dyn Fn(&Store) -> Vec<Duration>>;
+
+/// What somebody looks at, and how the store is asked for it.
 pub struct Look {
     pub what: &'static str,
-    pub ask: Box<dyn Fn(&Store) -> Vec<Duration>>,
+    pub ask: Ask,
 }
 
 /// All that is measured, of a store whose newest report ends at `end`.
@@ -86,7 +89,7 @@ fn of(account: u64) -> Filter {
 }
 
 /// As `fill.js` of the page asks.
-fn now(end: i64, filter: Filter) -> Box<dyn Fn(&Store) -> Vec<Duration>> {
+fn now(end: i64, filter: Filter) -> Ask {
     let query = Query {
         from: end - 60,
         to: end,
@@ -104,7 +107,7 @@ fn now(end: i64, filter: Filter) -> Box<dyn Fn(&Store) -> Vec<Duration>> {
 }
 
 /// As `address.js` asks: which origins had the most, and these over time.
-fn plots(end: i64, length: i64, level: Level, step: i64) -> Box<dyn Fn(&Store) -> Vec<Duration>> {
+fn plots(end: i64, length: i64, level: Level, step: i64) -> Ask {
     let window = Query {
         from: (end - length).div_euclid(step) * step,
         to: end,
