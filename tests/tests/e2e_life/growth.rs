@@ -58,14 +58,17 @@ async fn account(cluster: &Cluster, name: &str, addresses: u8, slices: u32) -> a
     let account = Account { namespace, address, zone };
     account.programmed_allocation().await?;
     account.bind_and_wait().await?;
-    // A node whose agent has just come back after an earlier test gets its slice a moment later.
+    // A node whose agent has just come back after an earlier test gets its slice a moment later. And what earlier tests have left is gone
+    // by then: its drains are written by the same operator and agents, to an API server that may just have come back.
     let all: Api<EgressAddress> = Api::all(cluster.client());
-    wait_for("a slice of each address for every node", PATIENCE, async || {
-        let own = all.list(&ListParams::default()).await?.items.into_iter();
-        let own: Vec<EgressAddress> =
-            own.filter(|it| it.spec.allocation_ref.namespace == account.namespace.name()).collect();
+    wait_for("a slice of each address for every node, and no drains", PATIENCE, async || {
+        let found = all.list(&ListParams::default()).await?.items.into_iter();
+        let (own, others): (Vec<EgressAddress>, Vec<EgressAddress>) =
+            found.partition(|it| it.spec.allocation_ref.namespace == account.namespace.name());
         let everywhere = |address: &EgressAddress| NODES.iter().all(|node| held(address, &node.name()) == 1);
-        Ok((own.len() == usize::from(addresses) && own.iter().all(everywhere)).then_some(()))
+        let rests = |it: &EgressAddress| it.spec.holdings.iter().all(|it| it.state == HoldingState::Held);
+        let given = own.len() == usize::from(addresses) && own.iter().all(everywhere);
+        Ok((given && others.iter().all(rests)).then_some(()))
     })
     .await?;
     Ok(account)
