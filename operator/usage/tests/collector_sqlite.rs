@@ -74,22 +74,21 @@ fn words_of_users_are_values() {
     each(scenarios::words_of_users_are_values);
 }
 
-#[test]
-fn figures_are_there_after_a_restart() {
+/// With one file, opened as often as the scenario wants.
+fn again(scenario: fn(&dyn Fn() -> aegis_usage::Store)) {
     let folder = support::folder("usage");
     let path = folder.path().join("usage.db");
-    scenarios::figures_are_there_after_a_restart(&|| {
-        aegis_usage::Store::sqlite(&path, support::PATIENCE).unwrap()
-    });
+    scenario(&|| aegis_usage::Store::sqlite(&path, support::PATIENCE).unwrap());
+}
+
+#[test]
+fn figures_are_there_after_a_restart() {
+    again(scenarios::figures_are_there_after_a_restart);
 }
 
 #[test]
 fn a_new_owner_is_one_from_now_on() {
-    let folder = support::folder("usage");
-    let path = folder.path().join("usage.db");
-    scenarios::a_new_owner_is_one_from_now_on(&|| {
-        aegis_usage::Store::sqlite(&path, support::PATIENCE).unwrap()
-    });
+    again(scenarios::a_new_owner_is_one_from_now_on);
 }
 
 /// Questions that tell no origins, rules and pods apart are answered by totals, and by nothing else.
