@@ -110,6 +110,40 @@ fn a_slice_is_filled_to_the_last_port_towards_each_origin_and_then_connect_fails
     assert_eq!((lab.aegis.count(Counter::NewFlow), lab.nodes_packets()), (0, 0));
 }
 
+#[test]
+fn connections_that_begin_at_the_same_moment_never_choose_the_same_port() {
+    const THREADS: usize = 8;
+    let lab = lab(5);
+    for port in 90..98 {
+        // Nobody accepts: the backlog has room for all.
+        let listener = lab.row.origin.enter(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+            socket.bind(&SocketAddr::from((ORIGIN, port)).into()).unwrap();
+            socket.listen(512).unwrap();
+            socket
+        });
+        let begin = std::sync::Barrier::new(THREADS);
+        let connects = || {
+            lab.row.node.enter(|| {
+                begin.wait();
+                let connect = |_| TcpStream::connect_timeout(&(ORIGIN, port).into(), LONG);
+                (0..BOUND.len() / THREADS).map(connect).collect::<Vec<_>>()
+            })
+        };
+        let all: Vec<_> = lab.groups.inside(COVERED, || {
+            std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(connects)).collect();
+                threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+            })
+        });
+        let streams: Vec<_> = all.into_iter().collect::<Result<_, _>>().unwrap();
+        let ports: BTreeSet<u16> = streams.iter().map(|stream| source(stream).port()).collect();
+        assert!(ports.into_iter().eq(BOUND), "the whole slice");
+        drop(listener);
+    }
+    assert_eq!(lab.aegis.count(Counter::RefuseNoSocketPort), 0);
+}
+
 /// What is metered of connections to a port of the origin.
 fn metered(maps: &mut Maps, port: u16) -> (MeterUse, MeterValue) {
     let look = maps.look(std::iter::empty()).unwrap();

@@ -3,6 +3,7 @@
 //!
 //! Only TCP: the kernel sees to it that no two connections have the same four numbers, which it does not for datagrams.
 
+use crate::atomics;
 use crate::fence;
 use crate::headers::{self, ACK, Packet, SYN};
 use crate::host;
@@ -11,11 +12,14 @@ use crate::meter;
 use crate::rule;
 use crate::xdp;
 use aegis_common::*;
-use aya_ebpf::bindings::{__sk_buff, bpf_sock_addr, bpf_sock_tuple, xdp_md};
+use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST, bpf_sock_addr, bpf_sock_tuple, xdp_md};
 use aya_ebpf::helpers::generated::{
-    bpf_bind, bpf_get_current_ancestor_cgroup_id, bpf_get_prandom_u32, bpf_loop, bpf_set_retval,
-    bpf_setsockopt, bpf_sk_fullsock, bpf_sk_release, bpf_skb_ancestor_cgroup_id, bpf_skc_lookup_tcp,
+    bpf_bind, bpf_get_current_ancestor_cgroup_id, bpf_get_prandom_u32, bpf_ktime_get_boot_ns, bpf_loop,
+    bpf_set_retval, bpf_setsockopt, bpf_sk_fullsock, bpf_sk_release, bpf_skb_ancestor_cgroup_id,
+    bpf_skc_lookup_tcp,
 };
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::{SockAddrContext, XdpContext};
 use core::ffi::c_void;
 
@@ -167,6 +171,32 @@ const FULL: u32 = 2;
 /// The socket can't be bound.
 const UNFIT: u32 = 3;
 
+/// How long a claim holds whose connection has not begun, in nanoseconds: the system call that it is made in has come to nothing
+/// then, or is unbelievably late.
+const CLAIM_NANOSECONDS: u64 = 1_000_000_000;
+
+/// Ports that a `connect` has chosen and that the kernel does not yet know as a connection's, with when that was. Two that choose
+/// at the same time would both be given the port, and the kernel refuse the second one's connection. An LRU map: its size is that
+/// of system calls under way, and a forgotten claim matters only to another one at that moment.
+#[map]
+static CLAIMS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(4096, 0);
+
+const EEXIST: i32 = -17;
+
+/// Claims a port towards a destination; false if another has done so.
+#[inline(always)]
+fn claim(key: &FlowKey) -> bool {
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    if CLAIMS.insert(key, &now, u64::from(BPF_NOEXIST)) != Err(EEXIST) {
+        return true;
+    }
+    let Some(claimed) = CLAIMS.get_ptr_mut(key) else { return false };
+    // SAFETY: a value of the map; whoever else changes it does so as here.
+    let since = unsafe { claimed.read_volatile() };
+    now.saturating_sub(since) > CLAIM_NANOSECONDS && atomics::compare_exchange_u64(claimed, since, now)
+}
+
 /// Binds the socket to a free port of one of the allocation's addresses: a pod begins with the same one each time.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -268,7 +298,16 @@ unsafe extern "C" fn try_port(_: u64, search: *mut c_void) -> i64 {
     search.port = port + 1;
     search.left -= 1;
     let (egress, port, remote_port) = (search.egress, port as u16, search.remote_port as u16);
-    if state_of(search.ctx.cast(), egress, port, search.remote, remote_port) != NO_SOCKET {
+    let remote = search.remote;
+    let is_free = || state_of(search.ctx.cast(), egress, port, remote, remote_port) == NO_SOCKET;
+    let key =
+        FlowKey { local: egress, remote, local_port: port, remote_port, protocol: headers::TCP, pad: [0; 3] };
+    if !is_free() || !claim(&key) {
+        return 0;
+    }
+    // Who had claimed it may have begun its connection since.
+    if !is_free() {
+        let _ = CLAIMS.remove(&key);
         return 0;
     }
     match bind(search.ctx, egress, port) {
@@ -356,6 +395,8 @@ pub extern "C" fn bound_leaves(skb: *mut __sk_buff) -> u32 {
     if flags & SYN == 0 {
         return passes();
     }
+    // The kernel knows the connection now.
+    let _ = CLAIMS.remove(&key);
     // What was opened goes on, but only what is covered at present opens.
     let generation = maps::generation(config);
     let class = (host::sender_of(skb, config.host_levels, generation) >> 32) as u32;

@@ -32,6 +32,11 @@ const ZEBRA: &str = "/usr/lib/frr/zebra -P 0 -f \"$sockets/zebra.conf\" &";
 const SLOW_ZEBRA: &str = "(sleep 2; exec /usr/lib/frr/zebra -P 0 -f \"$sockets/zebra.conf\") &";
 /// Folder of BIRD's files, as a node sees it.
 const BIRD_FILES: &str = "/run/bird";
+/// After how many packets of BFD, ten a second, a neighbour that is silent counts as gone: what the chart has for it.
+pub const QUICK: u8 = 3;
+/// The same for tests of anything else. A machine that stands still for a third of a second, as virtual ones do, would end every
+/// session at once.
+pub const PATIENT: u8 = 50;
 /// The node that runs BIRD.
 pub const BIRD: Node = NODES[2];
 
@@ -40,7 +45,7 @@ router bgp ROUTER_ASN
  bgp router-id ROUTER
  no bgp ebgp-requires-policy
  bgp bestpath as-path multipath-relax
- timers bgp 1 3
+ timers bgp 3 9
 NEIGHBORS address-family ipv4 unicast
   maximum-paths 64
  exit-address-family
@@ -55,7 +60,7 @@ exit
 
 const BFDD: &str = "bfd
  profile lab
-  detect-multiplier 3
+  detect-multiplier MULTIPLIER
   receive-interval 100
   transmit-interval 100
  exit
@@ -69,10 +74,10 @@ ipv6 table aegis6;
 protocol device {}
 protocol kernel aegis { learn; kernel table 180; ipv4 { table aegis4; import all; export none; }; }
 protocol kernel six { learn; kernel table 180; ipv6 { table aegis6; import all; export none; }; }
-protocol bfd { interface \"*\" { min rx interval 100 ms; min tx interval 100 ms; multiplier 3; }; }
+protocol bfd { interface \"*\" { min rx interval 100 ms; min tx interval 100 ms; multiplier MULTIPLIER; }; }
 protocol bgp upstream {
   local as NODE_ASN; neighbor ROUTER as ROUTER_ASN;
-  hold time 3; keepalive time 1; connect delay time 1; connect retry time 1; error wait time 1, 5;
+  hold time 9; keepalive time 3; connect delay time 1; connect retry time 1; error wait time 1, 5;
   bfd on; graceful restart off;
   ipv4 { table aegis4; import none; export all; next hop self; };
   ipv6 { table aegis6; import none; export all; next hop self; };
@@ -80,17 +85,18 @@ protocol bgp upstream {
 ";
 
 impl Lab {
-    /// Routing daemons instead of the router's static routes, for as long as the value lives.
-    pub fn routing(&self) -> anyhow::Result<Undo<'_>> {
+    /// Routing daemons instead of the router's static routes, for as long as the value lives; `multiplier` is [`QUICK`] or
+    /// [`PATIENT`].
+    pub fn routing(&self, multiplier: u8) -> anyhow::Result<Undo<'_>> {
         self.end_routing()?;
         let undo = Undo::by("the routing daemons", || {
             self.end_routing()?;
             self.spread(&NODES)
         });
-        self.start_router()?;
-        let files = self.chart_files()?;
+        self.start_router(multiplier)?;
+        let files = self.chart_files(multiplier)?;
         for node in NODES {
-            if node == BIRD { self.start_bird(node)? } else { self.start_frr(node, &files)? }
+            if node == BIRD { self.start_bird(node, multiplier)? } else { self.start_frr(node, &files)? }
         }
         topology::spread(self.plan(), &[])?;
         Ok(undo)
@@ -114,7 +120,7 @@ impl Lab {
         Ok(hops)
     }
 
-    /// What the router's daemons know of IPv6, for a failure that tells no more than that a route is missing.
+    /// What the router's daemons know of their sessions and of IPv6, for a failure that tells no more than that a route is missing.
     pub fn router_tells(&self) -> String {
         let socket = self.router_folder().display().to_string();
         let ask = |daemon: &str, question: &str| {
@@ -123,8 +129,14 @@ impl Lab {
             let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
             format!("{daemon}: {question}\n{}\n", said.unwrap_or_else(|error| error.to_string()))
         };
-        [("bgpd", "show bgp ipv6 unicast"), ("bgpd", "show bgp nexthop"), ("zebra", "show ipv6 route")]
-            .map(|(daemon, question)| ask(daemon, question))
+        [
+            ("bfdd", "show bfd peers counters"),
+            ("bgpd", "show bgp summary failed"),
+            ("bgpd", "show bgp ipv6 unicast"),
+            ("bgpd", "show bgp nexthop"),
+            ("zebra", "show ipv6 route"),
+        ]
+        .map(|(daemon, question)| ask(daemon, question))
             .concat()
     }
 
@@ -155,7 +167,7 @@ impl Lab {
         self.plan().state_dir().join("router")
     }
 
-    fn start_router(&self) -> anyhow::Result<()> {
+    fn start_router(&self, multiplier: u8) -> anyhow::Result<()> {
         let folder = self.router_folder();
         fs::create_dir_all(&folder)?;
         let neighbors: String = NODES
@@ -177,7 +189,7 @@ impl Lab {
             .collect();
         let bgpd = ROUTER_BGPD.replace("NEIGHBORS", &neighbors).replace("ACTIVATED", &activated);
         for (name, text) in
-            [("zebra", String::new()), ("bgpd", filled(&bgpd, ROUTER)), ("bfdd", BFDD.to_owned())]
+            [("zebra", String::new()), ("bgpd", filled(&bgpd, ROUTER)), ("bfdd", detecting(BFDD, multiplier))]
         {
             fs::write(folder.join(format!("{name}.conf")), text)?;
         }
@@ -207,7 +219,7 @@ impl Lab {
     }
 
     /// The files of the chart's FRR container, for this lab's router.
-    fn chart_files(&self) -> anyhow::Result<Vec<(String, String)>> {
+    fn chart_files(&self, multiplier: u8) -> anyhow::Result<Vec<(String, String)>> {
         let mut helm = Command::new(self.tools()?.join("helm"));
         helm.env("KUBECONFIG", self.kubeconfig())
             .args(["template", "aegis"])
@@ -215,6 +227,7 @@ impl Lab {
             .args(["--show-only", "templates/frr.yaml", "--kube-version", "1.36.0"])
             .arg("--set=agent.announcement.frr.enabled=true")
             .arg(format!("--set=agent.announcement.frr.asn={}", ASN.1))
+            .arg(format!("--set=agent.announcement.frr.bfd.multiplier={multiplier}"))
             .arg(format!("--set=agent.announcement.frr.neighbors[0].address={ROUTER}"))
             .arg(format!("--set=agent.announcement.frr.neighbors[0].asn={}", ASN.0));
         let rendered = finish(&mut helm, "helm template")?;
@@ -239,9 +252,9 @@ impl Lab {
         self.start_inside(node, "frr", &["env", &address, "sh", &format!("{CHART_FILES}/start")])
     }
 
-    fn start_bird(&self, node: Node) -> anyhow::Result<()> {
+    fn start_bird(&self, node: Node, multiplier: u8) -> anyhow::Result<()> {
         let configuration = format!("{BIRD_FILES}/bird.conf");
-        self.write(node, &configuration, &filled(BIRD_CONF, node.address()))?;
+        self.write(node, &configuration, &detecting(&filled(BIRD_CONF, node.address()), multiplier))?;
         let socket = format!("{BIRD_FILES}/bird.ctl");
         self.start_inside(node, "bird", &["bird", "-f", "-c", &configuration, "-s", &socket])
     }
@@ -303,6 +316,10 @@ fn filled(text: &str, own: Ipv4Addr) -> String {
         .replace("NODE", &own.to_string())
 }
 
+fn detecting(text: &str, multiplier: u8) -> String {
+    text.replace("MULTIPLIER", &multiplier.to_string())
+}
+
 fn wait_for_file(path: &Path) -> anyhow::Result<()> {
     let end = Instant::now() + Duration::from_secs(10);
     while !path.exists() {
@@ -321,6 +338,7 @@ mod tests {
         let bird = filled(BIRD_CONF, BIRD.address());
         assert!(bird.contains("local as 65001; neighbor 10.99.0.254 as 65000;"), "{bird}");
         assert!(bird.contains("router id 10.99.0.3;"), "{bird}");
+        assert!(detecting(&bird, QUICK).contains("multiplier 3;") && !detecting(&bird, QUICK).contains("MULT"));
         assert!(filled(ROUTER_BGPD, ROUTER).contains("router bgp 65000\n bgp router-id 10.99.0.254\n"));
     }
 }

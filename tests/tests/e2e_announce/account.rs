@@ -9,7 +9,7 @@ use aegis_crds::{
 };
 use aegis_tests::cluster::{Cluster, Namespace, PATIENCE, Pod, explained, wait_for};
 use aegis_tests::lab::plan::{NODES, Node};
-use aegis_tests::lab::{Lab, Undo};
+use aegis_tests::lab::{Lab, Undo, routing};
 use anyhow::{Context, ensure};
 use ipnet::{IpNet, Ipv6Net};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
@@ -34,6 +34,16 @@ pub struct Account<'a> {
 impl<'a> Account<'a> {
     /// Returns once the router has all nodes as next hops.
     pub async fn create(cluster: &'a Cluster, lab: &'a Lab, name: &str) -> anyhow::Result<Self> {
+        Self::watched(cluster, lab, name, routing::PATIENT).await
+    }
+
+    /// The same with BFD that takes a node for lost after so many packets that are missing.
+    pub async fn watched(
+        cluster: &'a Cluster,
+        lab: &'a Lab,
+        name: &str,
+        multiplier: u8,
+    ) -> anyhow::Result<Self> {
         let namespace = cluster.namespace(name).await?;
         let (address, network) = free_ranges(cluster).await?;
         namespace
@@ -71,7 +81,7 @@ spec:
                 zone6 = cluster.origin(0)?.port6(0)?.ip(),
             ))
             .await?;
-        let routing = lab.routing()?;
+        let routing = lab.routing(multiplier)?;
         let account = Self { lab, cluster, namespace, address, network, _routing: routing };
         let allocations: Api<EgressAllocation> = account.namespace.api();
         let programmed = wait_for("the allocation to be programmed", PATIENCE, async || {

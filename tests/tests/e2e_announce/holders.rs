@@ -7,6 +7,7 @@ use std::time::Duration;
 use aegis_tests::cluster::{Cluster, PATIENCE, wait_for};
 use aegis_tests::lab::plan::NODES;
 use aegis_tests::lab::{Undo, like_a_wire};
+use anyhow::ensure;
 use serde_json::json;
 
 use crate::account::{Account, none_failed, unbroken};
@@ -52,7 +53,8 @@ async fn every_holder_announces_while_the_prefix_says_so() -> anyhow::Result<()>
     lab.kill_agent(NODES[1])?;
     for _ in 0..50 {
         for destination in [IpAddr::V4(account.address).into(), account.network.into()] {
-            assert_eq!(lab.next_hops(destination)?.len(), NODES.len(), "{destination}");
+            let hops = lab.next_hops(destination)?;
+            ensure!(hops.len() == NODES.len(), "{destination}: {hops:?}\n{}", lab.router_tells());
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use aegis_tests::cluster::{Cluster, Pod};
 use aegis_tests::lab::plan::{NODES, Node};
+use aegis_tests::lab::routing;
 
 use crate::account::{Account, none_failed, unbroken};
 
@@ -15,7 +16,7 @@ const ROUNDS: usize = 6;
 async fn a_lost_node_is_no_next_hop_within_a_second() -> anyhow::Result<()> {
     let Some(cluster) = Cluster::connect().await? else { return Ok(()) };
     let Some(lab) = cluster.lab() else { return Ok(()) };
-    let account = Account::create(&cluster, lab, "loss").await?;
+    let account = Account::watched(&cluster, lab, "loss", routing::QUICK).await?;
     let pods: Vec<Pod> = account.flows(&NODES[..1]).await?;
     let mut times = Vec::new();
     for round in 0..ROUNDS {
