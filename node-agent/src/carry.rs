@@ -31,6 +31,7 @@ const WRITTEN: &[&str] = &[
     "PEERS",
     "PEER_INDEX",
     "ADDRESSES",
+    "SINGLES",
     "SLOTS",
     "HOMES",
     "LEASE",

@@ -76,6 +76,8 @@ const PINNED: &[&str] = &[
     "ALLOCATIONS6",
     "FLOWS6",
     "NDP_ANSWERS",
+    "SINGLES",
+    "ORIGINS6",
 ];
 
 /// Why the data plane can't be used.

@@ -149,6 +149,8 @@ pub const NO_ALLOCATION: AllocationValue = AllocationValue {
     account_rate: 0,
     room_flows: 0,
     room_blocks: 0,
+    singles: 0,
+    pad: 0,
 };
 
 impl Observed {

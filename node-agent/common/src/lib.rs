@@ -28,6 +28,7 @@ mod ndp;
 mod permutation;
 mod policy;
 mod ports;
+mod single;
 mod six;
 mod slots;
 mod sweep;
@@ -51,13 +52,14 @@ pub use ndp::*;
 pub use permutation::*;
 pub use policy::*;
 pub use ports::*;
+pub use single::*;
 pub use six::*;
 pub use slots::*;
 pub use sweep::*;
 pub use table::*;
 
 /// Version of the layout of all maps; part of the path under which they are pinned.
-pub const SCHEMA: u32 = 6;
+pub const SCHEMA: u32 = 7;
 
 /// Asserts a type's size at compile time and, for the agent, makes it usable as a map key or value.
 macro_rules! map_type {

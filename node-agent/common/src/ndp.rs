@@ -6,7 +6,7 @@ use crate::{Address6, Network, map_type};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NdpKey {
-    /// Egress /64 of which an address is asked for.
+    /// Egress /64 of which an address is asked for; of a single address 0 and its stand-in.
     pub network: Network,
     /// Interface index of the uplink on which the question arrives.
     pub ifindex: u32,

@@ -3,7 +3,7 @@
 //! All policy is keyed by a *generation*. The agent writes a whole new generation beside the live one and then
 //! changes `Config::generation`: one store switches every look-up at once, so no packet ever meets half a policy.
 
-use crate::{REST, map_type};
+use crate::{REST, is_stand_in, map_type};
 
 /// Key of `PODS` (hash).
 #[repr(C)]
@@ -310,9 +310,10 @@ pub const MAX_ALLOCATIONS: u32 = 1024;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AllocationValue {
-    /// Egress addresses in which this node has slices; a pod starts at `hash(pod) % count` and spills onwards.
+    /// Egress addresses in which this node has slices: IPv4 ones, then stand-ins of single IPv6 ones (see
+    /// [`stand_in`](crate::stand_in)). A pod starts at `hash(pod) % count` of those of the family, and spills onwards.
     pub addresses: [u32; ADDRESSES_PER_ALLOCATION],
-    /// How many of `addresses` are set.
+    /// How many of `addresses` are IPv4 ones.
     pub count: u32,
     /// Time-outs of the allocation's flows.
     pub timeouts: Timeouts,
@@ -343,8 +344,20 @@ pub struct AllocationValue {
     pub room_flows: u32,
     /// The same of bitmaps of ports.
     pub room_blocks: u32,
+    /// How many of `addresses`, behind the IPv4 ones, are stand-ins of single IPv6 ones.
+    pub singles: u32,
+    /// Zero.
+    pub pad: u32,
 }
-map_type!(AllocationValue, 176);
+map_type!(AllocationValue, 184);
+
+impl AllocationValue {
+    /// Where in `addresses` those begin from which a flow to this origin may leave, and how many there are.
+    #[inline(always)]
+    pub const fn own(&self, remote: u32) -> (u32, u32) {
+        if is_stand_in(remote) { (self.count, self.singles) } else { (0, self.count) }
+    }
+}
 
 /// In place of a greatest number: there is none.
 pub const ANY_NUMBER: u32 = u32::MAX;

@@ -27,8 +27,12 @@ pub struct Config6 {
     pub pod_range_count: u32,
     /// Ranges from which this node's pods get their IPv6 addresses.
     pub pod_ranges: [PodRange6; MAX_POD_RANGES6],
+    /// 1: there may be single egress addresses, or flows of some.
+    pub singles: u32,
+    /// Zero.
+    pub pad: u32,
 }
-map_type!(Config6, 264);
+map_type!(Config6, 272);
 
 /// Ranges in [`Config6::pod_ranges`].
 pub const MAX_POD_RANGES6: usize = 8;
@@ -161,7 +165,7 @@ pub struct Flow6Value {
     pub incarnation: u32,
     /// Second of the last packet from the pod.
     pub last_seen: u32,
-    /// The /64.
+    /// The /64. Of a datagram that leaves from a single address: 0, and its stand-in.
     pub network: Network,
     /// The allocation that it was dedicated to.
     pub identity: u64,
@@ -182,8 +186,10 @@ pub struct Datagram6Value {
     pub ports: u32,
     /// As in [`Flow6Key::protocol`].
     pub protocol: u32,
+    /// Second at which the first fragment came.
+    pub seen: u32,
 }
-map_type!(Datagram6Value, 8);
+map_type!(Datagram6Value, 12);
 
 /// No more than its SYN has been sent. (Or it is no TCP.)
 pub const FLOW6_OPENING: u16 = 0;

@@ -1,10 +1,11 @@
 //! Metering: what flows of an egress address are used for. See `aegis_common`'s meters.
 
 use crate::atomics;
-use crate::headers::{ETH_LEN, TCP};
+use crate::headers::{ETH_LEN, ICMP, TCP};
 use crate::identification;
 use crate::maps::{ADDRESSES, BOUND_METERS, FREE_METERS, METER_INDEX, METER_USE, METERS, REFUSALS};
 use crate::opening::Opening;
+use crate::six::ICMPV6;
 use aegis_common::*;
 use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::programs::TcContext;
@@ -35,13 +36,19 @@ pub extern "C" fn find_meter(opening: *mut Opening) -> u32 {
         return REST_METER;
     }
     let (key, flow) = (&opening.claim.key, &opening.claim.flow);
+    let mut protocol = key.protocol;
+    let mut remote = mapped(key.remote);
+    if is_stand_in(key.remote) {
+        remote = opening.single.remote;
+        protocol = if protocol == ICMP { ICMPV6 } else { protocol };
+    }
     opening.meter = MeterKey {
         egress: metered_egress(flow.egress),
-        remote: mapped(key.remote),
+        remote,
         remote_port: key.remote_port,
         binding: flow.binding,
         allocation: flow.allocation,
-        protocol: key.protocol,
+        protocol,
         flags: if flow.peer != 0 { METER_OF_GUESTS } else { 0 },
     };
     number_of(&raw mut opening.meter)

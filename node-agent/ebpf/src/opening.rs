@@ -5,6 +5,8 @@ use crate::load;
 use crate::maps::{self, ALLOCATIONS, OPENING};
 use crate::meter;
 use crate::ports::{self, Claim};
+use crate::six::leave::Outbound;
+use crate::six::single::arrive::Inbound;
 use crate::snat::Stop;
 use crate::table;
 use crate::via;
@@ -55,17 +57,31 @@ pub fn make_of_either(
     }
 }
 
+/// Makes a flow over IPv6 from a single address of an allocation, or finds the one that another CPU has just made. With `another`
+/// allocation to turn to, [`for_another`] says whether that is to be done.
+#[inline(always)]
+pub fn make_single(leaving: &mut Leaving, allocation: u32, by: Opener, flags: u8) -> u32 {
+    let whose = u64::from(by.incarnation) << 32 | u64::from(by.binding) << 16;
+    make_flow(leaving, allocation, whose, u32::from(flags) | allocation << 16, true)
+}
+
+/// Whether an allocation has nothing that a flow could leave from now, so that another one is turned to.
+#[inline(always)]
+pub fn for_another(made: u32) -> bool {
+    made == NO_PORT || made == NOBODY || made == LAPSED
+}
+
 /// There is a flow.
-const MADE: u32 = u32::MAX;
+pub const MADE: u32 = u32::MAX;
 /// With a counter: the packet is dropped without an answer.
-const SILENT: u32 = 1 << 16;
+pub const SILENT: u32 = 1 << 16;
 const NO_PORT: u32 = Counter::RefuseNoPort as u32;
 const NOBODY: u32 = Counter::RefuseUnavailable as u32;
 const LAPSED: u32 = Counter::RefuseFenced as u32;
 
 /// What [`make_flow`] has given.
 #[inline(always)]
-fn result(made: u32) -> Result<(), Stop> {
+pub fn result(made: u32) -> Result<(), Stop> {
     if made == MADE {
         return Ok(());
     }
@@ -93,13 +109,17 @@ fn make_flow(leaving: &mut Leaving, allocation: u32, whose: u64, flags: u32, loc
         load::NO_COUNT => return Counter::RefuseTableFull as u32,
         limit => return reason(limit) as u32,
     }
-    let here = !local || ALLOCATIONS.get(allocation).is_some_and(|allocation| allocation.count != 0);
+    let remote = leaving.key.remote;
+    // Over IPv6 there are no gateways.
+    let here = !local
+        || is_stand_in(remote)
+        || ALLOCATIONS.get(allocation).is_some_and(|allocation| allocation.own(remote).1 != 0);
     let mut outcome = if here {
         open_here(leaving, allocation, whose, flags)
     } else {
         open_through(leaving, allocation, whose, flags)
     };
-    if outcome == ports::FENCED && local {
+    if outcome == ports::FENCED && local && !is_stand_in(remote) {
         let through = open_through(leaving, allocation, whose, flags);
         if through != ports::UNAVAILABLE {
             outcome = through;
@@ -211,6 +231,28 @@ pub struct Opening {
     pub asked: u32,
     /// A gateway of which it is asked whether it has a port: see `via`.
     pub spent: SpentKey,
+    /// What the policy says of a flow over IPv6 that is to leave from a single address: see `six::single`.
+    pub single: Asked,
+    /// A packet of it, and one that comes in for one.
+    pub outbound: Outbound,
+    pub inbound: Inbound,
+}
+
+/// See [`Opening::single`].
+#[repr(C)]
+pub struct Asked {
+    /// The origin, for which a stand-in is in the keys.
+    pub remote: Address6,
+    /// Generation of the policy that was asked.
+    pub generation: u32,
+    /// Allocation to leave from.
+    pub allocation: u32,
+    /// The one to turn to if it has nothing; the same, if there is no other, or it is this one.
+    pub secondary: u32,
+    /// Number of the rule.
+    pub rule: u32,
+    /// 1: `allocation` is the policy's secondary.
+    pub is_second: u32,
 }
 
 /// Takes a port for a new flow and enters it. A function of its own for the verifier's sake, like `take` in `ports`, and for

@@ -179,12 +179,13 @@ extern "C" fn next_address(claim: *mut Claim) -> u32 {
         return NO_MORE;
     }
     let Some(allocation) = maps::ALLOCATIONS.get(u32::from(claim.flow.allocation)) else { return NO_MORE };
-    let count = allocation.count;
+    let (first, count) = allocation.own(claim.key.remote);
     if count == 0 || claim.address >= count {
         return NO_MORE;
     }
     // A pod stays with its address while that has room (RFC 4787 REQ-2, "paired").
-    let at = ((u64::from(mix(claim.key.local)) + u64::from(claim.address)) % u64::from(count)) as usize;
+    let turn = (u64::from(mix(claim.key.local)) + u64::from(claim.address)) % u64::from(count);
+    let at = (u64::from(first) + turn) as usize;
     claim.address += 1;
     // The verifier does not follow a remainder; in 64 bits it believes this check.
     if at >= ADDRESSES_PER_ALLOCATION {

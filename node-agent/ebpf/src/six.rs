@@ -9,6 +9,7 @@ pub mod leave;
 pub mod lookup;
 mod ndp;
 mod refuse;
+pub mod single;
 mod too_big;
 
 use crate::headers::{ETH_LEN, TCP, UDP};

@@ -239,21 +239,21 @@ fn number(ctx: &TcContext, packet: &Packet, egress: u32, port: u16) -> u16 {
 }
 
 /// The packet is of a flow that goes on.
-const FOLLOWED: u32 = 0;
+pub const FOLLOWED: u32 = 0;
 /// It is of a flow that is to be ended, since its gateway is lost.
-const LOST: u32 = 1;
+pub const LOST: u32 = 1;
 /// It is of no flow.
-const NONE: u32 = 2;
+pub const NONE: u32 = 2;
 /// It opens one, and is of a flow that is to be ended for that.
-const OVER: u32 = 4;
+pub const OVER: u32 = 4;
 /// It is of a flow that may not go on from here at present.
-const FENCED: u32 = 3;
+pub const FENCED: u32 = 3;
 
 /// Finds the flow of a packet and notes the packet. A function of its own for the verifier's sake, like `take` in `ports`, and
 /// for that of the stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn follow(leaving: *mut Leaving, whose: u64, flags: u32, opens: u32) -> u32 {
+pub extern "C" fn follow(leaving: *mut Leaving, whose: u64, flags: u32, opens: u32) -> u32 {
     // SAFETY: null is what the verifier wants to see excluded; otherwise it is the caller's.
     let Some(leaving) = (unsafe { leaving.as_mut() }) else { return NONE };
     // Not copied, for the sake of the stack.

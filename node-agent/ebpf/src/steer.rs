@@ -61,8 +61,8 @@ pub fn run(ctx: &XdpContext) -> u32 {
         wire
     };
     let arrival = received.arrival;
-    if arrival == Arrival::Steered && six::is(ctx) {
-        return six::arrive6(ctx.ctx, six::STEERED);
+    if (arrival == Arrival::Steered || arrival == Arrival::Fragment) && six::is(ctx) {
+        return six::arrive6(ctx.ctx, if arrival == Arrival::Steered { six::STEERED } else { six::FRAGMENT });
     }
     let Some(ip) = ipv4(ctx) else {
         maps::count(Counter::DropMalformedIn, 0);

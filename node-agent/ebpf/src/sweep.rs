@@ -9,6 +9,7 @@ use crate::flow::{self, Back};
 use crate::load;
 use crate::maps::{self, ADDRESSES, ALLOCATIONS, BLOCKS};
 use crate::ports;
+use crate::six::single;
 use crate::steer;
 use crate::table;
 use crate::xdp;
@@ -97,7 +98,11 @@ fn abandoned(key: &FlowKey, forward: &ForwardValue) -> bool {
     }
     let Some(config) = maps::config() else { return false };
     let generation = maps::generation(config);
-    if pod_or_host(generation, key.local, forward.incarnation) != 0 {
+    let is_there = match is_stand_in(key.remote) {
+        true => single::has_pod(generation, key.local, forward.incarnation),
+        false => pod_or_host(generation, key.local, forward.incarnation),
+    };
+    if is_there != 0 {
         return false;
     }
     // Or the policy was switched between the look-ups, and its pods are gone with it.

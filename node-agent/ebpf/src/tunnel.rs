@@ -114,7 +114,8 @@ pub fn receive(ctx: &XdpContext, config: &Config, ip: &Ipv4) -> Result<Outer, Co
     // SAFETY: within the frame.
     let geneve = unsafe { *geneve };
     let vni = u32::from_be(geneve.vni) >> 8;
-    let carried = geneve.protocol == ETH_P_IP || geneve.protocol == ETH_P_IPV6 && vni == VNI_STEER;
+    let carried = geneve.protocol == ETH_P_IP
+        || geneve.protocol == ETH_P_IPV6 && (vni == VNI_STEER || vni == VNI_FRAGMENT);
     let ours = u32::from(u16::from_be(geneve.destination_port)) == config.tunnel_port && carried;
     if !ours {
         return Ok(Outer::Foreign);
@@ -226,9 +227,10 @@ pub fn send(ctx: &XdpContext, config: &Config, inbound: &Inbound, peer: u32, vni
     transmit(ctx, config, peer, &ethernet, reason, u32::from(length))
 }
 
-/// Sends an IPv6 packet of `length` bytes to the peer that owns its slice, from this port.
+/// Sends an IPv6 packet of `length` bytes to the peer that owns its slice, or, by the network identifier, where its fragments meet,
+/// from this port.
 #[inline(always)]
-pub fn send_ipv6(ctx: &XdpContext, config: &Config, peer: u32, from: u16, length: u32) -> Step {
+pub fn send_ipv6(ctx: &XdpContext, config: &Config, peer: u32, from: u16, length: u32, vni: u32) -> Step {
     let Some(peer) = PEERS.get(peer).filter(|peer| peer.address != 0) else {
         return Step::Drop(Counter::DropNoNeighbour);
     };
@@ -246,7 +248,7 @@ pub fn send_ipv6(ctx: &XdpContext, config: &Config, peer: u32, from: u16, length
         return Step::Drop(Counter::DropMalformedIn);
     };
     let length = length as u16;
-    let geneve_header = Geneve::new(from, config.tunnel_port as u16, length + 16, VNI_STEER);
+    let geneve_header = Geneve::new(from, config.tunnel_port as u16, length + 16, vni);
     // SAFETY: within the frame.
     unsafe {
         *ip = encapsulation(config.tunnel_address, peer.address, length + OVERHEAD as u16);

@@ -48,6 +48,8 @@ pub const STEPS: &[Step] = &[
             ("VERDICTS", Change::Anew(verdicts_of_6)),
         ],
     },
+    // Single IPv6 addresses, of which there were none.
+    Step { from: 6, changes: &[("ALLOCATIONS", Change::Grown(184)), ("CONFIG6", Change::Grown(272))] },
 ];
 
 /// Allocations say how long ports rest, and how many may: 120 s, and any number, until the agent writes what is wanted; and whose

@@ -137,7 +137,7 @@ impl Lab {
             ("zebra", "show ipv6 route"),
         ]
         .map(|(daemon, question)| ask(daemon, question))
-            .concat()
+        .concat()
     }
 
     /// Commands for the router's bgpd, inside `router bgp`.
@@ -338,7 +338,9 @@ mod tests {
         let bird = filled(BIRD_CONF, BIRD.address());
         assert!(bird.contains("local as 65001; neighbor 10.99.0.254 as 65000;"), "{bird}");
         assert!(bird.contains("router id 10.99.0.3;"), "{bird}");
-        assert!(detecting(&bird, QUICK).contains("multiplier 3;") && !detecting(&bird, QUICK).contains("MULT"));
+        assert!(
+            detecting(&bird, QUICK).contains("multiplier 3;") && !detecting(&bird, QUICK).contains("MULT")
+        );
         assert!(filled(ROUTER_BGPD, ROUTER).contains("router bgp 65000\n bgp router-id 10.99.0.254\n"));
     }
 }

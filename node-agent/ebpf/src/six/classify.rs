@@ -1,6 +1,7 @@
 //! `pod_ingress`: is this IPv6 packet of a pod covered? As for IPv4, the mark is a wish for new flows only.
 
 use super::lookup::{self, NETWORKS};
+use super::single;
 use super::{Ipv6, LATER, Layers, START, follow_headers, has_ports, ports};
 use crate::headers::{self, ETH_LEN, Ethernet, TCP, UDP};
 use crate::maps;
@@ -52,7 +53,7 @@ fn covered(ctx: &TcContext, config: &Config, config6: &Config6) -> Result<bool, 
         return Err(malformed);
     }
     // SAFETY: only presence matters.
-    if unsafe { NETWORKS.get(&network_of(&ip.source)) }.is_some() {
+    if unsafe { NETWORKS.get(&network_of(&ip.source)) }.is_some() || single::is(&ip.source) {
         return Err(Counter::DropForged);
     }
     let generation = maps::generation(config);

@@ -3,6 +3,7 @@
 //! the program at tcx ingress set the mark by which nftables tells such packets from others.
 
 use super::lookup::{self, FLOWS6, FRAGMENTED6_IN, SUFFIXES};
+use super::single::arrive;
 use super::{
     FIRST, ICMPV6, Ipv6, LATER, Layers, START, follow_headers_xdp, has_ports, is_error, load, ndp, ports,
     too_big,
@@ -21,11 +22,13 @@ use aya_ebpf::helpers::bpf_xdp_store_bytes;
 use aya_ebpf::programs::XdpContext;
 
 /// Offset of the source address in the IPv6 header, and of the destination.
-const SOURCE: u32 = 8;
-const DESTINATION: u32 = 24;
+pub const SOURCE: u32 = 8;
+pub const DESTINATION: u32 = 24;
 
 /// The packet is not from outside, but from another node, which says that it is for this one.
 pub const STEERED: u32 = 1;
+/// The same, since this is where fragments of the datagram meet.
+pub const FRAGMENT: u32 = 2;
 
 /// Whether the frame has an IPv6 packet.
 #[inline(always)]
@@ -38,32 +41,39 @@ pub fn is(ctx: &XdpContext) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn arrive6(context: *mut xdp_md, steered: u32) -> u32 {
-    if steered != STEERED
+    if steered == 0
         && let Some(verdict) = ndp::answer(context)
     {
         return verdict;
     }
-    match judge6(context, steered) {
+    let mut verdict = arrive::to_single(context, steered);
+    if verdict == arrive::NOT_OURS {
+        verdict = judge6(context, steered);
+    }
+    match verdict {
         ANSWER => too_big::answer6(context),
+        verdict if verdict >= MEET => meet6(context, verdict - MEET),
         verdict if verdict >= SEND => send6(context, verdict - SEND),
         verdict => verdict,
     }
 }
 
 /// It is too big for the tunnel.
-const ANSWER: u32 = 100;
+pub const ANSWER: u32 = 100;
 /// It is for the peer whose index is added to this.
-const SEND: u32 = 0x1_0000;
+pub const SEND: u32 = 0x1_0000;
+/// Its fragments meet at the peer whose index is added to this.
+pub const MEET: u32 = 0x2_0000;
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge6(context: *mut xdp_md, steered: u32) -> u32 {
     let ctx = &XdpContext::new(context);
     let (Some(config), Some(_), Some(ip)) = (maps::config(), lookup::config(), header(ctx)) else {
-        return if steered == STEERED { XDP_DROP } else { XDP_PASS };
+        return if steered != 0 { XDP_DROP } else { XDP_PASS };
     };
     let step = match lookup::network(&ip.destination) {
-        None if steered != STEERED => return XDP_PASS,
+        None if steered == 0 => return XDP_PASS,
         None => Step::Drop(Counter::DropNotOwner),
         Some(_) if !ip.is_sound() || ETH_LEN as u32 + ip.length() > xdp::length(ctx) as u32 => {
             Step::Drop(Counter::DropMalformedIn)
@@ -118,7 +128,7 @@ fn to_owner(ctx: &XdpContext, config: &Config, ip: &Ipv6, network: &NetworkValue
         };
     }
     // Two nodes whose tables disagree would play ping-pong.
-    if steered == STEERED {
+    if steered != 0 {
         return Step::Drop(Counter::DropNotOwner);
     }
     Step::Done(if ip.length() > config.tunnel_mtu { ANSWER } else { SEND + owner })
@@ -128,14 +138,29 @@ fn to_owner(ctx: &XdpContext, config: &Config, ip: &Ipv6, network: &NetworkValue
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn send6(context: *mut xdp_md, owner: u32) -> u32 {
+    send(context, owner, VNI_STEER)
+}
+
+/// Sends a fragment to the peer where those of its datagram meet. (Two functions, since the stack has no room for the identifier.)
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn meet6(context: *mut xdp_md, home: u32) -> u32 {
+    send(context, home, VNI_FRAGMENT)
+}
+
+#[inline(always)]
+fn send(context: *mut xdp_md, peer: u32, vni: u32) -> u32 {
     let ctx = &XdpContext::new(context);
-    let (Some(config), Some(ip)) = (maps::config(), header(ctx)) else { return XDP_DROP };
+    let (Some(config), Some(ip)) = (maps::config(), xdp::at::<Ipv6>(ctx, ETH_LEN)) else { return XDP_DROP };
+    // Not copied, for the sake of the stack.
+    // SAFETY: within the frame.
+    let (ip, length) = unsafe { (&*ip, (*ip).length()) };
     let hash = ip.source[0] ^ ip.source[1] ^ ip.source[2] ^ ip.source[3];
     let port = tunnel::source_port(hash, ip.destination[3], ip.destination[2]);
-    match tunnel::send_ipv6(ctx, config, owner, port, ip.length()) {
+    match tunnel::send_ipv6(ctx, config, peer, port, length, vni) {
         Step::Done(verdict) => verdict,
         Step::Drop(reason) => {
-            maps::count(reason, ip.length());
+            maps::count(reason, length);
             XDP_DROP
         }
     }
@@ -242,7 +267,7 @@ fn meter_of(context: *mut xdp_md, network: Network, layers: *const Layers) -> u3
         return NO_METER;
     }
     if layers.fragment == FIRST {
-        let flow = Datagram6Value { ports: key.ports, protocol: key.protocol };
+        let flow = Datagram6Value { ports: key.ports, protocol: key.protocol, seen: maps::now() };
         (key.ports, key.protocol) = (layers.id, FRAGMENTED);
         let _ = FRAGMENTED6_IN.insert(&key, &flow, u64::from(BPF_ANY));
     }
@@ -250,7 +275,7 @@ fn meter_of(context: *mut xdp_md, network: Network, layers: *const Layers) -> u3
 }
 
 #[inline(always)]
-fn store(ctx: &XdpContext, offset: u32, address: &Address6) -> bool {
+pub fn store(ctx: &XdpContext, offset: u32, address: &Address6) -> bool {
     let from = core::ptr::from_ref(address).cast_mut().cast();
     // SAFETY: the helper reads the address only.
     unsafe { bpf_xdp_store_bytes(ctx.ctx, offset, from, size_of::<Address6>() as u32) == 0 }

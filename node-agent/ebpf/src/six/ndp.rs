@@ -2,7 +2,7 @@
 //! an address of a /64, one node answers for all of them: it hands packets to the nodes that they are for.
 
 use super::lookup::{self, NDP_ANSWERS};
-use super::{ICMPV6, Ipv6};
+use super::{ICMPV6, Ipv6, single};
 use crate::checksum::fold;
 use crate::headers::{ETH_LEN, Ethernet};
 use crate::maps::{self, SLOTS};
@@ -85,7 +85,8 @@ extern "C" fn answer_ndp(context: *mut xdp_md) -> u32 {
     if question.kind[0] != SOLICITATION {
         return not_asked(ip);
     }
-    let key = NdpKey { network: network_of(&question.target), ifindex: ctx.ingress_ifindex() as u32 };
+    let network = single::network_of_question(&question.target);
+    let key = NdpKey { network, ifindex: ctx.ingress_ifindex() as u32 };
     // SAFETY: copied at once; an entry is written once, as a whole.
     let Some(answer) = (unsafe { NDP_ANSWERS.get(&key) }).copied() else { return not_asked(ip) };
     if !is_taken(&question.target) || !is_valid(ctx, &question) {
@@ -141,11 +142,13 @@ fn not_asked(ip: &Ipv6) -> u32 {
 /// Whether somebody holds the slice of an address, or nodes ask each other by it. (Whether a pod has it, only its node knows.)
 #[inline(always)]
 fn is_taken(target: &Address6) -> bool {
+    let Some(network) = lookup::network(target) else {
+        return single::is(target);
+    };
     if *target == seat(network_of(target)) {
         return true;
     }
     let slice = u32::from(slice_of(target));
-    let Some(network) = lookup::network(target) else { return false };
     (FIRST_SLICE..SLOTS_PER_ADDRESS).contains(&slice)
         && SLOTS.get(network.index * SLOTS_PER_ADDRESS + slice).is_some_and(|slot| slot.peer != 0)
 }
