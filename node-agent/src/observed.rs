@@ -36,7 +36,7 @@ pub fn from_map6([a, b, c, d]: Address6) -> Ipv6Addr {
     Ipv6Addr::from_bits(word(a) << 96 | word(b) << 64 | word(c) << 32 | word(d))
 }
 
-/// The key of an egress /64; an IPv4 address has none.
+/// The key of an egress /64; an address by itself has none.
 pub fn to_network(egress: Egress) -> Option<Network> {
     let Egress::V6(network) = egress else { return None };
     let [first, second, ..] = to_map6(Ipv6Addr::from_bits(u128::from(network) << 64));

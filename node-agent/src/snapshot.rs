@@ -11,6 +11,7 @@ use crate::nri::Told;
 use crate::objects::{Most, NodeRecord, PodRecord};
 use crate::probe::Answer;
 use crate::watch::Cluster;
+use aegis_core::egress::Kind;
 use aegis_core::gateway::FullNodes;
 use aegis_core::policy::{Applications, Binding, Countries, Pod, Room};
 use aegis_crds::{rules, services};
@@ -106,7 +107,8 @@ fn with_namespaces(pods: Vec<Pod>, cluster: &Cluster) -> Vec<Pod> {
 
 /// Puts the inputs together.
 pub fn inputs(args: &Args, cluster: &Cluster, local: &Local<'_>, memory: &mut Memory) -> Inputs {
-    let objects = || cluster.addresses.objects.values();
+    // The data plane knows no single IPv6 addresses yet.
+    let objects = || cluster.addresses.objects.values().filter(|it| it.address.kind() != Kind::Single);
     let addresses: BTreeMap<Ipv4Addr, _> =
         objects().filter_map(|object| Some((object.address.v4()?, object.clone()))).collect();
     let networks = objects().filter(|object| object.address.v4().is_none());

@@ -44,7 +44,7 @@ impl Facts<'_> {
     pub fn object(&self, egress: Egress) -> Option<&Address> {
         match egress {
             Egress::V4(address) => self.addresses.get(&address),
-            Egress::V6(_) => self.networks.get(&egress),
+            Egress::V6(_) | Egress::Single(_) => self.networks.get(&egress),
         }
     }
 

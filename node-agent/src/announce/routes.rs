@@ -31,7 +31,7 @@ pub type Key = (u32, IpNet);
 /// The destinations of the routes to an egress address, of which this node holds these slices.
 pub fn of(egress: Egress, slices: impl Iterator<Item = u8>) -> BTreeSet<IpNet> {
     let slice = |slice: u8| match egress {
-        Egress::V4(_) => None,
+        Egress::V4(_) | Egress::Single(_) => None,
         Egress::V6(network) => {
             let first = Ipv6Addr::from_bits(u128::from(network) << 64 | u128::from(slice) << 48);
             Some(Ipv6Net::new_assert(first, SLICE_LENGTH).into())

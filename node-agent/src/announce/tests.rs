@@ -50,7 +50,7 @@ impl World {
         };
         match address {
             Egress::V4(address) => self.addresses.insert(address, object),
-            Egress::V6(_) => self.networks.insert(address, object),
+            Egress::V6(_) | Egress::Single(_) => self.networks.insert(address, object),
         };
     }
 

@@ -190,7 +190,7 @@ fn owns(observed: &Observed, address: Egress) -> bool {
     let own = observed.config.own_peer;
     let index = match address {
         Egress::V4(address) => observed.addresses.get(&address).map(|value| value.index),
-        Egress::V6(_) => observed.networks.get(&address).map(|value| value.index),
+        Egress::V6(_) | Egress::Single(_) => observed.networks.get(&address).map(|value| value.index),
     };
     index.is_some_and(|index| observed.slots_of(index).any(|(_, slot)| slot.peer == own))
 }

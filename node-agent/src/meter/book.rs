@@ -241,7 +241,7 @@ impl Book {
                 metered_egress(to_map(address)),
                 u16::try_from(*allocation).unwrap_or(NO_ALLOCATION),
             )),
-            Egress::V6(_) => to_network(*egress).map(MeterKey::rest_of),
+            Egress::V6(_) | Egress::Single(_) => to_network(*egress).map(MeterKey::rest_of),
         });
         wanted.filter(|key| !have.contains(key)).map(Step::Keep).collect()
     }

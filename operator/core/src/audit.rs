@@ -6,7 +6,7 @@ mod shares;
 mod slices;
 mod violation;
 
-use crate::egress::{Egress, Family};
+use crate::egress::{Egress, Kind};
 use crate::model::{Address, AddressRequest, Allocation, AllocationName, Inputs, Node, State};
 use crate::plan::Plan;
 use crate::selector::{Labels, serves};
@@ -32,8 +32,8 @@ struct World<'a> {
     inputs: &'a Inputs,
     nodes: BTreeMap<&'a str, &'a Node>,
     allocations: BTreeMap<&'a AllocationName, &'a Allocation>,
-    /// The same as they are for IPv6, of those that have such an address.
-    of_ipv6: BTreeMap<&'a AllocationName, Allocation>,
+    /// The same as they are for /64s, of those that have one.
+    of_networks: BTreeMap<&'a AllocationName, Allocation>,
     before: BTreeMap<Egress, &'a Address>,
     /// Addresses of each allocation, ascending, before and after.
     had: BTreeMap<&'a AllocationName, Vec<Egress>>,
@@ -51,7 +51,7 @@ impl<'a> World<'a> {
             inputs,
             nodes: inputs.nodes.iter().map(|node| (node.name.as_str(), node)).collect(),
             allocations: inputs.allocations.iter().map(|allocation| (&allocation.name, allocation)).collect(),
-            of_ipv6: of_ipv6(inputs, plan),
+            of_networks: of_networks(inputs, plan),
             sites: sites(inputs, &changed.map(|it| &it.allocation).collect()),
             before,
             had: by_allocation(&inputs.addresses),
@@ -73,9 +73,9 @@ impl<'a> World<'a> {
     /// where a number is asked for, among the first that it had: in use, of a prefix that it names, and low.
     fn serving(&self, address: &Address) -> Option<&Allocation> {
         let family = address.address.family();
-        let allocation = match family {
-            Family::V4 => self.allocations.get(&address.allocation).copied(),
-            Family::V6 => self.of_ipv6.get(&address.allocation),
+        let allocation = match address.address.has_ports() {
+            true => self.allocations.get(&address.allocation).copied(),
+            false => self.of_networks.get(&address.allocation),
         };
         let allocation = allocation.filter(|allocation| !allocation.deleting)?;
         let had = self.had.get(&allocation.name).map_or(&[] as &[_], Vec::as_slice);
@@ -101,12 +101,12 @@ fn selectors(allocation: &Allocation) -> Vec<&Labels> {
     allocation.sites.values().map(|site| &site.selector).collect()
 }
 
-fn of_ipv6<'a>(inputs: &'a Inputs, plan: &Plan) -> BTreeMap<&'a AllocationName, Allocation> {
+fn of_networks<'a>(inputs: &'a Inputs, plan: &Plan) -> BTreeMap<&'a AllocationName, Allocation> {
     let addresses = inputs.addresses.iter().chain(&plan.addresses);
     let with: BTreeSet<&AllocationName> =
-        addresses.filter(|it| it.address.family() == Family::V6).map(|address| &address.allocation).collect();
+        addresses.filter(|it| !it.address.has_ports()).map(|address| &address.allocation).collect();
     let with = inputs.allocations.iter().filter(|it| with.contains(&it.name));
-    with.map(|it| (&it.name, it.of(Family::V6).into_owned())).collect()
+    with.map(|it| (&it.name, it.of(Kind::Network).into_owned())).collect()
 }
 
 /// Only of allocations of which an address changes: it takes longer than all the rest.

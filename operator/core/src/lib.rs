@@ -46,7 +46,7 @@ pub mod slice;
 
 pub use audit::{Violation, audit};
 pub use diff::{Change, diff};
-pub use egress::{Egress, Family};
+pub use egress::{Egress, Family, Kind};
 pub use fragment::fragment_homes;
 pub use plan::{AllocationOutcome, Plan, PrefixOutcome, Verdict, plan};
 pub use policy::{NodePolicy, PolicyInputs, compile};

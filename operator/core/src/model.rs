@@ -1,6 +1,6 @@
 //! What planning reads and writes. These types know nothing of Kubernetes; the operator translates.
 
-use crate::egress::{Egress, Family};
+use crate::egress::{Egress, Family, Kind};
 use crate::selector::{Labels, Selector};
 use crate::slice::{FIRST, LAST, SliceSet};
 use ipnet::IpNet;
@@ -86,7 +86,7 @@ pub struct Prefix {
     pub name: String,
     /// Creation time; of two prefixes that overlap the older one counts, then the first by name.
     pub created: Seconds,
-    /// The range; every address of it is usable. An IPv6 one is at most a /64 long.
+    /// The range; every address of it is usable. An IPv6 one is at most a /64 long, or one address.
     pub cidr: IpNet,
     /// Ranges that are not to be allocated.
     pub reserved: Vec<IpNet>,
@@ -129,15 +129,15 @@ pub struct Allocation {
     pub prefixes: Vec<String>,
     /// Which addresses.
     pub request: AddressRequest,
-    /// How many IPv6 /64s, beside a number of IPv4 addresses; not counted where the request is a list.
+    /// How many IPv6 /64s and single IPv6 addresses, beside a number of IPv4 addresses; not counted where the request is a list.
     pub ipv6: u32,
     /// Sites by name; empty = every node may hold slices.
     pub sites: BTreeMap<String, Site>,
-    /// Slices of each IPv4 address that may be used.
+    /// Slices that may be used of each address whose slices are ports: of IPv4 addresses and single IPv6 ones.
     pub slices: SliceSet,
-    /// Slices of each IPv4 address that every eligible node holds.
+    /// Slices of each of these that every eligible node holds.
     pub per_node_min: u32,
-    /// Slices of each IPv4 address that a node can grow to. It takes nothing away from who holds more already.
+    /// Slices of each of these that a node can grow to. It takes nothing away from who holds more already.
     pub per_node_max: u32,
     /// Seconds without a renewal of its Lease after which a node sends no more from its addresses; never if there is
     /// none.
@@ -158,17 +158,17 @@ impl Allocation {
         }
     }
 
-    /// The same as it is for the addresses of a family: of a /64 every node holds one slice, whatever its ports are.
-    pub fn of(&self, family: Family) -> Cow<'_, Allocation> {
-        match family {
-            Family::V4 => Cow::Borrowed(self),
-            Family::V6 => Cow::Owned(Allocation {
-                slices: SliceSet::range(FIRST, LAST),
-                per_node_min: 1,
-                per_node_max: 1,
-                ..self.clone()
-            }),
+    /// The same as it is for the addresses of a kind: of a /64 every node holds one slice, whatever its ports are.
+    pub fn of(&self, kind: Kind) -> Cow<'_, Allocation> {
+        if kind.has_ports() {
+            return Cow::Borrowed(self);
         }
+        Cow::Owned(Allocation {
+            slices: SliceSet::range(FIRST, LAST),
+            per_node_min: 1,
+            per_node_max: 1,
+            ..self.clone()
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Prefixes: which of them count, and which of their addresses are free.
 
-use crate::egress::{Egress, Family};
+use crate::egress::{Egress, Kind};
 use crate::model::{Node, Prefix};
 use crate::plan::{Verdict, plural};
 use crate::reason;
@@ -106,25 +106,26 @@ pub(crate) fn overlap(a: IpNet, b: IpNet) -> bool {
     a.contains(&b) || b.contains(&a)
 }
 
-/// The egress addresses of a prefix: IPv4 addresses, or IPv6 /64s. All of the range can be allocated, the first and the
-/// last included, except what is reserved.
+/// The egress addresses of a prefix: IPv4 addresses, IPv6 /64s, or one IPv6 address. All of the range can be allocated, the
+/// first and the last included, except what is reserved.
 pub(crate) struct Pool {
-    pub family: Family,
+    pub kind: Kind,
     /// Places, see [`Egress::place`].
-    first: u64,
-    last: u64,
+    first: u128,
+    last: u128,
     /// Reserved ranges within the prefix: sorted, disjoint, both ends included.
-    reserved: Vec<(u64, u64)>,
+    reserved: Vec<(u128, u128)>,
 }
 
 impl Pool {
     pub fn new(Judged { prefix, nodes, .. }: &Judged) -> Pool {
-        let (first, last) = ends(prefix.cidr);
+        let kind = Kind::of(&prefix.cidr);
+        let (first, last) = ends(kind, prefix.cidr);
         let reserved = prefix.reserved.iter().filter(|range| overlap(**range, prefix.cidr));
-        let mut ranges: Vec<(u64, u64)> =
-            reserved.copied().chain(nodes.iter().map(|address| IpNet::from(*address))).map(ends).collect();
+        let reserved = reserved.copied().chain(nodes.iter().map(|address| IpNet::from(*address)));
+        let mut ranges: Vec<(u128, u128)> = reserved.map(|range| ends(kind, range)).collect();
         ranges.sort_unstable();
-        let mut reserved: Vec<(u64, u64)> = Vec::new();
+        let mut reserved: Vec<(u128, u128)> = Vec::new();
         for (from, to) in ranges {
             let (from, to) = (from.max(first), to.min(last));
             match reserved.last_mut() {
@@ -132,7 +133,7 @@ impl Pool {
                 _ => reserved.push((from, to)),
             }
         }
-        Pool { family: Family::of(&prefix.cidr), first, last, reserved }
+        Pool { kind, first, last, reserved }
     }
 
     /// How many egress addresses can be allocated.
@@ -145,13 +146,23 @@ impl Pool {
         u32::try_from(self.all_reserved()).unwrap_or(u32::MAX)
     }
 
-    fn all_reserved(&self) -> u64 {
+    fn all_reserved(&self) -> u128 {
         self.reserved.iter().copied().map(size).sum()
     }
 
     /// Whether the address lies in the prefix.
     pub fn contains(&self, address: Egress) -> bool {
-        self.family == address.family() && (self.first..=self.last).contains(&address.place())
+        self.kind == address.kind() && (self.first..=self.last).contains(&address.place())
+    }
+
+    /// The address of the pool that nobody can get while this one is somebody's: itself, or what overlaps it.
+    pub fn blocked_by(&self, address: Egress) -> Option<Egress> {
+        let own = match (self.kind, address) {
+            (Kind::Network, Egress::Single(address)) => Egress::containing(address.into()),
+            (Kind::Single, Egress::V6(_)) => self.kind.at(self.first),
+            _ => address,
+        };
+        (own.overlaps(address) && self.contains(own) && !self.is_reserved(own)).then_some(own)
     }
 
     /// Whether the address must not be allocated.
@@ -160,33 +171,33 @@ impl Pool {
     }
 
     /// The lowest address from `from` on that is neither reserved nor taken.
-    pub fn lowest_free(&self, from: u64, taken: impl Fn(Egress) -> bool) -> Option<Egress> {
+    pub fn lowest_free(&self, from: u128, taken: impl Fn(Egress) -> bool) -> Option<Egress> {
         let mut candidate = from.max(self.first);
         while candidate <= self.last {
             let last_unusable = match self.reserved_range(candidate) {
                 Some((_, end)) => end,
-                None if taken(self.family.at(candidate)) => candidate,
-                None => return Some(self.family.at(candidate)),
+                None if taken(self.kind.at(candidate)) => candidate,
+                None => return Some(self.kind.at(candidate)),
             };
             candidate = last_unusable.checked_add(1)?;
         }
         None
     }
 
-    fn reserved_range(&self, place: u64) -> Option<(u64, u64)> {
+    fn reserved_range(&self, place: u128) -> Option<(u128, u128)> {
         let after = self.reserved.partition_point(|(from, _)| *from <= place);
         self.reserved[..after].last().copied().filter(|(_, to)| place <= *to)
     }
 }
 
 /// How many places a range has, both ends included.
-fn size((from, to): (u64, u64)) -> u64 {
+fn size((from, to): (u128, u128)) -> u128 {
     (to - from).saturating_add(1)
 }
 
-/// Places of the first and the last egress address of which a range has a part.
-fn ends(range: IpNet) -> (u64, u64) {
-    let place = |address| Egress::containing(address).place();
+/// Places of the first and the last egress address of a kind of which a range has a part.
+fn ends(kind: Kind, range: IpNet) -> (u128, u128) {
+    let place = |address| kind.containing(address).place();
     (place(range.network()), place(range.broadcast()))
 }
 
@@ -269,6 +280,47 @@ mod tests {
         let pool =
             Pool::new(&Judged { prefix: &prefix, accepted: Verdict::good(reason::ACCEPTED, ""), nodes });
         assert_eq!(all(&pool), ["2001:db8:0:1::/64".parse().unwrap()], "a node's own is reserved");
+    }
+
+    #[test]
+    fn a_128_is_one_address_unless_it_is_reserved_or_a_nodes() {
+        let one: Egress = "2001:db8::7".parse().unwrap();
+        for reserved in [&[][..], &["2001:db8::8/128"], &["192.0.2.0/24"]] {
+            let pool = pool("2001:db8::7/128", reserved);
+            assert_eq!((pool.capacity(), pool.reserved(), all(&pool)), (1, 0, vec![one]));
+            assert!(pool.contains(one) && !pool.is_reserved(one));
+            assert!(!pool.contains("2001:db8::8".parse().unwrap()));
+            assert!(!pool.contains("2001:db8::/64".parse().unwrap()), "it is not all of it");
+            assert_eq!(pool.lowest_free(0, |it| it == one), None);
+        }
+        for reserved in ["2001:db8::7/128", "2001:db8::/120"] {
+            let pool = pool("2001:db8::7/128", &[reserved]);
+            assert_eq!((pool.capacity(), pool.reserved(), all(&pool)), (0, 1, vec![]));
+        }
+        let prefix = Prefix { cidr: "2001:db8::7/128".parse().unwrap(), ..pool_prefix() };
+        let nodes = vec!["2001:db8::7".parse().unwrap()];
+        let judged = Judged { prefix: &prefix, accepted: Verdict::good(reason::ACCEPTED, ""), nodes };
+        assert_eq!(Pool::new(&judged).capacity(), 0, "a node's own is reserved");
+        let last = pool("2001:db8::ffff:ffff:ffff:ffff/128", &[]);
+        assert_eq!(all(&last).len(), 1);
+    }
+
+    #[test]
+    fn what_overlaps_an_address_of_a_pool_blocks_it() {
+        let of = |text: &str| text.parse::<Egress>().unwrap();
+        let (wide, one) = (pool("2001:db8::/62", &["2001:db8:0:3::/64"]), pool("2001:db8::7/128", &[]));
+        for (address, blocks_wide, blocks_one) in [
+            ("2001:db8::7", Some("2001:db8::/64"), Some("2001:db8::7")),
+            ("2001:db8::8", Some("2001:db8::/64"), None),
+            ("2001:db8::/64", Some("2001:db8::/64"), Some("2001:db8::7")),
+            ("2001:db8:0:1::/64", Some("2001:db8:0:1::/64"), None),
+            ("2001:db8:0:3::9", None, None),
+            ("2001:db8:0:4::/64", None, None),
+            ("192.0.2.7", None, None),
+        ] {
+            assert_eq!(wide.blocked_by(of(address)), blocks_wide.map(of), "{address}");
+            assert_eq!(one.blocked_by(of(address)), blocks_one.map(of), "{address}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Slices: 256 consecutive, aligned ports of one IPv4 address, or of a /64 the part with the same bits 64 to 79.
+//! Slices: 256 consecutive, aligned ports of one IPv4 address or one IPv6 address, or of a /64 the part with the same bits 64 to 79.
 
 use std::fmt;
 

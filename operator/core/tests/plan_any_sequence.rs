@@ -3,7 +3,7 @@
 
 mod support;
 
-use aegis_core::egress::{Egress, Family};
+use aegis_core::egress::{Egress, Family, Kind};
 use aegis_core::fence;
 use aegis_core::model::*;
 use aegis_core::plan::Plan;
@@ -69,8 +69,8 @@ enum Event {
 }
 
 const ZONES: [&str; 3] = ["a", "b", "c"];
-// The second and third overlap the first; the sixth overlaps the fifth, and the eighth the seventh.
-const RANGES: [&str; 8] = [
+// The second and third overlap the first; the sixth overlaps the fifth, and the eighth and ninth the seventh.
+const RANGES: [&str; 10] = [
     "192.0.2.0/29",
     "192.0.2.4/30",
     "192.0.2.0/28",
@@ -79,6 +79,8 @@ const RANGES: [&str; 8] = [
     "203.0.113.1/32",
     "2001:db8::/62",
     "2001:db8:0:3::/64",
+    "2001:db8::7/128",
+    "2001:db8:7::9/128",
 ];
 
 fn any_account() -> impl Strategy<Value = &'static str> {
@@ -96,7 +98,12 @@ fn any_delegation() -> impl Strategy<Value = Delegation> {
 
 fn any_prefix() -> impl Strategy<Value = Prefix> {
     let reserved = prop::collection::vec(
-        prop::sample::select(vec!["192.0.2.1/32", "198.51.100.2/31", "2001:db8:0:1::7/128"]),
+        prop::sample::select(vec![
+            "192.0.2.1/32",
+            "198.51.100.2/31",
+            "2001:db8:0:1::7/128",
+            "2001:db8:7::/120",
+        ]),
         0..2,
     );
     let delegations = prop::collection::vec(any_delegation(), 0..3);
@@ -120,6 +127,8 @@ fn any_request() -> impl Strategy<Value = AddressRequest> {
         "203.0.113.1",
         "2001:db8::/64",
         "2001:db8:0:2::/64",
+        "2001:db8::7",
+        "2001:db8:7::9",
     ]);
     prop_oneof![
         3 => (0..5u32).prop_map(AddressRequest::Count),
@@ -184,7 +193,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => (0..5usize, 1..4i64).prop_map(|(node, epochs_ago)| Event::StaleReport { node, epochs_ago }),
         4 => (0..5usize, any_lease()).prop_map(|(node, lease)| Event::Lease(node, lease)),
         5 => (0..2 * QUARANTINE).prop_map(Event::Time),
-        2 => prop::collection::btree_set(prop::sample::select(vec!["192.0.2.0", "192.0.2.1", "198.51.100.0", "2001:db8::/64"]).prop_map(ip), 0..3)
+        2 => prop::collection::btree_set(prop::sample::select(vec!["192.0.2.0", "192.0.2.1", "198.51.100.0", "2001:db8::/64", "2001:db8::7", "2001:db8:7::9"]).prop_map(ip), 0..3)
             .prop_map(Event::Withhold),
         1 => prop_oneof![Just(SliceSet::EMPTY), Just(SliceSet::range(4, 40))].prop_map(Event::Unrested),
         3 => Just(Event::Calm),
@@ -302,6 +311,7 @@ fn check(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
     if let Err(violations) = audit(inputs, plan) {
         return Err(TestCaseError::fail(format!("{violations:#?}")));
     }
+    nothing_is_given_out_twice(inputs, plan)?;
     undisturbed_keep_their_slices(inputs, plan)?;
     nobody_holds_without_a_right(inputs, plan)?;
     nobody_starves(inputs, plan)?;
@@ -312,7 +322,21 @@ fn check(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// The allocation of an address, as it is for the address's family, unless the address is on its way out.
+/// No new address has a part of another one: a /64 and a single address in it are two allocations' only if both were so before.
+fn nothing_is_given_out_twice(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
+    let before: BTreeSet<Egress> = inputs.addresses.iter().map(|it| it.address).collect();
+    let all: BTreeSet<Egress> =
+        plan.addresses.iter().map(|it| it.address).chain(before.iter().copied()).collect();
+    for new in plan.addresses.iter().map(|it| it.address).filter(|it| !before.contains(it)) {
+        let shared =
+            |other: &Egress| other.range().contains(&new.range()) || new.range().contains(&other.range());
+        let other = all.iter().find(|other| **other != new && shared(other));
+        prop_assert!(other.is_none(), "{new} is a part of {other:?}, or has it");
+    }
+    Ok(())
+}
+
+/// The allocation of an address, as it is for the address's kind, unless the address is on its way out.
 fn serving<'a>(inputs: &'a Inputs, address: &Address) -> Option<Cow<'a, Allocation>> {
     let family = address.address.family();
     let allocation = inputs.allocations.iter().find(|it| it.name == address.allocation && !it.deleting)?;
@@ -332,7 +356,7 @@ fn serving<'a>(inputs: &'a Inputs, address: &Address) -> Option<Cow<'a, Allocati
         }
         AddressRequest::Explicit(list) => list.contains(&address.address),
     };
-    stays.then(|| allocation.of(family))
+    stays.then(|| allocation.of(address.address.kind()))
 }
 
 /// Slices of the address that a node wants to hold.
@@ -396,7 +420,7 @@ fn nobody_holds_without_a_right(inputs: &Inputs, plan: &Plan) -> Result<(), Test
         for holding in after.holdings.iter().filter(|holding| holding.state == State::Held) {
             let allocation = inputs.allocations.iter().find(|it| it.name == after.allocation);
             let allocation = match fresh {
-                true => allocation.map(|it| it.of(after.address.family())),
+                true => allocation.map(|it| it.of(after.address.kind())),
                 false => serving(inputs, after),
             };
             let node = inputs.nodes.iter().find(|node| node.name == holding.node);
@@ -421,7 +445,7 @@ fn nobody_starves(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseError> {
         for node in inputs.nodes.iter().filter(|node| node.ready && matches_sites(allocation, node)) {
             let demand = node.demand.get(&allocation.name).copied().unwrap_or(0);
             for address in own.iter().filter(|it| !inputs.withheld.contains_key(&it.address)) {
-                let allocation = &allocation.of(address.address.family());
+                let allocation = &allocation.of(address.address.kind());
                 let wanted = demand.min(allocation.per_node_max);
                 let free = allocation.slices.difference(occupied(address));
                 let has = held(address, &node.name).len();
@@ -476,7 +500,6 @@ fn no_address_is_withheld(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseEr
             continue;
         }
         prop_assert!(!outcome.allocated.is_good());
-        let length = if family == Family::V4 { 32 } else { 64 };
         let account = &allocation.name.account;
         let of_account =
             |it: &&Address, prefix: &Prefix| it.allocation.account == *account && it.prefix == prefix.name;
@@ -493,10 +516,12 @@ fn no_address_is_withheld(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseEr
             .iter()
             .filter(|prefix| allocation.prefixes.contains(&prefix.name) && !at_limit(prefix));
         for prefix in named.filter(|prefix| Family::of(&prefix.cidr) == family) {
+            let length =
+                if Kind::of(&prefix.cidr) == Kind::Network { 64 } else { prefix.cidr.max_prefix_len() };
             for one in prefix.cidr.subnets(length).unwrap() {
                 let reserved = |range: &IpNet| range.contains(&one) || one.contains(range);
-                let free = !taken.contains(&Egress::containing(one.network()))
-                    && !prefix.reserved.iter().any(reserved);
+                let has = |it: &Egress| one.contains(&it.range()) || it.range().contains(&one);
+                let free = !taken.iter().any(has) && !prefix.reserved.iter().any(reserved);
                 prop_assert!(!free, "{one} was free");
             }
         }
@@ -504,13 +529,13 @@ fn no_address_is_withheld(inputs: &Inputs, plan: &Plan) -> Result<(), TestCaseEr
     Ok(())
 }
 
-/// Four prefixes that do not overlap, three nodes and two allocations to begin with.
+/// Five prefixes that do not overlap, three nodes and two allocations to begin with.
 fn busy_world() -> Inputs {
     Inputs {
-        prefixes: [0, 3, 4, 6].map(|index| prefix(&format!("p{index}"), RANGES[index])).to_vec(),
+        prefixes: [0, 3, 4, 6, 9].map(|index| prefix(&format!("p{index}"), RANGES[index])).to_vec(),
         allocations: [("a0", 0), ("a1", 1)]
             .map(|(it, ipv6)| Allocation {
-                prefixes: vec!["p0".into(), "p3".into(), "p6".into()],
+                prefixes: ["p0", "p3", "p9", "p6"].map(str::to_owned).to_vec(),
                 ipv6,
                 ..allocation(it)
             })

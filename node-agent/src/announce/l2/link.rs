@@ -123,7 +123,7 @@ impl Link {
     pub fn ask(&self, egress: Egress) -> io::Result<()> {
         match egress {
             Egress::V4(address) => self.send(&arp::question(self.mac, address)),
-            Egress::V6(_) => self.send_some(ndp::question(self.mac, egress)),
+            Egress::V6(_) | Egress::Single(_) => self.send_some(ndp::question(self.mac, egress)),
         }
     }
 
@@ -131,7 +131,7 @@ impl Link {
     pub fn hand_over(&self, egress: Egress) -> io::Result<()> {
         match egress {
             Egress::V4(address) => self.send(&arp::hand_over(self.mac, address)),
-            Egress::V6(_) => self.send_some(ndp::hand_over(self.mac, egress)),
+            Egress::V6(_) | Egress::Single(_) => self.send_some(ndp::hand_over(self.mac, egress)),
         }
     }
 
@@ -139,7 +139,7 @@ impl Link {
     pub fn announce(&self, egress: Egress) -> io::Result<()> {
         match egress {
             Egress::V4(address) => self.send(&arp::announcement(self.mac, address)),
-            Egress::V6(_) => self.send_some(ndp::announcement(self.mac, egress)),
+            Egress::V6(_) | Egress::Single(_) => self.send_some(ndp::announcement(self.mac, egress)),
         }
     }
 

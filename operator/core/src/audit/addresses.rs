@@ -1,7 +1,7 @@
 //! Whole addresses: who may take one, and when it may go.
 
 use super::{Violation, World};
-use crate::egress::Egress;
+use crate::egress::{Egress, Kind};
 use crate::model::{Address, AddressRequest, Delegate, Holding, MAX_ADDRESSES, Prefix, State};
 use crate::plan::Plan;
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,6 +80,8 @@ fn refuse(world: &World, plan: &Plan, new: &Address) -> Option<&'static str> {
             "its account has as many addresses of the prefix as are delegated to it",
         ),
         (prefix.cidr.contains(&range), "it is not in its prefix"),
+        (Kind::of(&prefix.cidr) == new.address.kind(), "its prefix has no addresses of its kind"),
+        (!overlaps(world, plan, new.address), "it has addresses in common with another"),
         (
             !prefix.reserved.iter().any(|other| other.contains(&range) || range.contains(other)),
             "it is reserved",
@@ -111,6 +113,13 @@ fn refuse(world: &World, plan: &Plan, new: &Address) -> Option<&'static str> {
         },
     ];
     rules.into_iter().find(|(holds, _)| !holds).map(|(_, why)| why)
+}
+
+/// Whether some other address has a part of this one, or did before, or is withheld: nodes may send from it.
+fn overlaps(world: &World, plan: &Plan, address: Egress) -> bool {
+    let planned = plan.addresses.iter().map(|it| it.address);
+    let others = planned.chain(world.before.keys().copied()).chain(world.inputs.withheld.keys().copied());
+    others.filter(|other| *other != address).any(|other| other.overlaps(address))
 }
 
 /// How many addresses of a prefix an account may have.

@@ -2,7 +2,7 @@
 
 use super::Verdict;
 use crate::delegation::{Ledger, Right};
-use crate::egress::{Egress, Family};
+use crate::egress::{Egress, Family, Kind};
 use crate::model::{
     Address, AddressRequest, Allocation, AllocationName, Inputs, MAX_ADDRESSES, MAX_ALLOCATIONS,
 };
@@ -59,7 +59,7 @@ struct Desk<'a> {
     prefixes: &'a Prefixes<'a>,
     pools: BTreeMap<&'a str, Pool>,
     /// By prefix: no address before this place is free. Addresses are only ever taken while a plan is made.
-    next: BTreeMap<&'a str, u64>,
+    next: BTreeMap<&'a str, u128>,
     holder: BTreeMap<Egress, &'a AllocationName>,
     withheld: &'a BTreeMap<Egress, Option<String>>,
     /// How many addresses there are, and how many allocations that have some: nodes have room for so many only.
@@ -164,10 +164,7 @@ impl<'a> Desk<'a> {
                     reason::NO_FREE_ADDRESS,
                     format!(
                         "{told}, no {} is free in {}; add a prefix to spec.prefixes, lower the count, or delete an allocation that is not used",
-                        match family {
-                            Family::V4 => "address",
-                            Family::V6 => "/64",
-                        },
+                        self.what(allocation, family),
                         quoted(&allocation.prefixes)
                     ),
                 ));
@@ -175,6 +172,18 @@ impl<'a> Desk<'a> {
             };
             self.took(allocation, assignment, address, prefix);
             served += 1;
+        }
+    }
+
+    /// What the prefixes of an allocation have of a family.
+    fn what(&self, allocation: &Allocation, family: Family) -> &'static str {
+        let named = allocation.prefixes.iter().filter_map(|name| self.pools.get(name.as_str()));
+        let kinds: BTreeSet<Kind> = named.map(|pool| pool.kind).filter(|it| it.family() == family).collect();
+        match family {
+            Family::V4 => "address",
+            Family::V6 if !kinds.contains(&Kind::Single) => "/64",
+            Family::V6 if !kinds.contains(&Kind::Network) => "single IPv6 address",
+            Family::V6 => "/64, and no single IPv6 address,",
         }
     }
 
@@ -194,7 +203,8 @@ impl<'a> Desk<'a> {
 
     /// Why no further address of a family can be taken from some prefix of the allocation, if so: because of a delegation.
     fn delegation_against(&self, allocation: &Allocation, family: Family) -> Option<String> {
-        let of_family = |name: &&String| self.pools.get(name.as_str()).is_some_and(|it| it.family == family);
+        let of_family =
+            |name: &&String| self.pools.get(name.as_str()).is_some_and(|it| it.kind.family() == family);
         let mut names = allocation.prefixes.iter().filter(of_family);
         names.find_map(|name| self.delegation_of(allocation, name))
     }
@@ -229,7 +239,7 @@ impl<'a> Desk<'a> {
         assignment.wanted = list.iter().filter(|it| existing.contains_key(it)).copied().collect();
         for (index, address) in list.iter().enumerate().filter(|(_, it)| !existing.contains_key(it)) {
             let field = format!("spec.addresses.explicit[{index}]: {address}");
-            if let Some(told) = self.withheld.get(address) {
+            if let Some(told) = self.withheld_with(*address) {
                 let message = told.clone().unwrap_or_else(|| {
                     format!("{field} is given out as soon as no node sends from it any more")
                 });
@@ -237,16 +247,20 @@ impl<'a> Desk<'a> {
                 continue;
             }
             let full = self.full(assignment.wanted.is_empty());
-            match self.holder.get(address) {
-                Some(holder) if **holder == allocation.name => {} // listed twice
-                Some(holder) => {
+            match self.holder_of(*address) {
+                Some((held, holder)) if held == *address && *holder == allocation.name => {} // listed twice
+                Some((held, holder)) => {
                     // Which other accounts there are, and what they have, is nobody else's business.
                     let whose = match holder.account == allocation.name.account {
                         true => format!("belongs to EgressAllocation {}/{}", holder.account, holder.name),
                         false => "is in use by another account".to_owned(),
                     };
+                    let with = match held == *address {
+                        true => String::new(),
+                        false => format!(" has addresses in common with {held}, which"),
+                    };
                     let message = format!(
-                        "{field} {whose}; choose another address, or wait until that has given it back"
+                        "{field}{with} {whose}; choose another address, or wait until that has given it back"
                     );
                     assignment.missing.get_or_insert(Verdict::bad(reason::NO_FREE_ADDRESS, message));
                 }
@@ -277,7 +291,8 @@ impl<'a> Desk<'a> {
     ) -> Option<(Egress, &'a str)> {
         while let Some(address) = lost.pop() {
             if let Some(prefix) = self.prefix_of(allocation, address)
-                && !self.holder.contains_key(&address)
+                && self.holder_of(address).is_none()
+                && self.withheld_with(address).is_none()
                 && self.delegation_of(allocation, prefix).is_none()
             {
                 self.holder.insert(address, &allocation.name);
@@ -290,7 +305,7 @@ impl<'a> Desk<'a> {
     /// Takes the lowest free address of the first prefix of the family that has one.
     fn take_lowest(&mut self, allocation: &'a Allocation, family: Family) -> Option<(Egress, &'a str)> {
         for name in &allocation.prefixes {
-            let Some(pool) = self.pools.get(name.as_str()).filter(|pool| pool.family == family) else {
+            let Some(pool) = self.pools.get(name.as_str()).filter(|it| it.kind.family() == family) else {
                 continue;
             };
             if self.delegation_of(allocation, name).is_some() {
@@ -299,14 +314,26 @@ impl<'a> Desk<'a> {
             let from = self.next.get(name.as_str()).copied().unwrap_or(0);
             // Without a free address nothing below the very last one is free.
             let free =
-                pool.lowest_free(from, |it| self.holder.contains_key(&it) || self.withheld.contains_key(&it));
-            self.next.insert(name, free.map_or(u64::MAX, Egress::place));
+                pool.lowest_free(from, |it| self.holder_of(it).is_some() || self.withheld_with(it).is_some());
+            self.next.insert(name, free.map_or(u128::MAX, Egress::place));
             if let Some(address) = free {
                 self.holder.insert(address, &allocation.name);
                 return Some((address, name));
             }
         }
         None
+    }
+
+    /// Who has an address, or one that overlaps it. Prefixes do not overlap, but addresses of one that went may have stayed.
+    fn holder_of(&self, address: Egress) -> Option<(Egress, &'a AllocationName)> {
+        let ranges = address.overlapping().into_iter();
+        ranges.flat_map(|range| self.holder.range(range)).next().map(|(held, holder)| (*held, *holder))
+    }
+
+    /// What is told of an address that nobody gets, since it is withheld, or one that overlaps it.
+    fn withheld_with(&self, address: Egress) -> Option<&'a Option<String>> {
+        let withheld = self.withheld;
+        address.overlapping().into_iter().flat_map(|range| withheld.range(range)).next().map(|(_, told)| told)
     }
 
     /// Name of the allocation's first prefix in which the address can be allocated.
@@ -369,6 +396,14 @@ impl<'a> Desk<'a> {
         })
     }
 
+    /// The /64 of a single address and the first prefix of the allocation that has it.
+    fn whole(&self, allocation: &'a Allocation, address: Egress) -> Option<(&'a str, Egress)> {
+        let Egress::Single(single) = address else { return None };
+        let whole = Egress::containing(single.into());
+        let has = |name: &&String| self.pools.get(name.as_str()).is_some_and(|pool| pool.contains(whole));
+        allocation.prefixes.iter().find(has).map(|name| (name.as_str(), whole))
+    }
+
     fn refuse_explicit(
         &self,
         allocation: &Allocation,
@@ -379,6 +414,10 @@ impl<'a> Desk<'a> {
             let field = format!("spec.addresses.explicit[{index}]: {address}");
             let containing = |name: &&String| self.pools.get(name.as_str()).is_some_and(|pool| pool.contains(*address));
             match allocation.prefixes.iter().find(containing) {
+                None if let Some((name, whole)) = self.whole(allocation, *address) => Some((
+                    reason::INVALID,
+                    format!("{field} is a part of {whole}, and AegisPrefix {name:?} has whole /64s; choose {whole}, or have a prefix of {address}/128"),
+                )),
                 None => Some((
                     reason::INVALID,
                     format!("{field} is not in {}; choose an address of these prefixes", quoted(&allocation.prefixes)),

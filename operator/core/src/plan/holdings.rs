@@ -5,27 +5,22 @@ use super::board::{Board, Slot};
 use super::members::{Members, Sites, Standing, demands};
 use super::targets::{Wants, staying};
 use super::{SiteOutcome, plural};
-use crate::egress::{Egress, Family};
+use crate::egress::{Egress, Kind};
 use crate::fence;
 use crate::model::{Address, Allocation, AllocationName, Holding, Inputs, Lease, Node, State};
 use crate::site::quotas;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// How an allocation fared with its nodes, by family.
-#[derive(Default)]
-pub(super) struct Shares {
-    pub v4: Share,
-    /// Only where it has an IPv6 address.
-    pub v6: Option<Share>,
-}
+/// How an allocation fared with its nodes, by kind of address: of IPv4 always, of the others where it has some.
+pub(super) type Shares = BTreeMap<Kind, Share>;
 
-/// How the addresses of one family fared.
+/// How the addresses of one kind fared.
 #[derive(Default)]
 pub(super) struct Share {
     /// How many nodes hold slices.
     pub holders: usize,
-    /// Ready nodes of the sites that hold none of any address: they send through others.
+    /// Ready nodes of the sites that hold none of any address: over IPv4 they send through others.
     pub without: Nodes,
     /// Ready nodes of the sites that hold some, but less than the minimum of one address.
     pub below: Nodes,
@@ -91,15 +86,15 @@ pub(super) fn plan(
         let members = sites.members(allocation);
         let asked = demands.get(&allocation.name).map(Vec::as_slice).unwrap_or_default();
         let wanted = |board: &Board| assignment.wanted.contains(&board.address().address);
-        let mut of_family = |family: Family| {
-            let is = |it: &&Address| it.address.family() == family;
+        let mut of_kind = |kind: Kind| {
+            let is = |it: &&Address| it.address.kind() == kind;
             let fixed: Vec<&Address> = fixed.iter().copied().filter(is).collect();
             let boards = standing.iter().copied().chain(&fresh).filter(is).map(Board::new);
             let mut boards: Vec<Board> = boards.collect();
-            if family == Family::V6 && boards.is_empty() && fixed.is_empty() {
+            if kind != Kind::Address && boards.is_empty() && fixed.is_empty() {
                 return None;
             }
-            let allocation = allocation.of(family);
+            let allocation = allocation.of(kind);
             boards.sort_by_key(|board| board.address().address);
             if !allocation.deleting {
                 boards.iter_mut().for_each(|board| board.set_fence(allocation.fence));
@@ -114,10 +109,10 @@ pub(super) fn plan(
             let share = share(&allocation, &serving, &fixed, &members, (&quotas, &total));
             planned.extend(serving.into_iter().map(Board::finish));
             planned.extend(still_held(leaving));
-            Some(share)
+            Some((kind, share))
         };
-        let v4 = of_family(Family::V4).unwrap_or_default();
-        shares.insert(allocation.name.clone(), Shares { v4, v6: of_family(Family::V6) });
+        let own: Shares = Kind::ALL.into_iter().filter_map(&mut of_kind).collect();
+        shares.insert(allocation.name.clone(), own);
     }
     // The allocation is gone without its finalizer having run: what it held drains all the same.
     let (fixed, orphans): (Vec<&Address>, Vec<&Address>) =

@@ -5,7 +5,7 @@ use super::delegated;
 use super::holdings::{Share, Shares};
 use super::{AllocationOutcome, PrefixOutcome, SiteOutcome, Verdict, plural};
 use crate::delegation::Ledger;
-use crate::egress::{Egress, Family};
+use crate::egress::{Egress, Family, Kind};
 use crate::model::{Address, Allocation, AllocationName, Inputs};
 use crate::prefix::{Judged, Pool, Prefixes};
 use crate::reason;
@@ -28,7 +28,7 @@ pub(super) fn allocations(
     let mut outcomes = BTreeMap::new();
     for allocation in &inputs.allocations {
         let Some(assignment) = assignments.remove(&allocation.name) else { continue };
-        let shares = shares.remove(&allocation.name).unwrap_or_default();
+        let mut shares = shares.remove(&allocation.name).unwrap_or_default();
         let addresses = addresses.remove(&allocation.name).unwrap_or_default();
         let outcome = AllocationOutcome {
             delegated: delegated::allocation(
@@ -38,10 +38,7 @@ pub(super) fn allocations(
                 ledger,
             ),
             allocated: allocated(allocation, &assignment, &shares, addresses),
-            sites: match shares.v6 {
-                Some(v6) if !wants(&assignment, Family::V4) => v6.sites,
-                _ => shares.v4.sites,
-            },
+            sites: told_of(&assignment, &mut shares).map(|share| share.sites).unwrap_or_default(),
             accepted: assignment.accepted,
         };
         outcomes.insert(allocation.name.clone(), outcome);
@@ -49,9 +46,18 @@ pub(super) fn allocations(
     outcomes
 }
 
-/// Whether some address of a family is to serve.
-fn wants(assignment: &Assignment, family: Family) -> bool {
-    assignment.wanted.iter().any(|address| address.family() == family)
+/// Whether some address of a kind is to serve.
+fn wants(assignment: &Assignment, kind: Kind) -> bool {
+    assignment.wanted.iter().any(|address| address.kind() == kind)
+}
+
+/// The kind whose sites are told: ports are what runs short. Of one that wants nothing any more, what it has left.
+fn told_of(assignment: &Assignment, shares: &mut Shares) -> Option<Share> {
+    let order = [Kind::Address, Kind::Single, Kind::Network];
+    let wanted = order.into_iter().find(|kind| wants(assignment, *kind) && shares.contains_key(kind));
+    let left = || [Kind::Single, Kind::Network].into_iter().find(|kind| shares.contains_key(kind));
+    let kind = wanted.or_else(left).unwrap_or(Kind::Address);
+    shares.remove(&kind)
 }
 
 fn allocated(allocation: &Allocation, assignment: &Assignment, shares: &Shares, addresses: usize) -> Verdict {
@@ -72,13 +78,13 @@ fn allocated(allocation: &Allocation, assignment: &Assignment, shares: &Shares, 
     if let Some(missing) = &assignment.missing {
         return missing.clone();
     }
-    let v6 = shares.v6.as_ref().filter(|_| wants(assignment, Family::V6));
+    let wanted: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| wants(assignment, *kind)).collect();
     // One that wants nothing at all is judged as it always was.
-    let v4 = Some(&shares.v4).filter(|_| v6.is_none() || wants(assignment, Family::V4));
+    let judged = if wanted.is_empty() { &[Kind::Address] } else { wanted.as_slice() };
+    let mixed = judged.contains(&Kind::Network) && judged.contains(&Kind::Single);
     let mut told: Vec<String> = Vec::new();
-    for (family, share) in [(Family::V4, v4), (Family::V6, v6)] {
-        let Some(share) = share else { continue };
-        match serves(&allocation.of(family), assignment, share, family) {
+    for (kind, share) in judged.iter().filter_map(|kind| Some((*kind, shares.get(kind)?))) {
+        match serves(&allocation.of(kind), assignment, share, Serving { kind, mixed }) {
             Verdict::Good { message, .. } => told.push(message),
             bad => return bad,
         }
@@ -86,9 +92,18 @@ fn allocated(allocation: &Allocation, assignment: &Assignment, shares: &Shares, 
     Verdict::good(reason::ALLOCATED, told.join("; ") + &foreign(assignment))
 }
 
-/// How the addresses of a family serve.
-fn serves(allocation: &Allocation, assignment: &Assignment, share: &Share, family: Family) -> Verdict {
-    let wanted = assignment.wanted.iter().filter(|address| address.family() == family).count();
+/// Of which addresses something is told.
+#[derive(Clone, Copy)]
+struct Serving {
+    kind: Kind,
+    /// There are both /64s and single IPv6 addresses.
+    mixed: bool,
+}
+
+/// How the addresses of a kind serve.
+fn serves(allocation: &Allocation, assignment: &Assignment, share: &Share, serving: Serving) -> Verdict {
+    let kind = serving.kind;
+    let wanted = assignment.wanted.iter().filter(|address| address.kind() == kind).count();
     if share.holders == 0 && share.all_unready {
         return Verdict::bad(
             reason::NO_NODE,
@@ -110,51 +125,63 @@ fn serves(allocation: &Allocation, assignment: &Assignment, share: &Share, famil
     if share.holders == 0 && wanted > 0 && allocation.per_node_min > 0 {
         return Verdict::bad(
             reason::NO_FREE_SLICE,
-            match family {
-                Family::V4 => {
+            match kind {
+                Kind::Address | Kind::Single => {
                     "spec.ports: no node holds a slice, and none is free: those of former holders drain or rest; wait, widen spec.ports, or use more addresses"
                 }
-                Family::V6 => {
+                Kind::Network => {
                     "spec.addresses.ipv6: no node holds a slice, and none is free: those of former holders drain or rest; wait, or ask for more"
                 }
             },
         );
     }
-    let (one, many) = match family {
-        Family::V4 => ("address", "addresses"),
-        Family::V6 => ("IPv6 /64", "IPv6 /64s"),
+    let (one, many) = match kind {
+        Kind::Address => ("address", "addresses"),
+        Kind::Network => ("IPv6 /64", "IPv6 /64s"),
+        Kind::Single => ("single IPv6 address", "single IPv6 addresses"),
     };
     let mut message = format!("{} on {}", plural(wanted, one, many), plural(share.holders, "node", "nodes"));
     if wanted > 0 {
-        message += &match family {
-            Family::V4 => without(share),
-            Family::V6 => without_network(share),
+        message += &match kind {
+            Kind::Address | Kind::Single => without(share, serving),
+            Kind::Network => without_network(share, serving),
         };
         message += &fenced(share);
-        message += &sites(allocation, share, family);
+        message += &sites(allocation, share, kind);
     }
     Verdict::good(reason::ALLOCATED, message)
 }
 
+/// What of IPv6 a node sends nothing over that has no slice of a kind: nobody else sends for it.
+fn nothing(serving: Serving) -> &'static str {
+    match (serving.kind, serving.mixed) {
+        (_, false) => "nothing over IPv6",
+        (Kind::Single, true) => "nothing over IPv6 from single addresses",
+        (_, true) => "nothing over IPv6 from /64s",
+    }
+}
+
 /// Nodes that are no part of a /64.
-fn without_network(share: &Share) -> String {
+fn without_network(share: &Share, serving: Serving) -> String {
     if share.without.count == 0 {
         return String::new();
     }
     let verbs = if share.without.count == 1 { "has no slice and sends" } else { "have no slice and send" };
     format!(
-        "; {} {verbs} nothing over IPv6, as no slice is free: raise spec.addresses.ipv6, each /64 serves 252 nodes",
-        share.without
+        "; {} {verbs} {}, as no slice is free: raise spec.addresses.ipv6, each /64 serves 252 nodes",
+        share.without,
+        nothing(serving)
     )
 }
 
 /// Nodes without slices of their own: no fault, but whoever wants it otherwise has to know how.
-fn without(share: &Share) -> String {
+fn without(share: &Share, serving: Serving) -> String {
     let mut told = Vec::new();
     if share.without.count > 0 {
         let verbs =
             if share.without.count == 1 { "has no slice and sends" } else { "have no slice and send" };
-        told.push(format!("{} {verbs} through others", share.without));
+        let how = if serving.kind == Kind::Address { "through others" } else { nothing(serving) };
+        told.push(format!("{} {verbs} {how}", share.without));
     }
     if share.below.count > 0 {
         let verb = if share.below.count == 1 { "has" } else { "have" };
@@ -188,7 +215,7 @@ fn fenced(share: &Share) -> String {
 }
 
 /// Sites whose share of the slices is of no use, or too small. Without a second site there is no share.
-fn sites(allocation: &Allocation, share: &Share, family: Family) -> String {
+fn sites(allocation: &Allocation, share: &Share, kind: Kind) -> String {
     if share.sites.len() < 2 {
         return String::new();
     }
@@ -204,7 +231,7 @@ fn sites(allocation: &Allocation, share: &Share, family: Family) -> String {
             SiteOutcome { usable, quota: share, short: true, .. }
                 if *share < usable.saturating_mul(allocation.per_node_min) =>
             {
-                if family == Family::V6 {
+                if kind == Kind::Network {
                     return Some(format!(
                         "; spec.sites {name:?}: its weight gives it {quota} of each /64, which are fewer than its {usable} ready nodes; raise its weight, or spec.addresses.ipv6"
                     ));
@@ -247,6 +274,8 @@ pub(super) fn prefixes(
         used.entry(&address.prefix).or_default().push((address.address, &address.allocation));
     }
     let none = Vec::new();
+    let ipv6: Vec<Egress> =
+        planned.iter().map(|it| it.address).filter(|it| it.family() == Family::V6).collect();
     let outcome = |judged: &Judged| {
         let holders = used.get(judged.prefix.name.as_str()).unwrap_or(&none);
         let accepted = match &judged.accepted {
@@ -256,9 +285,11 @@ pub(super) fn prefixes(
             other => other.clone(),
         };
         let pool = Pool::new(judged);
-        let taken: BTreeSet<Egress> =
-            holders.iter().map(|(address, _)| *address).chain(inputs.withheld.keys().copied()).collect();
-        let taken = taken.into_iter().filter(|it| pool.contains(*it) && !pool.is_reserved(*it)).count();
+        let own = holders.iter().map(|(address, _)| *address);
+        // A /64 that stayed when its prefix went may have the address of another one.
+        let strangers = ipv6.iter().copied().filter(|_| pool.kind.family() == Family::V6);
+        let taken = own.chain(strangers).chain(inputs.withheld.keys().copied());
+        let taken: BTreeSet<Egress> = taken.filter_map(|it| pool.blocked_by(it)).collect();
         let accounts = delegated::accounts(judged.prefix, holders, ledger);
         PrefixOutcome {
             accepted,
@@ -266,7 +297,7 @@ pub(super) fn prefixes(
             capacity: pool.capacity(),
             reserved: pool.reserved(),
             used: u32::try_from(holders.len()).unwrap_or(u32::MAX),
-            free: pool.capacity().saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX)),
+            free: pool.capacity().saturating_sub(u32::try_from(taken.len()).unwrap_or(u32::MAX)),
             accounts,
         }
     };
