@@ -760,7 +760,7 @@ impl Controller {
                 && !usage.networks.contains_key(&(**network, value.identity))
         });
         let idle: BTreeSet<Egress> =
-            v4.map(|own| Egress::from(*own)).chain(v6.map(|(network, _)| *network)).collect();
+            v4.map(|own| observed.egress(*own)).chain(v6.map(|(network, _)| *network)).collect();
         self.dirty |= idle != self.known.idle;
         self.known.idle = idle;
         self.known.flows = self.settled.named(usage);

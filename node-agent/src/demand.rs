@@ -59,7 +59,7 @@ impl Ports {
     fn busiest<'a>(&self, desired: &'a Desired) -> BTreeMap<&'a AllocationName, InUse> {
         let holders = desired.allocations.iter();
         let owner: HashMap<Ipv4Addr, &AllocationName> = holders
-            .flat_map(|(name, allocation)| allocation.addresses.iter().map(move |address| (*address, name)))
+            .flat_map(|(name, allocation)| allocation.with_ports().map(move |address| (address, name)))
             .collect();
         let mut by_origin: HashMap<(&AllocationName, Origin), InUse> = HashMap::new();
         for ((address, origin), ports) in &self.by_origin {
@@ -170,7 +170,7 @@ impl Meter {
         let needed: BTreeSet<AllocationName> = guests.chain(local.iter().cloned()).collect();
         let mut want = |name: &AllocationName| {
             let own = desired.allocations.get(name);
-            let addresses = own.map(|own| own.addresses.as_slice()).unwrap_or_default();
+            let addresses: Vec<Ipv4Addr> = own.into_iter().flat_map(|own| own.with_ports()).collect();
             let held = |address: &Ipv4Addr| desired.addresses.get(address).map_or(0, |it| it.held());
             let looks = addresses.iter().map(|address| {
                 let (ports, soon) = soon.get(address).copied().unwrap_or_default();
@@ -310,6 +310,7 @@ mod tests {
                     gateways: Vec::new(),
                     near: 0,
                     name: Some(A),
+                    singles: Vec::new(),
                     networks: Vec::new(),
                     timeouts: Default::default(),
                     max_resting: aegis_common::ANY_NUMBER,

@@ -12,6 +12,7 @@ use crate::args::UnknownPods;
 use crate::groups::Group;
 use crate::objects::{self, Most, NodeRecord};
 use crate::probe::Answer;
+use crate::singles;
 use crate::uses::Uses;
 use aegis_common::TUNNEL_OVERHEAD;
 use aegis_core::egress::Egress;
@@ -57,7 +58,7 @@ pub struct Inputs {
     pub bindings: Vec<Binding>,
     /// All allocations.
     pub allocations: BTreeMap<AllocationName, objects::Allocation>,
-    /// All egress addresses.
+    /// All egress addresses that have ports, by their keys (see [`singles`](crate::singles)).
     pub addresses: BTreeMap<Ipv4Addr, Address>,
     /// All egress addresses that are an IPv6 /64.
     pub networks: BTreeMap<Egress, Address>,
@@ -210,6 +211,7 @@ pub fn needs_six(inputs: &Inputs) -> bool {
         .chain(parts.flat_map(|endpoint| &endpoint.cidrs));
     let missing = |name: &String| !inputs.applications.contains_key(name);
     !inputs.networks.is_empty()
+        || inputs.addresses.keys().any(|key| singles::is(*key))
         || addresses.any(IpAddr::is_ipv6)
         || inputs.pod_ranges.iter().chain(&inputs.internal).any(|range| matches!(range, IpNet::V6(_)))
         || zones.any(|range| matches!(range, IpNet::V6(_)))

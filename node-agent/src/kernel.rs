@@ -25,6 +25,7 @@ use crate::observed::{
 };
 use crate::ops::Op;
 use crate::refused;
+use crate::singles;
 use crate::sweep::{self, Sweeper, Usage};
 use crate::uplink::Devices;
 use aegis_common::{
@@ -32,8 +33,8 @@ use aegis_common::{
     Counter, CounterValue, Destination6Key, DestinationKey, DestinationValue, FORWARD_TABLE,
     HOMES_PER_ADDRESS, HoldingValue, HostKey, HostValue, LeaseValue, LimitedValue, LoadKey, LoadValue,
     Network as Net6, NetworkValue, PeerValue, Pod6Key, Pod6Value, PodKey, PodValue, PortKey, PressureValue,
-    RULES_COUNTED, RuleValue, SLOTS_PER_ADDRESS, SlotValue, SuffixValue, TO_POD, TO_UPLINK, VerdictKey,
-    VerdictValue, incarnation,
+    RULES_COUNTED, RuleValue, SLOTS_PER_ADDRESS, SingleValue, SlotValue, SuffixValue, TO_POD, TO_UPLINK,
+    VerdictKey, VerdictValue, incarnation,
 };
 use aegis_core::egress::Egress;
 use answers::Answers;
@@ -293,6 +294,11 @@ impl Kernel {
             Op::RemoveAddress { address } => {
                 self.hash::<u32, AddressValue>("ADDRESSES", to_map(address), None)
             }
+            Op::SetSingle { stand_in, address } => {
+                let value = SingleValue { address: to_map6(address) };
+                self.hash("SINGLES", to_map(stand_in), Some(value))
+            }
+            Op::RemoveSingle { stand_in } => self.hash::<u32, SingleValue>("SINGLES", to_map(stand_in), None),
             Op::SetHolding { address, value } => self.hash("HOLDINGS", to_map(address), Some(value)),
             Op::RemoveHolding { address } => {
                 self.hash::<u32, HoldingValue>("HOLDINGS", to_map(address), None)
@@ -406,6 +412,9 @@ impl Plane for Kernel {
         })?;
         self.for_each("ADDRESSES", |address: &u32, value: &AddressValue| {
             observed.addresses.insert(from_map(*address), *value);
+        })?;
+        self.for_each("SINGLES", |stand_in: &u32, value: &SingleValue| {
+            observed.singles.extend([singles::entry(*stand_in, value.address)]);
         })?;
         self.for_each("SLOTS", |index: &u32, value: &SlotValue| {
             if *value != SlotValue::default() {
@@ -670,9 +679,17 @@ impl Plane for Kernel {
         let failed =
             |error: &dyn std::error::Error| PlaneError::Read { map: "FORWARD", reason: chain(error) };
         let forward = self.dataplane.forward().map_err(|error| failed(&error))?;
-        let flows6 = self.dataplane.map_fd("FLOWS6").map_err(|error| failed(&error))?;
-        let flows6 = flows6.try_clone_to_owned().map_err(|error| failed(&error))?;
-        Ok(Box::new(move || refused::forget(&forward, flows6.as_fd(), mark)))
+        let map = |name| {
+            let map = self.dataplane.map_fd(name).map_err(|error| failed(&error))?;
+            map.try_clone_to_owned().map_err(|error| failed(&error))
+        };
+        let (flows, suffixes, config) = (map("FLOWS6")?, map("SUFFIXES")?, map("CONFIG")?);
+        Ok(Box::new(move || {
+            let mut seed = 0;
+            sweep::for_each(config.as_fd(), |_: &u32, config: &Config| seed = config.seed)?;
+            let six = refused::Six { flows: flows.as_fd(), suffixes: suffixes.as_fd(), seed };
+            refused::forget(&forward, six, mark)
+        }))
     }
 
     fn sizes(&self) -> Vec<(&'static str, u64)> {

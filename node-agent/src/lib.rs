@@ -70,6 +70,7 @@ pub mod raw;
 pub mod refused;
 pub mod rule;
 pub mod server;
+pub mod singles;
 pub mod snapshot;
 pub mod sockets;
 pub mod status;

@@ -7,8 +7,8 @@ use crate::links::Links;
 use crate::observed::from_map6;
 use crate::sweep;
 use aegis_common::{
-    Address6, Counter, CounterValue, FRAGMENTED, Flow6Key, Flow6Value, ForwardValue, Pod6Key, Pod6Value,
-    egress_address, incarnation,
+    Address6, Counter, CounterValue, FRAGMENTED, Flow6Key, Flow6Value, FlowKey, ForwardValue, Pod6Key,
+    Pod6Value, SingleValue, SuffixValue, egress_address, incarnation, is_stand_in,
 };
 use anyhow::Context;
 use aya::maps::{Map, MapData, PerCpuArray};
@@ -98,7 +98,7 @@ pub struct Flow {
     /// Address that it leaves from; left out where another node translates it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress: Option<IpAddr>,
-    /// Port that it leaves from; over IPv6 it is the pod's.
+    /// Port that it leaves from; from a /64 it is the pod's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress_port: Option<u16>,
     /// Seconds since its last packet out.
@@ -129,7 +129,10 @@ fn flows(question: &Question) -> anyhow::Result<()> {
     let map6 = |name| open(&question.pin_root, name, Ok::<_, Infallible>);
     let (flows6, pods6) = (map6("FLOWS6")?, map6("PODS6")?);
     let seconds = u32::try_from(since_boot()?.as_secs()).unwrap_or(u32::MAX);
-    let (total6, flows6) = live6(&flows6, &pods6, question, seconds)?;
+    let mut found = live6(&flows6, &pods6, question, seconds)?;
+    let singles = Known::read(&map6("SINGLES")?, &map6("ORIGINS6")?, &map6("SUFFIXES")?)?;
+    found.extend(singles.live(&table, question, seconds));
+    let (total6, flows6) = question.most_recent(found);
     tell(&Live { total6, flows6, ..live(&table, question, seconds) })
 }
 
@@ -195,6 +198,9 @@ fn is_within(egress: IpAddr, asked: IpAddr) -> bool {
 pub fn live(table: &Flows<ForwardValue>, question: &Question, now: u32) -> Live {
     let mut flows = Vec::new();
     table.for_each(|key, value| {
+        if is_stand_in(key.remote) {
+            return;
+        }
         let here = value.egress != key.local;
         let flow = Flow {
             pod: address(key.local).into(),
@@ -215,13 +221,8 @@ pub fn live(table: &Flows<ForwardValue>, question: &Question, now: u32) -> Live 
     Live { total, flows, total6: 0, flows6: Vec::new() }
 }
 
-/// Flows over IPv6 and how many there are, from the maps `FLOWS6` and `PODS6`.
-fn live6(
-    flows: &MapData,
-    pods: &MapData,
-    question: &Question,
-    now: u32,
-) -> anyhow::Result<(usize, Vec<Flow>)> {
+/// Flows over IPv6 that leave from /64s, from the maps `FLOWS6` and `PODS6`.
+fn live6(flows: &MapData, pods: &MapData, question: &Question, now: u32) -> anyhow::Result<Vec<Flow>> {
     let mut suffixes = BTreeMap::new();
     let known =
         |key: &Pod6Key, pod: &Pod6Value| _ = suffixes.insert((key.address, pod.incarnation), pod.suffix);
@@ -236,7 +237,63 @@ fn live6(
         }
     };
     sweep::for_each(flows.fd().as_fd(), each).context("read FLOWS6")?;
-    Ok(question.most_recent(found))
+    Ok(found)
+}
+
+/// Addresses for which there are others in the keys of flows that leave from single addresses.
+#[derive(Default)]
+struct Known {
+    egress: BTreeMap<u32, Address6>,
+    origins: BTreeMap<u32, Address6>,
+    pods: BTreeMap<u32, Address6>,
+}
+
+impl Known {
+    fn read(egress: &MapData, origins: &MapData, pods: &MapData) -> anyhow::Result<Known> {
+        let mut known = Known::default();
+        let of = |known: &mut BTreeMap<u32, Address6>, map: &MapData, name: &'static str| {
+            let each = |stand_in: &u32, value: &SingleValue| _ = known.insert(*stand_in, value.address);
+            sweep::for_each(map.fd().as_fd(), each).with_context(|| format!("read {name}"))
+        };
+        of(&mut known.egress, egress, "SINGLES")?;
+        of(&mut known.origins, origins, "ORIGINS6")?;
+        let each = |suffix: &u32, value: &SuffixValue| _ = known.pods.insert(*suffix, value.address);
+        sweep::for_each(pods.fd().as_fd(), each).context("read SUFFIXES")?;
+        Ok(known)
+    }
+
+    /// Flows that leave from single addresses. What is not known any more is told as `::`.
+    fn live(&self, table: &Flows<ForwardValue>, question: &Question, now: u32) -> Vec<Flow> {
+        let mut flows = Vec::new();
+        table.for_each(|key, value| {
+            if !is_stand_in(key.remote) || !value.is_of(key) {
+                return;
+            }
+            let flow = self.flow(key, value, now);
+            if question.is_about(&flow, value.incarnation) {
+                flows.push(flow);
+            }
+        });
+        flows
+    }
+
+    fn flow(&self, key: &FlowKey, value: &ForwardValue, now: u32) -> Flow {
+        let of = |known: &BTreeMap<u32, Address6>, number| {
+            IpAddr::V6(from_map6(known.get(&number).copied().unwrap_or_default()))
+        };
+        Flow {
+            pod: of(&self.pods, key.local),
+            destination: of(&self.origins, key.remote),
+            guest: false,
+            // Echoes are those of ICMPv6.
+            protocol: if key.protocol == 1 { 58 } else { key.protocol },
+            pod_port: key.local_port,
+            port: key.remote_port,
+            egress: Some(of(&self.egress, value.egress)),
+            egress_port: Some(value.egress_port),
+            idle: now.saturating_sub(value.last_seen),
+        }
+    }
 }
 
 /// A flow over IPv6, of the pod with this suffix. Of one that is gone the /64 is told.

@@ -53,7 +53,7 @@ pub struct Snapshot {
     /// Entries and room, by table.
     pub tables: BTreeMap<&'static str, (u64, u64)>,
     /// Ports in use by egress address, over all origins.
-    pub ports: BTreeMap<Ipv4Addr, u32>,
+    pub ports: BTreeMap<Egress, u32>,
     /// Connections of sockets that have an egress address themselves, by address.
     pub sockets: BTreeMap<Ipv4Addr, u32>,
     /// Slices held (for new flows) and draining by egress address.
@@ -409,7 +409,7 @@ impl Collector for Encoder {
                 "Ports in use on this node by egress address, over all origins",
                 MetricType::Gauge,
             ),
-            now.ports.iter().map(|(a, used)| ([address(a)], u64::from(*used))),
+            now.ports.iter().map(|(a, used)| ([("address", a.to_string())], u64::from(*used))),
         )?;
         family(
             e,
@@ -643,7 +643,7 @@ mod tests {
         let name = || ("shop".to_owned(), "main".to_owned());
         metrics.lock().taken.insert(name(), Taken { flows: 12, busiest_pod: 7 });
         metrics.lock().limited.insert(name(), LimitedValue { account_rate: 3, ..LimitedValue::default() });
-        metrics.lock().ports.insert(Ipv4Addr::new(203, 0, 113, 1), 17);
+        metrics.lock().ports.insert(Ipv4Addr::new(203, 0, 113, 1).into(), 17);
         metrics.lock().meters = Some(Fill { in_use: 60, size: 63 });
         let value = RuleValue { left: 4, denied: 5, would: [0, 0, 0, 6], ..RuleValue::default() };
         for (kind, namespace, observes) in [("policy", "", true), ("binding", "shop", false)] {

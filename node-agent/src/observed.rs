@@ -4,6 +4,7 @@
 //! succeeded is repeated here ([`Observed::apply`]), so that a reconciliation costs no system call when nothing changed.
 
 use crate::ops::Op;
+use crate::singles::{self, Singles};
 use aegis_common::{
     Address6, AddressValue, Allocation6Value, AllocationValue, BindValue, Config, Config6, HOMES_PER_ADDRESS,
     HoldingValue, HostValue, LeaseValue, Network, NetworkValue, PeerValue, Pod6Value, PodValue,
@@ -95,6 +96,8 @@ pub struct Observed {
     pub peer_index: BTreeMap<Ipv4Addr, u32>,
     /// `ADDRESSES`.
     pub addresses: BTreeMap<Ipv4Addr, AddressValue>,
+    /// `SINGLES`.
+    pub singles: Singles,
     /// `SLOTS` by address index and slice; slots without owner are absent.
     pub slots: BTreeMap<(u32, u8), SlotValue>,
     /// `HOMES` by address index; lists of zeroes are absent.
@@ -159,6 +162,11 @@ impl Observed {
         self.generations.get(&self.config.generation).cloned().unwrap_or_default()
     }
 
+    /// The egress address that has a key.
+    pub fn egress(&self, key: Ipv4Addr) -> Egress {
+        singles::egress(key, &self.singles)
+    }
+
     /// Slots of an address, by slice.
     pub fn slots_of(&self, index: u32) -> impl Iterator<Item = (u8, SlotValue)> + '_ {
         self.slots
@@ -181,6 +189,8 @@ impl Observed {
             }
             Op::SetAddress { address, value } => _ = self.addresses.insert(address, value),
             Op::RemoveAddress { address } => _ = self.addresses.remove(&address),
+            Op::SetSingle { stand_in, address } => _ = self.singles.insert(stand_in, address),
+            Op::RemoveSingle { stand_in } => _ = self.singles.remove(&stand_in),
             Op::SetHolding { address, value } => _ = self.holdings.insert(address, value),
             Op::RemoveHolding { address } => _ = self.holdings.remove(&address),
             Op::SetBinds { address, value } => _ = self.binds.insert(address, value),

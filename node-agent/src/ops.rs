@@ -55,6 +55,10 @@ pub enum Op {
     SetAddress { address: Ipv4Addr, value: AddressValue },
     /// Removes from `ADDRESSES`.
     RemoveAddress { address: Ipv4Addr },
+    /// Writes `SINGLES`.
+    SetSingle { stand_in: Ipv4Addr, address: Ipv6Addr },
+    /// Removes from `SINGLES`.
+    RemoveSingle { stand_in: Ipv4Addr },
     /// Writes `HOLDINGS`.
     SetHolding { address: Ipv4Addr, value: HoldingValue },
     /// Removes from `HOLDINGS`.

@@ -8,8 +8,8 @@ use crate::conntrack;
 use crate::desired::Policy;
 use crate::flows::Flows;
 use crate::sweep;
-use aegis_common::{Flow6Key, Flow6Value, FlowKey, ForwardValue, PodValue};
-use std::collections::HashSet;
+use aegis_common::{Flow6Key, Flow6Value, FlowKey, ForwardValue, PodValue, SuffixValue, stand_in};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -30,8 +30,42 @@ pub fn may_uncover(before: &Policy, after: &Policy) -> bool {
     !same_rules || class_changed
 }
 
-/// Forgets connections with this mark of which `FORWARD` has no flow, or `FLOWS6` (`flows6`). Gives how many there were.
-pub fn forget(forward: &Flows<ForwardValue>, flows6: BorrowedFd<'_>, mark: u32) -> io::Result<usize> {
+/// What says which flows there are over IPv6.
+#[derive(Clone, Copy, Debug)]
+pub struct Six<'a> {
+    /// `FLOWS6`.
+    pub flows: BorrowedFd<'a>,
+    /// `SUFFIXES`, for those that leave from single addresses, which are in `FORWARD` too.
+    pub suffixes: BorrowedFd<'a>,
+    /// The data plane's secret.
+    pub seed: u32,
+}
+
+impl Six<'_> {
+    /// Keys in `FORWARD` that these would have if they left from single addresses.
+    fn singles(&self, connections: &HashSet<Flow6Key>) -> io::Result<HashMap<FlowKey, Flow6Key>> {
+        let mut suffixes = HashMap::new();
+        sweep::for_each(self.suffixes, |suffix: &u32, pod: &SuffixValue| {
+            suffixes.insert(pod.address, *suffix);
+        })?;
+        let key = |flow: &Flow6Key| {
+            let key = FlowKey {
+                local: *suffixes.get(&flow.local)?,
+                remote: stand_in(&flow.remote, self.seed),
+                local_port: (flow.ports >> 16) as u16,
+                remote_port: flow.ports as u16,
+                // Echoes are the same in both families.
+                protocol: if flow.protocol == 58 { 1 } else { flow.protocol as u8 },
+                pad: [0; 3],
+            };
+            Some((key, *flow))
+        };
+        Ok(connections.iter().filter_map(key).collect())
+    }
+}
+
+/// Forgets connections with this mark of which there is no flow. Gives how many there were.
+pub fn forget(forward: &Flows<ForwardValue>, six: Six<'_>, mark: u32) -> io::Result<usize> {
     // In this order: a flow is entered a moment after conntrack has its first packet.
     let mut connections = conntrack::marked(mark)?;
     let v4 = connections.iter().filter(|connection| connection.flow6.is_none());
@@ -41,7 +75,13 @@ pub fn forget(forward: &Flows<ForwardValue>, flows6: BorrowedFd<'_>, mark: u32) 
     }
     let mut without6: HashSet<Flow6Key> = connections.iter().filter_map(|it| it.flow6).collect();
     if !without6.is_empty() {
-        sweep::for_each(flows6, |key: &Flow6Key, _: &Flow6Value| _ = without6.remove(key))?;
+        sweep::for_each(six.flows, |key: &Flow6Key, _: &Flow6Value| _ = without6.remove(key))?;
+        let singles = six.singles(&without6)?;
+        forward.for_each(|key, _| {
+            if let Some(flow) = singles.get(key) {
+                without6.remove(flow);
+            }
+        });
     }
     connections.retain(|connection| match &connection.flow6 {
         Some(flow) => without6.contains(flow),

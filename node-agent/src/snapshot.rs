@@ -10,9 +10,11 @@ use crate::network::Network;
 use crate::nri::Told;
 use crate::objects::{Most, NodeRecord, PodRecord};
 use crate::probe::Answer;
+use crate::singles;
 use crate::watch::Cluster;
 use aegis_core::egress::Kind;
 use aegis_core::gateway::FullNodes;
+use aegis_core::model::Address;
 use aegis_core::policy::{Applications, Binding, Countries, Pod, Room};
 use aegis_crds::{rules, services};
 use ipnet::IpNet;
@@ -107,11 +109,15 @@ fn with_namespaces(pods: Vec<Pod>, cluster: &Cluster) -> Vec<Pod> {
 
 /// Puts the inputs together.
 pub fn inputs(args: &Args, cluster: &Cluster, local: &Local<'_>, memory: &mut Memory) -> Inputs {
-    // The data plane knows no single IPv6 addresses yet.
-    let objects = || cluster.addresses.objects.values().filter(|it| it.address.kind() != Kind::Single);
-    let addresses: BTreeMap<Ipv4Addr, _> =
-        objects().filter_map(|object| Some((object.address.v4()?, object.clone()))).collect();
-    let networks = objects().filter(|object| object.address.v4().is_none());
+    let objects = || cluster.addresses.objects.values();
+    let mut addresses: BTreeMap<Ipv4Addr, Address> = BTreeMap::new();
+    for object in objects() {
+        if let Some(key) = singles::key(object.address) {
+            // Should two have one stand-in: the first keeps it, and the other is told as not programmed.
+            addresses.entry(key).or_insert_with(|| object.clone());
+        }
+    }
+    let networks = objects().filter(|object| object.address.kind() == Kind::Network);
     let networks = networks.map(|object| (object.address, object.clone())).collect();
     let holds = |name: &String| objects().flat_map(|a| &a.holdings).any(|holding| holding.node == *name);
     let key = |name: &String| (String::new(), name.clone());

@@ -8,7 +8,7 @@ use crate::metrics::Metrics;
 use crate::nri::Hook;
 use crate::observed::Observed;
 use aegis_common::{RuleValue, WOULD_DENY, WOULD_LACK};
-use aegis_core::egress::Egress;
+use aegis_core::egress::{Egress, Family};
 use aegis_core::gateway::Load;
 use aegis_core::model::AllocationName;
 use aegis_core::policy::{Binding, EgressPolicy, Pod, RuleName};
@@ -170,11 +170,13 @@ pub fn report(facts: &Facts<'_>) -> EgressNodeStatus {
         slices.runs().into_iter().map(range).collect()
     };
     let observed = facts.observed;
-    let v4 = observed.holdings.iter().map(|(own, it)| (Egress::from(*own), it.epoch, it.hard));
+    let v4 = observed.holdings.iter().map(|(own, it)| (observed.egress(*own), it.epoch, it.hard));
     let v6 = observed.networks.iter().map(|(own, it)| (*own, it.epoch, it.hard));
-    // While IPv6 packets are not looked at nothing leaves from a /64, and what drains is empty.
-    let v6 = v6.filter(|(own, ..)| observed.config6.active == 1 || facts.drained.contains_key(own));
-    let addresses = v4.chain(v6).map(|(own, epoch, hard)| ProgrammedAddress {
+    // While IPv6 packets are not looked at nothing leaves over it, and what drains is empty.
+    let works = |own: &Egress| {
+        own.family() == Family::V4 || observed.config6.active == 1 || facts.drained.contains_key(own)
+    };
+    let addresses = v4.chain(v6).filter(|(own, ..)| works(own)).map(|(own, epoch, hard)| ProgrammedAddress {
         address: own.to_string(),
         epoch: i64::try_from(epoch).unwrap_or(i64::MAX),
         fenced: facts.keeps_deadlines && hard != 0,
@@ -418,7 +420,10 @@ fn pod_name(pods: &[Pod], (address, incarnation): PodId) -> Option<String> {
     let is_it = |pod: &&Pod| {
         // In the host network it is the node's address, whatever the pod's status says.
         aegis_common::incarnation(&pod.uid) == incarnation
-            && (pod.host_network || pod.addresses.contains(&IpAddr::V4(address)))
+            // Over IPv6 it is no address, but the pod's suffix.
+            && (pod.host_network
+                || pod.addresses.contains(&IpAddr::V4(address))
+                || pod.addresses.iter().any(IpAddr::is_ipv6))
     };
     pods.iter().find(is_it).map(|pod| format!("{}/{}", pod.account, pod.name))
 }

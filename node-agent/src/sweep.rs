@@ -6,7 +6,7 @@ use crate::load::Taken;
 use crate::observed::from_map;
 use crate::ops::Named;
 use crate::raw;
-use aegis_common::{BLOCK_DEAD, BlockKey, BlockValue, FlowKey, ForwardValue, WORDS_PER_BLOCK};
+use aegis_common::{BLOCK_DEAD, BlockKey, BlockValue, FlowKey, ForwardValue, WORDS_PER_BLOCK, is_stand_in};
 use aegis_core::egress::Egress;
 use aegis_core::slice::SliceSet;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -54,13 +54,18 @@ pub struct Usage {
     pub foreign: Option<u64>,
     /// Where flows lead.
     pub remotes: Arc<HashSet<IpAddr>>,
+    /// Where flows from single IPv6 addresses lead, until it is looked up.
+    pub stand_ins: HashSet<u32>,
 }
 
 impl Usage {
     /// Counts one flow.
     pub fn add_flow(&mut self, key: &FlowKey, value: &ForwardValue) {
         self.flows += 1;
-        self.add_remote(from_map(key.remote).into());
+        match is_stand_in(key.remote) {
+            true => _ = self.stand_ins.insert(key.remote),
+            false => self.add_remote(from_map(key.remote).into()),
+        }
         self.named.allocations.insert(u32::from(value.allocation));
         if value.peer != 0 {
             self.named.peers.insert(u32::from(value.peer));

@@ -128,6 +128,27 @@ fn with_world(lab: &mut Lab, body: impl FnOnce(&mut Lab, &mut World) + Send) {
     });
 }
 
+/// A connection with more than one segment each way, of which the origin sees this source.
+fn echo_by_tcp(lab: &Lab, source: Ipv6Addr) {
+    let listener = lab.origin.enter(|| TcpListener::bind((ORIGIN6, 0)).unwrap());
+    let address = listener.local_addr().unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut stream, peer) = listener.accept().unwrap();
+        let mut received = vec![0; 100_000];
+        stream.read_exact(&mut received).unwrap();
+        stream.write_all(&received).unwrap();
+        peer
+    });
+    let mut stream = lab.pod.enter(|| TcpStream::connect_timeout(&address, LONG).unwrap());
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    let sent: Vec<u8> = (0..100_000u32).map(|at| (at % 251) as u8).collect();
+    stream.write_all(&sent).unwrap();
+    let mut received = vec![0; sent.len()];
+    stream.read_exact(&mut received).unwrap();
+    assert!(sent == received);
+    assert_eq!(server.join().unwrap().ip(), IpAddr::V6(source));
+}
+
 #[test]
 fn what_a_pod_asked_for_comes_back_and_the_origin_sees_the_64_only() {
     let mut lab = Lab::new();
@@ -141,24 +162,7 @@ fn what_a_pod_asked_for_comes_back_and_the_origin_sees_the_64_only() {
             origin.send_to(b"answer", seen).unwrap();
             assert_eq!(sender(&pod), origin.local_addr().unwrap());
         }
-        // TCP, with more than one segment each way.
-        let listener = lab.origin.enter(|| TcpListener::bind((ORIGIN6, 0)).unwrap());
-        let address = listener.local_addr().unwrap();
-        let server = std::thread::spawn(move || {
-            let (mut stream, peer) = listener.accept().unwrap();
-            let mut received = vec![0; 100_000];
-            stream.read_exact(&mut received).unwrap();
-            stream.write_all(&received).unwrap();
-            peer
-        });
-        let mut stream = lab.pod.enter(|| TcpStream::connect_timeout(&address, LONG).unwrap());
-        stream.set_read_timeout(Some(LONG)).unwrap();
-        let sent: Vec<u8> = (0..100_000u32).map(|at| (at % 251) as u8).collect();
-        stream.write_all(&sent).unwrap();
-        let mut received = vec![0; sent.len()];
-        stream.read_exact(&mut received).unwrap();
-        assert!(sent == received);
-        assert_eq!(server.join().unwrap().ip(), IpAddr::V6(pod_outside()));
+        echo_by_tcp(lab, pod_outside());
         // Real programs: echo, and a datagram that has to be put together again.
         lab.pod.run(&format!("ping -6 -c 2 -i 0.2 -W 5 {ORIGIN6} && ping -6 -c 1 -W 5 -s 4000 {ORIGIN6}"));
         assert_eq!(lab.unasked(), 0);
@@ -260,11 +264,59 @@ fn what_was_refused_is_forgotten_and_what_lives_is_not() {
         live.send_to(b"question", origin.local_addr().unwrap()).unwrap();
         let seen = sender(&origin);
         refused.send_to(b"question", SocketAddr::from((DENIED6, 53))).unwrap();
-        let (forward, flows) = (world.plane.forward().unwrap(), world.plane.map_fd("FLOWS6").unwrap());
-        let forget = || lab.node.enter(|| refused::forget(&forward, flows, MARK).unwrap());
-        assert_eq!((forget(), forget()), (1, 0));
+        assert_eq!((forget_refused(lab, world), forget_refused(lab, world)), (1, 0));
         origin.send_to(b"answer", seen).unwrap();
         assert_eq!(sender(&live), origin.local_addr().unwrap());
+    });
+}
+
+fn forget_refused(lab: &Lab, world: &World) -> usize {
+    let map = |name| world.plane.map_fd(name).unwrap();
+    let six = refused::Six { flows: map("FLOWS6"), suffixes: map("SUFFIXES"), seed: SEED };
+    let forward = world.plane.forward().unwrap();
+    lab.node.enter(|| refused::forget(&forward, six, MARK).unwrap())
+}
+
+/// The same things from a single address, by ports.
+#[test]
+fn from_a_single_address_what_a_pod_asked_for_comes_back_and_nothing_else_comes_in() {
+    let mut lab = Lab::new();
+    with_world(&mut lab, |lab, world| {
+        single(world);
+        let (pod, origin) = (udp(&lab.pod, POD6), udp(&lab.origin, ORIGIN6));
+        for _ in 0..2 {
+            pod.send_to(b"question", origin.local_addr().unwrap()).unwrap();
+            let seen = sender(&origin);
+            assert_eq!((seen.ip(), seen.port() >> 8), (IpAddr::V6(SINGLE), SLICE));
+            origin.send_to(b"answer", seen).unwrap();
+            assert_eq!(sender(&pod), origin.local_addr().unwrap());
+        }
+        echo_by_tcp(lab, SINGLE);
+        let (asks, closed) = (udp(&lab.pod, POD6), udp(&lab.origin, ORIGIN6).local_addr().unwrap());
+        asks.connect(closed).unwrap();
+        asks.send(b"x").unwrap();
+        let error = asks.recv(&mut [0; 8]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "the origin's port is closed");
+        // A datagram that has to be put together again, both ways, and a path of several hops.
+        lab.pod.run(&format!("ping -6 -c 2 -i 0.2 -W 5 {ORIGIN6} && ping -6 -c 1 -W 5 -s 4000 {ORIGIN6}"));
+        let traced = lab.pod.output(&format!("traceroute -6 -n -q 1 -w 2 -U -p 33434 {ORIGIN6}"));
+        assert!(traced.lines().last().unwrap().contains(&ORIGIN6.to_string()), "{traced}");
+        // What was refused is forgotten, what lives is not, though it is in the table of IPv4.
+        udp(&lab.pod, POD6).send_to(b"question", SocketAddr::from((DENIED6, 53))).unwrap();
+        assert_eq!(forget_refused(lab, world), 1);
+        pod.send_to(b"question", origin.local_addr().unwrap()).unwrap();
+        let seen = sender(&origin);
+        origin.send_to(b"answer", seen).unwrap();
+        assert_eq!(sender(&pod), origin.local_addr().unwrap());
+        // Strangers: another port of the same host, another address of its network.
+        let stranger = udp(&lab.origin, ORIGIN6);
+        stranger.send_to(b"hello", seen).unwrap();
+        lab.origin.run("ip addr add 2001:db8:ffff::8/128 dev lo");
+        udp(&lab.origin, "2001:db8:ffff::8".parse().unwrap()).send_to(b"hello", seen).unwrap();
+        origin.send_to(b"answer", seen).unwrap();
+        assert_eq!(sender(&pod), origin.local_addr().unwrap(), "and nothing before it");
+        assert!(world.counted().contains(&("drop_no_flow", 2)));
+        assert_eq!(lab.unasked(), 0);
     });
 }
 

@@ -11,57 +11,10 @@ use support::packet::{ACK, FIN, NODE_MAC, ROUTER_MAC, RST, SYN, geneve};
 use support::six::*;
 use support::*;
 
-/// The egress address: this node has slice 8 of its ports, and the other node slice 16.
-const SINGLE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 9, 0, 0, 0, 7);
-const SINGLE_2: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 9, 0, 0, 0, 8);
-/// Index of the address in `SLOTS`.
-const INDEX: u32 = 5;
 const ROUTER: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xeeee, 0, 0, 0, 0, 1);
 
 const SOURCE: usize = 8;
 const DESTINATION: usize = 24;
-
-fn own(address: Ipv6Addr) -> u32 {
-    stand_in(&raw6(address), 0)
-}
-
-/// The allocation has the single address and no /64.
-fn world() -> World {
-    let mut world = World::new();
-    six(&mut world);
-    set_allocation6(&mut world, &[]);
-    let mut config6: Config6 = world.plane.array("CONFIG6").unwrap().get(&0, 0).unwrap();
-    config6.singles = 1;
-    set_config6(&mut world, config6);
-    add(&mut world, SINGLE, INDEX);
-    set_singles(&mut world, 0, &[SINGLE]);
-    world
-}
-
-fn add(world: &mut World, address: Ipv6Addr, index: u32) {
-    let stand_in = own(address);
-    world.plane.hash("SINGLES").unwrap().insert(stand_in, SingleValue { address: raw6(address) }, 0).unwrap();
-    let value = AddressValue { index, allocation: 1 };
-    world.plane.hash("ADDRESSES").unwrap().insert(stand_in, value, 0).unwrap();
-    world.own(index, SLICE, 1);
-    world.own(index, SLICE_2, 2);
-    allow(world, address, &[SLICE]);
-}
-
-fn allow(world: &mut World, address: Ipv6Addr, slices: &[u16]) {
-    world.allow(std::net::Ipv4Addr::from(own(address).to_ne_bytes()), slices);
-}
-
-/// The allocation's single addresses, beside its IPv4 ones.
-fn set_singles(world: &mut World, allocation: u32, addresses: &[Ipv6Addr]) {
-    let mut allocations = world.plane.array::<AllocationValue>("ALLOCATIONS").unwrap();
-    let mut value = allocations.get(&allocation, 0).unwrap();
-    for (place, address) in value.addresses[value.count as usize..].iter_mut().zip(addresses) {
-        *place = own(*address);
-    }
-    value.singles = addresses.len() as u32;
-    allocations.set(allocation, value, 0).unwrap();
-}
 
 fn port_at(frame: &[u8], at: usize) -> u16 {
     u16::from_be_bytes(frame[14 + 40 + at..14 + 40 + at + 2].try_into().unwrap())
@@ -121,7 +74,7 @@ fn syn(pod: (Ipv6Addr, u16), to: (Ipv6Addr, u16)) -> Packet6 {
 
 #[test]
 fn xdp_single_tcp_udp_and_echoes_go_both_ways_and_nothing_else_changes() {
-    let mut world = world();
+    let mut world = single_world();
     for (pod, local) in [(POD6, 40000), (FAR_POD6, 40000), (POD6, 40001)] {
         let port = leaves(&mut world, "SYN", &syn((pod, local), (ORIGIN6, 443)), 0);
         for (name, flags, payload) in [("SYN-ACK", SYN | ACK, &b""[..]), ("data", ACK, b"answer, odd")] {
@@ -152,7 +105,7 @@ fn xdp_single_tcp_udp_and_echoes_go_both_ways_and_nothing_else_changes() {
 
 #[test]
 fn xdp_single_a_sum_of_zero_is_sent_as_ones() {
-    let mut world = world();
+    let mut world = single_world();
     // Some payload of two bytes makes the sum come out as zero, whatever the port.
     let port = leaves(&mut world, "first", &Packet6::udp((POD6, 5000), (ORIGIN6, 53), &[0, 0]), 0);
     let mut met = 0;
@@ -176,7 +129,7 @@ fn xdp_single_a_sum_of_zero_is_sent_as_ones() {
 
 #[test]
 fn xdp_single_a_slice_is_filled_to_the_last_port_towards_each_origin() {
-    let mut world = world();
+    let mut world = single_world();
     for (name, origin) in [("one", (ORIGIN6, 443)), ("another port", (ORIGIN6, 444))] {
         let mut ports = BTreeSet::new();
         for local in 0..256 {
@@ -192,8 +145,8 @@ fn xdp_single_a_slice_is_filled_to_the_last_port_towards_each_origin() {
 
 #[test]
 fn xdp_single_what_is_full_goes_on_to_the_next_address_and_then_to_the_secondary() {
-    let mut world = world();
-    add(&mut world, SINGLE_2, INDEX + 1);
+    let mut world = single_world();
+    add_single(&mut world, SINGLE_2, INDEX + 1);
     set_singles(&mut world, 0, &[SINGLE, SINGLE_2]);
     let mut seen = BTreeSet::new();
     for local in 0..512 {
@@ -224,7 +177,7 @@ fn xdp_single_what_is_full_goes_on_to_the_next_address_and_then_to_the_secondary
     // Or a single address of its own, while the first one has none that is free.
     world.plane.array("ALLOCATIONS6").unwrap().set(1, Allocation6Value::default(), 0).unwrap();
     let third = Ipv6Addr::new(0x2001, 0xdb8, 1, 9, 0, 0, 0, 9);
-    add(&mut world, third, INDEX + 2);
+    add_single(&mut world, third, INDEX + 2);
     set_singles(&mut world, 1, &[third]);
     let out = world.out(&syn((POD6, 30001), (ORIGIN6, 443)).frame());
     assert_eq!((out.verdict, &out.frame[14 + SOURCE..14 + SOURCE + 16]), (TCX_NEXT, &third.octets()[..]));
@@ -233,7 +186,7 @@ fn xdp_single_what_is_full_goes_on_to_the_next_address_and_then_to_the_secondary
 
 #[test]
 fn xdp_single_a_64_is_left_from_first_and_a_flow_keeps_what_it_has() {
-    let mut world = world();
+    let mut world = single_world();
     let port = leaves(&mut world, "before", &syn((POD6, 40000), (ORIGIN6, 443)), 0);
     set_allocation6(&mut world, &[NETWORK]);
     let data = Packet6::tcp((POD6, 40000), (ORIGIN6, 443), ACK, b"data");
@@ -250,7 +203,7 @@ fn xdp_single_a_64_is_left_from_first_and_a_flow_keeps_what_it_has() {
 
 #[test]
 fn xdp_single_nothing_comes_in_that_no_flow_asked_for() {
-    let mut world = world();
+    let mut world = single_world();
     let port = leaves(&mut world, "question", &Packet6::udp((POD6, 5000), (ORIGIN6, 53), b"q"), 0);
     let udp = |from: (Ipv6Addr, u16), port| Packet6::udp(from, (SINGLE, port), b"x").frame();
     kept_out(&mut world, "another host", &udp((ROUTER, 53), port), Counter::DropNoFlow);
@@ -282,7 +235,7 @@ fn xdp_single_nothing_comes_in_that_no_flow_asked_for() {
 
 #[test]
 fn xdp_single_what_is_for_another_node_is_sent_there_and_taken_there() {
-    let mut world = world();
+    let mut world = single_world();
     let port = SLICE_2 << 8 | 5;
     let packet = Packet6::udp((ORIGIN6, 53), (SINGLE, port), b"for the other");
     let (verdict, frame) = world.back(&packet.frame());
@@ -310,7 +263,7 @@ fn xdp_single_what_is_for_another_node_is_sent_there_and_taken_there() {
 
 #[test]
 fn xdp_single_datagrams_in_fragments_go_both_ways_and_meet_at_one_node() {
-    let mut world = world();
+    let mut world = single_world();
     let payload: Vec<u8> = (0..3000u32).map(|at| at as u8).collect();
     let datagram = Packet6::udp((POD6, 5000), (ORIGIN6, 53), &payload);
     let mut port = 0;
@@ -363,7 +316,7 @@ fn xdp_single_datagrams_in_fragments_go_both_ways_and_meet_at_one_node() {
 /// An error about a packet of the address reaches the pod as one about the pod's own.
 #[test]
 fn xdp_single_errors_come_in_with_what_they_quote() {
-    let mut world = world();
+    let mut world = single_world();
     let mut ping = Packet6::echo(POD6, ORIGIN6, 128);
     ping.body[4..6].copy_from_slice(&77u16.to_be_bytes());
     let sent = [
@@ -414,7 +367,7 @@ fn xdp_single_errors_come_in_with_what_they_quote() {
 
 #[test]
 fn xdp_single_errors_of_pods_and_of_the_node_leave_with_what_they_quote() {
-    let mut world = world();
+    let mut world = single_world();
     let port = leaves(&mut world, "question", &Packet6::udp((POD6, 5000), (ORIGIN6, 53), b"q"), 0);
     let got = Packet6::udp((ORIGIN6, 53), (POD6, 5000), b"late");
     let as_sent = Packet6::udp((ORIGIN6, 53), (SINGLE, port), b"late");
@@ -440,7 +393,7 @@ fn xdp_single_errors_of_pods_and_of_the_node_leave_with_what_they_quote() {
 
 #[test]
 fn xdp_single_what_cannot_leave_is_refused() {
-    let mut world = world();
+    let mut world = single_world();
     let esp = Packet6::new(POD6, ORIGIN6, 50, vec![7; 40]);
     refused(&mut world, "without ports", &esp, Counter::RefuseProtocol);
     let data = Packet6::tcp((POD6, 40000), (ORIGIN6, 443), ACK, b"data");
@@ -451,15 +404,15 @@ fn xdp_single_what_cannot_leave_is_refused() {
     let forged = syn((SINGLE, 40000), (ORIGIN6, 443)).frame();
     assert_eq!((world.pod(&forged, 0).verdict, world.out_unmarked(&forged).verdict), (TCX_DROP, TCX_DROP));
     assert_eq!(world.counted(), [("drop_forged", 2)]);
-    allow(&mut world, SINGLE, &[]);
+    allow_single(&mut world, SINGLE, &[]);
     refused(&mut world, "no slice", &syn((POD6, 40000), (ORIGIN6, 443)), Counter::RefuseUnavailable);
 }
 
 #[test]
 fn xdp_single_deadlines_end_first_what_is_new_and_then_all() {
-    let mut world = world();
+    let mut world = single_world();
     let port = leaves(&mut world, "SYN", &syn((POD6, 40000), (ORIGIN6, 443)), 0);
-    let as_v4 = std::net::Ipv4Addr::from(own(SINGLE).to_ne_bytes());
+    let as_v4 = std::net::Ipv4Addr::from(single_key(SINGLE).to_ne_bytes());
     world.fence(as_v4, 30, 60);
     world.renewed(40, 30);
     let data = Packet6::tcp((POD6, 40000), (ORIGIN6, 443), ACK, b"data");
@@ -474,7 +427,7 @@ fn xdp_single_deadlines_end_first_what_is_new_and_then_all() {
 
 #[test]
 fn xdp_single_flows_are_a_pods_and_end_like_others() {
-    let mut world = world();
+    let mut world = single_world();
     let port = leaves(&mut world, "SYN", &syn((POD6, 40000), (ORIGIN6, 443)), 0);
     for flags in [SYN | ACK, FIN | ACK] {
         let back = Packet6::tcp((ORIGIN6, 443), (SINGLE, port), flags, b"");
@@ -514,7 +467,7 @@ fn xdp_single_flows_are_a_pods_and_end_like_others() {
 
 #[test]
 fn xdp_single_the_mss_of_a_syn_fits_the_tunnel() {
-    let mut world = world();
+    let mut world = single_world();
     let mut packet = syn((POD6, 40000), (ORIGIN6, 443));
     packet.body[12] = 6 << 4;
     packet.body.extend([2, 4, 0x05, 0xa0]);
@@ -526,7 +479,7 @@ fn xdp_single_the_mss_of_a_syn_fits_the_tunnel() {
 
 #[test]
 fn xdp_single_neighbours_are_told_of_the_address_alone() {
-    let mut world = world();
+    let mut world = single_world();
     let ask = |target: Ipv6Addr| {
         let mut body = vec![135, 0, 0, 0, 0, 0, 0, 0];
         body.extend(target.octets());
@@ -540,7 +493,7 @@ fn xdp_single_neighbours_are_told_of_the_address_alone() {
     };
     // Nobody has told this node to answer.
     assert_eq!(world.back(&ask(SINGLE)).0, XDP_PASS);
-    let key = NdpKey { network: [0, own(SINGLE)], ifindex: 1 };
+    let key = NdpKey { network: [0, single_key(SINGLE)], ifindex: 1 };
     let value = NdpValue { mac: NODE_MAC, multicast: 0 };
     world.plane.hash("NDP_ANSWERS").unwrap().insert(key, value, 0).unwrap();
     let (verdict, answer) = world.back(&ask(SINGLE));

@@ -13,6 +13,7 @@ pub mod routes;
 pub use keeper::{Keeper, Standing, reason};
 
 use crate::objects::NodeRecord;
+use crate::singles;
 use aegis_core::egress::Egress;
 use aegis_core::model::{Address, Holding, State};
 use aegis_crds::AnnouncementMode;
@@ -25,7 +26,7 @@ use std::net::Ipv4Addr;
 pub struct Facts<'a> {
     /// Name of this node.
     pub node: &'a str,
-    /// All egress addresses.
+    /// All egress addresses that have ports, by their keys (see [`singles`](crate::singles)).
     pub addresses: &'a BTreeMap<Ipv4Addr, Address>,
     /// All egress addresses that are an IPv6 /64.
     pub networks: &'a BTreeMap<Egress, Address>,
@@ -42,9 +43,9 @@ pub struct Facts<'a> {
 impl Facts<'_> {
     /// What is known of an egress address.
     pub fn object(&self, egress: Egress) -> Option<&Address> {
-        match egress {
-            Egress::V4(address) => self.addresses.get(&address),
-            Egress::V6(_) | Egress::Single(_) => self.networks.get(&egress),
+        match singles::key(egress) {
+            Some(key) => self.addresses.get(&key),
+            None => self.networks.get(&egress),
         }
     }
 
@@ -101,7 +102,7 @@ pub fn announced(facts: &Facts<'_>, present: &BTreeSet<IpNet>) -> BTreeMap<Egres
     let mut all: BTreeMap<Egress, BTreeSet<IpNet>> =
         held(facts, AnnouncementMode::BGP).iter().filter_map(own).collect();
     for range in present {
-        let egress = Egress::containing(range.addr());
+        let egress = routes::egress(*range);
         if facts.mode(egress).is_none() {
             all.entry(egress).or_default().insert(*range);
         }

@@ -40,12 +40,20 @@ pub fn of(egress: Egress, slices: impl Iterator<Item = u8>) -> BTreeSet<IpNet> {
     std::iter::once(egress.range()).chain(slices.filter_map(slice)).collect()
 }
 
+/// The egress address that a route of the agent's is to.
+pub fn egress(destination: IpNet) -> Egress {
+    match destination {
+        IpNet::V6(range) if range.prefix_len() == 128 => Egress::Single(range.addr()),
+        _ => Egress::containing(destination.addr()),
+    }
+}
+
 /// The key of a route, if it is one of the agent's.
 pub fn key(table: u32, header: &RouteHeader, destination: IpNet) -> Option<Key> {
     let ours = header.protocol == RouteProtocol::Other(PROTOCOL) && header.kind == RouteType::BlackHole;
     let whole = match destination {
         IpNet::V4(range) => range.prefix_len() == 32,
-        IpNet::V6(range) => matches!(range.prefix_len(), 64 | SLICE_LENGTH),
+        IpNet::V6(range) => matches!(range.prefix_len(), 64 | SLICE_LENGTH | 128),
     };
     (ours && whole).then_some((table, destination))
 }

@@ -50,7 +50,8 @@ impl World {
         };
         match address {
             Egress::V4(address) => self.addresses.insert(address, object),
-            Egress::V6(_) | Egress::Single(_) => self.networks.insert(address, object),
+            Egress::Single(single) => self.addresses.insert(crate::singles::stand_in(single), object),
+            Egress::V6(_) => self.networks.insert(address, object),
         };
     }
 

@@ -24,7 +24,7 @@ impl Controller {
         let entry = self.is_entry();
         let Ok(network) = &self.network else { return };
         let observed = &self.pinned.observed;
-        let v4 = observed.addresses.keys().map(|address| Egress::from(*address));
+        let v4 = observed.addresses.keys().map(|address| observed.egress(*address));
         let programmed: BTreeSet<Egress> = v4.chain(observed.networks.keys().copied()).collect();
         let facts = Facts {
             node: &self.args.node_name,

@@ -6,6 +6,7 @@ use crate::desired::Desired;
 use crate::lease::{Hold, Need, Read, Trouble};
 use crate::observed::Observed;
 use crate::ops::Op;
+use crate::singles;
 use crate::status::{NotReady, reason};
 use crate::sweep::Usage;
 use aegis_common::{LeaseValue, soonest};
@@ -182,15 +183,15 @@ fn deadlines<'a>(
 fn fenced(observed: &Observed) -> impl Iterator<Item = (Egress, u64)> + '_ {
     let v4 = observed.holdings.iter().filter(|(_, holding)| holding.hard != 0);
     let v6 = observed.networks.iter().filter(|(_, network)| network.hard != 0);
-    v4.map(|(address, holding)| ((*address).into(), holding.epoch))
+    v4.map(|(address, holding)| (observed.egress(*address), holding.epoch))
         .chain(v6.map(|(network, value)| (*network, value.epoch)))
 }
 
 fn owns(observed: &Observed, address: Egress) -> bool {
     let own = observed.config.own_peer;
-    let index = match address {
-        Egress::V4(address) => observed.addresses.get(&address).map(|value| value.index),
-        Egress::V6(_) | Egress::Single(_) => observed.networks.get(&address).map(|value| value.index),
+    let index = match singles::key(address) {
+        Some(key) => observed.addresses.get(&key).map(|value| value.index),
+        None => observed.networks.get(&address).map(|value| value.index),
     };
     index.is_some_and(|index| observed.slots_of(index).any(|(_, slot)| slot.peer == own))
 }

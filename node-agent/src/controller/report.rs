@@ -34,7 +34,7 @@ impl Controller {
             let drained = object.rights().drained(object.epoch, programmed(address), busy(address));
             let sockets = observed.binds.get(address).map(|it| SliceSet::from_words(it.kept));
             let drained = drained.difference(sockets.unwrap_or_default());
-            (Egress::from(*address), drained)
+            (object.egress(*address), drained)
         });
         let v6 = wanted.networks.iter().filter_map(|(network, object)| {
             let value = observed.networks.get(network)?;
@@ -330,10 +330,13 @@ impl Controller {
             countries: self.countries.database.as_ref().map(|it| (it.built, it.ranges as u64)),
             country_failures: self.countries.failures,
             tables,
-            ports: usage.ports.by_address.clone(),
+            ports: {
+                let ports = usage.ports.by_address.iter();
+                ports.map(|(own, used)| (self.pinned.observed.egress(*own), *used)).collect()
+            },
             sockets: self.sockets.by_address().clone(),
             slices: {
-                let v4 = wanted.addresses.iter().map(|(own, it)| (Egress::from(*own), it));
+                let v4 = wanted.addresses.iter().map(|(own, it)| (it.egress(*own), it));
                 let all = v4.chain(wanted.networks.iter().map(|(own, it)| (*own, it)));
                 all.map(|(own, it)| (own, (it.allowed.union(it.bound).len(), it.draining.len()))).collect()
             },

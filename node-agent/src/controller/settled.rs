@@ -3,6 +3,7 @@
 
 use crate::observed::Observed;
 use crate::ops::{Named, Op};
+use crate::singles;
 use crate::sweep::Usage;
 use aegis_core::egress::Egress;
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,7 +57,10 @@ impl Settled {
 
     /// Whether the scan shows every flow that an address has by its present holding.
     pub fn address(&self, address: impl Into<Egress>, usage: &Usage) -> bool {
-        self.held.get(&address.into()).is_some_and(|since| after(usage, *since))
+        let own = address.into();
+        // By its key.
+        let own = singles::key(own).map_or(own, Egress::V4);
+        self.held.get(&own).is_some_and(|since| after(usage, *since))
     }
 
     /// Whether the scan judged by the slices that this node owns at present.

@@ -25,7 +25,7 @@ pub(super) fn names(
 ) -> Names {
     let mut addresses = BTreeMap::new();
     let mut all: BTreeMap<(u32, Family), Vec<Egress>> = BTreeMap::new();
-    let four = wanted.addresses.iter().map(|(address, own)| (Egress::V4(*address), own));
+    let four = wanted.addresses.iter().map(|(address, own)| (own.egress(*address), own));
     for (egress, own) in four.chain(wanted.networks.iter().map(|(network, own)| (*network, own))) {
         let Some(number) = own.allocation.as_ref().and_then(|name| numbers.get(name)) else { continue };
         all.entry((*number, egress.family())).or_default().push(egress);
@@ -45,7 +45,13 @@ pub(super) fn names(
         let sole = Family::ALL.into_iter().filter_map(sole).collect();
         (*number, Whose { name: name.clone(), site: site().unwrap_or_default(), sole })
     };
-    Names { rules: Arc::clone(rules), allocations: numbers.iter().map(whose).collect(), addresses }
+    let singles = wanted.addresses.iter().filter_map(|(key, own)| Some((*key, own.single?)));
+    Names {
+        rules: Arc::clone(rules),
+        allocations: numbers.iter().map(whose).collect(),
+        addresses,
+        singles: singles.collect(),
+    }
 }
 
 impl Tally {

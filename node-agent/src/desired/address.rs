@@ -2,17 +2,20 @@
 
 use super::{Inputs, tunnel_of};
 use crate::objects;
+use aegis_core::egress::Egress;
 use aegis_core::fence;
 use aegis_core::growth;
 use aegis_core::holding::Rights;
 use aegis_core::model::{Address, AllocationName, Seconds, State};
 use aegis_core::slice::SliceSet;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// An egress address as this node should know it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EgressAddress {
+    /// The address, if it is a single IPv6 one, of which the key is the stand-in.
+    pub single: Option<Ipv6Addr>,
     /// Allocation that it is dedicated to.
     pub allocation: Option<AllocationName>,
     /// Epoch of the object.
@@ -50,6 +53,11 @@ impl EgressAddress {
     /// What this node may do with its slices.
     pub fn rights(&self) -> Rights {
         Rights { open: self.allowed, draining: self.draining }
+    }
+
+    /// What it is, of which `key` is the key.
+    pub fn egress(&self, key: Ipv4Addr) -> Egress {
+        self.single.map_or(Egress::V4(key), Egress::Single)
     }
 
     /// Whether this node has any slice, whatever for.
@@ -93,6 +101,10 @@ pub(super) fn egress_address(inputs: &Inputs, own: Ipv4Addr, object: &Address) -
     let grows =
         !inputs.in_vain.contains(&own) && inputs.allocations.get(&object.allocation).is_some_and(has_room);
     let mut address = EgressAddress {
+        single: match object.address {
+            Egress::Single(address) => Some(address),
+            _ => None,
+        },
         allocation: Some(object.allocation.clone()),
         epoch: object.epoch,
         allowed: translated.difference(unsettled),

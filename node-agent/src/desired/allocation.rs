@@ -2,6 +2,7 @@
 
 use super::{EgressAddress, Inputs, tunnel_of};
 use crate::objects::Most;
+use crate::singles;
 use aegis_common::{ADDRESSES_PER_ALLOCATION, ANY_NUMBER, Timeouts};
 use aegis_core::egress::{Egress, Family};
 use aegis_core::gateway::{self, Holder};
@@ -9,6 +10,9 @@ use aegis_core::growth::MOST;
 use aegis_core::model::{Address, AllocationName, State};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+
+/// Single IPv6 addresses that one allocation can use on one node, in the list of those with ports.
+const MOST_SINGLES: usize = 4;
 
 /// An allocation that has an egress address. It keeps its entry and its name even while nothing may be opened from it:
 /// flows that leave through a gateway name it with each packet.
@@ -23,6 +27,8 @@ pub struct Allocation {
     pub near: usize,
     /// One of the allocation's addresses, by which gateways know it; it may have none but /64s.
     pub name: Option<Ipv4Addr>,
+    /// Stand-ins of single IPv6 addresses in which this node may open flows, sorted.
+    pub singles: Vec<Ipv4Addr>,
     /// /64s from which this node may open flows, sorted.
     pub networks: Vec<Egress>,
     /// Time-outs.
@@ -40,8 +46,13 @@ impl Allocation {
     pub fn is_usable(&self, family: Family) -> bool {
         match family {
             Family::V4 => !self.addresses.is_empty() || !self.gateways.is_empty(),
-            Family::V6 => !self.networks.is_empty(),
+            Family::V6 => !self.networks.is_empty() || !self.singles.is_empty(),
         }
+    }
+
+    /// Keys of the addresses in whose ports this node may open flows.
+    pub fn with_ports(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        self.addresses.iter().chain(&self.singles).copied()
     }
 }
 
@@ -52,8 +63,13 @@ pub(super) fn allocations(
     networks: &BTreeMap<Egress, EgressAddress>,
 ) -> BTreeMap<AllocationName, Allocation> {
     let mut objects: BTreeMap<&AllocationName, Vec<(Ipv4Addr, &Address)>> = BTreeMap::new();
+    let mut single: BTreeMap<&AllocationName, Vec<Ipv4Addr>> = BTreeMap::new();
     for (address, object) in &inputs.addresses {
-        objects.entry(&object.allocation).or_default().push((*address, object));
+        let all = objects.entry(&object.allocation).or_default();
+        match singles::is(*address) {
+            true => single.entry(&object.allocation).or_default().push(*address),
+            false => all.push((*address, object)),
+        }
     }
     let mut open: BTreeMap<&AllocationName, Vec<Egress>> = BTreeMap::new();
     for (network, wanted) in networks {
@@ -64,7 +80,9 @@ pub(super) fn allocations(
     let allocation = |(name, objects): (&AllocationName, Vec<(Ipv4Addr, &Address)>)| {
         let may_open = |own: &Ipv4Addr| addresses.get(own).is_some_and(|own| !own.allowed.is_empty());
         let (all, objects): (Vec<Ipv4Addr>, Vec<&Address>) = objects.into_iter().unzip();
-        let own = all.iter().copied().filter(may_open).take(ADDRESSES_PER_ALLOCATION);
+        let singles = single.get(name).into_iter().flatten().copied().filter(may_open);
+        let singles: Vec<Ipv4Addr> = singles.take(MOST_SINGLES).collect();
+        let own = all.iter().copied().filter(may_open).take(ADDRESSES_PER_ALLOCATION - singles.len());
         let own: Vec<Ipv4Addr> = own.collect();
         let may_lapse = own.iter().any(|own| addresses.get(own).is_some_and(|own| own.deadlines.is_some()));
         let (gateways, near) =
@@ -75,6 +93,7 @@ pub(super) fn allocations(
             gateways,
             near,
             name: all.first().copied(),
+            singles,
             networks: open.get(name).cloned().unwrap_or_default(),
             timeouts: limits.map(|limits| limits.timeouts).unwrap_or_default(),
             max_resting: limits.map_or(ANY_NUMBER, |limits| limits.max_resting),

@@ -1,10 +1,11 @@
-//! The tables of egress addresses for which the data plane answers: ARP for IPv4, neighbour solicitations for /64s.
+//! The tables of egress addresses for which the data plane answers: ARP for IPv4, neighbour solicitations for IPv6.
 
 use crate::apply::{AnswerTable, Answering};
 use crate::ebpf::{Dataplane, EbpfError};
 use crate::observed::{from_map, from_network, to_map, to_network};
+use crate::singles::{self, Singles};
 use crate::sweep;
-use aegis_common::{ArpKey, ArpValue, NdpKey, NdpValue};
+use aegis_common::{ArpKey, ArpValue, NdpKey, NdpValue, SingleValue};
 use aegis_core::egress::Egress;
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData};
@@ -16,6 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 pub(super) struct Answers {
     arp: Table<ArpKey, ArpValue>,
     ndp: Table<NdpKey, NdpValue>,
+    singles: OwnedFd,
 }
 
 struct Table<K: Pod, V: Pod> {
@@ -42,7 +44,12 @@ impl<K: Pod, V: Pod> Table<K, V> {
 
 impl Answers {
     pub fn new(dataplane: &Dataplane) -> Result<Answers, EbpfError> {
-        Ok(Answers { arp: Table::new(dataplane, "ARP_ANSWERS")?, ndp: Table::new(dataplane, "NDP_ANSWERS")? })
+        let failed = |error: io::Error| EbpfError::Map { name: "SINGLES".into(), source: error.into() };
+        Ok(Answers {
+            arp: Table::new(dataplane, "ARP_ANSWERS")?,
+            ndp: Table::new(dataplane, "NDP_ANSWERS")?,
+            singles: dataplane.map_fd("SINGLES")?.try_clone_to_owned().map_err(failed)?,
+        })
     }
 }
 
@@ -53,25 +60,31 @@ impl AnswerTable for Answers {
             let answer = Answering { mac: value.mac, multicast: false };
             found.insert((from_map(key.address).into(), key.ifindex), answer);
         })?;
+        let mut singles = Singles::new();
+        sweep::for_each(self.singles.as_fd(), |stand_in: &u32, value: &SingleValue| {
+            singles.extend([singles::entry(*stand_in, value.address)]);
+        })?;
         sweep::for_each(self.ndp.fd.as_fd(), |key: &NdpKey, value: &NdpValue| {
             let answer = Answering { mac: value.mac, multicast: value.multicast != 0 };
-            found.insert((from_network(key.network), key.ifindex), answer);
+            let egress = match key.network {
+                [0, stand_in] => singles::egress(from_map(stand_in), &singles),
+                network => from_network(network),
+            };
+            found.insert((egress, key.ifindex), answer);
         })?;
         Ok(found)
     }
 
     fn set(&mut self, address: Egress, ifindex: u32, value: Option<Answering>) -> io::Result<()> {
-        match (address, to_network(address)) {
-            (Egress::V4(address), _) => {
+        let network = match address {
+            Egress::V4(address) => {
                 let value = value.map(|value| ArpValue { mac: value.mac, pad: 0 });
-                self.arp.set(ArpKey { address: to_map(address), ifindex }, value)
+                return self.arp.set(ArpKey { address: to_map(address), ifindex }, value);
             }
-            (_, Some(network)) => {
-                let value =
-                    value.map(|value| NdpValue { mac: value.mac, multicast: u16::from(value.multicast) });
-                self.ndp.set(NdpKey { network, ifindex }, value)
-            }
-            (_, None) => Ok(()),
-        }
+            Egress::Single(address) => [0, to_map(singles::stand_in(address))],
+            Egress::V6(_) => to_network(address).unwrap_or_default(),
+        };
+        let value = value.map(|value| NdpValue { mac: value.mac, multicast: u16::from(value.multicast) });
+        self.ndp.set(NdpKey { network, ifindex }, value)
     }
 }

@@ -12,7 +12,7 @@ use crate::sweep::{self, Tables, Usage};
 use aegis_common::{
     AddressValue, AllLoads, AllocationValue, BLOCK_IDLE, BlockKey, BlockValue, Config, FlowKey, ForwardValue,
     HostKey, HostValue, LoadKey, LoadValue, PeakKey, PodKey, PodValue, ReverseValue, SEEN_FIN, SEEN_RST,
-    Timeouts, expired, of_incarnation,
+    Timeouts, expired, is_stand_in, of_incarnation,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -123,7 +123,11 @@ impl Tables for Kept {
         let config = self.config()?;
         let pods = self.pods(config.generation)?;
         let hosts = self.hosts(config.generation)?;
+        let pods6 = self.six.pods_by_suffix(config.generation)?;
         let abandoned = |key: &FlowKey, flow: &ForwardValue| {
+            if is_stand_in(key.remote) {
+                return pods6.get(&key.local) != Some(&flow.incarnation);
+            }
             !flow.is_guest(key)
                 && pods.get(&key.local).is_none_or(|pod| pod.incarnation != flow.incarnation)
                 && !hosts.contains(&of_incarnation(flow.incarnation))

@@ -5,6 +5,7 @@
 
 use crate::observed::{from_map, from_map6, from_network, to_map, to_network};
 use crate::ops::Rules;
+use crate::singles::{self, Singles};
 use aegis_common::{
     Address6, Counter, METER_RETIRED, MeterKey, MeterUse, MeterValue, NO_ALLOCATION, Network, REST_METER,
     RefusalKey, metered_egress,
@@ -31,6 +32,8 @@ pub struct Names {
     pub allocations: BTreeMap<u32, Whose>,
     /// Egress addresses of which this node holds slices, with the index of their allocation.
     pub addresses: BTreeMap<Egress, u32>,
+    /// Whose the stand-ins are.
+    pub singles: Singles,
 }
 
 /// An allocation, as reports tell of it.
@@ -162,7 +165,7 @@ impl Book {
                 steps.push(Step::Told(*number, value));
             }
             let of_rest = meter.key.remote == [0; 4];
-            let kept = of_rest && current.addresses.contains_key(&egress(meter.key.egress));
+            let kept = of_rest && current.addresses.contains_key(&egress(meter.key.egress, &current.singles));
             if *number == REST_METER {
                 continue;
             }
@@ -236,12 +239,12 @@ impl Book {
     /// Addresses that have no meter yet for what has none of its own.
     fn missing(&self, names: &Names) -> Vec<Step> {
         let have: BTreeSet<MeterKey> = self.meters.values().map(|meter| meter.key).collect();
-        let wanted = names.addresses.iter().filter_map(|(egress, allocation)| match *egress {
-            Egress::V4(address) => Some(MeterKey::rest(
-                metered_egress(to_map(address)),
+        let wanted = names.addresses.iter().filter_map(|(egress, allocation)| match singles::key(*egress) {
+            Some(key) => Some(MeterKey::rest(
+                metered_egress(to_map(key)),
                 u16::try_from(*allocation).unwrap_or(NO_ALLOCATION),
             )),
-            Egress::V6(_) | Egress::Single(_) => to_network(*egress).map(MeterKey::rest_of),
+            None => to_network(*egress).map(MeterKey::rest_of),
         });
         wanted.filter(|key| !have.contains(key)).map(Step::Keep).collect()
     }
@@ -297,9 +300,9 @@ fn protocol(number: u8) -> Protocol {
     }
 }
 
-fn egress(address: Network) -> Egress {
+fn egress(address: Network, singles: &Singles) -> Egress {
     match address {
-        [0, address] => Egress::V4(from_map(address)),
+        [0, address] => singles::egress(from_map(address), singles),
         network => from_network(network),
     }
 }
@@ -325,7 +328,7 @@ fn meter_name(key: &MeterKey, number: u32, names: &Names) -> Key {
     }
     // What the rule of a retired one was, only the agent knows that retired it.
     let own = key.remote != [0; 4] && key.flags == 0;
-    let of = egress(key.egress);
+    let of = egress(key.egress, &names.singles);
     let allocation = match names.addresses.get(&of) {
         Some(number) if key.allocation == NO_ALLOCATION => u16::try_from(*number).unwrap_or(NO_ALLOCATION),
         _ => key.allocation,

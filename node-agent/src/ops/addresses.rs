@@ -3,7 +3,7 @@
 use super::{Builder, Op, free_numbers};
 use crate::desired::EgressAddress;
 use crate::observed::Homes;
-use aegis_common::{AddressValue, BindValue, HoldingValue, MAX_ADDRESSES, SlotValue};
+use aegis_common::{AddressValue, BindValue, Config6, HoldingValue, MAX_ADDRESSES, SlotValue};
 use aegis_core::egress::Egress;
 use aegis_core::holding::may_follow;
 use aegis_core::slice::SliceSet;
@@ -19,7 +19,7 @@ impl Builder<'_> {
         let mut numbers = BTreeMap::new();
         for (address, wanted) in &self.desired.addresses {
             let holding = observed.holdings.get(address).copied().unwrap_or_default();
-            if self.is_stale((*address).into(), wanted, holding.epoch) {
+            if self.is_stale(wanted.egress(*address), wanted, holding.epoch) {
                 continue;
             }
             let existing = observed.addresses.get(address).map(|value| value.index);
@@ -28,6 +28,7 @@ impl Builder<'_> {
                 continue;
             };
             numbers.insert(*address, index);
+            self.grow_single(*address, wanted);
             let bound = self.shrink_binds(*address, wanted);
             self.grow_address(*address, index, wanted, holding, peers);
             if existing.is_none() {
@@ -62,6 +63,18 @@ impl Builder<'_> {
             }
         }
         numbers
+    }
+
+    /// Makes a single IPv6 address known, before anything leaves from it.
+    fn grow_single(&mut self, stand_in: Ipv4Addr, wanted: &EgressAddress) {
+        let Some(address) = wanted.single else { return };
+        let config = self.present_config6();
+        if config.singles == 0 {
+            self.push(Op::SetConfig6(Config6 { singles: 1, ..config }));
+        }
+        if self.observed.singles.get(&stand_in) != Some(&address) {
+            self.push(Op::SetSingle { stand_in, address });
+        }
     }
 
     /// Takes from sockets what they are not to have any more, before somebody else gets it. Gives what is left.
@@ -152,7 +165,7 @@ impl Builder<'_> {
         let observed = self.observed;
         self.plan.ops.append(&mut self.drains);
         for (address, value) in &observed.addresses {
-            let own = Egress::from(*address);
+            let own = observed.egress(*address);
             if kept.contains_key(address) || self.plan.stale.contains(&own) {
                 continue;
             }
@@ -190,6 +203,9 @@ impl Builder<'_> {
             }
             self.push(Op::RemoveHolding { address: *address });
             self.push(Op::RemoveAddress { address: *address });
+            if observed.singles.contains_key(address) {
+                self.push(Op::RemoveSingle { stand_in: *address });
+            }
             if observed.homes.contains_key(&value.index) {
                 self.push(Op::SetHomes { index: value.index, homes: Homes::default() });
             }

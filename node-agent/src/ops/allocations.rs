@@ -4,7 +4,7 @@ use super::{Builder, Op, free_numbers};
 use crate::desired::Allocation;
 use crate::observed::{NO_ALLOCATION, from_map, to_map};
 use aegis_common::{
-    ACTION_ALLOCATE, ADDRESSES_PER_ALLOCATION, AddressValue, AllocationValue, MAX_ALLOCATIONS,
+    ACTION_ALLOCATE, ADDRESSES_PER_ALLOCATION, AddressValue, AllocationValue, MAX_ALLOCATIONS, is_stand_in,
 };
 use aegis_core::model::AllocationName;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -42,7 +42,7 @@ impl Builder<'_> {
             }
         }
         for (index, value) in values {
-            if (value.count, value.gateway_count) == (0, 0) && current.contains_key(&index) {
+            if opens_nothing(&value) && current.contains_key(&index) {
                 // The live policy may still send new flows there.
                 self.ending.insert(index, value);
             } else if current.get(&index) != Some(&value) {
@@ -76,7 +76,7 @@ impl Builder<'_> {
         // Entries never used come first: those of allocations that ended may be wanted back.
         let unused = free_numbers(0, MAX_ALLOCATIONS, |index| observed.allocations.contains_key(&index));
         let ended = observed.allocations.iter().filter(|(index, entry)| {
-            (entry.count, entry.gateway_count) == (0, 0)
+            opens_nothing(entry)
                 && !observed.allocations6.contains_key(index)
                 && !in_use.contains(index)
                 && flows.is_some_and(|flows| !flows.allocations.contains(index))
@@ -118,8 +118,8 @@ impl Builder<'_> {
         // An address with a stale object stays where it is.
         let current = self.observed.allocations.get(&index).map(addresses).unwrap_or_default();
         let stale = current.iter().filter(|address| self.is_left(**address));
-        let own = wanted.addresses.iter().filter(|address| kept.contains_key(address));
-        let own: BTreeSet<Ipv4Addr> = own.copied().chain(stale.map(|address| from_map(*address))).collect();
+        let own = wanted.with_ports().filter(|address| kept.contains_key(address));
+        let own: BTreeSet<Ipv4Addr> = own.chain(stale.map(|address| from_map(*address))).collect();
         let own: Vec<u32> = own.into_iter().map(to_map).collect();
         // The other nodes may not know a new address yet: the name stays for as long as it is right.
         let named = self.observed.allocations.get(&index).filter(|entry| entry.name != 0);
@@ -154,7 +154,7 @@ impl Builder<'_> {
 
     /// Whether an address has a stale object.
     fn is_left(&self, address: u32) -> bool {
-        self.plan.stale.contains(&from_map(address).into())
+        self.plan.stale.contains(&self.observed.egress(from_map(address)))
     }
 
     /// Addresses must not name an entry that is about to become another allocation's.
@@ -221,14 +221,22 @@ impl Builder<'_> {
 
 /// What is set of an entry's addresses.
 fn addresses(entry: &AllocationValue) -> &[u32] {
-    &entry.addresses[..(entry.count as usize).min(ADDRESSES_PER_ALLOCATION)]
+    let count = (entry.count as usize).saturating_add(entry.singles as usize);
+    &entry.addresses[..count.min(ADDRESSES_PER_ALLOCATION)]
+}
+
+/// Whether no flow can be opened by an entry.
+fn opens_nothing(entry: &AllocationValue) -> bool {
+    (entry.count, entry.singles, entry.gateway_count) == (0, 0, 0)
 }
 
 fn with_addresses(entry: AllocationValue, own: &[u32]) -> AllocationValue {
-    let mut entry = AllocationValue { addresses: NO_ALLOCATION.addresses, count: 0, ..entry };
-    for (slot, address) in entry.addresses.iter_mut().zip(own) {
-        *slot = *address;
-        entry.count += 1;
+    let mut entry = AllocationValue { addresses: NO_ALLOCATION.addresses, count: 0, singles: 0, ..entry };
+    let (singles, v4): (Vec<u32>, Vec<u32>) = own.iter().partition(|address| is_stand_in(**address));
+    for (slot, address) in entry.addresses.iter_mut().zip(v4.into_iter().chain(singles)) {
+        *slot = address;
+        let count = if is_stand_in(address) { &mut entry.singles } else { &mut entry.count };
+        *count += 1;
     }
     entry
 }

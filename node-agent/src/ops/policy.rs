@@ -100,7 +100,7 @@ impl Builder<'_> {
         }
         // What IPv6 packets are judged by is in force before they are looked at.
         let config6 = self.config6();
-        if observed.config6 != config6 {
+        if self.present_config6() != config6 {
             self.push(Op::SetConfig6(config6));
         }
         match step {
@@ -209,13 +209,24 @@ impl Builder<'_> {
     }
 
     /// Once IPv6 packets are looked at, they always are.
+    /// `CONFIG6` as it is after the writes so far.
+    pub(super) fn present_config6(&self) -> Config6 {
+        let written = self.plan.ops.iter().rev().find_map(|op| match op {
+            Op::SetConfig6(config) => Some(*config),
+            _ => None,
+        });
+        written.unwrap_or(self.observed.config6)
+    }
+
     fn config6(&self) -> Config6 {
         let settings = &self.desired.settings;
-        let mut config = self.observed.config6;
+        let mut config = self.present_config6();
         if !settings.six {
             return config;
         }
         config.active = 1;
+        let wanted = self.desired.addresses.values().any(|address| address.single.is_some());
+        config.singles = u32::from(wanted || !self.observed.singles.is_empty());
         if !settings.pod_ranges6.is_empty() {
             config.pod_ranges = [PodRange6::default(); MAX_POD_RANGES6];
             for (slot, range) in config.pod_ranges.iter_mut().zip(&settings.pod_ranges6) {

@@ -7,10 +7,12 @@ use aegis_common::{
 use aegis_core::egress::Egress;
 use aegis_core::model::{Address, Fence, Holding, State};
 use aegis_core::policy::{Binding, BindingName, Pod, Workloads};
+use aegis_core::slice::SliceSet;
 use aegis_node_agent::desired::{Desired, Inputs, desired};
 use aegis_node_agent::objects::NodeRecord;
-use aegis_node_agent::observed::{Observed, from_network, to_map6};
+use aegis_node_agent::observed::{Observed, from_map, from_network, to_map6};
 use aegis_node_agent::ops::{Known, Named, Op, transition};
+use aegis_node_agent::singles;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -26,6 +28,8 @@ struct World {
     bindings: Vec<(u8, u8, u8)>,
     /// By /64: allocation, and the state of this node's slice and of another's.
     networks: Vec<Option<(u8, u8, u8)>>,
+    /// The same of a single address.
+    single: Option<(u8, u8, u8)>,
     six: bool,
 }
 
@@ -34,9 +38,16 @@ fn world() -> impl Strategy<Value = World> {
         prop::collection::btree_map(2u16..7, (0u8..2, 0u8..2), 0..5),
         prop::collection::vec((0u8..2, 0u8..3, 0u8..2), 0..4),
         prop::collection::vec(prop::option::weighted(0.8, (0u8..2, 0u8..4, 0u8..4)), 3),
+        prop::option::of((0u8..2, 0u8..4, 0u8..4)),
         prop::bool::weighted(0.9),
     )
-        .prop_map(|(pods, bindings, networks, six)| World { pods, bindings, networks, six })
+        .prop_map(|(pods, bindings, networks, single, six)| World {
+            pods,
+            bindings,
+            networks,
+            single,
+            six,
+        })
 }
 
 const ZONES: [&str; 3] = ["2000::/3", "2001:db8:f::/48", "2001:db8:f:8000::/49"];
@@ -44,6 +55,10 @@ const DESTINATIONS: [&str; 4] = ["2001:db8:f::1", "2001:db8:f:9000::1", "2001:db
 
 fn network(number: usize) -> Egress {
     format!("2001:db8:1:{number}::/64").parse().unwrap()
+}
+
+fn single() -> Egress {
+    "2001:db8:1:9::7".parse().unwrap()
 }
 
 /// Every second one ends as another does.
@@ -61,19 +76,23 @@ impl World {
             let state = state(number)?;
             Some(Holding { first: slice, last: slice, node: node.into(), epoch, state })
         };
-        let networks = self.networks.iter().enumerate().filter_map(|(number, object)| {
+        let object = |address: Egress, object: &Option<(u8, u8, u8)>| {
             let (owner, own, far) = (*object)?;
             let holdings = [holding(4, "n0", own), holding(5, "n1", far)].into_iter().flatten();
-            let address = Address {
-                address: network(number),
+            let object = Address {
+                address,
                 prefix: "p".into(),
                 allocation: allocation(owner),
                 epoch,
                 holdings: holdings.collect(),
                 fence: None,
             };
-            Some((network(number), address))
-        });
+            Some((address, object))
+        };
+        let networks = self.networks.iter().enumerate();
+        let networks = networks.filter_map(|(number, it)| object(network(number), it));
+        let single = object(single(), &self.single);
+        let addresses = single.and_then(|(own, object)| Some((singles::key(own)?, object)));
         let node = |number: u8| {
             let addresses = vec![Ipv4Addr::new(192, 0, 2, number + 1)];
             (format!("n{number}"), NodeRecord { addresses, ..NodeRecord::default() })
@@ -104,6 +123,7 @@ impl World {
             pods: pods.collect(),
             bindings: bindings.collect(),
             networks: networks.collect(),
+            addresses: addresses.into_iter().collect(),
             nodes: (0..=1).map(node).collect(),
             internal: vec!["fd00:10:96::/112".parse().unwrap()],
             tunnel_address: Some(Ipv4Addr::new(192, 0, 2, 1)),
@@ -115,11 +135,12 @@ impl World {
         }
     }
 
-    /// /64s that an allocation has.
+    /// /64s that an allocation has, and the single address.
     fn owned(&self, name: &str) -> BTreeSet<Egress> {
         let objects = self.networks.iter().enumerate();
         let own = objects.filter(|(_, it)| it.is_some_and(|(owner, ..)| allocation(owner).name == name));
-        own.map(|(number, _)| network(number)).collect()
+        let single = self.single.filter(|(owner, ..)| allocation(*owner).name == name).map(|_| single());
+        own.map(|(number, _)| network(number)).chain(single).collect()
     }
 }
 
@@ -158,7 +179,8 @@ fn fate(maps: &Observed, pod: Ipv6Addr, destination: IpAddr) -> Fate {
         ACTION_ALLOCATE => {
             let entry = maps.allocations6.get(&u32::from(verdict.allocation)).copied().unwrap_or_default();
             let listed = entry.networks[..entry.count as usize].iter().map(|network| from_network(*network));
-            Fate::Leaves(listed.filter(|network| is_open(maps, network, entry.identity)).collect())
+            let listed = listed.filter(|network| is_open(maps, network, entry.identity));
+            Fate::Leaves(listed.chain(open_singles(maps, u32::from(verdict.allocation))).collect())
         }
         _ => Fate::Pass,
     }
@@ -168,6 +190,22 @@ fn is_open(maps: &Observed, network: &Egress, identity: u64) -> bool {
     maps.networks.get(network).is_some_and(|value| {
         value.open == 1 && value.identity == identity && owner(maps, value) == Some(maps.config.own_peer)
     })
+}
+
+/// Single addresses in whose ports an allocation can open flows.
+fn open_singles(maps: &Observed, allocation: u32) -> Vec<Egress> {
+    let Some(entry) = maps.allocations.get(&allocation) else { return Vec::new() };
+    let (first, count) = (entry.count as usize, entry.singles as usize);
+    let own = entry.addresses[first..first + count].iter().map(|address| from_map(*address));
+    let is_open = |own: &Ipv4Addr| {
+        let slices = maps.holdings.get(own).map_or(SliceSet::EMPTY, |it| SliceSet::from_words(it.allowed));
+        let index = maps.addresses.get(own).map(|value| value.index);
+        let is_owned =
+            |slice| maps.slots.get(&(index?, slice)).filter(|slot| slot.peer == maps.config.own_peer);
+        maps.config6.singles == 1 && slices.iter().any(|slice| is_owned(slice).is_some())
+    };
+    // What its stand-in is of is known before anything leaves.
+    own.filter(is_open).map(|own| maps.egress(own)).collect()
 }
 
 fn owner(maps: &Observed, value: &NetworkValue) -> Option<u32> {
@@ -218,7 +256,10 @@ fn write(
                     prop_assert!(sources.is_subset(&right), "{}", context());
                 }
                 // (One that goes to another allocation in a single step is out of use for a moment.)
-                let identity = |maps: &Observed, network| maps.networks.get(network).map(|it| it.identity);
+                let identity = |maps: &Observed, own: &Egress| match singles::key(*own) {
+                    Some(key) => maps.addresses.get(&key).map(|it| u64::from(it.allocation)),
+                    None => maps.networks.get(own).map(|it| it.identity),
+                };
                 if let (Fate::Leaves(was), Fate::Leaves(will)) = (&was, &will)
                     && stays
                     && was.intersection(will).any(|it| identity(&old, it) == identity(&new, it))
@@ -233,7 +274,11 @@ fn write(
 }
 
 fn known() -> Known {
-    Known { idle: (0..3).map(network).collect(), flows: Some(Named::default()), ..Known::default() }
+    Known {
+        idle: (0..3).map(network).chain([single()]).collect(),
+        flows: Some(Named::default()),
+        ..Known::default()
+    }
 }
 
 proptest! {
@@ -242,7 +287,7 @@ proptest! {
     #[test]
     fn no_moment_leaks_over_ipv6(worlds in prop::collection::vec(world(), 1..5)) {
         let mut maps = Observed::default();
-        let empty = World { pods: BTreeMap::new(), bindings: vec![], networks: vec![None; 3], six: false };
+        let empty = World { pods: BTreeMap::new(), bindings: vec![], networks: vec![None; 3], single: None, six: false };
         let mut former = (empty, Desired::default());
         for (epoch, world) in worlds.into_iter().enumerate() {
             let wanted = desired(&world.inputs(epoch as i64 + 1));
@@ -257,6 +302,9 @@ proptest! {
                     entry.networks[..entry.count as usize].iter().map(|it| from_network(*it)).collect();
                 prop_assert_eq!(&listed, &wanted.allocations[name].networks);
                 prop_assert!(listed.iter().all(|network| is_open(&maps, network, entry.identity)));
+                let listed = open_singles(&maps, *number);
+                let wanted = wanted.allocations[name].singles.iter().map(|own| maps.egress(*own));
+                prop_assert!(!world.six || listed.iter().copied().eq(wanted), "{:?}", listed);
             }
             prop_assert_eq!(maps.suffixes.len(), wanted.policy.pods6.len());
             for _ in 0..3 {
@@ -265,6 +313,9 @@ proptest! {
             }
             let again = transition(&wanted, &maps, &known());
             prop_assert!(again.ops.is_empty(), "in the end there is nothing to do, but {:?}", again.ops);
+            let with_ports = maps.addresses.keys().filter(|own| singles::is(**own));
+            prop_assert!(with_ports.eq(maps.singles.keys()), "{:?}", maps.singles);
+            prop_assert!(world.single.is_none() || maps.singles.len() == 1);
             former = (world, wanted);
         }
     }
@@ -276,6 +327,7 @@ fn simple() -> World {
         pods: [(2, (0, 0))].into(),
         bindings: vec![(0, 0, 0)],
         networks: vec![Some((0, 0, 0)), None, None],
+        single: None,
         six: true,
     }
 }
@@ -291,6 +343,29 @@ fn follow(maps: &mut Observed, world: &World, epoch: i64) -> Vec<Op> {
     let ops = transition(&desired(&world.inputs(epoch)), maps, &known()).ops;
     ops.iter().for_each(|op| maps.apply(op));
     ops
+}
+
+#[test]
+fn a_single_address_is_known_before_anything_leaves_from_it_and_until_nothing_does() {
+    let world = World { networks: vec![None; 3], single: Some((0, 0, 0)), ..simple() };
+    let mut maps = Observed::default();
+    let ops = follow(&mut maps, &world, 1);
+    let at = |is: fn(&Op) -> bool| ops.iter().position(is).unwrap();
+    let known = at(|op| matches!(op, Op::SetSingle { .. }));
+    assert!(at(|op| matches!(op, Op::SetConfig6(config) if config.singles == 1)) < known);
+    assert!(known < at(|op| matches!(op, Op::SetAllocation { value, .. } if value.singles == 1)));
+    assert_eq!(open_singles(&maps, 0), [single()]);
+    let destination = DESTINATIONS[0].parse().unwrap();
+    assert_eq!(fate(&maps, pod(2), destination), Fate::Leaves([single()].into()));
+    // It drains, rests, and goes.
+    follow(&mut maps, &World { single: Some((0, 1, 0)), ..world.clone() }, 2);
+    assert_eq!((open_singles(&maps, 0), maps.singles.len()), (vec![], 1));
+    follow(&mut maps, &World { single: Some((0, 2, 2)), ..world.clone() }, 3);
+    let ops = follow(&mut maps, &World { single: None, ..world.clone() }, 3);
+    let at = |is: fn(&Op) -> bool| ops.iter().position(is).unwrap();
+    assert!(at(|op| matches!(op, Op::RemoveAddress { .. })) < at(|op| matches!(op, Op::RemoveSingle { .. })));
+    follow(&mut maps, &World { single: None, ..world }, 3);
+    assert_eq!((maps.singles.len(), maps.config6.singles), (0, 0));
 }
 
 #[test]

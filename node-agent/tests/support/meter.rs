@@ -63,6 +63,7 @@ pub fn names() -> Names {
         rules: Arc::new([(3, RuleName::Policy("partners".into()))].into()),
         allocations: allocations.into(),
         addresses: [(EGRESS.into(), 0), (network, 0)].into(),
+        ..Names::default()
     }
 }
 

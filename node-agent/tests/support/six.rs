@@ -303,3 +303,56 @@ pub fn policy6(world: &mut World, generation: u32) {
         world.plane.trie("DESTINATIONS6").unwrap().insert(&key, DestinationValue { class }, 0).unwrap();
     }
 }
+
+/// The egress address: this node has slice 8 of its ports, and the other node slice 16.
+pub const SINGLE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 9, 0, 0, 0, 7);
+pub const SINGLE_2: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 9, 0, 0, 0, 8);
+/// Index of the address in `SLOTS`.
+pub const INDEX: u32 = 5;
+/// The stand-in of a single address, as the maps hold it.
+pub fn single_key(address: Ipv6Addr) -> u32 {
+    stand_in(&raw6(address), 0)
+}
+
+/// The allocation has the single address and no /64.
+pub fn single_world() -> World {
+    let mut world = World::new();
+    six(&mut world);
+    single(&mut world);
+    world
+}
+
+/// Gives the allocation the single address in place of its /64s.
+pub fn single(world: &mut World) {
+    set_allocation6(world, &[]);
+    let mut config6: Config6 = world.plane.array("CONFIG6").unwrap().get(&0, 0).unwrap();
+    config6.singles = 1;
+    set_config6(world, config6);
+    add_single(world, SINGLE, INDEX);
+    set_singles(world, 0, &[SINGLE]);
+}
+
+pub fn add_single(world: &mut World, address: Ipv6Addr, index: u32) {
+    let stand_in = single_key(address);
+    world.plane.hash("SINGLES").unwrap().insert(stand_in, SingleValue { address: raw6(address) }, 0).unwrap();
+    let value = AddressValue { index, allocation: 1 };
+    world.plane.hash("ADDRESSES").unwrap().insert(stand_in, value, 0).unwrap();
+    world.own(index, SLICE, 1);
+    world.own(index, SLICE_2, 2);
+    allow_single(world, address, &[SLICE]);
+}
+
+pub fn allow_single(world: &mut World, address: Ipv6Addr, slices: &[u16]) {
+    world.allow(Ipv4Addr::from(single_key(address).to_ne_bytes()), slices);
+}
+
+/// The allocation's single addresses, beside its IPv4 ones.
+pub fn set_singles(world: &mut World, allocation: u32, addresses: &[Ipv6Addr]) {
+    let mut allocations = world.plane.array::<AllocationValue>("ALLOCATIONS").unwrap();
+    let mut value = allocations.get(&allocation, 0).unwrap();
+    for (place, address) in value.addresses[value.count as usize..].iter_mut().zip(addresses) {
+        *place = single_key(*address);
+    }
+    value.singles = addresses.len() as u32;
+    allocations.set(allocation, value, 0).unwrap();
+}

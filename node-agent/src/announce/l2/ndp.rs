@@ -1,8 +1,8 @@
-//! Messages between IPv6 neighbours (RFC 4861) in Ethernet frames: what nodes say to each other of a /64, and what they tell
-//! others of addresses in it.
+//! Messages between IPv6 neighbours (RFC 4861) in Ethernet frames: what nodes say to each other of a /64 or a single address, and
+//! what they tell others of addresses in it.
 //!
-//! Nodes speak of a /64 by one address in it that no pod has ([`seat`]): a solicitation for it asks who answers, an advertisement
-//! of it claims the /64.
+//! Nodes speak of a /64 by one address in it that no pod has ([`seat`]), of a single address by itself: a solicitation for it asks
+//! who answers, an advertisement of it claims it.
 
 use super::election::{Heard, Mac};
 use crate::observed::{from_map6, to_network};
@@ -32,12 +32,16 @@ const NONCE: u8 = 14;
 const LENGTH: usize = 86;
 const START: usize = 54;
 
-/// The address by which nodes speak of a /64.
+/// The address by which nodes speak of a /64 or of a single address.
 pub fn seat(egress: Egress) -> Option<Ipv6Addr> {
-    to_network(egress).map(|network| from_map6(aegis_common::seat(network)))
+    match egress {
+        Egress::Single(address) => Some(address),
+        _ => to_network(egress).map(|network| from_map6(aegis_common::seat(network))),
+    }
 }
 
-/// What a frame says of a /64: which, whose MAC, and whether it claims the /64 or only asks who has it.
+/// What a frame says of a /64, or of an address that may be a single one: which, whose MAC, and whether it claims it or only asks
+/// who has it.
 pub fn read(frame: &[u8]) -> Option<(Egress, Mac, Heard)> {
     let (head, message) = (frame.get(..START)?, frame.get(START..)?);
     let length = usize::from(u16::from_be_bytes([head[18], head[19]]));
@@ -49,10 +53,11 @@ pub fn read(frame: &[u8]) -> Option<(Egress, Mac, Heard)> {
         && sum(&head[22..], message) == 0xffff;
     let address = |bytes: &[u8]| <[u8; 16]>::try_from(bytes).ok().map(Ipv6Addr::from);
     let (source, target) = (address(&head[22..38])?, address(&message[8..24])?);
-    let egress = Egress::containing(target.into());
-    if !known || seat(egress) != Some(target) {
+    if !known {
         return None;
     }
+    let network = Egress::containing(target.into());
+    let egress = if seat(network) == Some(target) { network } else { Egress::Single(target) };
     let sender: Mac = head[6..12].try_into().ok()?;
     match message[0] {
         ADVERTISEMENT => {
@@ -107,7 +112,9 @@ fn solicitation(mac: Mac, egress: Egress, word: u32) -> Option<[u8; LENGTH]> {
     let low = seat.to_bits() as u32 & 0xff_ffff;
     let group = Ipv6Addr::from_bits(0xff02_0000_0000_0000_0000_0001_ff00_0000 | u128::from(low));
     let addresses = [Ipv6Addr::UNSPECIFIED, group];
-    Some(frame(SEAT_GROUP, mac, addresses, (SOLICITATION, word, seat), (NONCE, mac)))
+    // Of the groups of single addresses nodes are no members: all of the link hear of these.
+    let to = if let Egress::Single(_) = egress { ALL_NODES } else { SEAT_GROUP };
+    Some(frame(to, mac, addresses, (SOLICITATION, word, seat), (NONCE, mac)))
 }
 
 fn frame(
@@ -168,14 +175,19 @@ mod tests {
         let heard = frames.map(|frame| read(&frame.unwrap()));
         let expected = [Heard::Question, Heard::HandOver, Heard::Claim];
         assert_eq!(heard, expected.map(|heard| Some((NETWORK, MAC, heard))));
-        let expected = "3333ff0ae915 020000000007 86dd 60000000 0020 3a ff 00000000000000000000000000000000 \
+        let bytes_of_question = "3333ff0ae915 020000000007 86dd 60000000 0020 3a ff 00000000000000000000000000000000 \
                         ff0200000000000000000001ff0ae915 87 00 6a9c 00000000 20010db80001000200000000000ae915 \
                         0e 01 020000000007";
         let bytes: String =
             question(MAC, NETWORK).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(bytes, expected.replace(' ', ""));
+        assert_eq!(bytes, bytes_of_question.replace(' ', ""));
         let address: Ipv6Addr = "2001:db8:1:2:4:1::1".parse().unwrap();
-        assert_eq!(read(&advertisement(MAC, address, OTHER)), None, "of a pod");
+        let single = Egress::Single(address);
+        let other = read(&advertisement(MAC, address, OTHER));
+        assert_eq!(other, Some((single, OTHER, Heard::Claim)), "of a pod, if it is no single address");
+        let frames = [question(MAC, single), hand_over(MAC, single), announcement(MAC, single)];
+        let heard = frames.map(|frame| read(&frame.unwrap()));
+        assert_eq!(heard, expected.map(|heard| Some((single, MAC, heard))));
         assert_eq!(question(MAC, "203.0.113.7".parse().unwrap()), None);
         assert_eq!(link_local(MAC).to_string(), "fe80::ff:fe00:7");
     }

@@ -42,9 +42,13 @@ fn refusal(origin: u8) -> RefusalKey {
     RefusalKey { remote, protocol: 6, binding: 3, ..RefusalKey::default() }
 }
 
+fn of(network: Network) -> Egress {
+    egress(network, &Singles::new())
+}
+
 fn names() -> Names {
     let rules = [(3, RuleName::Policy("partners".into()))].into();
-    let addresses = [(egress(metered_egress(1)), 0), (egress(NETWORK), 0)].into();
+    let addresses = [(of(metered_egress(1)), 0), (of(NETWORK), 0)].into();
     Names { rules: Arc::new(rules), addresses, ..Names::default() }
 }
 
@@ -277,13 +281,13 @@ fn the_rest_of_a_64_is_told_as_whose_it_is_then() {
     };
     let names = |number| Names {
         allocations: whose(&["first", "second"]),
-        addresses: [(egress(NETWORK), number)].into(),
+        addresses: [(of(NETWORK), number)].into(),
         ..Names::default()
     };
     let mut told = |names: Option<&Names>| {
         let rows = look_at(&mut book, MeterKey::rest_of(NETWORK), names);
         assert_eq!((rows.len(), rows[0].figures.received.packets), (1, 1));
-        assert_eq!(rows[0].key.address, Some(address(egress(NETWORK))));
+        assert_eq!(rows[0].key.address, Some(address(of(NETWORK))));
         rows[0].key.allocation.clone()
     };
     assert_eq!(told(None), "", "before the agent knows anything");
