@@ -124,6 +124,43 @@ fn xdp_meter6_counts_each_origin_apart_exactly() {
 }
 
 #[test]
+fn xdp_meter6_what_leaves_from_a_single_address_counts_with_its_ports() {
+    let mut world = world();
+    single(&mut world);
+    let mut meters = Meters::new(&world);
+    let of = |port, protocol| {
+        let origin = SocketAddr::new(ORIGIN6.into(), port);
+        (Some(SINGLE.into()), Some(origin), protocol, "policy/partners".to_owned())
+    };
+    let (mut sent, mut received, mut ports) = ((0, 0), (0, 0), Vec::new());
+    let add = |sum: &mut (u64, u64), more: (u64, u64)| (sum.0, sum.1) = (sum.0 + more.0, sum.1 + more.1);
+    for port in 10_000..10_005 {
+        let first = world.out(&tcp(port, 443, SYN, 0));
+        let own = u16::from_be_bytes([first.frame[54], first.frame[55]]);
+        ports.push(own);
+        add(&mut sent, (1, first.frame.len() as u64 - 14));
+        add(&mut sent, out(&world, &[tcp(port, 443, ACK, 700)]));
+        let reply = Packet6::tcp((ORIGIN6, 443), (SINGLE, own), ACK, &[9; 1000]).frame();
+        add(&mut received, back(&world, &[reply]));
+    }
+    let web = Figures { in_use: 5, peak: 5, ..figures(5, sent, received) };
+    let datagram = Packet6::udp((POD6, 5000), (ORIGIN6, 53), &[3; 3000]).fragments(1232, 0xfeed);
+    let first = world.out(&datagram[0]);
+    let own = u16::from_be_bytes([first.frame[62], first.frame[63]]);
+    let answer = Packet6::udp((ORIGIN6, 53), (SINGLE, own), &[4; 2600]).fragments(1232, 0xbeef);
+    let rest = out(&world, &datagram[1..]);
+    let all = (datagram.len() as u64, rest.1 + bytes(&datagram[..1]));
+    let dns = Figures { in_use: 1, peak: 1, ..figures(1, all, back(&world, &answer)) };
+    assert_eq!(meters.rows(), [(of(443, Protocol::Tcp), web), (of(53, Protocol::Udp), dns)].into());
+    // What finds no port is counted with where it wanted to go.
+    allow_single(&mut world, SINGLE, &[]);
+    world.out(&tcp(20_000, 443, SYN, 0));
+    let rows = meters.rows();
+    let refused = rows.values().find(|figures| !figures.refused.is_empty()).unwrap();
+    assert_eq!(refused.refused, [("unavailable".to_owned(), 1)].into());
+}
+
+#[test]
 fn xdp_meter6_all_fragments_count_for_the_flow_of_their_first() {
     let world = world();
     let mut meters = Meters::new(&world);

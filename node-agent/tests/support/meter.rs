@@ -1,11 +1,12 @@
 //! Meters as the agent reads them.
 
-use super::six::NETWORK;
+use super::six::{NETWORK, SINGLE, single_key};
 use super::{EGRESS, EGRESS_2, World};
 use aegis_core::egress::Egress;
 use aegis_core::model::AllocationName;
 use aegis_core::policy::RuleName;
 use aegis_node_agent::meter::{Book, Look, Maps, Names, Step, Whose};
+use aegis_node_agent::observed::from_map;
 use aegis_usage_report::{Figures, Protocol, Row, Volume};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -63,6 +64,7 @@ pub fn names() -> Names {
         rules: Arc::new([(3, RuleName::Policy("partners".into()))].into()),
         allocations: allocations.into(),
         addresses: [(EGRESS.into(), 0), (network, 0)].into(),
+        singles: [(from_map(single_key(SINGLE)), SINGLE)].into(),
         ..Names::default()
     }
 }

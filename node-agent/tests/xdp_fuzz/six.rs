@@ -35,7 +35,7 @@ fn is_of(pod: Ipv6Addr, address: Ipv6Addr) -> bool {
 static OTHERS: LazyLock<Ipv6Addr> = LazyLock::new(|| outside(INSIDE6, NETWORK, SLICE_2, 9));
 
 fn is_egress(address: Ipv6Addr) -> bool {
-    NETWORKS.iter().any(|network| network.segments()[..4] == address.segments()[..4])
+    address == SINGLE || NETWORKS.iter().any(|network| network.segments()[..4] == address.segments()[..4])
 }
 
 /// Whether a frame's checksum is right; `None` where there is none to be seen, or not all of it.
@@ -52,6 +52,17 @@ fn sound(frame: &[u8]) -> Option<bool> {
 /// A packet from one side to the other, of any kind and in any state.
 fn frame(random: &mut Random, source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
     let ports = [random.pick(&[40000u16, 5000]), random.pick(&[443u16, 53])];
+    frame_between(random, (source, ports[0]), (destination, ports[1]), 0x1234)
+}
+
+/// The same between ports; `id` is that of echoes.
+fn frame_between(
+    random: &mut Random,
+    (source, from): (Ipv6Addr, u16),
+    (destination, to): (Ipv6Addr, u16),
+    id: u16,
+) -> Vec<u8> {
+    let ports = [from, to];
     let payload = vec![7; random.pick(&[0usize, 1, 9, 100, 1400])];
     let tcp = |flags| Packet6::tcp((source, ports[0]), (destination, ports[1]), flags, &payload);
     let udp = Packet6::udp((source, ports[0]), (destination, ports[1]), &payload);
@@ -60,7 +71,11 @@ fn frame(random: &mut Random, source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8
         0 => tcp(SYN),
         1 => tcp(ACK),
         2 => tcp(ACK | 1),
-        3 => Packet6::echo(source, destination, random.pick(&[128, 129])),
+        3 => {
+            let mut echo = Packet6::echo(source, destination, random.pick(&[128, 129]));
+            echo.body[4..6].copy_from_slice(&id.to_be_bytes());
+            echo
+        }
         4 => Packet6::error(source, &about, random.pick(&[1, 2, 3]), random.pick(&[8, 40, 48, 100]))
             .to(destination),
         5 => Packet6::new(source, destination, random.pick(&[47, 50, 132, 253]), payload),
@@ -119,6 +134,8 @@ struct Fuzz {
     world: World,
     random: Random,
     seen: BTreeMap<&'static str, u64>,
+    /// Ports that flows have got of the single address.
+    ports: Vec<u16>,
 }
 
 impl Fuzz {
@@ -138,8 +155,13 @@ impl Fuzz {
             set_network(&mut self.world, network, NetworkValue { open: u16::from(open), ..now });
             self.world.own(2 + at as u32, SLICE, if own { 1 } else { 2 });
         }
-        let listed = self.random.pick(&[&NETWORKS[..], &NETWORKS[..1], &NETWORKS[1..]]);
+        // Without a /64 what has ports leaves from the single address.
+        let listed = self.random.pick(&[&NETWORKS[..], &NETWORKS[..1], &NETWORKS[1..], &[]]);
         set_allocation6(&mut self.world, listed);
+        let own = self.random.chance(80);
+        allow_single(&mut self.world, SINGLE, if own { &[SLICE] } else { &[] });
+        self.world.own(INDEX, SLICE, if own { 1 } else { 2 });
+        self.world.home(INDEX, self.random.pick(&[0, 1, 1, 2]));
     }
 
     fn out(&mut self) -> (Vec<u8>, Result<(), String>) {
@@ -159,18 +181,36 @@ impl Fuzz {
         let result = if marked { self.world.out(&frame) } else { self.world.out_unmarked(&frame) };
         let counted = self.counted();
         let judged = uplink_egress(&frame, &result, marked, &counted);
+        // Where the port is if there is nothing between the headers.
+        let place = match frame[20] {
+            TCP | UDP => 54,
+            _ => 58,
+        };
+        if marked
+            && (result.verdict, address(&result.frame, SOURCE)) == (TCX_NEXT, SINGLE)
+            && let Some(port) = result.frame.get(place..place + 2)
+            && self.ports.len() < 500
+        {
+            self.ports.push(u16::from_be_bytes([port[0], port[1]]));
+        }
         (frame, judged)
     }
 
     fn back(&mut self) -> (Vec<u8>, Result<(), String>) {
         let mut all: Vec<Ipv6Addr> = OUTSIDE.iter().map(|(_, outside)| *outside).collect();
         all.extend([*OTHERS, NETWORK, POD6, ELSEWHERE6]);
+        all.extend([SINGLE; 6]);
         let destination = self.random.pick(&all);
         let source = self.random.pick(&[ORIGIN6, ELSEWHERE6]);
         let frame = match self.random.chance(20) {
             true => {
                 let source = self.random.pick(&[ORIGIN6, Ipv6Addr::UNSPECIFIED, destination]);
                 neighbour(&mut self.random, source, destination)
+            }
+            false if destination == SINGLE && !self.ports.is_empty() => {
+                let from = self.random.pick(&[443, 53]);
+                let port = self.random.pick(&self.ports);
+                frame_between(&mut self.random, (ORIGIN6, from), (SINGLE, port), port)
             }
             false => frame(&mut self.random, source, destination),
         };
@@ -216,7 +256,8 @@ fn uplink_egress(
         }
         TCX_NEXT => {
             let now = address(&result.frame, SOURCE);
-            right("not the pod's address", is_of(source, now))?;
+            let own = now == SINGLE && [POD6, FAR_POD6].contains(&source);
+            right("not the pod's address", own || is_of(source, now))?;
             right("another length", result.frame.len() == frame.len())?;
             right("another destination", address(&result.frame, DESTINATION) == destination)?;
             right("a checksum is wrong now", sound(frame) != Some(true) || sound(&result.frame) == Some(true))
@@ -241,14 +282,16 @@ fn uplink_ingress(
         XDP_PASS if after == frame => right("it gets in as it is", !is_egress(destination)),
         XDP_PASS => {
             let pod = address(after, DESTINATION);
-            right("not for this pod", is_of(pod, destination))?;
+            let own = destination == SINGLE && [POD6, FAR_POD6].contains(&pod);
+            right("not for this pod", own || is_of(pod, destination))?;
             right("another length", after.len() == frame.len())?;
             right("another source", address(after, SOURCE) == address(frame, SOURCE))?;
             right("a checksum is wrong now", sound(frame) != Some(true) || sound(after) == Some(true))
         }
         XDP_TX if counted.contains(&("ndp_answered", 1)) => {
             let target = address(frame, TARGET);
-            right("nobody's address", is_egress(target) && target.segments()[3] == NETWORK.segments()[3])?;
+            let own = target == SINGLE || target.segments()[3] == NETWORK.segments()[3];
+            right("nobody's address", is_egress(target) && own)?;
             right("what it answers is not sound", sound(frame) == Some(true) && frame[54] == 135)?;
             right("not sound", sound(after) == Some(true) && address(after, TARGET) == target)?;
             let (source, to) = (address(frame, SOURCE), address(after, DESTINATION));
@@ -273,7 +316,10 @@ fn xdp_fuzz_whatever_comes_over_ipv6() {
     six(&mut world);
     let key = NdpKey { network: network_of(&raw6(NETWORK)), ifindex: 1 };
     world.plane.hash("NDP_ANSWERS").unwrap().insert(key, NdpValue::default(), 0).unwrap();
-    let mut fuzz = Fuzz { world, random: Random::new(seed), seen: BTreeMap::new() };
+    single(&mut world);
+    let key = NdpKey { network: [0, single_key(SINGLE)], ifindex: 1 };
+    world.plane.hash("NDP_ANSWERS").unwrap().insert(key, NdpValue::default(), 0).unwrap();
+    let mut fuzz = Fuzz { world, random: Random::new(seed), seen: BTreeMap::new(), ports: Vec::new() };
     for number in 0..count {
         if number % 20 == 0 {
             fuzz.change();
@@ -285,6 +331,8 @@ fn xdp_fuzz_whatever_comes_over_ipv6() {
         }
     }
     println!("{count} frames of seed {seed}: {:#?}", fuzz.seen);
+    assert!(fuzz.ports.len() > 10, "{:?}", fuzz.ports);
+    assert!(fuzz.world.consistent() > 10);
     for label in [
         "translated",
         "reverse",
@@ -297,6 +345,9 @@ fn xdp_fuzz_whatever_comes_over_ipv6() {
         "drop_malformed_in",
         "drop_no_flow",
         "drop_no_owner",
+        "drop_fragment_in",
+        "refuse_protocol",
+        "refuse_no_flow",
         "drop_leak",
         "ndp_answered",
     ] {

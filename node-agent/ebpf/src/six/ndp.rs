@@ -132,7 +132,7 @@ extern "C" fn answer_ndp(context: *mut xdp_md) -> u32 {
 /// of the link, nor is anything of this kind steered.
 #[inline(always)]
 fn not_asked(ip: &Ipv6) -> u32 {
-    if lookup::network(&ip.destination).is_none() {
+    if lookup::network(&ip.destination).is_none() && !single::is(&ip.destination) {
         return XDP_PASS;
     }
     maps::count(Counter::DropNoFlow, ip.length());
