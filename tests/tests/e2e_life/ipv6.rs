@@ -20,10 +20,10 @@ use crate::programs::Way;
 /// Longest time for which something is waited for that must not come.
 const SILENCE_MS: u64 = 700;
 
-/// A namespace with a /64, and a binding of the first origin's range.
-struct Account {
-    namespace: Namespace,
-    network: Ipv6Net,
+/// A namespace with a /64 or a single address, and a binding of the first origin's range.
+pub struct Account {
+    pub namespace: Namespace,
+    pub network: Ipv6Net,
 }
 
 impl Account {
@@ -32,14 +32,25 @@ impl Account {
     }
 
     async fn announced(cluster: &Cluster, name: &str, mode: &str) -> anyhow::Result<Account> {
-        let namespace = cluster.namespace(name).await?;
         let network = free_network(cluster).await?;
+        Account::of(cluster, name, network, mode, "").await
+    }
+
+    /// The same with what it has, how that is announced, and more fields of the allocation.
+    pub async fn of(
+        cluster: &Cluster,
+        name: &str,
+        network: Ipv6Net,
+        mode: &str,
+        more: &str,
+    ) -> anyhow::Result<Account> {
+        let namespace = cluster.namespace(name).await?;
         let name = namespace.name();
         let announcement = format!("{name}, announcement: {{mode: {mode}}}");
         namespace.apply(&prefix(name, &format!("'{network}'"), &announcement)).await?;
         let spec = format!(
             "{{prefixes: [{name}], addresses: {{ipv6: 1}}, timeouts: {{tcpEstablishedSeconds: 600, \
-             tcpTransitorySeconds: 30, tcpClosedSeconds: 2, udpSeconds: 30, icmpSeconds: 10}}}}"
+             tcpTransitorySeconds: 30, tcpClosedSeconds: 2, udpSeconds: 30, icmpSeconds: 10, restSeconds: 5}}{more}}}"
         );
         namespace.apply(&allocation("partners", &spec)).await?;
         let zone = cluster.origin(0)?.port6(0)?;
@@ -54,7 +65,7 @@ impl Account {
         namespace.apply(&binding).await?;
         let account = Account { namespace, network };
         let (allocations, bindings) = (account.allocations(), account.bindings());
-        let programmed = wait_for("the /64 and the binding to be programmed", PATIENCE, async || {
+        let programmed = wait_for("the address and the binding to be programmed", PATIENCE, async || {
             let (allocation, binding) = (allocations.get("partners").await?, bindings.get("partners").await?);
             // A node whose agent has just been started anew gets its slice a moment later, and until then opens nothing.
             let held = account.object().await?.map_or(0, |object| object.spec.holdings.len());
@@ -73,7 +84,7 @@ impl Account {
         Ok(account)
     }
 
-    fn allocations(&self) -> Api<EgressAllocation> {
+    pub fn allocations(&self) -> Api<EgressAllocation> {
         self.namespace.api()
     }
 
@@ -81,13 +92,17 @@ impl Account {
         self.namespace.api()
     }
 
-    async fn object(&self) -> anyhow::Result<Option<EgressAddress>> {
+    pub async fn object(&self) -> anyhow::Result<Option<EgressAddress>> {
         let addresses: Api<EgressAddress> = Api::all(self.namespace.cluster().client());
         let all = addresses.list(&ListParams::default()).await?.items;
-        Ok(all.into_iter().find(|object| object.spec.address == self.network.to_string()))
+        let own = match self.network.prefix_len() {
+            128 => self.network.addr().to_string(),
+            _ => self.network.to_string(),
+        };
+        Ok(all.into_iter().find(|object| object.spec.address == own))
     }
 
-    async fn pod(&self, name: &str, node: Node, bound: bool) -> anyhow::Result<Inside> {
+    pub async fn pod(&self, name: &str, node: Node, bound: bool) -> anyhow::Result<Inside> {
         let builder = self.namespace.pod(name).on(&node.name());
         let builder = if bound { builder.label(BOUND.0, BOUND.1) } else { builder };
         Inside::of(self.namespace.cluster(), builder.start().await?)
@@ -104,15 +119,15 @@ async fn free_network(cluster: &Cluster) -> anyhow::Result<Ipv6Net> {
     Ok(Ipv6Net::new(free.context("no /64 is free")?, 64)?)
 }
 
-/// Counts on the router what nodes send to an origin, from a /64 and from elsewhere, until it is dropped. Errors about what the origin
+/// Counts on the router what nodes send to an origin, from an account's addresses and from elsewhere, until it is dropped. Errors about what the origin
 /// sends to others are not counted: of a test before, it may still be trying to end connections with a /64 that nobody has any more.
-struct Watch<'a> {
+pub struct Watch<'a> {
     lab: &'a Lab,
     table: String,
 }
 
 impl<'a> Watch<'a> {
-    fn new(lab: &'a Lab, network: Ipv6Net, to: Ipv6Addr) -> anyhow::Result<Watch<'a>> {
+    pub fn new(lab: &'a Lab, network: Ipv6Net, to: Ipv6Addr) -> anyhow::Result<Watch<'a>> {
         let table = format!("w{}", network.addr().segments()[3]);
         // Behind the error's own 8 bytes is the packet, 24 bytes into which is where it went.
         let about_others = format!("@th,256,64 != {:#x}", network.addr().to_bits() >> 64);
@@ -131,7 +146,7 @@ impl<'a> Watch<'a> {
     }
 
     /// Packets from the /64, and others.
-    fn counts(&self) -> anyhow::Result<(u64, u64)> {
+    pub fn counts(&self) -> anyhow::Result<(u64, u64)> {
         let mut nft = self.lab.command_in("router", "nft");
         let output = nft.args(["-j", "list", "counters", "table", "ip6", &self.table]).output()?;
         let listing: serde_json::Value = serde_json::from_slice(&output.stdout)?;
@@ -144,7 +159,7 @@ impl<'a> Watch<'a> {
     }
 
     /// Nothing but packets from the /64.
-    fn only(&self) -> anyhow::Result<()> {
+    pub fn only(&self) -> anyhow::Result<()> {
         let (right, wrong) = self.counts()?;
         if right > 0 && wrong == 0 {
             return Ok(());
@@ -161,11 +176,11 @@ impl Drop for Watch<'_> {
     }
 }
 
-/// A route of one /64 that goes with the value.
-struct Pinned<'a>(&'a Lab, Ipv6Net);
+/// A route of an account's addresses that goes with the value.
+pub struct Pinned<'a>(pub &'a Lab, pub Ipv6Net);
 
 impl Pinned<'_> {
-    fn to(&self, nodes: &[Node]) -> anyhow::Result<()> {
+    pub fn to(&self, nodes: &[Node]) -> anyhow::Result<()> {
         self.0.pin6(self.1, nodes)
     }
 }

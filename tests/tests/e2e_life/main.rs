@@ -30,6 +30,7 @@ mod pod_start;
 mod policies;
 mod programs;
 mod restart;
+mod single;
 mod sites;
 mod unusable;
 mod upgrade;
