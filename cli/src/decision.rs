@@ -61,7 +61,7 @@ pub struct Way {
 pub struct Slices {
     /// The address, or the /64.
     pub address: String,
-    /// Its ports, as ranges; of a /64 the range of the node.
+    /// Its ports, as ranges; of a /64 the range of addresses of the node.
     pub ports: Vec<String>,
     /// How many slices that are.
     pub slices: u32,
@@ -239,7 +239,7 @@ pub fn full(name: &AllocationName) -> String {
 /// A run of slices as ports; of a /64 as the range of addresses.
 pub fn ports(address: Egress, (first, last): (u8, u8)) -> String {
     match address {
-        Egress::V4(_) => {
+        Egress::V4(_) | Egress::Single(_) => {
             format!("{}-{}", u32::from(first) * PORTS, u32::from(last) * PORTS + PORTS - 1)
         }
         Egress::V6(network) => {

@@ -106,7 +106,7 @@ pub fn which(state: &State, wanted: &Wanted<'_>) -> Result<(Which, Option<String
     Ok((Which { port, protocols, egress, ..which }, node))
 }
 
-/// Addresses of an allocation; of a /64 the first.
+/// Addresses of an allocation; of a /64 the first one.
 fn addresses(state: &State, namespace: &str, name: &str) -> Vec<IpAddr> {
     let all = readable(&state.snapshot.addresses).into_iter().map(|it| &it.spec);
     let of = |it: &&EgressAddressSpec| {

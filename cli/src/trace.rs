@@ -127,7 +127,7 @@ pub struct Egress {
     /// New flows that the node refused for want of a port during the last minute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<u32>,
-    /// What it leaves from where there is no port of the allocation, or no part of its /64s.
+    /// What it leaves from where there is no port of the allocation, or of IPv6 no part of its /64s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secondary: Option<Box<Egress>>,
 }

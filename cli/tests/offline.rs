@@ -75,6 +75,15 @@ fn trace() {
     golden("trace-denied.txt", &with(&["trace", "sa/worker", "198.51.100.200:443", "-n", "shop"]), 0);
     // Covered over IPv6, and the allocation has none.
     golden("trace-no-ipv6.txt", &with(&["trace", "shop/web", "[2001:db8:9::1]:443"]), 0);
+    // It has one address by itself: by ports of the pod's own node, or not at all.
+    let single = |pod| output(&with(&["trace", pod, "[2001:db8:9::1]:443", "--state", "single.yaml"]), 0);
+    let text = single("shop/web");
+    assert!(
+        text.contains("it leaves from shop/partners\n   2001:db8::7: 1024-3071 (8 slices of the node"),
+        "{text}"
+    );
+    let text = single("shop/other");
+    assert!(text.contains("it is refused, since node n2 has no IPv6 ports of shop/partners"), "{text}");
     for (subject, destination, said) in [
         ("bank/teller", "192.0.2.99", "no rule matches: it leaves with the node's address"),
         ("bank/teller", "10.96.0.10:53", "10.96.0.0/16 is inside the cluster"),

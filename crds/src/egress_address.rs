@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// One dedicated egress address (an IPv4 address, or an IPv6 /64) and which node may send from which of its slices. The
+/// One dedicated egress address (an IPv4 address, an IPv6 /64, or an IPv6 address by itself) and which node may send from which of its slices. The
 /// operator writes it; people read it. All holdings live in this one object, so that one compare-and-swap keeps every slice
 /// with one owner.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,8 +19,13 @@ use serde::{Deserialize, Serialize};
     category = "aegis",
     status = "EgressAddressStatus",
     derive = "PartialEq",
-    validation = Rule::new("self.metadata.name == self.spec.address.replace('::/64', '').replace(':', '-')")
-        .message("metadata.name must equal spec.address; of an IPv6 one without ::/64, and with - in place of :"),
+    validation = Rule::new(
+        "isIP(self.spec.address) && ip(self.spec.address).family() == 6 \
+         ? self.metadata.name.matches('^[0-9a-f]{4}(-[0-9a-f]{4}){7}$') && isIP(self.metadata.name.replace('-', ':')) \
+           && ip(self.metadata.name.replace('-', ':')) == ip(self.spec.address) \
+         : self.metadata.name == self.spec.address.replace('::/64', '').replace(':', '-')"
+    ).message("metadata.name must equal spec.address; of a /64 without ::/64, and with - in place of :; of a single IPv6 address with \
+               all eight groups of four digits, and with - in place of :"),
     printcolumn = r#"{"name":"Account","type":"string","jsonPath":".spec.allocationRef.namespace"}"#,
     printcolumn = r#"{"name":"Allocation","type":"string","jsonPath":".spec.allocationRef.name"}"#,
     printcolumn = r#"{"name":"Prefix","type":"string","jsonPath":".spec.prefix"}"#,
@@ -46,7 +51,8 @@ use serde::{Deserialize, Serialize};
         .field_path(".fence")
 )]
 pub struct EgressAddressSpec {
-    /// The address; the object bears it as its name too (`2001-db8-1-2` stands for `2001:db8:1:2::/64`).
+    /// The address; the object bears it as its name too (`2001-db8-1-2` stands for `2001:db8:1:2::/64`,
+    /// `2001-0db8-0000-0000-0000-0000-0000-0007` for `2001:db8::7`).
     #[schemars(schema_with = "schema::egress_address")]
     #[x_kube(validation = ("self == oldSelf", "can't be changed: an EgressAddress is one address for life"))]
     pub address: String,
@@ -61,8 +67,8 @@ pub struct EgressAddressSpec {
     /// the newer one.
     #[schemars(range(min = 0))]
     pub epoch: i64,
-    /// Who holds which slices: sorted by `first`, disjoint, at most 252. Slices in no holding are free. Of an IPv4 address
-    /// a slice is 256 consecutive ports. Of a /64 it is the node's number: the addresses in which bits 64 to 79 are this
+    /// Who holds which slices: sorted by `first`, disjoint, at most 252. Slices in no holding are free. Of an IPv4 address, and of
+    /// a single IPv6 one, a slice is 256 consecutive ports. Of a /64 it is the node's number: the addresses in which bits 64 to 79 are this
     /// number are the node's.
     #[serde(default)]
     #[schemars(length(max = 252), extend("x-kubernetes-list-type" = "atomic"))]
@@ -111,7 +117,7 @@ pub struct AllocationRef {
     validation = ("has(self.until) == (self.state == 'Quarantined')", "until must be given with state Quarantined, and with no other")
 )]
 pub struct Holding {
-    /// First slice, 4 to 255: of an IPv4 address its ports begin at 256 times this number.
+    /// First slice, 4 to 255: its ports, where it has some, begin at 256 times this number.
     #[schemars(range(min = 4, max = 255))]
     pub first: u32,
     /// Last slice, from `first` to 255.

@@ -40,12 +40,12 @@ pub struct EgressAllocationSpec {
     pub addresses: AddressRequest,
     /// Where traffic may leave from: at most four sets of nodes, each with its share of the ports. Without sites every
     /// node may hold slices. Pods on other nodes leave through these, the nearest ones first: of the same zone, of the
-    /// same region, then by the site's name; those whose ports are full come last.
+    /// same region, then by the site's name; those whose ports are full come last. Over IPv6 they send nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub sites: Vec<Site>,
-    /// Which ports of each IPv4 address are used and how nodes share them.
+    /// Which ports of each IPv4 address, and of each single IPv6 one, are used and how nodes share them.
     #[serde(default)]
     pub ports: Ports,
     /// What counts as full.
@@ -153,12 +153,14 @@ pub struct AddressRequest {
     #[schemars(range(min = 1, max = 16))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv4: Option<u32>,
-    /// Number of IPv6 /64s, 1 to 16, in the same way; each counts as one address. Every node of the sites has a part of each
-    /// (at most 252 nodes of one), and in it an address for each pod. Ports, capacity and time-outs are nothing to them.
+    /// Number of IPv6 addresses, 1 to 16, in the same way: of a prefix up to /64 each is a /64, a prefix of one address (/128) gives
+    /// that one. Every node of the sites has a part of each /64 (at most 252 nodes of one), and in it an address for each pod; ports,
+    /// capacity and time-outs are nothing to it. Of a single address nodes share the ports as they do of an IPv4 one. A node without
+    /// any slice sends nothing over IPv6: nobody else sends for it.
     #[schemars(range(min = 1, max = 16))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv6: Option<u32>,
-    /// Exactly these addresses (`203.0.113.7`, `2001:db8:1:2::/64`), 1 to 16, instead of `ipv4` and `ipv6`. Each must lie in
+    /// Exactly these addresses (`203.0.113.7`, `2001:db8:1:2::/64`, `2001:db8::7` of a prefix of one address), 1 to 16, instead of `ipv4` and `ipv6`. Each must lie in
     /// one of the prefixes, not be reserved and belong to nobody else.
     #[schemars(schema_with = "schema::explicit_addresses")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -245,7 +247,8 @@ impl Default for Ports {
 pub struct PerNode {
     /// Slices that every node of the sites holds, whether it needs them or not: 256 connections to each origin for
     /// each slice. 1 to 252. Nothing is taken of them for others. All nodes together can't hold more than the 252 slices of an address: with the default, 31
-    /// nodes fill one. Further nodes hold slices of the next address, or send through nodes that hold some.
+    /// nodes fill one. Further nodes hold slices of the next address, or send through nodes that hold some; of IPv6 addresses they send
+    /// nothing then.
     #[serde(default = "per_node_min")]
     #[schemars(range(min = 1, max = 252))]
     pub min: u32,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// A range of egress addresses, leased to or brought by an account. Allocations of that account, and of accounts to which it
 /// is delegated, take their dedicated addresses from it. The whole CIDR is usable: unlike a subnet, a prefix has no network or broadcast address. Of an IPv6
-/// prefix, what an allocation takes as one address is a /64.
+/// prefix, what an allocation takes as one address is a /64, unless the prefix is one address.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "aegis.dev",
@@ -46,7 +46,12 @@ use serde::{Deserialize, Serialize};
 ).message("spec.delegations names spec.account, which may take every address as it is: leave that delegation out")
     .field_path(".delegations"))]
 #[x_kube(validation = Rule::new(
-    "!has(self.delegations) || !isCIDR(self.cidr) \
+    "!has(self.delegations) || !isCIDR(self.cidr) || cidr(self.cidr).prefixLength() != 128 \
+     || self.delegations.all(it, it.maxAddresses == 1)"
+).message("spec.delegations has a maxAddresses above the number of addresses in spec.cidr, which is one address: delegate 1")
+    .field_path(".delegations"))]
+#[x_kube(validation = Rule::new(
+    "!has(self.delegations) || !isCIDR(self.cidr) || cidr(self.cidr).prefixLength() == 128 \
      || (cidr(self.cidr).ip().family() == 4 ? 32 - cidr(self.cidr).prefixLength() : 64 - cidr(self.cidr).prefixLength()) >= 10 \
      || (cidr(self.cidr).ip().family() == 4 ? 32 - cidr(self.cidr).prefixLength() : 64 - cidr(self.cidr).prefixLength()) < 0 \
      || self.delegations.all(it, it.maxAddresses <= [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]\
@@ -55,13 +60,16 @@ use serde::{Deserialize, Serialize};
     .field_path(".delegations"))]
 pub struct AegisPrefixSpec {
     /// Range in CIDR notation without host bits: IPv4 from /16 (the widest) to /32, for example `203.0.113.0/28`, or IPv6
-    /// from /32 to /64, for example `2001:db8:1::/48`. It can't be changed later: create another prefix instead. Prefixes must not overlap; where two do, the older one
+    /// from /32 to /64, for example `2001:db8:1::/48`, or one IPv6 address (`2001:db8::7/128`) for hosts that the provider gives
+    /// a single one and no /64. Prefer a /64: over it every protocol leaves and nothing runs out, while from a single address, as from an
+    /// IPv4 one, only TCP, UDP and ICMPv6 echo leave, by ports that nodes share (`spec.ports` of the allocation) and that can run
+    /// out. The range can't be changed later: create another prefix instead. Prefixes must not overlap; where two do, the older one
     /// (by creation time, then by name) counts and the newer one is not accepted. Nor must a prefix overlap the pods of
     /// a node (`spec.podCIDRs` of the Node) or addresses of Services (ServiceCIDR objects); addresses of nodes that lie in it are reserved by themselves.
     #[schemars(schema_with = "schema::prefix_cidr")]
     pub cidr: String,
     /// Addresses (`203.0.113.1`) or ranges (`203.0.113.4/30`) within `cidr` that must not be allocated, for example
-    /// because they are in use elsewhere. At most 64. Of an IPv6 prefix each /64 goes of which a part is reserved. Reserving an address that an allocation holds already does not
+    /// because they are in use elsewhere. At most 64. Of an IPv6 prefix up to /64 each /64 goes of which a part is reserved. Reserving an address that an allocation holds already does not
     /// take it away.
     #[schemars(schema_with = "schema::reserved")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -125,7 +133,7 @@ pub struct Delegation {
     #[schemars(schema_with = "schema::namespace_selector")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace_selector: Option<LabelSelector>,
-    /// Most addresses (of an IPv6 prefix, /64s) that an account may have of the prefix, over all of its allocations. With
+    /// Most addresses (of an IPv6 prefix up to /64, /64s) that an account may have of the prefix, over all of its allocations. With
     /// `namespaceSelector` that is each account's own number. 1 to 1,024, and not more than the prefix has.
     #[schemars(range(min = 1, max = 1024))]
     pub max_addresses: u32,
@@ -138,7 +146,7 @@ pub struct Announcement {
     /// `BGP`: every node that holds slices of an address puts a route to it into a routing table of the kernel
     /// (180, unless the agents are told otherwise), from which FRR or BIRD announces it; of a /64 the whole of it, and the /80 that
     /// is the node's own. `L2`: one of the nodes that
-    /// hold slices answers ARP for the address, or neighbour solicitations for the addresses of a /64. `None`: neither; the network routes the addresses to the nodes by itself,
+    /// hold slices answers ARP for the address, or neighbour solicitations for the IPv6 address or the addresses of the /64. `None`: neither; the network routes the addresses to the nodes by itself,
     /// for example by static routes or a cloud's route table.
     #[serde(default)]
     pub mode: AnnouncementMode,
@@ -160,7 +168,7 @@ pub enum AnnouncementMode {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AegisPrefixStatus {
-    /// Addresses of the prefix that can be allocated (reserved ones do not count); of an IPv6 prefix, /64s.
+    /// Addresses of the prefix that can be allocated (reserved ones do not count); of an IPv6 prefix up to /64, /64s.
     #[serde(default)]
     pub addresses: u32,
     /// Addresses that are reserved: by `spec.reserved`, or since they are a node's own.

@@ -80,7 +80,7 @@ fn subdomain(max: u32) -> Schema {
     )
 }
 
-/// One egress address: an IPv4 address, or an IPv6 /64.
+/// One egress address: an IPv4 address, an IPv6 /64, or an IPv6 address by itself.
 pub fn egress_address(_: &mut SchemaGenerator) -> Schema {
     egress_text()
 }
@@ -90,14 +90,13 @@ fn egress_text() -> Schema {
         CIDR,
         &[
             (
-                "isIP(self) ? ip(self).family() == 4 \
-                 : isCIDR(self) && cidr(self).ip().family() == 6 && cidr(self).prefixLength() == 64",
-                "must be an IPv4 address such as 203.0.113.7 or an IPv6 range of length 64 such as 2001:db8:1:2::/64",
+                "isIP(self) || isCIDR(self) && cidr(self).ip().family() == 6 && cidr(self).prefixLength() == 64",
+                "must be an address such as 203.0.113.7 or 2001:db8::7, or an IPv6 range of length 64 such as 2001:db8:1:2::/64",
             ),
             NO_HOST_BITS,
             (
-                "!isCIDR(self) || string(cidr(self)) == self",
-                "must be in its shortest form, in lower case, such as 2001:db8:1:2::/64: there is one name for each",
+                "(!isCIDR(self) || string(cidr(self)) == self) && (!isIP(self) || string(ip(self)) == self)",
+                "must be in its shortest form, in lower case, such as 2001:db8::7 or 2001:db8:1:2::/64: there is one name for each",
             ),
         ],
     )
@@ -126,8 +125,9 @@ pub fn prefix_cidr(_: &mut SchemaGenerator) -> Schema {
             ),
             (
                 "!isCIDR(self) || cidr(self).ip().family() == 4 \
-                 || cidr(self).prefixLength() >= 32 && cidr(self).prefixLength() <= 64",
-                "must have a prefix length from /32 to /64: an allocation gets a whole /64",
+                 || cidr(self).prefixLength() >= 32 && cidr(self).prefixLength() <= 64 || cidr(self).prefixLength() == 128",
+                "must have a prefix length from /32 to /64, of which an allocation gets a whole /64, or /128, which is one address: \
+                 for several addresses without a /64 create an AegisPrefix of each",
             ),
             (
                 "!isCIDR(self) || !['0.0.0.0/8', '127.0.0.0/8', '169.254.0.0/16', '224.0.0.0/4', '240.0.0.0/4']\

@@ -362,9 +362,9 @@ impl Controller {
         let usable: BTreeMap<_, u32> =
             world.inputs.allocations.iter().map(|it| (&it.name, it.slices.len())).collect();
         let addresses = plan.addresses.iter().chain(&world.frozen);
-        self.metrics.slices(addresses.map(|it| match it.address {
-            Egress::V4(_) => (it, usable.get(&it.allocation).copied().unwrap_or_default()),
-            Egress::V6(_) => (it, aegis_core::slice::COUNT),
+        self.metrics.slices(addresses.map(|it| match it.address.has_ports() {
+            true => (it, usable.get(&it.allocation).copied().unwrap_or_default()),
+            false => (it, aegis_core::slice::COUNT),
         }));
     }
 }

@@ -128,6 +128,43 @@ async fn a_64_is_given_a_number_for_each_node_and_goes_when_nobody_has_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ports_of_one_ipv6_address_are_shared_like_those_of_ipv4() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator("a", &["--quarantine-seconds", "2"]).await;
+    let [mut one, mut two] = cluster.nodes(["n1", "n2"]).await;
+    cluster.namespace("shop").await;
+    cluster.prefix("one", "2001:db8:7::9/128", "shop").await;
+    let request = json!({"prefixes": ["one"], "addresses": {"ipv6": 1}, "ports": {"first": 32_768}});
+    cluster.allocation("shop", "partner", request).await;
+
+    let addresses = cluster.addresses("shop", "partner", 1).await;
+    assert_eq!(addresses[0].name_any(), "2001-0db8-0007-0000-0000-0000-0000-0009");
+    assert_eq!(addresses[0].spec.address, "2001:db8:7::9");
+    let held = slices(&addresses[0], HoldingState::Held);
+    assert_eq!(held.into_iter().collect::<Vec<_>>(), [("n1".into(), 8), ("n2".into(), 8)]);
+    assert!(addresses[0].spec.holdings.iter().all(|it| it.first >= 128), "{:?}", addresses[0].spec.holdings);
+    let allocations: Api<EgressAllocation> = cluster.in_account("shop");
+    let good = "1 single IPv6 address on 2 nodes";
+    cluster.condition(&allocations, "partner", type_::ALLOCATED, "True", good).await;
+    let status = allocations.get("partner").await.expect("allocation").status.expect("status");
+    assert_eq!(status.summary, "2001:db8:7::9");
+    assert_eq!((status.addresses[0].slices_held, status.addresses[0].slices_free), (16, 112));
+    one.report(&cluster).await;
+    two.report(&cluster).await;
+    cluster.condition(&allocations, "partner", type_::PROGRAMMED, "True", "2 of 2 nodes").await;
+
+    allocations.delete("partner", &DeleteParams::default()).await.expect("delete");
+    (one.drains, two.drains) = (true, true);
+    eventually("the address is gone", SOON, async || {
+        one.report(&cluster).await;
+        two.report(&cluster).await;
+        let left = cluster.addresses_now("shop", "partner").await?;
+        if left.is_empty() { Ok(()) } else { Err(format!("{} left", left.len())) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn binding_tells_what_nodes_have_of_it() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator("a", &[]).await;

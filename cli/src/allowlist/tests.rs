@@ -3,7 +3,7 @@ use super::*;
 use crate::files;
 use clap::ValueEnum;
 use proptest::prelude::*;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 const RULE: Rule = Rule { ports: Vec::new(), protocol: Transport::Tcp, name: None };
 
@@ -23,7 +23,10 @@ fn four(last: u8) -> Egress {
 /// Addresses close to each other, so that ranges are met.
 fn addresses() -> impl Strategy<Value = BTreeSet<Egress>> {
     let six = |last: u8| Egress::V6(0x2001_0db8_0001_0000 + u64::from(last));
-    let one = prop_oneof![any::<u8>().prop_map(four), (0..40_u8).prop_map(six)];
+    // In /64s of their own: of one that the list has they would be a part.
+    let single =
+        |last: u8| Egress::Single((0x2001_0db8_0002_0000_0000_0000_0000_0000 + u128::from(last)).into());
+    let one = prop_oneof![any::<u8>().prop_map(four), (0..40_u8).prop_map(six), (0..40_u8).prop_map(single),];
     prop::collection::btree_set(one, 1..60)
 }
 
@@ -33,10 +36,17 @@ fn inside(ranges: impl IntoIterator<Item = IpNet>) -> BTreeSet<Egress> {
     for range in ranges {
         let parts: Vec<IpNet> = match range {
             IpNet::V4(range) => range.subnets(32).unwrap().map(IpNet::V4).collect(),
+            IpNet::V6(range) if range.prefix_len() > 64 => {
+                range.subnets(128).unwrap().map(IpNet::V6).collect()
+            }
             IpNet::V6(range) => range.subnets(64).unwrap().map(IpNet::V6).collect(),
         };
         for part in parts {
-            assert!(found.insert(Egress::containing(part.addr())), "{part} twice");
+            let egress = match part.addr() {
+                IpAddr::V6(address) if part.prefix_len() == 128 => Egress::Single(address),
+                address => Egress::containing(address),
+            };
+            assert!(found.insert(egress), "{part} twice");
         }
     }
     found

@@ -3,10 +3,11 @@
 use super::{Outcome, demand, policy_of, title};
 use crate::decision::{Decider, full};
 use crate::state::{State, lacks};
-use aegis_core::egress::Family;
+use aegis_core::egress::{Egress, Family, Kind};
 use aegis_core::gateway::Load;
 use aegis_core::model::AllocationName;
 use aegis_core::policy::{Action, Explanation, Step};
+use std::collections::BTreeSet;
 
 /// What happens to a new flow, in words, with what to do if it is refused.
 pub(super) fn outcome(
@@ -77,7 +78,13 @@ fn second(
 ) -> String {
     let (first, second) = (full(primary), full(secondary));
     if family == Family::V6 {
-        return format!(", or from {second} while the node has no part of a /64 of {first}");
+        let kinds = kinds(state, primary, family);
+        let what = match (kinds.contains(&Kind::Network), kinds.contains(&Kind::Single)) {
+            (_, false) => "part of a /64",
+            (false, true) => "IPv6 ports",
+            (true, true) => "part of a /64 and no IPv6 ports",
+        };
+        return format!(", or from {second} while the node has no {what} of {first}");
     }
     let demand = node.and_then(|node| Some((node, demand(state, node, primary)?)));
     let none_left = demand.filter(|(_, it)| Load::of(it.fill_percent, it.refused) == Load::Full);
@@ -89,11 +96,20 @@ fn second(
     }
 }
 
+/// What an allocation has of a family.
+fn kinds(state: &State, name: &AllocationName, family: Family) -> BTreeSet<Kind> {
+    let own = crate::state::readable(&state.snapshot.addresses).into_iter().map(|it| &it.spec);
+    let own =
+        own.filter(|it| it.allocation_ref.namespace == name.account && it.allocation_ref.name == name.name);
+    let kinds = own.filter_map(|it| Some(it.address.parse::<Egress>().ok()?.kind()));
+    kinds.filter(|kind| kind.family() == family).collect()
+}
+
 /// Why the allocations of a rule cannot be left from.
 fn lacking(state: &State, step: &Step, node: Option<&str>, family: Family) -> String {
     let kind = match family {
         Family::V4 => "IPv4 address",
-        Family::V6 => "IPv6 /64",
+        Family::V6 => "IPv6 address",
     };
     let why = |name: &AllocationName| {
         let full = full(name);
@@ -110,22 +126,24 @@ fn lacking(state: &State, step: &Step, node: Option<&str>, family: Family) -> St
         if object.metadata.deletion_timestamp.is_some() {
             return format!("{full} is being deleted");
         }
-        let addresses = state.snapshot.addresses.iter().filter_map(|it| it.0.as_ref().ok());
-        let mut own = addresses.filter(|it| {
-            it.spec.allocation_ref.namespace == name.account && it.spec.allocation_ref.name == name.name
-        });
-        let has = own.any(|it| it.spec.address.contains(':') == (family == Family::V6));
-        match (has, node) {
-            (false, _) => format!(
+        let kinds = kinds(state, name, family);
+        match (kinds.is_empty(), node) {
+            (true, _) => format!(
                 "{full} has no {kind}: see `kubectl describe egressallocation -n {} {}`",
                 name.account, name.name
             ),
-            (true, Some(node)) if family == Family::V6 => {
+            (false, Some(node)) if kinds.contains(&Kind::Single) => {
+                let what = if kinds.len() > 1 { "part of the /64s and no IPv6 ports" } else { "IPv6 ports" };
+                format!(
+                    "node {node} has no {what} of {full}: it must be in its sites, its agent ready, and a slice free for it"
+                )
+            }
+            (false, Some(node)) if family == Family::V6 => {
                 format!(
                     "node {node} has no part of the /64s of {full}: it must be in its sites, and its agent ready"
                 )
             }
-            (true, _) => format!("no node holds slices of {full}: see its condition Allocated"),
+            (false, _) => format!("no node holds slices of {full}: see its condition Allocated"),
         }
     };
     let lacking = step.allocations.iter().filter(|(_, usable)| !usable);

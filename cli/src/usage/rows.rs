@@ -136,7 +136,7 @@ fn by_address(addresses: &[Address]) -> BTreeMap<&str, &Address> {
 }
 
 /// Ports that there are towards one origin for a group that is of one address, one origin and one protocol: those of the address, of the
-/// node or of the site. An IPv6 /64 has no ports to fill.
+/// node or of the site. An IPv6 /64, which is told with its length, has no ports to fill.
 fn ports(question: &Question, group: &[String], addresses: &BTreeMap<&str, &Address>) -> Option<u64> {
     let value = |dimension| {
         let place = question.by.iter().position(|it| *it == dimension)?;
@@ -145,7 +145,7 @@ fn ports(question: &Question, group: &[String], addresses: &BTreeMap<&str, &Addr
     // Origins that were too many to be told apart are several.
     value(Dimension::Origin).filter(|it| !it.is_empty())?;
     value(Dimension::Protocol)?;
-    let address = addresses.get(value(Dimension::Address)?).filter(|it| !it.address.contains(':'))?;
+    let address = addresses.get(value(Dimension::Address)?).filter(|it| !it.address.contains('/'))?;
     let filter = |name: &str| -> Vec<&str> {
         question.filter[name].as_array().into_iter().flatten().filter_map(|it| it.as_str()).collect()
     };

@@ -40,7 +40,9 @@ pub fn status(
         site.filter(|_| names.len() > 1)
     };
     let demand = fleet.demand(&name);
-    let capacity = capacity::judge(demand, site, object.spec.capacity.target_percent, &old.conditions);
+    let more = capacity::more(share.addresses.iter().map(|it| it.address.kind()));
+    let target = object.spec.capacity.target_percent;
+    let capacity = capacity::judge(demand, site, target, more, &old.conditions);
     let limits = limits::judge(fleet.limited(&name));
     let accepted = verdict(type_::ACCEPTED, &outcome.accepted);
     let delegated = verdict(type_::DELEGATED, &outcome.delegated);
@@ -126,7 +128,7 @@ fn site_status(site: &SiteOutcome, fill: u32, old: Option<&SiteStatus>) -> SiteS
 fn address_use(address: &Address, usable: u32) -> AddressUse {
     let counts = SliceCounts::of(address);
     // Of a /64 all count, whatever the ports are.
-    let usable = if address.address.v4().is_some() { usable } else { aegis_core::slice::COUNT };
+    let usable = if address.address.has_ports() { usable } else { aegis_core::slice::COUNT };
     AddressUse {
         address: address.address.to_string(),
         prefix: address.prefix.clone(),

@@ -3,7 +3,7 @@
 import { ask } from "./api.js";
 import { badge, el, notice, show, svg, table } from "./dom.js";
 import { fullest, grade, judge, lastOf, silence } from "./fill.js";
-import { count, moment, number, origin, percent, seconds } from "./format.js";
+import { count, isNetwork, moment, number, origin, percent, seconds } from "./format.js";
 import { accounts } from "./session.js";
 
 const QUERY = `query($accounts: [String!]!, $after: String, $place: String) {
@@ -116,12 +116,12 @@ const text = (it) => (typeof it === "string" ? document.createTextNode(it) : it)
 
 function cells(row, now) {
   const { address } = row;
-  const six = address.address.includes(":");
+  const network = isNetwork(address.address);
   const link = el("a", { href: `#/address/${encodeURIComponent(address.address)}` }, address.address);
   const free = address.last - address.first + 1 - address.held - address.draining - address.quarantined;
   const slices = `${address.held} held, ${Math.max(free, 0)} free`;
   return [
-    link, `${address.account} / ${address.allocation}`, six ? "no ports to share" : fill(row, now), slices,
+    link, `${address.account} / ${address.allocation}`, network ? "no ports to share" : fill(row, now), slices,
     String(address.holders.length), states(row),
   ];
 }

@@ -4,7 +4,7 @@ import { ask, usage } from "./api.js";
 import { badge, el, notice, say, set, show, table } from "./dom.js";
 import { meter } from "./accounts.js";
 import { RECENT, fullest, judge, lastOf } from "./fill.js";
-import { count, letters, moment, number, origin, percent, ports, rfc3339, seconds } from "./format.js";
+import { count, isNetwork, letters, moment, number, origin, percent, ports, rfc3339, seconds } from "./format.js";
 import { Plot, roof } from "./plot.js";
 import { accounts } from "./session.js";
 import { Strip, use } from "./strip.js";
@@ -38,7 +38,7 @@ const FLOWS = {
   figure: { measure: "FLOWS", aggregation: "SUM" }, unit: "flows", what: "Flows that began",
   points: { 10: "those of 10 seconds", 60: "those of a minute", 900: "those of a quarter of an hour", 3600: "those of an hour" },
 };
-const plotted = (address) => address.address.includes(":") ? FLOWS : PORTS;
+const plotted = (address) => isNetwork(address.address) ? FLOWS : PORTS;
 
 // Reports of the last moments may still be on their way.
 const LAG = 20;
@@ -144,7 +144,7 @@ export function view(box, name) {
     const highest = Math.max(0, ...top.flatMap(({ key }) => points.get(key).map((it) => it.value ?? 0)));
     const max = roof(highest, value);
     const of = turn.node || "all nodes together";
-    const plan = address.address.includes(":") ? "Ports do not limit a /64." : value === null ? "Nothing is planned." : "";
+    const plan = isNetwork(address.address) ? "Ports do not limit a /64." : value === null ? "Nothing is planned." : "";
     const { unit, what, points: each } = plotted(address);
     say(caption, `${what} of ${of}; each point is ${each[kind.step]}. ${plan}`);
     const keys = top.map((it) => it.key);
@@ -191,7 +191,7 @@ function facts(address, now) {
 }
 
 function nodeTable(address, holders, now) {
-  const six = address.address.includes(":");
+  const network = isNetwork(address.address);
   const columns = ["Node", "Site", "Slices", "In use towards the fullest origin", "Last report"];
   const rows = holders.map((it) => [
     [el("b", { class: "key" }, it.letter), it.node],
@@ -199,17 +199,17 @@ function nodeTable(address, holders, now) {
     it.draining > 0 ? `${it.held} held, ${it.draining} draining` : `${it.held} held`,
     el("span", { class: "side" },
       it.share === null ? "" : meter(it.share, address.targetPercent),
-      el("span", {}, it.silent ? badge("bad", use(it, six, now)) : use(it, six, now).replace(/^the node uses /, ""))),
+      el("span", {}, it.silent ? badge("bad", use(it, network, now)) : use(it, network, now).replace(/^the node uses /, ""))),
     it.reported === null ? "none in 30 days" : it.silent ? moment(it.reported, now) : `within ${RECENT} s`,
   ]);
   return table("Nodes that hold slices", columns, rows);
 }
 
 function sliceTable(address, now) {
-  const six = address.address.includes(":");
+  const network = isNetwork(address.address);
   const rows = address.slices.map((it) => [
     it.first === it.last ? String(it.first) : `${it.first} to ${it.last}`,
-    six ? "none" : ports(it.first, it.last),
+    network ? "none" : ports(it.first, it.last),
     it.node,
     it.site || "none",
     it.state[0] + it.state.slice(1).toLowerCase() + (it.until ? ` until ${moment(seconds(it.until), now)}` : ""),

@@ -1,7 +1,7 @@
 // How full nodes are: ports in use towards the fullest origin, by ports of the slices that a node holds.
 
 import { usage } from "./api.js";
-import { plain, rfc3339, seconds } from "./format.js";
+import { isNetwork, plain, rfc3339, seconds } from "./format.js";
 
 // A node that has not reported for so long is silent: nobody knows what it uses. The same time is looked at for what is in use now.
 export const RECENT = 60;
@@ -29,7 +29,7 @@ export function lastOf(reports) {
 
 // What is known of each holder of an address. `share` is null where ports do not limit or nobody knows.
 export function judge(address, last, use, now) {
-  const six = address.address.includes(":");
+  const network = isNetwork(address.address);
   return address.holders.map((holder) => {
     const slices = holder.held + holder.draining;
     const reported = last.get(holder.node) ?? null;
@@ -39,10 +39,10 @@ export function judge(address, last, use, now) {
     const inUse = known ? found?.inUse ?? 0 : null;
     const all = slices * 256;
     return {
-      ...holder, slices, reported, silent, inUse, ports: six ? null : all,
+      ...holder, slices, reported, silent, inUse, ports: network ? null : all,
       atMost: known && !found && use.bound > 0 ? use.bound : null,
       origin: known && found ? found : null,
-      share: six || inUse === null || all === 0 ? null : inUse / all,
+      share: network || inUse === null || all === 0 ? null : inUse / all,
     };
   });
 }

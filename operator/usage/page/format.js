@@ -34,7 +34,12 @@ export function rfc3339(at) {
   return new Date(at * 1000).toISOString().replace(".000", "");
 }
 
-// Of a slice of an IPv4 address; a /64 has none.
+// Whether it is a /64, whose slices are numbers of nodes: others have ports.
+export function isNetwork(address) {
+  return address.includes("/");
+}
+
+// Of a slice of an address that has ports.
 export function ports(first, last) {
   return `${first * 256} to ${last * 256 + 255}`;
 }

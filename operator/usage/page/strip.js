@@ -2,7 +2,7 @@
 
 import { el, say, set } from "./dom.js";
 import { grade, silence } from "./fill.js";
-import { moment, number, origin, percent, ports, seconds } from "./format.js";
+import { isNetwork, moment, number, origin, percent, ports, seconds } from "./format.js";
 
 const FIRST = 4;
 const LAST = 255;
@@ -41,7 +41,7 @@ export class Strip {
 
   // Shows what is known: cells that stay the same are left alone.
   update(address, holders, now) {
-    const six = address.address.includes(":");
+    const network = isNetwork(address.address);
     const nodes = new Map(holders.map((it) => [it.node, it]));
     this.runs = new Array(LAST - FIRST + 1).fill(null);
     for (const run of address.slices) {
@@ -59,7 +59,7 @@ export class Strip {
       say(letter, run ? holder?.letter ?? "·" : "");
       const height = run && run.state !== "QUARANTINED" && holder?.share ? Math.min(holder.share, 1) : 0;
       level.style.height = `${Math.round(height * 100)}%`;
-      this.texts[at] = describe({ slice, run, holder, used, six, now });
+      this.texts[at] = describe({ slice, run, holder, used, network, now });
       set(cell, "aria-label", this.texts[at]);
     });
     this.describe(this.at);
@@ -139,8 +139,8 @@ function kindOf(run, holder, used, target) {
   return `${state} ${holder.ports === null ? "plain" : grade(holder.share, target)}`;
 }
 
-function describe({ slice, run, holder, used, six, now }) {
-  const name = six ? `Slice ${slice}: number of a node` : `Slice ${slice}, ports ${ports(slice, slice)}`;
+function describe({ slice, run, holder, used, network, now }) {
+  const name = network ? `Slice ${slice}: number of a node` : `Slice ${slice}, ports ${ports(slice, slice)}`;
   if (!run) return `${name}: ${used ? "free" : "not used by the allocation"}`;
   const of = run.site ? `${run.node} of site ${run.site}` : run.node;
   if (run.state === "QUARANTINED") {
@@ -148,14 +148,14 @@ function describe({ slice, run, holder, used, six, now }) {
     return `${name}: quarantined${until}, last held by ${of}`;
   }
   const state = run.state === "DRAINING" ? `draining, by ${of}` : `held by ${of}`;
-  return `${name}: ${state}; ${use(holder, six, now)}`;
+  return `${name}: ${state}; ${use(holder, network, now)}`;
 }
 
 // What a node does with all of its slices of the address.
-export function use(holder, six, now) {
+export function use(holder, network, now) {
   if (!holder) return "nothing is known of the node";
   if (holder.silent) return silence(holder.reported, (at) => moment(at, now));
-  if (six) return "ports do not limit it";
+  if (network) return "ports do not limit it";
   if (holder.inUse === null) return "use is not known";
   if (holder.inUse === 0 && !holder.atMost) return `the node uses none of its ${number(holder.ports)} ports`;
   const most = holder.atMost ? `at most ${number(holder.atMost)}` : number(holder.inUse);

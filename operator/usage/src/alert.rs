@@ -77,9 +77,11 @@ pub struct Refusals {
 /// An allocation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Allocation {
-    /// Ports of each IPv4 address that it gives out.
+    /// Ports that it gives out of each address that has some.
     pub ports: i64,
-    /// Its addresses, of IPv6 the first of the /64, each with the nodes that hold slices of it: nobody else can have ports of it in use.
+    /// Those of its addresses that are no IPv4 ones and have ports: IPv6 addresses by themselves.
+    pub singles: BTreeSet<IpAddr>,
+    /// Its addresses, of a /64 the first, each with the nodes that hold slices of it: nobody else can have ports of it in use.
     pub addresses: BTreeMap<IpAddr, BTreeSet<String>>,
     /// Its sites, each with the number of slices that its nodes hold; one without a name if it has none. Empty while nobody knows.
     pub sites: BTreeMap<String, u32>,

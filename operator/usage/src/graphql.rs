@@ -90,7 +90,7 @@ enum LevelName {
 #[derive(Enum, Clone, Copy, PartialEq, Eq)]
 #[graphql(remote = "Dimension", name = "Dimension")]
 enum DimensionName {
-    /// Egress address; of an IPv6 one, the first of its /64.
+    /// Egress address; of a /64 its first one.
     Address,
     /// Account: a namespace.
     Account,

@@ -12,6 +12,11 @@ fn raised_and_cleared_at_the_right_second() {
 }
 
 #[test]
+fn one_ipv6_address_has_ports_and_a_64_has_none() {
+    each(alerts::one_ipv6_address_has_ports_and_a_64_has_none);
+}
+
+#[test]
 fn what_nobody_reports_clears_nothing() {
     each(alerts::what_nobody_reports_clears_nothing);
 }

@@ -26,6 +26,7 @@ fn postgresql_does_what_sqlite_does() {
     scenarios::pods_of_others_are_not_seen(&store);
     scenarios::words_of_users_are_values(&store);
     alerts::raised_and_cleared_at_the_right_second(&store);
+    alerts::one_ipv6_address_has_ports_and_a_64_has_none(&store);
     alerts::what_nobody_reports_clears_nothing(&store);
     alerts::a_late_report_counts_while_it_is_waited_for(&store);
     alerts::a_clock_that_jumps_tells_nothing(&store);

@@ -135,14 +135,14 @@ fn wrong_addresses_are_rejected() {
                 "203.0.113.1",
                 &format!("address: 203.0.113.1/32, {HEAD}, epoch: 1"),
                 "spec.address",
-                "must be an IPv4 address",
+                "must be an address such as 203.0.113.7",
             ),
             other(
                 "a word in place of an address",
                 "one",
                 &format!("address: one, {HEAD}, epoch: 1"),
                 "spec.address",
-                "must be an IPv4 address",
+                "must be an address such as 203.0.113.7",
             ),
             other(
                 "an IPv6 range that is no /64",
@@ -157,6 +157,52 @@ fn wrong_addresses_are_rejected() {
                 &format!("address: '2001:db8:0:1::/64', {HEAD}, epoch: 1"),
                 "metadata.name",
                 "must equal spec.address",
+            ),
+            other(
+                "one IPv6 address under the name of its /64",
+                "2001-db8",
+                &format!("address: '2001:db8::', {HEAD}, epoch: 1"),
+                "metadata.name",
+                "must equal spec.address",
+            ),
+            other(
+                "one IPv6 address under a short name",
+                "2001-db8--7",
+                &format!("address: '2001:db8::7', {HEAD}, epoch: 1"),
+                "metadata.name",
+                "all eight groups of four digits",
+            ),
+            other(
+                "one IPv6 address under the name of another",
+                "2001-0db8-0000-0000-0000-0000-0000-0008",
+                &format!("address: '2001:db8::7', {HEAD}, epoch: 1"),
+                "metadata.name",
+                "must equal spec.address",
+            ),
+            other(
+                "one IPv6 address in another spelling",
+                "2001-0db8-0000-0000-0000-0000-0000-0007",
+                &format!("address: '2001:DB8:0::7', {HEAD}, epoch: 1"),
+                "spec.address",
+                "must be in its shortest form",
+            ),
+            other(
+                "one IPv6 address as a range",
+                "2001-0db8-0000-0000-0000-0000-0000-0007",
+                &format!("address: '2001:db8::7/128', {HEAD}, epoch: 1"),
+                "spec.address",
+                "or an IPv6 range of length 64",
+            ),
+            other(
+                "two owners of ports of one IPv6 address",
+                "2001-0db8-0000-0000-0000-0000-0000-0007",
+                &format!(
+                    "address: '2001:db8::7', {HEAD}, epoch: 1, holdings: [\
+                     {{first: 4, last: 11, node: n1, epoch: 1, state: Held}}, \
+                     {{first: 11, last: 12, node: n2, epoch: 1, state: Held}}]"
+                ),
+                "spec.holdings",
+                "a slice has one owner",
             ),
             other(
                 "two owners of a number of a /64",
@@ -233,6 +279,25 @@ fn right_addresses_are_accepted() {
                         "address: '2001:db8:0:1::/64', {HEAD}, epoch: 1, \
                          holdings: [{{first: 4, last: 4, node: n1, epoch: 1, state: Held}}]"
                     ),
+                ),
+            ),
+            (
+                "one IPv6 address",
+                manifest(
+                    "EgressAddress",
+                    "2001-0db8-0000-0000-0000-0000-0000-0007",
+                    &format!(
+                        "address: '2001:db8::7', {HEAD}, epoch: 1, \
+                         holdings: [{{first: 4, last: 11, node: n1, epoch: 1, state: Held}}]"
+                    ),
+                ),
+            ),
+            (
+                "one IPv6 address, the first of a /64",
+                manifest(
+                    "EgressAddress",
+                    "2001-0db8-0001-0002-0000-0000-0000-0000",
+                    &format!("address: '2001:db8:1:2::', {HEAD}, epoch: 1"),
                 ),
             ),
             (

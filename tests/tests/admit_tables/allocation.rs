@@ -121,13 +121,19 @@ fn wrong_allocations_are_rejected() {
                 "explicit: a range",
                 "addresses: {explicit: [203.0.113.0/30]}",
                 "spec.addresses.explicit[0]",
-                "must be an IPv4 address",
+                "must be an address such as 203.0.113.7",
             ),
             with(
-                "explicit: one address of IPv6",
-                "addresses: {explicit: ['2001:db8::1']}",
+                "explicit: one address of IPv6 as a range",
+                "addresses: {explicit: ['2001:db8::1/128']}",
                 "spec.addresses.explicit[0]",
                 "or an IPv6 range of length 64",
+            ),
+            with(
+                "explicit: one address of IPv6, not in its shortest form",
+                "addresses: {explicit: ['2001:db8:0::1']}",
+                "spec.addresses.explicit[0]",
+                "must be in its shortest form",
             ),
             with(
                 "explicit: IPv6, not in its shortest form",
@@ -411,8 +417,8 @@ fn right_allocations_are_accepted() {
             right("sixteen /64s", "prefixes: [p], addresses: {ipv6: 16}"),
             right("both kinds", "prefixes: [p], addresses: {ipv4: 2, ipv6: 1}"),
             right(
-                "a list of both kinds",
-                "prefixes: [p], addresses: {explicit: [203.0.113.1, '2001:db8:1:2::/64']}",
+                "a list of all kinds",
+                "prefixes: [p], addresses: {explicit: [203.0.113.1, '2001:db8:1:2::/64', '2001:db8::7']}",
             ),
             right(
                 "sixteen explicit addresses",

@@ -38,7 +38,14 @@ fn wrong_prefixes_are_rejected() {
             cidr("a length above 32", "203.0.113.0/33", "must be a range in CIDR notation"),
             cidr("a leading zero", "203.0.113.00/28", "must be a range in CIDR notation"),
             cidr("IPv6: longer than /64", "2001:db8::/65", "from /32 to /64"),
+            cidr("IPv6: a /112", "2001:db8::/112", "from /32 to /64"),
+            cidr("IPv6: two addresses", "2001:db8::8/127", "for several addresses without a /64 create an AegisPrefix of each"),
+            cidr("IPv6: an address without a length", "2001:db8::7", "must be a range in CIDR notation"),
             cidr("IPv6: wider than /32", "2001:d00::/24", "from /32 to /64"),
+            cidr("IPv6: one link-local address", "fe80::7/128", "2000::/3 (global) or fc00::/7 (unique local)"),
+            cidr("IPv6: loopback", "::1/128", "2000::/3 (global) or fc00::/7 (unique local)"),
+            cidr("IPv6: unspecified", "::/128", "2000::/3 (global) or fc00::/7 (unique local)"),
+            cidr("IPv6: one multicast address", "ff05::1/128", "2000::/3 (global) or fc00::/7 (unique local)"),
             cidr("IPv6: host bits set", "2001:db8::1/64", "begin with the first address of the range"),
             cidr("IPv6: link-local", "fe80::/64", "2000::/3 (global) or fc00::/7 (unique local)"),
             cidr("IPv6: multicast", "ff05::/64", "2000::/3 (global) or fc00::/7 (unique local)"),
@@ -141,6 +148,18 @@ fn wrong_prefixes_are_rejected() {
                 "spec.delegations",
                 "has a maxAddresses above the number of addresses in spec.cidr",
             ),
+            other(
+                "IPv6: of more than one of one address",
+                prefix("account: shop, cidr: '2001:db8::7/128', delegations: [{name: d, maxAddresses: 2, account: bank}]"),
+                "spec.delegations",
+                "which is one address: delegate 1",
+            ),
+            other(
+                "IPv6: reserved beside the one address",
+                prefix("account: shop, cidr: '2001:db8::7/128', reserved: ['2001:db8::8']"),
+                "spec.reserved",
+                "has an entry outside spec.cidr",
+            ),
             delegated(
                 "one name twice",
                 "name: d, maxAddresses: 1, account: bank}, {name: d, maxAddresses: 2, account: till",
@@ -217,6 +236,13 @@ fn right_prefixes_are_accepted() {
                 "account: shop, cidr: 203.0.113.0/24, reserved: [203.0.113.0, 203.0.113.8/29, 203.0.113.255/32]",
             ),
             right("IPv6, one /64", "account: shop, cidr: '2001:db8:1:2::/64'"),
+            right("IPv6, one address", "account: shop, cidr: '2001:db8:1:2::7/128'"),
+            right("IPv6, the first address of a /64", "account: shop, cidr: '2001:db8:1:2::/128'"),
+            right(
+                "IPv6, one address, reserved and delegated",
+                "account: shop, cidr: '2001:db8::7/128', reserved: ['2001:db8::7'], \
+                 delegations: [{name: a, account: bank, maxAddresses: 1}]",
+            ),
             right(
                 "IPv6, the widest, with reserved ones",
                 "account: shop, cidr: '2001:db8::/32', reserved: ['2001:db8::/64', '2001:db8:7::1']",

@@ -215,6 +215,9 @@ fn accounts(
         else {
             continue;
         };
+        if address.is_ipv6() && !read.spec.address.contains('/') {
+            allocation.singles.insert(address);
+        }
         allocation.addresses.insert(address, holders(read));
     }
     for guard in alerts {
@@ -264,6 +267,7 @@ fn allocation(object: &EgressAllocation) -> Allocation {
     });
     Allocation {
         ports: (i64::from(ports.last) - i64::from(ports.first) + 1).max(0),
+        singles: BTreeSet::new(),
         addresses: BTreeMap::new(),
         sites: sites.collect(),
     }

@@ -94,7 +94,8 @@ fn address(
         until: it.until.as_ref().map(|time| time.0.as_second()),
     };
     // Ports are nothing to a /64: each of its slices may be a node's.
-    let ports = allocation.map(|of| &of.spec.ports).filter(|_| matches!(range, IpNet::V4(_)));
+    let single = range.prefix_len() == range.max_prefix_len();
+    let ports = allocation.map(|of| &of.spec.ports).filter(|_| single);
     Some(Address {
         range,
         account: it.spec.allocation_ref.namespace.clone(),
@@ -199,7 +200,8 @@ mod tests {
             pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
         };
         let nodes = BTreeMap::from([("n1".to_owned(), labels(&[("zone", "e"), ("disk", "ssd")]))]);
-        let objects = [both, orphan, wide];
+        let one = address("2001:db8::7", "shop", json!([held("n1")]));
+        let objects = [both, orphan, wide, one];
         let known = cluster([&allocation].into_iter(), objects.iter(), [].into_iter(), &nodes);
         let of = |at: usize| &known.addresses[at];
         assert_eq!((of(0).target_percent, of(0).first, of(0).last), (None, 4, 255), "its allocation is gone");
@@ -211,6 +213,10 @@ mod tests {
             "of two sites the first by name; nobody knows where a node was that is gone"
         );
         assert_eq!((of(2).range.to_string().as_str(), of(2).first), ("2001:db8:1:2::/64", 4));
+        assert_eq!(
+            (of(3).range.to_string().as_str(), of(3).first, of(3).last),
+            ("2001:db8::7/128", 128, 255)
+        );
         assert_eq!(known.allocations[0].account, "shop");
     }
 

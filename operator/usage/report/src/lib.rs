@@ -53,7 +53,7 @@ pub struct Row {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Key {
-    /// The egress address; of an IPv6 one, the first address of its /64. None where nothing could be left from.
+    /// The egress address; of a /64, its first one. None where nothing could be left from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
     /// Where the traffic goes.

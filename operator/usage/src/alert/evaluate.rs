@@ -6,6 +6,7 @@ use super::observe::{Figures, Place, SCALE};
 use super::{Account, Allocation, Rule};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 /// For how many seconds a slot is waited for whose reports are not all there. So long, too, after the collector began: agents deliver
 /// first what they could not while it was away.
@@ -242,8 +243,9 @@ pub(super) fn limit(account: &Account, key: &Key) -> Option<Limit> {
     match key.kind {
         Kind::PortUse => {
             let wanted = rule.port_use?;
-            // An IPv6 address has no ports to be used up, and those of origins that were summed are not of one.
-            let has_ports = key.address.is_some_and(|it| it.is_ipv4()) && key.origin.is_some();
+            // A /64 has no ports to be used up, and those of origins that were summed are not of one.
+            let has_ports = |it: IpAddr| it.is_ipv4() || allocation.singles.contains(&it);
+            let has_ports = key.address.is_some_and(has_ports) && key.origin.is_some();
             (has_ports && allocation.ports > 0 && rule.looks_at(key.origin)).then_some(Limit {
                 limit: wanted.percent,
                 clear_below: wanted.clear_below,

@@ -123,6 +123,7 @@ impl Item {
     /// Address, origin and protocol.
     fn way(&self) -> String {
         let Key { allocation, address, origin, protocol, .. } = &self.key;
+        let shown = |it| shown(it, self.key.kind);
         let from = address.map_or_else(|| format!("{}/{allocation}", self.account), shown);
         let to = origin.map_or_else(|| "other origins".into(), |it| it.to_string());
         format!("{from} towards {to} ({})", protocol.name())
@@ -191,9 +192,15 @@ impl Item {
     fn remedy(&self) -> String {
         let (account, allocation) = (&self.account, &self.key.allocation);
         let find = self.find();
-        let add = format!(
-            "add an address (spec.addresses.ipv4 of EgressAllocation {account}/{allocation}), and tell the owner of the origin of it"
-        );
+        let add = match self.key.address {
+            Some(IpAddr::V6(_)) => format!(
+                "add an address (an AegisPrefix of one IPv6 address to spec.prefixes, and one to spec.addresses.ipv6, of EgressAllocation \
+                 {account}/{allocation}), and tell the owner of the origin of it"
+            ),
+            _ => format!(
+                "add an address (spec.addresses.ipv4 of EgressAllocation {account}/{allocation}), and tell the owner of the origin of it"
+            ),
+        };
         match self.key.kind {
             Kind::PortUse => format!("{add}. If it need not be so many connections, {find}."),
             Kind::SiteWithoutHolders => format!(
@@ -237,9 +244,12 @@ impl Item {
     }
 }
 
-/// An egress address; of IPv6 its /64.
-fn shown(address: IpAddr) -> String {
-    if address.is_ipv4() { address.to_string() } else { format!("{address}/64") }
+/// An egress address. A /64 is told by its first one, and has no ports that could be in use.
+fn shown(address: IpAddr, kind: Kind) -> String {
+    match address {
+        IpAddr::V6(first) if kind != Kind::PortUse && first.to_bits() as u64 == 0 => format!("{first}/64"),
+        address => address.to_string(),
+    }
 }
 
 /// In RFC 3339.

@@ -49,7 +49,7 @@ struct Allocation {
     account: String,
     /// Name in the account.
     name: String,
-    /// Its addresses; of IPv6 a /64 each.
+    /// Its addresses; of IPv6 a /64 each, or a single address.
     addresses: Vec<String>,
     /// Sites, where it has some.
     sites: Vec<Site>,
@@ -76,8 +76,8 @@ struct Site {
     held: u32,
 }
 
-/// An address and who holds its slices. One has slices 4 to 255: of IPv4 256 ports each, from 256 times the number on; of a /64 the numbers of
-/// nodes.
+/// An address and who holds its slices. One has slices 4 to 255: 256 ports each, from 256 times the number on; of a /64, which is told with its
+/// length, the numbers of nodes.
 #[derive(SimpleObject)]
 #[graphql(complex)]
 struct Address {
@@ -354,6 +354,7 @@ fn named(accounts: &[String], account: &str) -> bool {
 fn text(range: &IpNet) -> String {
     match range {
         IpNet::V4(range) => range.addr().to_string(),
+        IpNet::V6(range) if range.prefix_len() == range.max_prefix_len() => range.addr().to_string(),
         IpNet::V6(range) => range.to_string(),
     }
 }

@@ -26,6 +26,7 @@ pub fn account(name: &str, rules: Vec<Rule>, holders: &[&str]) -> Account {
     let holders: BTreeSet<String> = holders.iter().map(|it| (*it).into()).collect();
     let allocation = Allocation {
         ports: PORTS,
+        singles: BTreeSet::new(),
         addresses: [([192, 0, 2, 1].into(), holders)].into(),
         sites: [("east".into(), 8)].into(),
     };
@@ -110,6 +111,29 @@ pub fn raised_and_cleared_at_the_right_second(make: Make) {
         run(&store, &account("shop", vec![elsewhere("198.51.100.0/31", Some(443))], &["node-a"]), &[900; 6]);
     assert_eq!(items.len(), 1);
     assert_eq!(store.standings(None).unwrap()[0].tracks.len(), 1);
+}
+
+pub fn one_ipv6_address_has_ports_and_a_64_has_none(make: Make) {
+    let address: std::net::IpAddr = "2001:db8::7".parse().unwrap();
+    for single in [true, false] {
+        let store = make();
+        let mut shop = account("shop", vec![full()], &["node-a"]);
+        let partner = shop.allocations.get_mut("partner").unwrap();
+        partner.addresses = [(address, BTreeSet::from(["node-a".to_owned()]))].into();
+        partner.singles.extend(single.then_some(address));
+        let mut items = watch(&store, &shop, T0);
+        for number in 0..6 {
+            let own = Key { address: Some(address), ..key("shop", 1) };
+            let now = T0 + 10 * (number as i64 + 1);
+            store.ingest(&[report("node-a", number, vec![(own, figures(900, 0))])], now).unwrap();
+            items.extend(watch(&store, &shop, now));
+        }
+        assert_eq!(items.len(), usize::from(single), "{items:?}");
+        for text in items.iter().map(|it| it.text().join(" ")) {
+            assert!(text.contains("gives out of 2001:db8::7 towards"), "{text}");
+            assert!(text.contains("spec.addresses.ipv6"), "{text}");
+        }
+    }
 }
 
 pub fn what_nobody_reports_clears_nothing(make: Make) {

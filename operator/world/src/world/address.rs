@@ -12,7 +12,7 @@ use kube::ResourceExt;
 pub fn model(object: &EgressAddress) -> Result<Address, String> {
     let spec = &object.spec;
     let address: Egress =
-        spec.address.parse().map_err(|_| "spec.address: neither an IPv4 address nor a /64".to_owned())?;
+        spec.address.parse().map_err(|_| "spec.address: neither an address nor an IPv6 /64".to_owned())?;
     if address.object_name() != object.name_any() {
         return Err(format!("spec.address: the object's name is not that of {:?}", spec.address));
     }

@@ -21,7 +21,7 @@ pub fn model(object: &EgressAllocation) -> Result<Allocation, String> {
     }
     let explicit = spec.addresses.explicit.iter().enumerate().map(|(index, address)| {
         address.parse::<Egress>().map_err(|_| {
-            format!("spec.addresses.explicit[{index}]: {address:?} is no IPv4 address and no /64")
+            format!("spec.addresses.explicit[{index}]: {address:?} is no address and no IPv6 /64")
         })
     });
     let explicit = explicit.collect::<Result<Vec<_>, _>>()?;

@@ -204,6 +204,6 @@ fn unreadable(report: &Report) -> impl Iterator<Item = Problem> {
     texts.map(|text| Problem {
         target: Target::of::<Report>(report.meta()),
         generation: report.meta().generation,
-        message: format!("status.addresses of {}: {text:?} is no IPv4 address and no /64", report.name_any()),
+        message: format!("status.addresses of {}: {text:?} is no address and no IPv6 /64", report.name_any()),
     })
 }

@@ -1,7 +1,7 @@
 //! `AegisPrefix`.
 
 use crate::object::created;
-use aegis_core::egress::NETWORK_LENGTH;
+use aegis_core::egress::{Kind, NETWORK_LENGTH};
 use aegis_core::model::{Delegate, Delegation, Prefix};
 use aegis_core::selector::Selector;
 use aegis_crds::AegisPrefix;
@@ -24,10 +24,10 @@ pub fn model(object: &AegisPrefix) -> Result<Prefix, String> {
         name: object.name_any(),
         created: created(&object.metadata),
         cidr: cidr(&object.spec.cidr)
-            .filter(|range| matches!(range, IpNet::V4(_)) || range.prefix_len() <= NETWORK_LENGTH)
+            .filter(|range| Kind::of(range).has_ports() || range.prefix_len() <= NETWORK_LENGTH)
             .ok_or_else(|| {
                 format!(
-                    "spec.cidr: {:?} is no range without host bits, or an IPv6 one that is longer than /64",
+                    "spec.cidr: {:?} is no range without host bits, or an IPv6 one that is longer than /64 and no single address (/128)",
                     object.spec.cidr
                 )
             })?,

@@ -72,11 +72,33 @@ fn of_ipv6_a_number_or_a_list_is_translated() {
     };
     assert_eq!(request(json!({"ipv4": 2, "ipv6": 1})), (AddressRequest::Count(2), 1));
     assert_eq!(request(json!({"ipv6": 3})), (AddressRequest::Count(0), 3));
-    let listed = ["203.0.113.2", "2001:db8:1:2::/64"];
+    let listed = ["203.0.113.2", "2001:db8:1:2::/64", "2001:db8::7"];
     let explicit = listed.map(|it| it.parse().unwrap()).to_vec();
     assert_eq!(request(json!({"explicit": listed})), (AddressRequest::Explicit(explicit), 0));
     let world = see(&prefix("six", "2001:db8::/48"));
     assert_eq!(world.inputs.prefixes[0].cidr, "2001:db8::/48".parse().unwrap());
+    let world = see(&prefix("one", "2001:db8::7/128"));
+    assert_eq!(world.inputs.prefixes[0].cidr, "2001:db8::7/128".parse().unwrap());
+}
+
+#[test]
+fn one_ipv6_address_is_an_address_under_a_name_of_its_own() {
+    let held = json!([{"first": 4, "last": 11, "node": "n1", "epoch": 8, "state": "Held"}]);
+    let spec = json!({"spec": {
+        "address": "2001:db8::7", "prefix": "leased", "epoch": 9, "holdings": held,
+        "allocationRef": {"namespace": "shop", "name": "partner"},
+    }});
+    let of = |name: &str| {
+        let addresses = vec![object(None, name, spec.clone())];
+        see(&Snapshot { addresses, ..allocation(json!({"prefixes": ["leased"]})) })
+    };
+    let name = "2001-0db8-0000-0000-0000-0000-0000-0007";
+    let world = of(name);
+    let single: Egress = "2001:db8::7".parse().unwrap();
+    assert_eq!((world.observed[0].address, single.object_name().as_str()), (single, name));
+    assert_eq!(super::spec(&world.observed[0]).address, "2001:db8::7");
+    // Not under that of its /64.
+    assert_eq!(of("2001-db8").unreadable, ["2001:db8::/64".parse::<Egress>().unwrap()]);
 }
 
 #[test]
@@ -103,6 +125,7 @@ fn a_64_is_an_address_under_a_name_of_its_own() {
 fn wrong_objects_become_problems_that_name_the_field() {
     let cases = [
         (prefix("leased", "2001:db8::/65"), "spec.cidr"),
+        (prefix("leased", "2001:db8::6/127"), "spec.cidr"),
         (prefix("leased", "203.0.113.1/24"), "spec.cidr"),
         (prefix("leased", "nonsense"), "spec.cidr"),
         (allocation(json!({"prefixes": ["leased"], "ports": {"first": 1000}})), "spec.ports"),
