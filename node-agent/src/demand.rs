@@ -1,6 +1,7 @@
 //! How many slices this node wants, from the ports that are in use. Pure: time is passed in.
 
 use crate::desired::Desired;
+use crate::singles;
 use aegis_common::{PORTS_PER_SLICE, PressureValue};
 use aegis_core::growth::{self, Growth, Look, Millis, Patience};
 use aegis_core::model::AllocationName;
@@ -55,22 +56,23 @@ impl Ports {
         }
     }
 
-    /// Ports towards the busiest origin, for each allocation over all addresses from which this node sends.
-    fn busiest<'a>(&self, desired: &'a Desired) -> BTreeMap<&'a AllocationName, InUse> {
+    /// Ports towards the busiest origin, for each allocation over all addresses from which this node sends; with whether they are of
+    /// single IPv6 addresses, which have other origins.
+    fn busiest<'a>(&self, desired: &'a Desired) -> BTreeMap<(&'a AllocationName, bool), InUse> {
         let holders = desired.allocations.iter();
         let owner: HashMap<Ipv4Addr, &AllocationName> = holders
             .flat_map(|(name, allocation)| allocation.with_ports().map(move |address| (address, name)))
             .collect();
-        let mut by_origin: HashMap<(&AllocationName, Origin), InUse> = HashMap::new();
+        let mut by_origin: HashMap<(&AllocationName, bool, Origin), InUse> = HashMap::new();
         for ((address, origin), ports) in &self.by_origin {
             if let Some(name) = owner.get(address) {
-                let sum = by_origin.entry((*name, *origin)).or_default();
+                let sum = by_origin.entry((*name, singles::is(*address), *origin)).or_default();
                 *sum = InUse { now: sum.now + ports.now, peak: sum.peak + ports.peak };
             }
         }
-        let mut busiest: BTreeMap<&AllocationName, InUse> = BTreeMap::new();
-        for ((name, _), ports) in by_origin {
-            let most = busiest.entry(name).or_default();
+        let mut busiest: BTreeMap<(&AllocationName, bool), InUse> = BTreeMap::new();
+        for ((name, single, _), ports) in by_origin {
+            let most = busiest.entry((name, single)).or_default();
             *most = InUse { now: most.now.max(ports.now), peak: most.peak.max(ports.peak) };
         }
         busiest
@@ -165,7 +167,8 @@ impl Meter {
         let waited = self.note_pressure(pressure, now);
         let soon = self.soon(ports, now);
 
-        let guests = busiest.keys().copied().chain(self.growth.keys()).chain(self.refused.keys());
+        let guests =
+            busiest.keys().map(|(name, _)| *name).chain(self.growth.keys()).chain(self.refused.keys());
         let guests = guests.filter(|name| desired.allocations.contains_key(*name)).cloned();
         let needed: BTreeSet<AllocationName> = guests.chain(local.iter().cloned()).collect();
         let mut want = |name: &AllocationName| {
@@ -181,9 +184,12 @@ impl Meter {
             let begin = Growth::begin(addresses.iter().map(held).max().unwrap_or(1), now);
             let growth = self.growth.entry(name.clone()).or_insert(begin);
             let slices = growth.look(need, most, self.window, now);
-            let in_use = u64::from(busiest.get(name).copied().unwrap_or_default().now);
-            let all: u32 = addresses.iter().map(held).sum();
-            let fill = (in_use * 100).checked_div(u64::from(all * PORTS_PER_SLICE)).unwrap_or(0);
+            let fill = |single: bool| {
+                let in_use = u64::from(busiest.get(&(name, single)).copied().unwrap_or_default().now);
+                let all: u32 = addresses.iter().filter(|own| singles::is(**own) == single).map(held).sum();
+                (in_use * 100).checked_div(u64::from(all * PORTS_PER_SLICE)).unwrap_or(0)
+            };
+            let fill = fill(false).max(fill(true));
             let refused = self.refused.get_mut(name).map_or(0, |minute| minute.sum(now / 1000));
             Want {
                 slices,
@@ -197,9 +203,9 @@ impl Meter {
             }
         };
         let wants: BTreeMap<_, _> = needed.into_iter().map(|name| (name.clone(), want(&name))).collect();
+        let is_used = |name: &AllocationName| busiest.keys().any(|(used, _)| *used == name);
         self.growth.retain(|name, growth| {
-            wants.contains_key(name)
-                && (local.contains(name) || busiest.contains_key(name) || !growth.is_idle())
+            wants.contains_key(name) && (local.contains(name) || is_used(name) || !growth.is_idle())
         });
         wants
     }
@@ -359,6 +365,20 @@ mod tests {
     fn each_address_has_to_hold_what_its_own_pods_need() {
         let want = want(&holding(&[A, B], 1), true, &used(&[(A, 1, 256), (B, 1, 128)])).unwrap();
         assert_eq!((want.fill_percent, want.slices), (75, 2));
+    }
+
+    #[test]
+    fn of_both_families_the_fuller_one_counts() {
+        let single = singles::stand_in("2001:db8::7".parse().unwrap());
+        let mut desired = holding(&[A, single], 1);
+        let own = desired.allocations.get_mut(&name()).unwrap();
+        (own.addresses, own.singles) = (vec![A], vec![single]);
+        let want = |v4, v6| {
+            let want = want(&desired, true, &used(&[(A, 1, v4), (single, 2, v6)])).unwrap();
+            (want.slices, want.fill_percent)
+        };
+        assert_eq!(want(64, 192), (2, 75));
+        assert_eq!(want(256, 0), (2, 100), "the other's ports are of no use to it");
     }
 
     #[test]

@@ -467,7 +467,7 @@ fn xdp_single_flows_are_a_pods_and_end_like_others() {
 
 #[test]
 fn xdp_single_the_mss_of_a_syn_fits_the_tunnel() {
-    let mut world = single_world();
+    let world = single_world();
     let mut packet = syn((POD6, 40000), (ORIGIN6, 443));
     packet.body[12] = 6 << 4;
     packet.body.extend([2, 4, 0x05, 0xa0]);

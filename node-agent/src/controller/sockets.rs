@@ -2,9 +2,10 @@
 
 use super::Controller;
 use crate::demand::{Meter, Origin, Ports, Want};
-use crate::desired::{Desired, EgressAddress, Inputs};
+use crate::desired::{Allocation, Desired, EgressAddress, Inputs};
 use crate::local;
 use crate::observed::Observed;
+use crate::singles;
 use crate::sockets;
 use crate::sweep::Usage;
 use crate::uses::{Seen, Uses, share};
@@ -127,8 +128,9 @@ impl Sockets {
 /// The same with the slices of sockets in place of those of translation.
 fn of_sockets(wanted: &Desired) -> Desired {
     let allocations = wanted.allocations.iter().filter(|(name, _)| wanted.bound.contains(*name));
-    let allocations: BTreeMap<_, _> =
-        allocations.map(|(name, allocation)| (name.clone(), allocation.clone())).collect();
+    let allocations: BTreeMap<_, _> = allocations
+        .map(|(name, it)| (name.clone(), Allocation { singles: Vec::new(), ..it.clone() }))
+        .collect();
     let own: BTreeSet<&Ipv4Addr> = allocations.values().flat_map(|it| &it.addresses).collect();
     let addresses = wanted.addresses.iter().filter(|(own_address, _)| own.contains(own_address));
     let addresses = addresses.map(|(address, it)| {
@@ -180,7 +182,8 @@ impl Controller {
     fn divide(&mut self, wanted: &Desired, inputs: &Inputs, usage: &Usage) {
         let observed = &self.pinned.observed;
         let mut uses = BTreeMap::new();
-        for (address, object) in &inputs.addresses {
+        // Sockets get IPv4 addresses only.
+        for (address, object) in inputs.addresses.iter().filter(|(address, _)| !singles::is(**address)) {
             let name = &object.allocation;
             let found = observed.binds.get(address).map(Uses::found);
             let before = self.sockets.uses.get(address).copied().or(found);

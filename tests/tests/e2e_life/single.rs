@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 
 use aegis_crds::{AegisPrefix, HoldingState};
 use aegis_tests::cluster::{Cluster, PATIENCE, wait_for};
-use aegis_tests::lab::plan::{NODES, ROUTER6};
+use aegis_tests::lab::plan::{NODES, Node, ROUTER6};
 use anyhow::{Context, ensure};
 use ipnet::Ipv6Net;
 use kube::api::{Api, DeleteParams, ListParams};
@@ -32,7 +32,7 @@ async fn account(cluster: &Cluster, name: &str, mode: &str, more: &str) -> anyho
 
 /// A bound pod on each node.
 async fn pods(account: &Account) -> anyhow::Result<Vec<Inside>> {
-    let pod = async |node| account.pod(&format!("bound-{node}"), node, true).await;
+    let pod = async |node: Node| account.pod(&format!("bound-{}", node.name()), node, true).await;
     futures::future::try_join_all(NODES.map(pod)).await
 }
 
@@ -118,8 +118,8 @@ async fn a_single_address_is_full_at_its_last_port_and_drains_with_its_last_flow
     let other = cluster.origin(0)?.port6(1)?;
     ensure!(pod.source6(other).await? == Ok(account.network.addr()), "another port of the origin");
     let metrics = cluster.agent_metrics(pod.node()).await?;
-    let own = account.network.addr().to_string();
-    let used = metrics.sum("aegis_ports_in_use", &[("address", &own)]);
+    let own = format!("address=\"{}\"", account.network.addr());
+    let used = metrics.sum("aegis_ports_in_use", &[&own]);
     ensure!((257.0..260.0).contains(&used), "{used} ports in use");
 
     account.allocations().delete("partners", &DeleteParams::default()).await?;
@@ -154,9 +154,8 @@ async fn programs_work_from_a_single_address_that_a_node_answers_for_on_the_link
     let pods = pods(&account).await?;
     let watch = Watch::new(lab, account.network, *to.ip())?;
     for pod in &pods {
-        let source = wait_for("an answer by way of the link", PATIENCE, async || {
-            Ok(pod.source6(to).await?.ok())
-        });
+        let source =
+            wait_for("an answer by way of the link", PATIENCE, async || Ok(pod.source6(to).await?.ok()));
         ensure!(source.await? == account.network.addr(), "{}", pod.node());
     }
     let answers = lab.router_sends_to(account.network.addr())?.context("the router knows nobody")?;
