@@ -65,7 +65,6 @@ pub fn names() -> Names {
         allocations: allocations.into(),
         addresses: [(EGRESS.into(), 0), (network, 0)].into(),
         singles: [(from_map(single_key(SINGLE)), SINGLE)].into(),
-        ..Names::default()
     }
 }
 

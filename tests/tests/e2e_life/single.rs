@@ -117,10 +117,13 @@ async fn a_single_address_is_full_at_its_last_port_and_drains_with_its_last_flow
     ensure!(failure == Err("refused".to_owned()), "the 257th: {failure:?}");
     let other = cluster.origin(0)?.port6(1)?;
     ensure!(pod.source6(other).await? == Ok(account.network.addr()), "another port of the origin");
-    let metrics = cluster.agent_metrics(pod.node()).await?;
+    // Agents count now and then.
     let own = format!("address=\"{}\"", account.network.addr());
-    let used = metrics.sum("aegis_ports_in_use", &[&own]);
-    ensure!((257.0..260.0).contains(&used), "{used} ports in use");
+    wait_for("the ports to be counted", PATIENCE, async || {
+        let used = cluster.agent_metrics(pod.node()).await?.sum("aegis_ports_in_use", &[&own]);
+        Ok((257.0..260.0).contains(&used).then_some(()))
+    })
+    .await?;
 
     account.allocations().delete("partners", &DeleteParams::default()).await?;
     let states = async || -> anyhow::Result<Vec<(String, HoldingState)>> {

@@ -139,7 +139,7 @@ fn figures(turns: u64, ills: u64, ill: bool) -> Snapshot {
             ("hosts", (0, 0)),
         ]
         .into(),
-        ports: ALLOCATIONS.map(|(_, address)| (address, 1200)).into(),
+        ports: ALLOCATIONS.map(|(_, address)| (address.into(), 1200)).into(),
         sockets: ALLOCATIONS.map(|(_, address)| (address, 40)).into(),
         slices: ALLOCATIONS.map(|(_, address)| (address.into(), (16, 1))).into(),
         fill: of_allocations().map(|name| (name, if ill { 93 } else { 30 })).collect(),
