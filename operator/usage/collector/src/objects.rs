@@ -212,9 +212,9 @@ mod tests {
             ["east", ""],
             "of two sites the first by name; nobody knows where a node was that is gone"
         );
-        assert_eq!((of(2).range.to_string().as_str(), of(2).first), ("2001:db8:1:2::/64", 4));
+        assert_eq!((of(3).range.to_string().as_str(), of(3).first), ("2001:db8:1:2::/64", 4));
         assert_eq!(
-            (of(3).range.to_string().as_str(), of(3).first, of(3).last),
+            (of(2).range.to_string().as_str(), of(2).first, of(2).last),
             ("2001:db8::7/128", 128, 255)
         );
         assert_eq!(known.allocations[0].account, "shop");
