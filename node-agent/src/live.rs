@@ -8,7 +8,7 @@ use crate::observed::from_map6;
 use crate::sweep;
 use aegis_common::{
     Address6, Counter, CounterValue, FRAGMENTED, Flow6Key, Flow6Value, FlowKey, ForwardValue, Pod6Key,
-    Pod6Value, SingleValue, SuffixValue, egress_address, incarnation, is_stand_in,
+    Pod6Value, SingleValue, SuffixValue, egress_address, incarnation, is_stand_in, protocol_of_single,
 };
 use anyhow::Context;
 use aya::maps::{Map, MapData, PerCpuArray};
@@ -285,8 +285,7 @@ impl Known {
             pod: of(&self.pods, key.local),
             destination: of(&self.origins, key.remote),
             guest: false,
-            // Echoes are those of ICMPv6.
-            protocol: if key.protocol == 1 { 58 } else { key.protocol },
+            protocol: protocol_of_single(key.protocol),
             pod_port: key.local_port,
             port: key.remote_port,
             egress: Some(of(&self.egress, value.egress)),

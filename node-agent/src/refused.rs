@@ -8,7 +8,7 @@ use crate::conntrack;
 use crate::desired::Policy;
 use crate::flows::Flows;
 use crate::sweep;
-use aegis_common::{Flow6Key, Flow6Value, FlowKey, ForwardValue, PodValue, SuffixValue, stand_in};
+use aegis_common::{Flow6Key, Flow6Value, FlowKey, ForwardValue, PodValue, SuffixValue, single_flow};
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -49,16 +49,8 @@ impl Six<'_> {
             suffixes.insert(pod.address, *suffix);
         })?;
         let key = |flow: &Flow6Key| {
-            let key = FlowKey {
-                local: *suffixes.get(&flow.local)?,
-                remote: stand_in(&flow.remote, self.seed),
-                local_port: (flow.ports >> 16) as u16,
-                remote_port: flow.ports as u16,
-                // Echoes are the same in both families.
-                protocol: if flow.protocol == 58 { 1 } else { flow.protocol as u8 },
-                pad: [0; 3],
-            };
-            Some((key, *flow))
+            let suffix = *suffixes.get(&flow.local)?;
+            Some((single_flow(flow, suffix, self.seed), *flow))
         };
         Ok(connections.iter().filter_map(key).collect())
     }

@@ -8,7 +8,7 @@
 //! Which egress address a stand-in is of, `SINGLES` says; the agent lets no two have one. Two origins may: their flows share
 //! ports then, which is no fault, and neither can send to the other's flows: conntrack knows whole addresses.
 
-use crate::{Address6, map_type, mix};
+use crate::{Address6, Flow6Key, FlowKey, map_type, mix};
 
 /// Value of `SINGLES` and `ORIGINS6` (key: stand-in): whose it is.
 #[repr(C)]
@@ -34,6 +34,35 @@ pub const fn stand_in(address: &Address6, seed: u32) -> u32 {
 #[inline(always)]
 pub const fn is_stand_in(address: u32) -> bool {
     address & CLASS_E == CLASS_E
+}
+
+/// Protocol numbers of ICMP and ICMPv6, whose echoes are the same thing in the tables.
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
+/// The number in the tables of a protocol over IPv6.
+#[inline(always)]
+pub const fn single_protocol(protocol: u32) -> u8 {
+    if protocol == ICMPV6 as u32 { ICMP } else { protocol as u8 }
+}
+
+/// The inverse of [`single_protocol`].
+#[inline(always)]
+pub const fn protocol_of_single(protocol: u8) -> u8 {
+    if protocol == ICMP { ICMPV6 } else { protocol }
+}
+
+/// Key in `FORWARD` of a flow from a single address; the pod has this suffix, `seed` is the data plane's secret.
+#[inline(always)]
+pub const fn single_flow(flow: &Flow6Key, suffix: u32, seed: u32) -> FlowKey {
+    FlowKey {
+        local: suffix,
+        remote: stand_in(&flow.remote, seed),
+        local_port: (flow.ports >> 16) as u16,
+        remote_port: flow.ports as u16,
+        protocol: single_protocol(flow.protocol),
+        pad: [0; 3],
+    }
 }
 
 #[cfg(test)]

@@ -1,11 +1,10 @@
 //! Metering: what flows of an egress address are used for. See `aegis_common`'s meters.
 
 use crate::atomics;
-use crate::headers::{ETH_LEN, ICMP, TCP};
+use crate::headers::{ETH_LEN, TCP};
 use crate::identification;
 use crate::maps::{ADDRESSES, BOUND_METERS, FREE_METERS, METER_INDEX, METER_USE, METERS, REFUSALS};
 use crate::opening::Opening;
-use crate::six::ICMPV6;
 use aegis_common::*;
 use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::programs::TcContext;
@@ -40,7 +39,7 @@ pub extern "C" fn find_meter(opening: *mut Opening) -> u32 {
     let mut remote = mapped(key.remote);
     if is_stand_in(key.remote) {
         remote = opening.single.remote;
-        protocol = if protocol == ICMP { ICMPV6 } else { protocol };
+        protocol = protocol_of_single(protocol);
     }
     opening.meter = MeterKey {
         egress: metered_egress(flow.egress),

@@ -4,9 +4,7 @@
 pub mod arrive;
 pub mod leave;
 
-use super::ICMPV6;
 use super::lookup::{self, PODS6, SUFFIXES};
-use crate::headers::ICMP;
 use crate::maps::ALLOCATIONS;
 use aegis_common::*;
 use aya_ebpf::macros::map;
@@ -43,25 +41,6 @@ pub fn network_of_question(target: &Address6) -> Network {
 #[inline(always)]
 pub fn has(allocation: u32) -> bool {
     ALLOCATIONS.get(allocation).is_some_and(|allocation| allocation.singles != 0)
-}
-
-/// The key of a flow of a pod in the tables.
-#[inline(always)]
-fn key_of(flow: &Flow6Key, suffix: u32, seed: u32) -> FlowKey {
-    FlowKey {
-        local: suffix,
-        remote: stand_in(&flow.remote, seed),
-        local_port: (flow.ports >> 16) as u16,
-        remote_port: flow.ports as u16,
-        protocol: protocol_of(flow.protocol),
-        pad: [0; 3],
-    }
-}
-
-/// The number of a protocol in the tables: echoes are the same thing in both families.
-#[inline(always)]
-fn protocol_of(protocol: u32) -> u8 {
-    if protocol == ICMPV6 as u32 { ICMP } else { protocol as u8 }
 }
 
 /// Whether a pod with this suffix is there and of this incarnation. A function of its own for the verifier's sake, like `take` in

@@ -1,7 +1,7 @@
 //! What comes in for a single address: it goes to the node whose slice has the port, and there, translated back, to the pod whose flow
 //! it is of.
 
-use super::{is, protocol_of};
+use super::is;
 use crate::checksum::{apply, difference, difference16};
 use crate::fence;
 use crate::flow::{self, Back};
@@ -237,7 +237,7 @@ extern "C" fn read_inbound(context: *mut xdp_md, seed: u32) -> u32 {
 #[inline(always)]
 fn name(key: &mut FlowKey, ports: u32, protocol: u32) {
     (key.local_port, key.remote_port) = ((ports >> 16) as u16, ports as u16);
-    key.protocol = protocol_of(protocol);
+    key.protocol = single_protocol(protocol);
 }
 
 /// Of an ICMPv6 error, the flow whose packet it quotes. It must be one that left from the address. See [`read_inbound`].

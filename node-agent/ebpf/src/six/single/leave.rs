@@ -1,6 +1,6 @@
 //! What leaves from a single address: source and port are written, with all checksums.
 
-use super::{ORIGINS6, address_of, key_of};
+use super::{ORIGINS6, address_of};
 use crate::fence;
 use crate::flow::{self, Leaving};
 use crate::headers::{self, ACK, ETH_LEN, SYN, TCP, UDP};
@@ -52,7 +52,7 @@ pub extern "C" fn follow_single(skb: *mut __sk_buff) -> u32 {
     if !has_ports(outbound.flow.protocol) {
         return NOT_OURS;
     }
-    let mut leaving = Leaving::new(key_of(&outbound.flow, suffix, config.seed));
+    let mut leaving = Leaving::new(single_flow(&outbound.flow, suffix, config.seed));
     if outbound.quoted != 0 {
         return error(ctx, outbound, &leaving.key, incarnation);
     }
@@ -84,7 +84,7 @@ pub extern "C" fn open_single(skb: *mut __sk_buff) -> u32 {
     let pod = pod_of(skb);
     let Some(outbound) = read(skb).filter(|_| pod != NOBODY) else { return TCX_DROP as u32 };
     let (incarnation, suffix) = ((pod >> 32) as u32, pod as u32);
-    let mut leaving = Leaving::new(key_of(&outbound.flow, suffix, config.seed));
+    let mut leaving = Leaving::new(single_flow(&outbound.flow, suffix, config.seed));
     let result = match begin(ctx, outbound, asked, &mut leaving, incarnation) {
         MADE => send(ctx, config, outbound, &leaving, incarnation),
         made if opening::for_another(made) && asked.allocation != asked.secondary => return TRY_SECONDARY,
